@@ -1,0 +1,101 @@
+"""What every data module yields and publishes.
+
+Shape legend: B batch rows, T time steps.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import lightning as L
+from torch import Tensor
+
+from gridlstm.errors import UserError
+
+
+class Batch(NamedTuple):
+    """One step's worth of sequences; the only thing that passes from data to task."""
+
+    inputs: Tensor
+    """(B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats."""
+    targets: Tensor
+    """(B, T) int64 classes."""
+    loss_mask: Tensor
+    """(B, T) bool: the steps that the loss covers (False on padding that is no part of the sequence)."""
+    answer_mask: Tensor
+    """(B, T) bool: the steps that the metrics judge, a subset of ``loss_mask``."""
+    reset: Tensor
+    """(B,) bool: the recurrent state of this row starts afresh before this batch."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The sizes that a model needs to know of a data set."""
+
+    input_size: int
+    """Number of input symbols, or features per step."""
+    output_size: int
+    """Number of classes predicted at each step."""
+    sequence_length: int
+    """Time steps of one batch (T)."""
+
+
+def owned_rows(batch_size: int, rank: int, world_size: int) -> range:
+    """The rows of the global batch that one rank computes.
+
+    The partition is contiguous and fixed, so a rank keeps its streams for the whole run; sizes differ by at most one.
+
+    Raises:
+        UserError: fewer rows than ranks.
+    """
+    if batch_size < world_size:
+        raise UserError(
+            f"task.data.batch_size={batch_size} is global and cannot be divided over {world_size} processes: "
+            f"every process needs at least one row. Raise the batch size or lower trainer.devices."
+        )
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
+class SequenceData(L.LightningDataModule):
+    """Base of all data modules: the global batch, its partition over ranks, and the position in the training stream.
+
+    Training batches are an endless sequence, a pure function of (seed, batch number), so that a resumed run goes on
+    with the batch after the last one it trained on, and any number of ranks sees the same global batches.
+
+    Subclasses implement ``spec`` and the three ``*_dataloader`` methods, whose loaders yield what this rank owns.
+
+    Args:
+        batch_size: rows of one global batch, over all ranks.
+        seed: of the training stream; evaluation data does not depend on it.
+    """
+
+    def __init__(self, batch_size: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"task.data.batch_size must be at least 1, got {batch_size}.")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.batches_seen = 0
+        """Global training batches taken so far; part of every checkpoint."""
+
+    @property
+    def spec(self) -> Spec:
+        raise NotImplementedError(f"{type(self).__name__} must define spec")
+
+    @property
+    def rows(self) -> range:
+        """The rows of the global batch that this process owns."""
+        if self.trainer is None:
+            return range(self.batch_size)
+        return owned_rows(self.batch_size, self.trainer.global_rank, self.trainer.world_size)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # Lightning calls this once per batch, just before training_step: a prefetched batch is not counted.
+        if self.trainer is not None and self.trainer.training:
+            self.batches_seen += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches_seen": self.batches_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batches_seen = int(state_dict["batches_seen"])
