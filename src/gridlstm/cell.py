@@ -1,0 +1,133 @@
+"""The paper's equations (arXiv 1507.01526, sections 2 and 3) as pure functions, and the cells made of them.
+
+Shape legend: d hidden size of one dimension, D = the sum of all dimensions' sizes, R rows of any leading shape.
+
+Packed gate order, everywhere in this package: **(u, f, o, c)** = input ("update") gate, forget gate, output gate,
+candidate, the order of the paper's W = [W^u; W^f; W^o; W^c]. A packed weight is (4d, D), a packed bias (4d,).
+``torch.nn.LSTM`` packs (i, f, g, o) = (u, f, c, o).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gridlstm.errors import UserError
+
+
+def lstm_gates(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Equations 1: u, f, o = sigma(z_u), sigma(z_f), sigma(z_o) and c = tanh(z_c), with z = W H (+ b).
+
+    Args:
+        z: (R, 4d) pre-activations in the order (u, f, o, c).
+
+    Returns:
+        Four tensors of shape (R, d).
+    """
+    z_u, z_f, z_o, z_c = z.chunk(4, dim=-1)
+    return z_u.sigmoid(), z_f.sigmoid(), z_o.sigmoid(), z_c.tanh()
+
+
+def lstm_memory(u: Tensor, f: Tensor, c: Tensor, m: Tensor) -> Tensor:
+    """Equation 2: m' = f . m + u . c."""
+    return f * m + u * c
+
+
+def paper_output(o: Tensor, m: Tensor) -> Tensor:
+    """Equation 3, as printed: h' = tanh(o . m').
+
+    The tanh is outside. Nearly every other LSTM, cuDNN's included, has ``standard_output`` instead.
+    """
+    return (o * m).tanh()
+
+
+def standard_output(o: Tensor, m: Tensor) -> Tensor:
+    """The usual LSTM output (Gers et al. 2000): h' = o . tanh(m')."""
+    return o * m.tanh()
+
+
+class HiddenMemory(NamedTuple):
+    """A hidden vector and its memory vector."""
+
+    h: Tensor
+    m: Tensor
+
+
+class Cell(Protocol):
+    """What one dimension of a block does: a pure pointwise function of the pre-activations, and its sizes.
+
+    The matrix product z = W H is not the cell's: the sweep owns it, so that one engine serves every cell.
+    """
+
+    @property
+    def num_gates(self) -> int:
+        """Rows of the packed weight over d."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a packed bias is learned."""
+
+    def memory_size(self, size: int) -> int:
+        """Length of the memory vector that goes with a hidden vector of length ``size``; 0 for a cell without one."""
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
+        """(h', m') from z (R, num_gates * d), which includes the bias, the incoming h (R, d) and m (R, memory_size)."""
+
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Initialises packed parameters in place."""
+
+
+@dataclass(frozen=True)
+class LSTM:
+    """The LSTM transform, equations 1 to 3: (h', m') = LSTM(H, m, W).
+
+    The paper writes no bias. A deep grid whose forget gates all start at 1/2 passes 0.5^L of its input to the top and
+    does not begin to learn, so the gate is opened by ``forget_bias``: the initial value of a learned bias, or with
+    ``bias=False`` a constant added to the forget gate's pre-activation.
+
+    Args:
+        output: "paper" for h' = tanh(o . m'), "standard" for h' = o . tanh(m').
+        bias: learn a bias for each gate.
+        forget_bias: see above. A path of L gates keeps a constant share of its input when this is about log L.
+        gain: weights start uniform with variance gain^2 / D.
+    """
+
+    output: Literal["paper", "standard"] = "paper"
+    bias: bool = False
+    forget_bias: float = 1.0
+    gain: float = 1.0
+
+    num_gates: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise UserError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}.")
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias
+
+    def memory_size(self, size: int) -> int:
+        return size
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
+        if not self.bias and self.forget_bias:
+            z_u, z_f, z_oc = z.tensor_split((m.shape[-1], 2 * m.shape[-1]), dim=-1)
+            z = torch.cat([z_u, z_f + self.forget_bias, z_oc], dim=-1)
+        u, f, o, c = lstm_gates(z)
+        m = lstm_memory(u, f, c, m)
+        return HiddenMemory(OUTPUTS[self.output](o, m), m)
+
+    @torch.no_grad()
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None) -> None:
+        bound = self.gain * math.sqrt(3 / weight.shape[-1])
+        weight.uniform_(-bound, bound)
+        if bias is not None:
+            bias.zero_()
+            bias.chunk(4, dim=-1)[1].fill_(self.forget_bias)
+
+
+OUTPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"paper": paper_output, "standard": standard_output}

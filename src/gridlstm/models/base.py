@@ -1,0 +1,68 @@
+"""The contract of every model, and the projection by which data enters one.
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gridlstm.errors import UserError
+
+State = Any
+"""A NamedTuple of tensors, each (L, B, ...): batch is dimension 1, as in ``torch.nn.LSTM``."""
+
+
+class SequenceModel(nn.Module):
+    """``forward(x, state) -> (y, state)``: no vocabulary, no loss, no logging.
+
+    x is (B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats; y is
+    (B, T, output_size). ``state=None`` starts from ``initial_state``; the state that comes back goes with the next
+    call, so a sequence given in pieces yields what it yields whole. Unrolling keeps nothing on the module.
+    """
+
+    input_size: int
+    output_size: int
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first step, on the module's device and in its dtype."""
+        raise NotImplementedError(f"{type(self).__name__} must define initial_state")
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    # nn.Module's own __call__ is untyped.
+    def __call__(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        return cast(tuple[Tensor, State], super().__call__(x, state))
+
+
+class InputProjection(nn.Module):
+    """x -> W x without bias; for symbols, the column of W that the one-hot product selects.
+
+    Args:
+        input_size: symbols, or features per step.
+        output_size: length of the projection.
+    """
+
+    def __init__(self, input_size: int, output_size: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.weight = nn.Parameter(torch.empty(input_size, output_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # A one-hot product sums a single term, so its fan-in is 1: projections start with unit variance.
+        nn.init.normal_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T) or (B, T, input_size) -> (B, T, output_size)."""
+        if x.dim() == 2 and not x.is_floating_point():
+            return F.embedding(x, self.weight)
+        if x.dim() == 3 and x.shape[-1] == self.input_size and x.is_floating_point():
+            return x @ self.weight
+        raise UserError(
+            f"expected symbols (B, T) of an integer type or floats (B, T, {self.input_size}), "
+            f"got {x.dtype} of shape {tuple(x.shape)}."
+        )
