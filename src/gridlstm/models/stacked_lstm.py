@@ -42,8 +42,8 @@ class StackedLSTM(SequenceModel):
         input_size: int,
         hidden_size: int,
         num_layers: int,
-        time: Cell = LSTM(),
-        tied: bool = False,  # noqa: B008
+        time: Cell = LSTM(),  # noqa: B008 - a frozen dataclass
+        tied: bool = False,
     ) -> None:
         super().__init__()
         if hidden_size < 1 or num_layers < 1:
