@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,11 @@ SOURCE = Path(__file__).with_name("fused.c")
 MOST_STAGES = 8  # as in the source
 # No -ffast-math: NaN must stay NaN.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+
+
+PointwiseStep = Literal["fused", "eager"]
+
+_forced: PointwiseStep | None = None
 
 
 class Dimension(ctypes.Structure):
@@ -97,6 +103,17 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
+def pointwise_step() -> PointwiseStep:
+    """The step in use: fused wherever it can be built, unless ``force_pointwise_step`` said otherwise."""
+    return "eager" if _forced == "eager" or library() is None else "fused"
+
+
+def force_pointwise_step(name: PointwiseStep) -> None:
+    """Uses this step from now on, as far as it can be built."""
+    global _forced
+    _forced = name
+
+
 def can_fuse(cell: Cell, like: Tensor, stages: int) -> bool:
     """Whether ``FusedStep`` computes this cell on tensors like this one."""
     return (
@@ -104,7 +121,7 @@ def can_fuse(cell: Cell, like: Tensor, stages: int) -> bool:
         and like.dtype == torch.float32
         and like.device.type == "cpu"
         and stages <= MOST_STAGES
-        and library() is not None
+        and pointwise_step() == "fused"
     )
 
 

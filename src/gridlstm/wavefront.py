@@ -19,6 +19,7 @@ from gridlstm.buffers import Buffers, Layout, empty
 from gridlstm.cell import HiddenMemory
 from gridlstm.errors import UserError
 from gridlstm.fused import FusedStep, can_fuse
+from gridlstm.matmul import fastest_product
 from gridlstm.plan import Diagonal
 from gridlstm.scan import Block, Weights
 from gridlstm.steps import EagerStep, Step
@@ -29,11 +30,28 @@ def wavefront(
 ) -> list[HiddenMemory]:
     """``scan`` by diagonals: same arguments, same results, same gradients.
 
+    For each block and batch row it keeps the hidden and memory vectors and the gates: 6 D numbers for LSTM cells.
+
     Raises:
         UserError: when a second derivative is asked for (``create_graph=True``).
     """
+    return _apply(True, block, weights, sides, extents)
+
+
+def recomputing_wavefront(
+    block: Block, weights: Sequence[Weights], sides: Sequence[HiddenMemory], extents: Sequence[int]
+) -> list[HiddenMemory]:
+    """``wavefront`` that keeps no gates, 2 D numbers instead of 6 D for LSTM cells: the backward pass computes them
+    again, bit for bit, which costs a forward sweep."""
+    return _apply(False, block, weights, sides, extents)
+
+
+def _apply(
+    keep: bool, block: Block, weights: Sequence[Weights], sides: Sequence[HiddenMemory], extents: Sequence[int]
+) -> list[HiddenMemory]:
     N = len(extents)
     flat = _Wavefront.apply(
+        keep,
         block,
         tuple(extents),
         *(w.weight for w in weights),
@@ -83,9 +101,25 @@ def _mm(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool) 
         torch.addmm(bias, x, weight, out=out)
 
 
+def _fill(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None], again: bool = False) -> None:
+    """The forward sweep: Z and all slots from what enters the grid; ``again`` fills Z alone, from complete slots."""
+    layout, steps = buffers.layout, _steps(buffers)
+    packed, bias = layout.pack_weights_transposed(weights), layout.pack_biases(biases, buffers.X[0])
+    with fastest_product(buffers.X[0]):
+        for diagonal in layout.plan.diagonals:
+            for k, stage in enumerate(layout.block.stages):
+                x, z = buffers.X[k][diagonal.rows], buffers.Z[k][diagonal.rows]
+                _product(diagonal, x, packed[k], bias[k], out=z)
+                for n in stage:
+                    if again:
+                        steps[n].restore(diagonal)
+                    else:
+                        steps[n].forward(diagonal)
+
+
 class _Wavefront(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, block: Block, extents: tuple[int, ...], *tensors: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, keep: bool, block: Block, extents: tuple[int, ...], *tensors: Any) -> tuple[Tensor, ...]:
         N = len(extents)
         weights, biases, side_h, side_m = (tensors[i * N : (i + 1) * N] for i in range(4))
         like, B = side_h[0], side_h[0].shape[-2]
@@ -100,15 +134,9 @@ class _Wavefront(torch.autograd.Function):
                 X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(-1, B, block.sizes[n]))
             M[n].index_copy_(0, entries, side_m[n].reshape(-1, B, M[n].shape[-1]))
 
-        packed, bias = layout.pack_weights_transposed(weights), layout.pack_biases(biases, like)
-        steps = _steps(Buffers(layout, X, M, Z))
-        for diagonal in layout.plan.diagonals:
-            for k, stage in enumerate(block.stages):
-                _product(diagonal, X[k][diagonal.rows], packed[k], bias[k], out=Z[k][diagonal.rows])
-                for n in stage:
-                    steps[n].forward(diagonal)
+        _fill(Buffers(layout, X, M, Z), weights, biases)
 
-        ctx.layout, ctx.Z = layout, Z
+        ctx.layout, ctx.Z = layout, Z if keep else None
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
         ctx.save_for_backward(*weights, *biases, *X, *M)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
@@ -133,7 +161,7 @@ class _Wavefront(torch.autograd.Function):
         kept, ctx.Z = ctx.Z, None
         buffers = Buffers(layout, X, M, kept or [empty(C, B, G, like=X[0]) for G in layout.num_gates])
         if kept is None:
-            _recompute(buffers, weights, biases)
+            _fill(buffers, weights, biases, again=True)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
         for n, columns in enumerate(layout.columns):
@@ -141,40 +169,37 @@ class _Wavefront(torch.autograd.Function):
             dH[leaving, :, columns] = grads[n].reshape(-1, B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(-1, B, M[n].shape[-1])
 
-        packed, steps = layout.pack_weights(weights), _steps(buffers, backward=True)
-        for diagonal in reversed(layout.plan.diagonals):
-            here = dH[diagonal.rows]
-            for k in reversed(range(K)):
-                # Columns of dimension n collect the gradient of the block's own h'_n until its stage, and after it
-                # that of the incoming h_n.
-                later = here if k < K - 1 else None
-                direct = [(layout.columns[n], steps[n].backward(diagonal, later)) for n in block.stages[k]]
-                if later is not None:
-                    for columns, _ in direct:
-                        here[:, :, columns] = 0
-                _product(diagonal, buffers.Z[k][diagonal.rows], packed[k], None, out=here, add=later is not None)
-                for columns, gradient in direct:
-                    if gradient is not None:
-                        here[:, :, columns] += gradient
-
+        learned = [
+            bias if needed else None for bias, needed in zip(biases, ctx.needs_input_grad[3 + N :], strict=False)
+        ]
+        with fastest_product(dH):
+            _sweep_back(buffers, weights)
+            gradients = _weight_gradients(buffers, weights, learned)
         entries = layout.plan.entries
         grad_h = [dH[:, :, layout.columns[n]].index_select(0, entries[n]).view(ctx.shapes[0][n]) for n in range(N)]
         grad_m = [dM[n].index_select(0, entries[n]).view(ctx.shapes[1][n]) for n in range(N)]
-        learned = [
-            bias if needed else None for bias, needed in zip(biases, ctx.needs_input_grad[2 + N :], strict=False)
-        ]
-        return None, None, *_weight_gradients(buffers, weights, learned), *grad_h, *grad_m
+        return None, None, None, *gradients, *grad_h, *grad_m
 
 
-def _recompute(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-    """Fills Z again from X."""
-    layout, steps = buffers.layout, _steps(buffers)
-    packed, bias = layout.pack_weights_transposed(weights), layout.pack_biases(biases, buffers.X[0])
-    for diagonal in layout.plan.diagonals:
-        for k, stage in enumerate(layout.block.stages):
-            _product(diagonal, buffers.X[k][diagonal.rows], packed[k], bias[k], out=buffers.Z[k][diagonal.rows])
-            for n in stage:
-                steps[n].restore(diagonal)
+def _sweep_back(buffers: Buffers, weights: Sequence[Tensor]) -> None:
+    """From the gradients of what leaves the grid, those of all pre-activations (into Z) and of all slots."""
+    layout, dH = buffers.layout, buffers.dH
+    stages, last = layout.block.stages, len(layout.block.stages) - 1
+    packed, steps = layout.pack_weights(weights), _steps(buffers, backward=True)
+    for diagonal in reversed(layout.plan.diagonals):
+        here = dH[diagonal.rows]
+        for k in range(last, -1, -1):
+            # The columns of dimension n collect the gradient of the block's own h'_n until its stage, and after it
+            # that of the incoming h_n.
+            later = here if k < last else None
+            direct = [(layout.columns[n], steps[n].backward(diagonal, later)) for n in stages[k]]
+            if later is not None:
+                for columns, _ in direct:
+                    here[:, :, columns] = 0
+            _product(diagonal, buffers.Z[k][diagonal.rows], packed[k], None, out=here, add=later is not None)
+            for columns, gradient in direct:
+                if gradient is not None:
+                    here[:, :, columns] += gradient
 
 
 def _weight_gradients(
