@@ -43,7 +43,7 @@ class StackedLSTM(SequenceModel):
         hidden_size: int,
         num_layers: int,
         time: Cell = LSTM(),
-        tied: bool = False,  # noqa: B008
+        tied: bool = False,
     ) -> None:
         super().__init__()
         if hidden_size < 1 or num_layers < 1:
