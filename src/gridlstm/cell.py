@@ -73,6 +73,9 @@ class Cell(Protocol):
     def memory_size(self, size: int) -> int:
         """Length of the memory vector that goes with a hidden vector of length ``size``; 0 for a cell without one."""
 
+    def constant_bias(self, size: int) -> Tensor | None:
+        """(num_gates * d,) added to the pre-activations where no bias is learned; None for nothing."""
+
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
         """(h', m') from z (R, num_gates * d), which includes the bias, the incoming h (R, d) and m (R, memory_size)."""
 
@@ -113,10 +116,14 @@ class LSTM:
     def memory_size(self, size: int) -> int:
         return size
 
+    def constant_bias(self, size: int) -> Tensor | None:
+        if self.bias or not self.forget_bias:
+            return None
+        constant = torch.zeros(4 * size)
+        constant.chunk(4)[1].fill_(self.forget_bias)
+        return constant
+
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
-        if not self.bias and self.forget_bias:
-            z_u, z_f, z_oc = z.tensor_split((m.shape[-1], 2 * m.shape[-1]), dim=-1)
-            z = torch.cat([z_u, z_f + self.forget_bias, z_oc], dim=-1)
         u, f, o, c = lstm_gates(z)
         m = lstm_memory(u, f, c, m)
         return HiddenMemory(OUTPUTS[self.output](o, m), m)

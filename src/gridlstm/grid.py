@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gridlstm.cell import Cell, HiddenMemory
+from gridlstm.dispatch import SweepName, check_sides, check_sweep_name, sweep_named
 from gridlstm.errors import UserError
-from gridlstm.scan import Block, Weights, scan
+from gridlstm.scan import Block, Weights
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Transform(nn.Module):
         self.cell = cell
         self.weight = nn.Parameter(torch.empty(*copies, cell.num_gates * size, fan_in))
         self.bias = nn.Parameter(torch.empty(*copies, cell.num_gates * size)) if cell.has_bias else None
+        constant = cell.constant_bias(size)
+        self.register_buffer(
+            "constant", None if constant is None else constant.expand(*copies, -1).clone(), persistent=False
+        )
+        self.constant: Tensor | None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -48,7 +55,7 @@ class Transform(nn.Module):
 
     @property
     def packed(self) -> Weights:
-        return Weights(self.weight, self.bias)
+        return Weights(self.weight, self.constant if self.bias is None else self.bias)
 
 
 class Grid(nn.Module):
@@ -57,10 +64,16 @@ class Grid(nn.Module):
     Args:
         dimensions: in the order of the coordinates.
         priority: names of the dimensions that are computed after all others, in that order (section 3.2); () for none.
+        sweep: how to compute it: "auto" takes the fastest, "reference" plain loops, "wavefront" whole diagonals. All
+            give the same numbers; only "reference" can be differentiated twice.
     """
 
-    def __init__(self, dimensions: Sequence[Dimension], priority: Sequence[str] = ()) -> None:
+    def __init__(
+        self, dimensions: Sequence[Dimension], priority: Sequence[str] = (), sweep: SweepName = "auto"
+    ) -> None:
         super().__init__()
+        check_sweep_name(sweep)
+        self.sweep: SweepName = sweep
         names = [dimension.name for dimension in dimensions]
         if unknown := [name for name in priority if name not in names]:
             raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
@@ -77,6 +90,11 @@ class Grid(nn.Module):
         )
 
     def forward(self, sides: Sequence[HiddenMemory], extents: Sequence[int]) -> list[HiddenMemory]:
-        """What leaves the grid along each dimension, given what enters: see ``scan``."""
-        weights = [transform.packed for transform in self.transforms.values()]
-        return scan(self.block, weights, sides, extents)
+        """What leaves the grid along each dimension, given what enters: see ``scan``.
+
+        Raises:
+            UserError: when shapes, data types or devices of the sides do not fit the grid.
+        """
+        weights = [cast(Transform, transform).packed for transform in self.transforms.values()]
+        check_sides(self.block, sides, extents)
+        return sweep_named(self.sweep)(self.block, weights, sides, extents)

@@ -42,7 +42,7 @@ class Weights(NamedTuple):
     weight: Tensor
     """(*extents of the untied axes, num_gates * d_n, D)"""
     bias: Tensor | None
-    """(*extents of the untied axes, num_gates * d_n)"""
+    """(*extents of the untied axes, num_gates * d_n), learned or the cell's constant"""
 
     def at(self, place: tuple[int, ...]) -> "Weights":
         """The weights at one position of the untied axes."""

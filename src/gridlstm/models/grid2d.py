@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.base import InputProjection, SequenceModel
@@ -41,6 +42,7 @@ class Grid2d(SequenceModel):
         tied: share weights along depth.
         priority: the dimension that sees the other's new hidden vector (section 3.2): "depth", "time" or None.
             The paper draws depth prioritised (figure 1) but does not say what its experiments used.
+        sweep: see ``gridlstm.grid.Grid``.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Grid2d(SequenceModel):
         depth: Cell = LSTM(),
         tied: bool = True,
         priority: str | None = None,
+        sweep: SweepName = "auto",
     ) -> None:
         super().__init__()
         if hidden_size < 1 or num_layers < 1:
             raise UserError(
-                f"hidden_size and num_layers must be at least 1, got hidden_size={hidden_size}, num_layers={num_layers}."
+                f"hidden_size and num_layers must be at least 1, "
+                f"got hidden_size={hidden_size}, num_layers={num_layers}."
             )
         if priority not in (None, "time", "depth"):
             raise UserError(f"priority must be depth, time or null, got {priority!r}.")
@@ -72,6 +76,7 @@ class Grid2d(SequenceModel):
                 Dimension("depth", depth, hidden_size, untied_extent=None if tied else num_layers),
             ],
             priority=() if priority is None else (priority,),
+            sweep=sweep,
         )
 
     def initial_state(self, batch_size: int) -> Grid2dState:

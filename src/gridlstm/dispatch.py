@@ -1,0 +1,58 @@
+"""Picks the sweep. All sweeps give the same values and gradients, so this is a matter of speed alone."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+from gridlstm.cell import HiddenMemory
+from gridlstm.errors import UserError
+from gridlstm.scan import Block, Weights, scan
+from gridlstm.wavefront import wavefront
+
+log = logging.getLogger(__name__)
+
+Sweep = Callable[[Block, Sequence[Weights], Sequence[HiddenMemory], Sequence[int]], list[HiddenMemory]]
+SweepName = Literal["auto", "reference", "wavefront"]
+
+
+def check_sweep_name(name: str) -> None:
+    """Raises UserError unless ``name`` is one of ``SweepName``."""
+    if name not in get_args(SweepName):
+        raise UserError(f"sweep must be one of {', '.join(get_args(SweepName))}, got {name!r}.")
+
+
+def sweep_named(name: SweepName) -> Sweep:
+    """The sweep to run: the named one, or with "auto" the fastest known."""
+    if name == "reference":
+        return scan
+    _log_once(f"sweep: wavefront ({'forced' if name == 'wavefront' else 'auto'})")
+    return wavefront
+
+
+@lru_cache(maxsize=64)
+def _log_once(message: str) -> None:
+    log.info(message)
+
+
+def check_sides(block: Block, sides: Sequence[HiddenMemory], extents: Sequence[int]) -> None:
+    """Raises UserError unless what enters the grid fits it."""
+    N = len(block.cells)
+    if len(extents) != N or len(sides) != N or min(extents) < 1:
+        raise UserError(
+            f"expected {N} sides and {N} extents of at least 1, got {len(sides)} sides and extents {tuple(extents)}."
+        )
+    B, reference = sides[0].h.shape[-2], sides[0].h
+    for n, (side, size, cell) in enumerate(zip(sides, block.sizes, block.cells, strict=True)):
+        leading = (*(extent for axis, extent in enumerate(extents) if axis != n), B)
+        for name, x, length in (("h", side.h, size), ("m", side.m, cell.memory_size(size))):
+            if tuple(x.shape) != (*leading, length):
+                raise UserError(
+                    f"side {n}: expected {name} of shape {(*leading, length)} "
+                    f"(extents of the other dimensions, batch, size), got {tuple(x.shape)}."
+                )
+            if x.dtype != reference.dtype or x.device != reference.device:
+                raise UserError(
+                    f"side {n}: expected {name} as {reference.dtype} on {reference.device} like side 0, "
+                    f"got {x.dtype} on {x.device}."
+                )

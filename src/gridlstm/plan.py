@@ -1,0 +1,122 @@
+"""The order in which a diagonal wavefront visits a grid, and where every cell's results go.
+
+All blocks whose coordinates have the same sum depend only on blocks of smaller sums, so they are computed at once.
+Blocks are numbered diagonal by diagonal: block number k owns row k of every buffer, and the rows of one diagonal are
+contiguous, so that one matrix product serves them without copying and without a wasted row. What leaves the grid goes
+to rows behind the last block's.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby, pairwise, product
+from math import prod
+
+import torch
+from torch import Tensor
+
+Place = tuple[int, ...]
+Runs = tuple[tuple[slice, slice], ...]
+"""Contiguous pieces of a diagonal, each with the contiguous rows to which it goes."""
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Blocks that are computed together.
+
+    Args:
+        rows: their rows.
+        successors: for each dimension, where (h'_n, m'_n) goes: a few contiguous runs, or where there are more than
+            two, which takes at least three dimensions, one row number a block.
+        copies: (weight copy, blocks of this diagonal that use it) in the order of the rows.
+    """
+
+    rows: slice
+    successors: tuple[Runs | Tensor, ...]
+    copies: tuple[tuple[int, slice], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A wavefront over a whole grid.
+
+    Args:
+        blocks: number of blocks, C.
+        exits: for each dimension, the number of blocks at its far side: rows [C, C + exits) take what leaves there.
+        entries: for each dimension, the rows of the blocks at its near side, in the order of ``sides``.
+        by_copy: rows of each weight copy's blocks.
+    """
+
+    blocks: int
+    exits: tuple[int, ...]
+    diagonals: tuple[Diagonal, ...]
+    entries: tuple[Tensor, ...]
+    by_copy: tuple[Tensor, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a buffer that also holds what leaves the grid."""
+        return self.blocks + max(self.exits)
+
+
+def _runs(targets: list[int]) -> Runs:
+    """[7, 8, 9, 4] -> the pieces (0..3 to 7..10) and (3..4 to 4..5)."""
+    starts = [0, *(i for i in range(1, len(targets)) if targets[i] != targets[i - 1] + 1), len(targets)]
+    return tuple((slice(a, b), slice(targets[a], targets[a] + b - a)) for a, b in pairwise(starts))
+
+
+@lru_cache(maxsize=64)
+def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device) -> Plan:
+    """Numbers the blocks of a grid diagonal by diagonal.
+
+    Args:
+        extents: number of blocks along each dimension, all positive.
+        untied: axes along which weights differ; blocks of one diagonal that share weights are kept together.
+        device: where row numbers are used.
+    """
+
+    def copy(place: Place) -> Place:
+        return tuple(place[axis] for axis in untied)
+
+    N = len(extents)
+    # Reversed coordinates last: in two dimensions both successors of a diagonal are then contiguous.
+    places = sorted(product(*map(range, extents)), key=lambda place: (sum(place), copy(place), place[::-1]))
+    row = {place: k for k, place in enumerate(places)}
+    copy_numbers = {c: k for k, c in enumerate(product(*(range(extents[axis]) for axis in untied)))}
+
+    sides = [
+        [(*rest[:n], 0, *rest[n:]) for rest in product(*(range(e) for axis, e in enumerate(extents) if axis != n))]
+        for n in range(N)
+    ]
+    target = [dict[Place, int]() for _ in range(N)]
+    for n in range(N):
+        for k, place in enumerate(sides[n]):
+            target[n][(*place[:n], extents[n] - 1, *place[n + 1 :])] = len(places) + k
+        for place in places:
+            if place[n] + 1 < extents[n]:
+                target[n][place] = row[(*place[:n], place[n] + 1, *place[n + 1 :])]
+
+    diagonals = []
+    for _, group in groupby(places, key=sum):
+        blocks = list(group)
+        successors: list[Runs | Tensor] = []
+        for n in range(N):
+            targets = [target[n][place] for place in blocks]
+            runs = _runs(targets)
+            successors.append(runs if len(runs) <= 2 else torch.tensor(targets, device=device))
+        copies, start = [], 0
+        for c, sharing in groupby(blocks, key=copy):
+            count = len(list(sharing))
+            copies.append((copy_numbers[c], slice(start, start + count)))
+            start += count
+        first = row[blocks[0]]
+        diagonals.append(Diagonal(slice(first, first + len(blocks)), tuple(successors), tuple(copies)))
+
+    return Plan(
+        blocks=len(places),
+        exits=tuple(prod(extents) // extent for extent in extents),
+        diagonals=tuple(diagonals),
+        entries=tuple(torch.tensor([row[place] for place in sides[n]], device=device) for n in range(N)),
+        by_copy=tuple(
+            torch.tensor([row[place] for place in places if copy(place) == c], device=device) for c in copy_numbers
+        ),
+    )

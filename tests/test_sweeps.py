@@ -1,0 +1,243 @@
+"""Every fast sweep equals the reference sweep in value and in all gradients."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.dispatch import Sweep
+from gridlstm.errors import UserError
+from gridlstm.grid import Dimension, Grid
+from gridlstm.models.grid2d import Grid2d, Grid2dState
+from gridlstm.scan import Block, Weights, scan
+from gridlstm.wavefront import wavefront
+
+# float64 sums of fewer than 1e4 terms of order 1, in another order.
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block and a grid of it."""
+
+    block: Block
+    extents: tuple[int, ...]
+    B: int
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    N = draw(st.integers(1, 4), label="N")
+    longest = {1: 7, 2: 6, 3: 3, 4: 2}[N]
+    extents = tuple(draw(st.integers(1, longest)) for _ in range(N))
+    order = draw(st.permutations(range(N)))
+    cuts = sorted(draw(st.sets(st.integers(1, N - 1)))) if N > 1 else []
+    stages = tuple(tuple(order[a:b]) for a, b in zip([0, *cuts], [*cuts, N], strict=True))
+    cells: tuple[Cell, ...] = tuple(
+        LSTM(draw(st.sampled_from(["paper", "standard"])), draw(st.booleans()), draw(st.sampled_from([0.0, 1.5])))
+        for _ in range(N)
+    )
+    sizes = tuple(draw(st.integers(1, 3)) for _ in range(N))
+    untied = tuple(sorted(draw(st.sets(st.integers(0, N - 1)))))
+    return Case(Block(cells, sizes, stages, untied), extents, draw(st.integers(1, 3), label="B"))
+
+
+def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights], list[HiddenMemory]]:
+    """Weights and sides in float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_(requires_grad)
+
+    block, N = case.block, len(case.extents)
+    copies = tuple(case.extents[axis] for axis in block.untied)
+    D = sum(block.sizes)
+    weights = []
+    for cell, size in zip(block.cells, block.sizes, strict=True):
+        constant = cell.constant_bias(size)
+        bias = random(*copies, cell.num_gates * size) if cell.has_bias else None
+        if constant is not None:
+            bias = constant.double().expand(*copies, -1)
+        weights.append(Weights(random(*copies, cell.num_gates * size, D), bias))
+    sides = []
+    for n in range(N):
+        leading = (*(extent for axis, extent in enumerate(case.extents) if axis != n), case.B)
+        size = block.sizes[n]
+        sides.append(HiddenMemory(random(*leading, size), random(*leading, block.cells[n].memory_size(size))))
+    return weights, sides
+
+
+def values_and_gradients(
+    sweep: Sweep, case: Case, weights: list[Weights], sides: list[HiddenMemory]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Everything that leaves the grid, and the gradient of a random projection of it with respect to everything."""
+    leaves = [x for pair in (*weights, *sides) for x in pair if x is not None and x.requires_grad]
+    out = [x for side in sweep(case.block, weights, sides, case.extents) for x in side]
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((x * torch.randn(x.shape, dtype=x.dtype, generator=generator)).sum() for x in out)
+    assert isinstance(loss, Tensor)
+    return out, list(torch.autograd.grad(loss, leaves))
+
+
+def assert_sweep_is_exact(sweep: Sweep, case: Case) -> None:
+    inputs = random_inputs(case)
+    expected = values_and_gradients(scan, case, *inputs)
+    got = values_and_gradients(sweep, case, *inputs)
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(cases())
+def test_wavefront_equals_reference(case: Case) -> None:
+    assert_sweep_is_exact(wavefront, case)
+
+
+@pytest.mark.parametrize("extents", [(1, 1), (1, 5), (5, 1), (2, 5), (5, 2), (9, 3)])
+@pytest.mark.parametrize("stages", [((0, 1),), ((0,), (1,)), ((1,), (0,))])
+@pytest.mark.parametrize("untied", [(), (1,)])
+def test_wavefront_equals_reference_on_time_and_depth(
+    extents: tuple[int, ...], stages: tuple[tuple[int, ...], ...], untied: tuple[int, ...]
+) -> None:
+    assert_sweep_is_exact(wavefront, Case(Block((LSTM(), LSTM()), (3, 3), stages, untied), extents, 2))
+
+
+@pytest.mark.parametrize("stages", [((0, 1),), ((0,), (1,))])
+@pytest.mark.parametrize("output", ["paper", "standard"])
+def test_hand_written_gradient_against_finite_differences(stages: tuple[tuple[int, ...], ...], output: str) -> None:
+    cell = LSTM(output, bias=True)  # type: ignore[arg-type]
+    case = Case(Block((cell, cell), (2, 2), stages), (2, 3), 1)
+    weights, sides = random_inputs(case)
+    flat = [x for pair in (*weights, *sides) for x in pair if x is not None]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+        out = wavefront(case.block, [Weights(*p) for p in pairs[:2]], [HiddenMemory(*p) for p in pairs[2:]], (2, 3))
+        return tuple(x for side in out for x in side)
+
+    assert torch.autograd.gradcheck(run, flat)
+
+
+def grid_of_two(sweep: str = "wavefront", priority: tuple[str, ...] = ()) -> Grid:
+    torch.manual_seed(0)
+    dimensions = [Dimension("time", LSTM(bias=True), 3), Dimension("depth", LSTM(bias=True), 3)]
+    return Grid(dimensions, priority, sweep=sweep).double()  # type: ignore[arg-type]
+
+
+def test_whole_sequence_equals_its_pieces_with_carried_state() -> None:
+    torch.manual_seed(0)
+    model = Grid2d(7, 4, 3, priority="depth").double()
+    x = torch.randint(7, (2, 11))
+    whole, last = model(x)
+    pieces, state = [], None
+    for piece in x.split([4, 1, 6], dim=1):
+        y, state = model(piece, state)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, **EXACT)
+    torch.testing.assert_close(state, last, **EXACT)
+
+
+def test_gradient_reaches_the_initial_state_through_all_pieces() -> None:
+    torch.manual_seed(0)
+    model = Grid2d(7, 4, 3).double()
+    x = torch.randint(7, (2, 8))
+    gradients = []
+    for lengths in ([8], [3, 5]):
+        state = Grid2dState(
+            torch.ones(3, 2, 4).double().requires_grad_(), torch.ones(3, 2, 4).double().requires_grad_()
+        )
+        carried = state
+        for piece in x.split(lengths, dim=1):
+            y, carried = model(piece, carried)
+        gradients.append(torch.autograd.grad(y[:, -1].sum(), state))
+    assert gradients[0][0].abs().min() > 0
+    torch.testing.assert_close(gradients[0], gradients[1], **EXACT)
+
+
+@pytest.mark.parametrize("priority", [None, "depth", "time"])
+def test_output_does_not_depend_on_later_inputs(priority: str | None) -> None:
+    torch.manual_seed(0)
+    model = Grid2d(4, 3, 3, priority=priority).double()
+    x = torch.randn(1, 5, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: model(x)[0][0], x, vectorize=False)[
+        :, :, 0
+    ]  # (T, 2d, T, 4)
+    depends = jacobian.abs().amax(dim=(1, 3)) > 0  # (T, T): y_i on x_j
+    assert torch.equal(depends, torch.ones(5, 5).tril().bool())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_input_stays_in_its_batch_row(value: float) -> None:
+    grid = grid_of_two(priority=("depth",))
+
+    def run(poison: bool) -> list[Tensor]:
+        torch.manual_seed(1)
+        sides = [torch.randn(4, 3, 3, dtype=torch.float64) for _ in range(4)]
+        if poison:
+            sides[2][1, 1] = value  # depth side, step 1, batch row 1
+        for side in sides:
+            side.requires_grad_()
+        out = grid([HiddenMemory(*sides[:2]), HiddenMemory(*sides[2:])], (4, 4))
+        values = [x for side in out for x in side]
+        return [x[:, [0, 2]] for x in (*values, *torch.autograd.grad([x.sum() for x in values], sides))]
+
+    for poisoned, clean in zip(run(True), run(False), strict=True):
+        assert clean.isfinite().all()
+        assert torch.equal(poisoned, clean)
+
+
+def test_second_backward_through_one_graph_repeats_the_first() -> None:
+    grid = grid_of_two()
+    sides = [HiddenMemory(*torch.ones(2, 3, 2, 3, dtype=torch.float64)) for _ in range(2)]
+    loss = grid(sides, (3, 3))[0].h.sum()
+    parameters = list(grid.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, parameters), first, **EXACT)
+
+
+def test_second_derivative_is_refused_in_one_sentence() -> None:
+    grid = grid_of_two()
+    sides = [HiddenMemory(*torch.ones(2, 2, 1, 3, dtype=torch.float64)) for _ in range(2)]
+    loss = grid(sides, (2, 2))[0].h.sum()
+    with pytest.raises(UserError, match="choose sweep=reference"):
+        torch.autograd.grad(loss, list(grid.parameters()), create_graph=True)
+
+
+@dataclass(frozen=True)
+class HighwayLSTM(LSTM):
+    """A cell without a hand-written gradient, which reads its own h besides."""
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
+        new = super().pointwise(z, h, m)
+        return HiddenMemory(new.h + 0.5 * h, new.m)
+
+
+@pytest.mark.parametrize("stages", [((0, 1, 2),), ((0, 2), (1,)), ((2,), (1,), (0,))])
+def test_any_cell_is_differentiated(stages: tuple[tuple[int, ...], ...]) -> None:
+    block = Block((HighwayLSTM(bias=True), LSTM(), HighwayLSTM()), (2, 3, 2), stages, untied=(1,))
+    assert_sweep_is_exact(wavefront, Case(block, (3, 2, 2), 2))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "extents", "message"),
+    [
+        ([(2, 1, 3), (2, 1, 3)], (3, 2), r"side 1: expected h of shape \(3, 1, 3\)"),
+        ([(2, 1, 4), (3, 1, 3)], (3, 2), r"side 0: expected h of shape \(2, 1, 3\).*got \(2, 1, 4\)"),
+        ([(2, 1, 3)], (3, 2), "expected 2 sides and 2 extents"),
+        ([(0, 1, 3), (3, 1, 3)], (3, 0), "extents of at least 1"),
+    ],
+)
+def test_sides_that_do_not_fit_are_refused(
+    shapes: list[tuple[int, ...]], extents: tuple[int, ...], message: str
+) -> None:
+    sides = [HiddenMemory(torch.zeros(shape).double(), torch.zeros(shape).double()) for shape in shapes]
+    with pytest.raises(UserError, match=message):
+        grid_of_two()(sides, extents)
+
+
+def test_unknown_sweep_is_refused() -> None:
+    with pytest.raises(UserError, match="sweep must be one of auto, reference, wavefront"):
+        grid_of_two(sweep="fast")
