@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: ``python -m gridlstm.evaluate ckpt=outputs/…/checkpoints/best.ckpt split=test``."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [key=val
 
 Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
 
-  ckpt    a file below a run directory, such as outputs/…/checkpoints/best.ckpt; the run's config.yaml describes the rest
+  ckpt    a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
   split   val: the whole validation set as the run uses it; test (default)
   key     any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
 
@@ -56,7 +57,7 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, fl
             f"{str(error).splitlines()[0]}. Options are those of {checkpoint.parents[1]}/config.yaml."
         ) from error
     config.logger = None
-    config.callbacks = None
+    config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
     config.trainer.enable_checkpointing = False
 
     # Imported here, so that a misspelt path need not wait for torch.
@@ -77,6 +78,7 @@ def main() -> None:
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         sys.exit(USAGE) if not arguments else print(USAGE)
         return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the JSON's
     try:
         if bad := [a for a in arguments if "=" not in a]:
             raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{USAGE}")

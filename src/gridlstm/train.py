@@ -49,6 +49,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
         group, name = found.groups()
         choices = sorted(_group_options(group))
         return f"{group}={name} does not exist.{_nearest(name, choices)}\nChoices of {group}: {', '.join(choices)}"
+    if found := re.search(r"Missing mandatory value: (\S+)", message):
+        return f"{found.group(1)} must be given: {found.group(1)}=…"
     return f"{message}\nSee python train.py --help, or --cfg job for every option with its value."
 
 
@@ -59,10 +61,11 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
     # A misspelt last part is found among the options of its node, and anything else among all of them.
     parent = key.rpartition(".")[0]
     siblings = [k for k in keys if parent and k.startswith(parent + ".") and "." not in k[len(parent) + 1 :]]
-    hint = _nearest(key, [*keys, *groups]) or _nearest(key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys])
+    hint = _nearest(key, siblings) or _nearest(key, [*keys, *groups])
     listing = f"\nOptions of {parent}: {', '.join(k.rpartition('.')[2] for k in siblings)}" if siblings else ""
     groups_line = f"\nGroups: {', '.join(sorted(groups))}" if "." not in name else ""
-    return f"there is no option {key}.{hint}{listing}{groups_line}\nAll options with their values: python train.py --cfg job"
+    everything = "\nAll options with their values: python train.py --cfg job"
+    return f"there is no option {key}.{hint}{listing}{groups_line}{everything}"
 
 
 def _nearest(name: str, choices: list[str]) -> str:
@@ -87,14 +90,10 @@ def _default_config(arguments: list[str]) -> DictConfig:
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in node:
+    for name in map(str, node):
         key = f"{prefix}{name}"
         yield key
-        child = (
-            OmegaConf.select(node, str(name), throw_on_missing=False)
-            if not OmegaConf.is_interpolation(node, str(name))
-            else None
-        )
+        child = None if OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name) else node[name]
         if isinstance(child, DictConfig):
             yield from _keys(child, key + ".")
 

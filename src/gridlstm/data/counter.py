@@ -12,7 +12,7 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def _signed(word: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit word: torch's int64 multiplication wraps around as uint64's does."""
+    """The int64 with the bits of an unsigned word: torch's int64 multiplication wraps around as uint64's does."""
     word &= 2**64 - 1
     return word - 2**64 if word >= 2**63 else word
 

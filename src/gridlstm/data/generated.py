@@ -20,7 +20,7 @@ class Draw(NamedTuple):
     """Which samples make up one batch."""
 
     split: int
-    index: Tensor
+    samples: Tensor
     """(B,) int64 global sample indices."""
 
 
@@ -60,7 +60,7 @@ class GeneratedData(SequenceData):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         draw = super().on_after_batch_transfer(batch, dataloader_idx)
         seed = self.seed if draw.split == TRAIN else 0
-        return self.generate((seed, draw.split), draw.index)
+        return self.generate((seed, draw.split), draw.samples)
 
     def train_dataloader(self) -> DataLoader[Draw]:
         return DataLoader(_TrainDraws(self.batches_seen, self.batch_size, self.rows), batch_size=None)

@@ -107,8 +107,9 @@ class TextData(SequenceData):
 
     def setup(self, stage: str | None = None) -> None:
         self._fitting = stage != "validate"
-        train = self.streams  # reads the text and checks that the splits fit it
-        log.info("%d symbols, splits %s, %d streams an epoch", len(self.corpus.ids), self.parts, train.per_epoch)
+        epoch = self.streams.per_epoch  # reads the text and checks that the splits fit it
+        sizes = [len(part) for part in self.parts]
+        log.info("training, validation, test: %s symbols; %d training streams an epoch", sizes, epoch)
 
     @property
     def spec(self) -> Spec:

@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
@@ -36,6 +36,8 @@ def run_job(cfg: DictConfig) -> float:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
         record.fields |= describe(run)
+        for logger in run.trainer.loggers:
+            logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
         _announce(cfg, run, record)
         try:
             score = _run_stages(cfg, run, record)
@@ -69,6 +71,7 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record) -> float:
         record.fields["test"] = tested
         score = score if score is not None else tested[cfg.task.monitor.replace("val/", "test/")]
     assert score is not None, "_check refuses a job without stages"
+    record.fields["score"] = score
     return score
 
 
@@ -92,6 +95,8 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"stages must be some of {list(STAGES)}, got {list(cfg.stages)}.")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
+    if type(cfg.seed) is not int or cfg.seed < 0:
+        raise UserError(f"seed must be a whole number of at least 0, got {cfg.seed!r}.")
     if cfg.ckpt_path is None and "fit" not in cfg.stages:
         raise UserError("stages=[test] needs trained weights: ckpt_path=outputs/…/checkpoints/best.ckpt")
     if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).is_file():
@@ -116,6 +121,8 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Batches are slices of memory or made on the device: worker processes would only cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # A checkpoint that is only evaluated needs none of the callbacks that wrote it.
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # Lightning's own use of an API that torch has begun to retire.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 

@@ -4,11 +4,13 @@ import datetime
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, Timer
 from tqdm import tqdm
+
+from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +108,8 @@ class Progress(ProgressBar):
             self._bar.refresh()
 
     def _figures(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str = "") -> str:
-        values = pl_module.latest if not prefix else {}
-        values = values or {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+        task = cast(SequenceTask, pl_module)
+        values = task.logged(prefix) if prefix else task.latest
         parts = [f"{name} {value:.4g}" for name, value in values.items()]
         rate, unit = self.symbols_per_second(trainer), trainer.datamodule.unit  # type: ignore[attr-defined]
         return " | ".join([*parts, f"{_compact(rate)} {unit}/s", f"ETA {self._eta(trainer)}"])

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from gridlstm.errors import UserError
 
@@ -18,8 +17,8 @@ class OneRunWandbLogger(WandbLogger):
     """A W&B run that ends with its job: left open, it would swallow the next job of the process."""
 
     def finish(self, failed: bool) -> None:
-        """Ends the run; W&B shows it as failed where it failed."""
-        if rank_zero_only.rank == 0 and wandb.run is not None:
+        """Ends the run, of which only rank zero has one; W&B shows it as failed where it failed."""
+        if wandb.run is not None:
             wandb.finish(exit_code=1 if failed else 0)
 
 

@@ -85,7 +85,7 @@ class SequenceTask(L.LightningModule):
         return nats.sum() / count * self.trainer.world_size
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        every = self.trainer.log_every_n_steps
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set, but not annotated
         if every == 0 or self.global_step % every != 0:
             return
         values = {f"train/{name}": float(metric.compute()) for name, metric in self._metrics("train").items()}
@@ -106,10 +106,10 @@ class SequenceTask(L.LightningModule):
         self._evaluation_state = None
 
     def on_validation_end(self) -> None:
-        self._log_row(self._logged("val/"))
+        self._log_row(self.logged("val/"))
 
     def on_test_end(self) -> None:
-        self._log_row(self._logged("test/"))
+        self._log_row(self.logged("test/"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -131,6 +131,10 @@ class SequenceTask(L.LightningModule):
         """Rows of global training batches so far; for text, windows."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, missing from its annotations
         return int(data.batches_seen * data.batch_size)
+
+    def logged(self, prefix: str) -> dict[str, float]:
+        """The latest metrics of one stage, such as "val/"."""
+        return {name: float(v) for name, v in self.trainer.callback_metrics.items() if name.startswith(prefix)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._state is not None:
@@ -193,9 +197,6 @@ class SequenceTask(L.LightningModule):
         self.update_metrics(self._metrics(stage), batch, logits, nats)
         for name, metric in self._metrics(stage).items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=1)
-
-    def _logged(self, prefix: str) -> dict[str, float]:
-        return {name: float(v) for name, v in self.trainer.callback_metrics.items() if name.startswith(prefix)}
 
     def _log_row(self, values: dict[str, float]) -> None:
         """One row at this step for every logger. Lightning's own path would log without the samples seen."""
