@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -169,14 +170,18 @@ def check_recovers(data_dir: Path, served: Served, server: Server) -> None:
     assert contents(data_dir) == ["enwik8"]
 
 
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that other users can enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
 @contextmanager
 def read_only(directory: Path) -> Iterator[None]:
-    """Takes the right to write away, from root too, who gives it up with the effective user."""
-    parents = [parent for parent in directory.parents if parent.stat().st_uid == os.geteuid()]
-    modes = {path: path.stat().st_mode for path in [directory, *parents]}
+    """Takes the right to write away, from root too, who becomes another user meanwhile."""
     user = os.geteuid()
-    for parent in parents:
-        parent.chmod(parent.stat().st_mode | 0o055)  # pytest's own are closed to other users
     directory.chmod(0o555)
     try:
         if user == 0:
@@ -184,8 +189,7 @@ def read_only(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.seteuid(user)
-        for path, mode in modes.items():
-            path.chmod(mode)
+        directory.chmod(0o755)
 
 
 def test_the_genuine_file_is_the_default(tmp_path: Path) -> None:
@@ -301,10 +305,8 @@ def test_an_address_that_is_none(url: str, data_dir: Path, served: Served, serve
     assert contents(data_dir) == []
 
 
-def test_a_silent_server(data_dir: Path, served: Served, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gridlstm.data.download.TIMEOUT", 0.2)
-
-    def hang(handler: Handler) -> None:
+def test_a_silent_server(data_dir: Path, served: Served, server: Server) -> None:
+    def hang_in_the_middle(handler: Handler) -> None:
         handler.send_half()
         handler.wfile.flush()
         handler.rfile.read()  # until the client goes
@@ -312,10 +314,12 @@ def test_a_silent_server(data_dir: Path, served: Served, server: Server, monkeyp
     def hang_at_once(handler: Handler) -> None:
         handler.rfile.read()
 
-    for behave in (hang, hang_at_once):
+    for behave in (hang_in_the_middle, hang_at_once):
         server.behave = behave
-        with pytest.raises(UserError, match=r"no answer for 0\.2 seconds"):
-            make(data_dir, served, server).setup("fit")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gridlstm.data.download.TIMEOUT", 0.2)
+            with pytest.raises(UserError, match=r"no answer for 0\.2 seconds"):
+                make(data_dir, served, server).setup("fit")
         assert contents(data_dir) == []
     check_recovers(data_dir, served, server)
 
@@ -351,7 +355,8 @@ def test_a_directory_that_cannot_be_made(data_dir: Path, served: Served, server:
     check_recovers(data_dir, served, server)
 
 
-def test_a_directory_without_permission(data_dir: Path, served: Served, server: Server) -> None:
+def test_a_directory_without_permission(open_dir: Path, served: Served, server: Server) -> None:
+    data_dir = open_dir / "data"
     data_dir.mkdir()
     with read_only(data_dir), pytest.raises(UserError, match=r"cannot be written \(Permission denied\).*data_dir="):
         make(data_dir, served, server).setup("fit")
@@ -360,7 +365,8 @@ def test_a_directory_without_permission(data_dir: Path, served: Served, server: 
     check_recovers(data_dir, served, server)
 
 
-def test_a_read_only_directory_that_holds_it_is_enough(data_dir: Path, served: Served, server: Server) -> None:
+def test_a_read_only_directory_that_holds_it_is_enough(open_dir: Path, served: Served, server: Server) -> None:
+    data_dir = open_dir / "data"
     data_dir.mkdir()
     (data_dir / "enwik8").write_bytes(served.text)
     with read_only(data_dir):

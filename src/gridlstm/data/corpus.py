@@ -219,7 +219,7 @@ def _contents(path: Path) -> bytes:
 def _cut_character(raw: bytes) -> int:
     """How many bytes at the end begin a UTF-8 character that they do not finish."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(raw[-4:])
+    decoder.decode(raw[-3:])
     return len(decoder.getstate()[0])
 
 

@@ -49,6 +49,8 @@ class TextData(SequenceData):
         UserError: sizes that do not fit together; from ``setup``, a text that cannot be read or is too short.
     """
 
+    unit = "characters"
+
     def __init__(
         self,
         path: str | Path | None,
@@ -64,10 +66,12 @@ class TextData(SequenceData):
         super().__init__(batch_size, seed)
         if seed < 0:
             raise UserError(f"seed must be 0 or more, got {seed}.")
-        if window < 1 or stream_length < window or stream_length % window:
+        if window < 1:
+            raise UserError(f"task.data.window must be at least 1, got {window}.")
+        if stream_length < window or stream_length % window:
             raise UserError(
                 f"task.data.stream_length must be a multiple of task.data.window, got {stream_length} and {window}: "
-                f"for example task.data.stream_length={max(1, stream_length // max(1, window)) * max(1, window)}."
+                f"for example task.data.stream_length={max(1, stream_length // window) * window}."
             )
         if val_symbols is not None and val_symbols < 2:
             raise UserError(f"task.data.val_symbols must be null or at least 2, got {val_symbols}.")
@@ -107,9 +111,11 @@ class TextData(SequenceData):
 
     def setup(self, stage: str | None = None) -> None:
         self._fitting = stage != "validate"
+        new = self._corpus is None
         epoch = self.streams.per_epoch  # reads the text and checks that the splits fit it
-        sizes = [len(part) for part in self.parts]
-        log.info("training, validation, test: %s symbols; %d training streams an epoch", sizes, epoch)
+        if new:
+            sizes = " + ".join(f"{len(part):,}" for part in self.parts)
+            log.info("%s characters to train, validate, test on; %d training streams an epoch", sizes, epoch)
 
     @property
     def spec(self) -> Spec:
@@ -117,7 +123,8 @@ class TextData(SequenceData):
         return Spec(input_size=symbols, output_size=symbols, sequence_length=self.window)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return _loader(self._training_batches)
+        first = self.batches_seen  # a second pass over this loader, as in overfitting, repeats the first
+        return _loader(lambda: self._training_batches(first))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         part = self.parts[1]
@@ -145,13 +152,13 @@ class TextData(SequenceData):
             )
         super().load_state_dict(state_dict)
 
-    def _training_batches(self) -> Iterator[Batch]:
+    def _training_batches(self, first: int) -> Iterator[Batch]:
         ids, streams = np.asarray(self.corpus.ids), self.streams
         windows = self.stream_length // self.window
         everything = torch.ones(len(self.rows), self.window, dtype=torch.bool)
         steps = np.arange(self.window + 1)
         starts: NDArray[np.int64] | None = None
-        for batch in itertools.count(self.batches_seen):
+        for batch in itertools.count(first):
             turn, place = divmod(batch, windows)
             if place == 0 or starts is None:
                 starts = np.array([streams.start(turn * self.batch_size + row) for row in self.rows])
@@ -168,11 +175,11 @@ class TextData(SequenceData):
         for first in range(0, predictions, self.batch_size * self.stream_length):
             starts = first + np.array(self.rows) * self.stream_length
             starts = starts[starts < predictions]
-            ends = np.minimum(starts + self.stream_length, predictions)
-            # The first stream of a group is its longest.
-            for offset in range(0, ends[0] - starts[0] if len(starts) else 0, self.window):
+            # The first stream of a group is its longest; windows divide it.
+            longest = min(self.stream_length, predictions - starts[0]) if len(starts) else 0
+            for offset in range(0, longest, self.window):
                 places = starts[:, None] + offset + steps
-                valid = places < ends[:, None]
+                valid = places < predictions
                 places = np.where(valid, part.start + places, part.start)
                 inputs = np.where(valid, ids[places], 0).astype(np.int64)
                 targets = np.where(valid, ids[places + 1], 0).astype(np.int64)

@@ -1,6 +1,7 @@
 """The one place where configuration becomes objects: the wiring diagram of a run."""
 
 import inspect
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -42,8 +43,9 @@ def build(cfg: DictConfig) -> Run:
         scheduler=_make(cfg, "scheduler") if cfg.scheduler else None,
     )
     trainer: L.Trainer = _make(cfg, "trainer")(
-        callbacks=[_make(cfg, f"callbacks.{name}")() for name in cfg.callbacks or ()],
-        logger=[_make(cfg, f"logger.{name}")() for name in cfg.logger or ()],
+        # A node set to null is left out: callbacks.learning_curve=null.
+        callbacks=[_make(cfg, f"callbacks.{name}")() for name, node in (cfg.callbacks or {}).items() if node],
+        logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
     )
     return Run(data, task, trainer)
 
@@ -51,7 +53,7 @@ def build(cfg: DictConfig) -> Run:
 def check_types(node: DictConfig, path: str) -> None:
     """Refuses values of another type than the component's signature names: a truthy 3 is no ``tied: bool``.
 
-    Only plain types are checked, true and false, numbers, text and null, and choices among them.
+    Only plain values are checked: true and false, numbers, text and null.
 
     Raises:
         UserError: with the path of the option.
@@ -64,14 +66,15 @@ def check_types(node: DictConfig, path: str) -> None:
     target = get_object(node._target_)
     hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
     for name, value in node.items():
-        if not (allowed := _plain_types(hints.get(str(name)))) or isinstance(value, DictConfig | ListConfig):
+        kinds = _kinds(hints.get(str(name)))
+        if not kinds or isinstance(value, DictConfig | ListConfig) or type(value) in kinds:
             continue
-        if type(value) not in allowed and not (type(value) is int and float in allowed):
-            expected = " or ".join(_TYPE_NAMES[kind] for kind in allowed)
+        if not (type(value) is int and float in kinds) and not (type(value) is str and Path in kinds):
+            expected = " or ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
             raise UserError(f"{path}.{name!s} must be {expected}, got {value!r}.")
 
 
-_TYPE_NAMES: dict[type, str] = {
+_KIND_NAMES: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -80,13 +83,13 @@ _TYPE_NAMES: dict[type, str] = {
 }
 
 
-def _plain_types(hint: Any) -> tuple[type, ...]:
-    """The plain types of an annotation; () where it allows others too."""
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes of an annotation; () where it allows anything, or something that is no class."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    parts = tuple(
-        kind for part in parts for kind in (map(type, get_args(part)) if get_origin(part) is Literal else (part,))
-    )
-    return tuple(dict.fromkeys(parts)) if all(part in _TYPE_NAMES for part in parts) else ()
+    kinds: list[Any] = []
+    for part in parts:
+        kinds += map(type, get_args(part)) if get_origin(part) is Literal else [get_origin(part) or part]
+    return tuple(dict.fromkeys(kinds)) if all(isinstance(kind, type) for kind in kinds) else ()
 
 
 def _make(cfg: DictConfig, path: str) -> Any:

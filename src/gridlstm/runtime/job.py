@@ -78,7 +78,7 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record) -> float:
 def _best(cfg: DictConfig, run: Run) -> tuple[float, str | None]:
     """The best score and its checkpoint; without checkpoints, the final score of the weights in memory."""
     for callback in run.trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
             return float(callback.best_model_score), callback.best_model_path
     if (final := run.trainer.callback_metrics.get(cfg.task.monitor)) is None:
         raise UserError(
@@ -123,6 +123,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A checkpoint that is only evaluated needs none of the callbacks that wrote it.
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
+    # A run goes on in its own directory.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # Lightning's own use of an API that torch has begun to retire.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 

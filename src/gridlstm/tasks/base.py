@@ -97,7 +97,7 @@ class SequenceTask(L.LightningModule):
                 f"(optimizer.lr) or clip the gradients (trainer.gradient_clip_val=1)."
             )
         self.latest = values
-        self._log_row({**values, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        self._log_row(values | {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], "samples": self.samples_seen})
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation_state = None
@@ -106,7 +106,7 @@ class SequenceTask(L.LightningModule):
         self._evaluation_state = None
 
     def on_validation_end(self) -> None:
-        self._log_row(self.logged("val/"))
+        self._log_row(self.logged("val/") | {"samples": self.samples_seen})
 
     def on_test_end(self) -> None:
         self._log_row(self.logged("test/"))
@@ -199,6 +199,6 @@ class SequenceTask(L.LightningModule):
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=1)
 
     def _log_row(self, values: dict[str, float]) -> None:
-        """One row at this step for every logger. Lightning's own path would log without the samples seen."""
+        """One row at this step for every logger; Lightning's own path would log without the samples seen."""
         for logger in self.loggers:
-            logger.log_metrics({**values, "samples": self.samples_seen}, step=self.global_step)
+            logger.log_metrics(values, step=self.global_step)
