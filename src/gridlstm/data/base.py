@@ -68,6 +68,9 @@ class SequenceData(L.LightningDataModule):
         seed: of the training stream; evaluation data does not depend on it.
     """
 
+    unit = "symbols"
+    """What one time step is called in the log."""
+
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
         if batch_size < 1:

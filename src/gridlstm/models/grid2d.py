@@ -50,8 +50,8 @@ class Grid2d(SequenceModel):
         input_size: int,
         hidden_size: int,
         num_layers: int,
-        time: Cell = LSTM(),  # noqa: B008 - a frozen dataclass
-        depth: Cell = LSTM(),  # noqa: B008
+        time: Cell = LSTM(),
+        depth: Cell = LSTM(),
         tied: bool = True,
         priority: str | None = None,
         sweep: SweepName = "auto",

@@ -42,7 +42,7 @@ class StackedLSTM(SequenceModel):
         input_size: int,
         hidden_size: int,
         num_layers: int,
-        time: Cell = LSTM(),  # noqa: B008 - a frozen dataclass
+        time: Cell = LSTM(),
         tied: bool = False,
     ) -> None:
         super().__init__()

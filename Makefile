@@ -1,0 +1,33 @@
+# make train, make test: everything else is python -m gridlstm.<name>. No step needs more than Python 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help train test lint clean
+
+help:
+	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; two minutes by default"
+	@echo "make test                                     lint, types and the tests (without those marked slow)"
+	@echo "make lint                                     ruff and mypy"
+
+# The stamp is remade when what is installed changes.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gridlstm needs Python 3.11 or newer; give one with make PYTHON=python3.12, say")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+train: $(VENV)/installed
+	@$(BIN)/python train.py $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

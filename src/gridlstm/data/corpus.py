@@ -1,0 +1,242 @@
+"""A text file as an array of symbol ids, decoded once and cached on disk.
+
+A cache entry is one file: a line of JSON (vocabulary, length, dtype), padded, then the raw ids.
+"""
+
+import bz2
+import codecs
+import gzip
+import hashlib
+import json
+import logging
+import lzma
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gridlstm.data.files import only_process, replacing
+from gridlstm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Level = Literal["byte", "char"]
+"""What a symbol is: a byte, or a UTF-8 code point."""
+
+FORMAT = 1
+"""Version of the cache entries; part of their key."""
+CHUNK = 1 << 24
+"""Bytes decoded at a time."""
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The distinct symbols of a text; the id of a symbol is its place among them."""
+
+    level: Level
+    symbols: tuple[int, ...]
+    """Byte values or code points, ascending."""
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def encode(self, text: str | bytes) -> NDArray[np.int64]:
+        """The ids of a text.
+
+        Raises:
+            UserError: a symbol that the vocabulary lacks, or, at level char, bytes that are not UTF-8.
+        """
+        raw = text.encode() if isinstance(text, str) else text
+        codes = np.concatenate([np.zeros(0, np.int64), *_codes(raw, self.level, "the text")])
+        ids = np.searchsorted(self.symbols, codes)
+        unknown = np.setdiff1d(codes, self.symbols)
+        if len(unknown):
+            name = repr(chr(unknown[0])) if self.level == "char" else f"byte {unknown[0]}"
+            raise UserError(f"{name} does not occur in the text that the model was trained on: leave it out.")
+        return ids
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids; at level byte, sequences that are not UTF-8 become the replacement character."""
+        codes = np.asarray(self.symbols)[np.asarray(ids, dtype=np.int64)]
+        if self.level == "byte":
+            return codes.astype(np.uint8).tobytes().decode(errors="replace")
+        return codes.astype("<u4").tobytes().decode("utf-32-le")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as ids."""
+
+    ids: NDArray[np.unsignedinteger[Any]]
+    """(length,) in the smallest unsigned type; memory-mapped and read-only where the cache can be written."""
+    vocabulary: Vocabulary
+
+
+def read_corpus(path: Path, level: Level, cache_dir: Path | None = None) -> Corpus:
+    """Reads a text file: plain, .xz, .gz, .bz2, or a .zip of one member.
+
+    The ids are cached, so that a large file is unpacked once and every later start maps them into memory. Any number
+    of processes may ask at once: one decodes, the others wait for it. An entry that is damaged is made anew; where the
+    cache cannot be written, a warning says so and the ids stay in memory.
+
+    Args:
+        path: of the file.
+        level: what a symbol is. A character that the end of the file cuts short is dropped.
+        cache_dir: None for ``$XDG_CACHE_HOME/gridlstm``, or ``~/.cache/gridlstm``.
+
+    Raises:
+        UserError: file missing, empty, unreadable, damaged, a zip of several members, or at level char not UTF-8.
+    """
+    if level not in get_args(Level):
+        raise UserError(f"the level must be byte or char, got {level!r}.")
+    path = path.expanduser().resolve()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}. Name a text file (plain, .xz, .gz, .bz2, .zip): task.path=..."
+        ) from error
+    try:
+        entry = _entry(path, stat, level, cache_dir)
+        cached = _load(entry, level)
+        if cached is not None:
+            return cached
+        with only_process(entry.with_suffix(".lock"), f"reading {path}"):
+            return _load(entry, level) or _build(path, level, entry)
+    except OSError as error:
+        log.warning("the cache cannot be used (%s): %s stays in memory, and is read anew each time", error, path)
+        return _decode(path, level)
+
+
+def _entry(path: Path, stat: os.stat_result, level: Level, cache_dir: Path | None) -> Path:
+    if cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if base.startswith("~"):
+            raise FileNotFoundError("no home directory: set XDG_CACHE_HOME")
+        cache_dir = Path(base) / "gridlstm"
+    key = json.dumps([str(path), stat.st_size, stat.st_mtime_ns, level, FORMAT])
+    return cache_dir.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.ids"
+
+
+def _load(entry: Path, level: Level) -> Corpus | None:
+    """The cached corpus; None when there is none, or none that is whole."""
+    if not entry.exists():
+        return None
+    try:
+        with entry.open("rb") as file:
+            header = json.loads(file.readline())
+            offset = file.tell()
+        dtype, length = np.dtype(header["dtype"]), int(header["length"])
+        expected = offset + length * dtype.itemsize
+        if entry.stat().st_size != expected:
+            raise ValueError(f"{entry.stat().st_size} bytes, expected {expected}")
+        ids = np.memmap(entry, dtype=dtype, mode="r", offset=offset, shape=(length,))
+        return Corpus(ids, Vocabulary(level, tuple(header["symbols"])))
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("the cached text %s is damaged (%s): reading the original anew", entry, error)
+        return None
+
+
+def _build(path: Path, level: Level, entry: Path) -> Corpus:
+    corpus = _decode(path, level)
+    header = {"symbols": corpus.vocabulary.symbols, "dtype": corpus.ids.dtype.str, "length": len(corpus.ids)}
+    line = json.dumps(header).encode()
+    line += b" " * (-(len(line) + 1) % ALIGNMENT) + b"\n"
+    try:
+        with replacing(entry) as file:
+            file.write(line)
+            file.write(corpus.ids.data)
+    except OSError as error:
+        log.warning("the cache %s cannot be written (%s): %s stays in memory", entry.parent, error, path)
+        return corpus
+    log.info("cached in %s", entry)
+    return _load(entry, level) or corpus
+
+
+def _decode(path: Path, level: Level) -> Corpus:
+    log.info("reading %s", path)
+    raw = _contents(path)
+    if level == "char" and (cut := _cut_character(raw)):
+        log.warning("%s ends inside a UTF-8 character: its last %d bytes are left out", path, cut)
+        raw = raw[:-cut]
+    # Twice over the text: its code points, at four bytes each, are never all in memory.
+    used = np.zeros(256 if level == "byte" else 0x110000, dtype=bool)
+    length = 0
+    for codes in _codes(raw, level, str(path)):
+        used[codes] = True
+        length += len(codes)
+    if length == 0:
+        raise UserError(f"{path} is empty: name a file with text in it with task.path=...")
+    symbols = np.flatnonzero(used)
+    id_of = np.zeros(len(used), dtype=np.min_scalar_type(len(symbols) - 1))
+    id_of[symbols] = np.arange(len(symbols))
+    ids: NDArray[Any] = np.empty(length, dtype=id_of.dtype)
+    place = 0
+    for codes in _codes(raw, level, str(path)):
+        ids[place : place + len(codes)] = id_of[codes]
+        place += len(codes)
+    log.info("%s: %d symbols (level %s), %d distinct", path, length, level, len(symbols))
+    return Corpus(ids, Vocabulary(level, tuple(symbols.tolist())))
+
+
+def _contents(path: Path) -> bytes:
+    opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
+    try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                members = [member.filename for member in archive.infolist() if not member.is_dir()]
+                if len(members) != 1:
+                    raise UserError(
+                        f"{path} must hold exactly one file, got {len(members)}: {', '.join(members[:10])}. Unpack it "
+                        f"and name one of them with task.path=..."
+                    )
+                return archive.read(members[0])
+        with opener(path, "rb") as file:
+            return file.read()
+    except (
+        OSError,
+        EOFError,
+        lzma.LZMAError,
+        zlib.error,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        # RuntimeError is zipfile's for an encrypted member.
+        raise UserError(
+            f"{path} cannot be read: {error}. If it is truncated or damaged, replace it; .xz, .gz, .bz2 and .zip must "
+            f"be what the name says."
+        ) from error
+
+
+def _cut_character(raw: bytes) -> int:
+    """How many bytes at the end begin a UTF-8 character that they do not finish."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(raw[-3:])
+    return len(decoder.getstate()[0])
+
+
+def _codes(raw: bytes, level: Level, name: str) -> Iterator[NDArray[Any]]:
+    """The symbols as bytes or code points, in chunks; ``name`` is what the error calls the text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(raw), CHUNK):
+        chunk = raw[start : start + CHUNK]
+        if level == "byte":
+            yield np.frombuffer(chunk, dtype=np.uint8)
+            continue
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(chunk, final=start + CHUNK >= len(raw))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name} is not UTF-8 at byte offset {start - pending + error.start:,} ({error.reason}): model its "
+                f"bytes with task.data.level=byte, or convert it to UTF-8."
+            ) from error
+        yield np.frombuffer(text.encode("utf-32-le"), dtype="<u4")

@@ -1,0 +1,52 @@
+"""Counter-based random numbers: a pure function of (key, sample index, position), with no state to carry or restore.
+
+A sample depends on nothing but its global index, so any number of ranks and workers, a CPU and a GPU, and a resumed run
+see the same samples. The mixing function is splitmix64 (Steele, Lea, Flood 2014).
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of an unsigned word: torch's int64 multiplication wraps around as uint64's does."""
+    word &= 2**64 - 1
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's own is arithmetic."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIERS[0])
+    x = (x ^ _shift_right(x, 27)) * _signed(_MULTIPLIERS[1])
+    return x ^ _shift_right(x, 31)
+
+
+def random_words(key: tuple[int, ...], index: Tensor, positions: int) -> Tensor:
+    """63 random bits for each position of each sample.
+
+    Args:
+        key: what else the numbers depend on, such as (seed, split).
+        index: (B,) int64 global sample indices.
+        positions: numbers drawn for each sample.
+
+    Returns:
+        (B, positions) int64 in [0, 2^63), on the device of ``index``.
+    """
+    word = index.new_zeros(())
+    for part in key:
+        word = _mix(word ^ _signed(part * _GOLDEN + 1))
+    rows = _mix(word + index * _signed(_GOLDEN))
+    columns = torch.arange(1, positions + 1, device=index.device) * _signed(_GOLDEN)
+    return _shift_right(_mix(rows[:, None] + columns), 1)
+
+
+def random_integers(key: tuple[int, ...], index: Tensor, positions: int, below: int) -> Tensor:
+    """(B, positions) int64 uniform in [0, below); the modulo's bias is under below / 2^63."""
+    return random_words(key, index, positions) % below

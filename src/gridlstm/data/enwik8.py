@@ -1,0 +1,136 @@
+"""enwik8, the first 10^8 bytes of the English Wikipedia of 2006, found or downloaded (section 4.3)."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from gridlstm.data.download import fetch, unzip_member
+from gridlstm.data.files import mismatch, only_process
+from gridlstm.data.text import TextData
+from gridlstm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+NAME = "enwik8"
+ZIP_NAME = "enwik8.zip"
+
+
+class Enwik8Data(TextData):
+    """The bytes of the genuine enwik8, proved by size and SHA-256; see ``TextData``.
+
+    It is looked for at ``path`` alone if that is given; otherwise in ``data_dir`` and ``data_dir``/enwik8, as enwik8 or
+    enwik8.zip; otherwise it is downloaded to ``data_dir``. Any number of processes may ask at once: one downloads.
+    A file of that name that is not the genuine one is never replaced.
+
+    Args:
+        data_dir: needs to be writable only where something must be downloaded or unpacked.
+        batch_size, seed, window, stream_length, splits, val_symbols, cache_dir: see ``TextData``.
+        path: the user's own enwik8 or enwik8.zip.
+        url: of the zip archive with the one member enwik8.
+        zip_size, zip_sha256: of the archive, in bytes and hexadecimal.
+        size, sha256: of enwik8.
+
+    Raises:
+        UserError: from ``setup``: the file is neither to be found nor to be had, with every place tried and its reason.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        batch_size: int,
+        seed: int,
+        path: str | Path | None = None,
+        url: str = "http://mattmahoney.net/dc/enwik8.zip",
+        zip_size: int = 36_445_475,
+        zip_sha256: str = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        size: int = 100_000_000,
+        sha256: str = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        window: int = 50,
+        stream_length: int = 10_000,
+        splits: Sequence[float] = (90_000_000, 5_000_000, 5_000_000),
+        val_symbols: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(path, "byte", batch_size, seed, window, stream_length, splits, val_symbols, cache_dir)
+        self.data_dir = Path(data_dir).expanduser()
+        self.url = url
+        self.zip_size = zip_size
+        self.zip_sha256 = zip_sha256
+        self.size = size
+        self.sha256 = sha256
+        self._found: Path | None = None
+
+    def source(self) -> Path:
+        if self._found is None:
+            self._found = self._find()
+        return self._found
+
+    def _find(self) -> Path:
+        directories = [self.data_dir, self.data_dir / NAME]
+        files = [directory / NAME for directory in directories]
+        archives = [directory / ZIP_NAME for directory in directories]
+        if self.path is not None:
+            named = Path(self.path).expanduser()
+            file, not_file = _genuine([named], self.size, self.sha256)
+            if file is not None:
+                return file
+            archives, not_archive = [named], _genuine([named], self.zip_size, self.zip_sha256)[1]
+            if not_archive:
+                raise UserError(
+                    f"task.path is neither {NAME} ({not_file[0]}) nor {ZIP_NAME} ({not_archive[0]}). Name the genuine "
+                    f"one, or leave task.path out; for any other text, task=text task.path={named}."
+                )
+        file, reasons = _genuine(files, self.size, self.sha256)
+        if file is not None:
+            return file
+        try:
+            with only_process(self.data_dir / f".{NAME}.lock", f"preparing {NAME}"):
+                file, reasons = _genuine(files, self.size, self.sha256)  # another process may have made it meanwhile
+                return file or self._prepare(archives, reasons)
+        except OSError as error:
+            reasons.append(
+                f"{self.data_dir}: cannot be written ({error.strerror}), so nothing can be downloaded or unpacked "
+                f"there: make it writable, or choose another directory with data_dir=..."
+            )
+            raise self._not_found(reasons) from error
+
+    def _prepare(self, archives: list[Path], reasons: list[str]) -> Path:
+        """Unpacks the first genuine archive, or downloads one."""
+        archive, not_archives = _genuine(archives, self.zip_size, self.zip_sha256)
+        reasons = reasons + not_archives
+        home = self.data_dir / NAME if (self.data_dir / NAME).is_dir() else self.data_dir
+        for target in [home / NAME] if archive else [home / NAME, home / ZIP_NAME]:
+            if target.exists():
+                raise self._not_found([*reasons, f"{self.url}: not downloaded: {target} is in the way, remove it"])
+        if archive is not None:
+            unzip_member(archive, NAME, home / NAME, self.size, self.sha256)
+            return home / NAME
+        log.info("downloading %s to %s", self.url, home)
+        downloaded = home / ZIP_NAME
+        try:
+            fetch(self.url, downloaded, self.zip_size, self.zip_sha256)
+            unzip_member(downloaded, NAME, home / NAME, self.size, self.sha256)
+        except UserError as error:
+            raise self._not_found([*reasons, str(error)]) from error
+        finally:
+            downloaded.unlink(missing_ok=True)
+        return home / NAME
+
+    def _not_found(self, reasons: list[str]) -> UserError:
+        tried = "".join(f"\n  - {reason}" for reason in reasons)
+        return UserError(
+            f"{NAME} was neither found nor could it be downloaded. Tried:{tried}\n"
+            f"Put {NAME} or {ZIP_NAME} (from {self.url}) into {self.data_dir} by hand, or name it with task.path=... "
+            f"Without any download: task=memorization, or task=text task.path=<any text file>."
+        )
+
+
+def _genuine(places: list[Path], size: int, sha256: str) -> tuple[Path | None, list[str]]:
+    """The first place that holds the file of this size and SHA-256, and why those before it, or all, do not."""
+    reasons: list[str] = []
+    for place in places:
+        reason = mismatch(place, size, sha256)
+        if reason is None:
+            return place, reasons
+        reasons.append(f"{place}: {reason}")
+    return None, reasons

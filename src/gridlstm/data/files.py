@@ -1,0 +1,74 @@
+"""Files that are whole or absent: writing in one step, checking contents, one writing process at a time."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def replacing(destination: Path) -> Iterator[BinaryIO]:
+    """Opens ``<destination>.part`` for writing, which becomes ``destination`` in one step when the block succeeds.
+
+    When the block fails, Ctrl-C included, the part is removed and ``destination`` stays as it was. A stale part, left
+    by a killed process, is overwritten. Callers that may race hold a lock (``only_process``).
+
+    Raises:
+        OSError: the part cannot be written or renamed.
+    """
+    part = destination.with_name(destination.name + ".part")
+    with part.open("wb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, destination)
+        finally:
+            part.unlink(missing_ok=True)  # present only after a failure
+
+
+@contextmanager
+def only_process(lock_file: Path, purpose: str) -> Iterator[None]:
+    """Holds an exclusive lock between processes; waits for the one that has it, and says so in the log.
+
+    Args:
+        lock_file: created, with its directory, if need be.
+        purpose: what the holder does, for the log.
+
+    Raises:
+        OSError: the lock file cannot be made.
+    """
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process, which is %s (it holds %s)", purpose, lock_file)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def mismatch(path: Path, size: int, sha256: str) -> str | None:
+    """Why the file is not the one of this size (bytes) and SHA-256 (hexadecimal); None when it is."""
+    try:
+        if not path.exists():
+            return "no such file"
+        if not path.is_file():
+            return "not a file"
+        if path.stat().st_size != size:
+            return f"{path.stat().st_size:,} bytes, expected {size:,}"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    return None if digest == sha256 else f"SHA-256 {digest}, expected {sha256}"

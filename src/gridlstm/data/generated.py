@@ -1,0 +1,78 @@
+"""Base of the tasks whose samples are generated: endless fresh training data, fixed evaluation sets.
+
+The loader yields sample indices; the samples themselves are made on the training device.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from gridlstm.data.base import Batch, SequenceData, owned_rows
+
+TRAIN, VAL, TEST = range(3)
+"""The splits, as parts of the random key: no sample of one is a sample of another but by chance."""
+
+
+class Draw(NamedTuple):
+    """Which samples make up one batch."""
+
+    split: int
+    samples: Tensor
+    """(B,) int64 global sample indices."""
+
+
+class _TrainDraws(IterableDataset[Draw]):
+    """Batch n holds samples n * batch_size + row, for the rows that this rank owns."""
+
+    def __init__(self, first_batch: int, batch_size: int, rows: range) -> None:
+        self.first_batch = first_batch
+        self.batch_size = batch_size
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Draw]:
+        index = torch.arange(self.rows.start, self.rows.stop) + self.first_batch * self.batch_size
+        while True:
+            yield Draw(TRAIN, index)
+            index = index + self.batch_size
+
+
+class GeneratedData(SequenceData):
+    """Samples that are a pure function of (seed, split, global sample index).
+
+    Args:
+        batch_size: rows of one global batch.
+        seed: of the training samples. Evaluation samples have a key of their own, so every seed is judged alike.
+        num_val: samples of each validation.
+        num_test: samples of the final test.
+    """
+
+    def __init__(self, batch_size: int, seed: int, num_val: int, num_test: int) -> None:
+        super().__init__(batch_size, seed)
+        self.sizes = {VAL: num_val, TEST: num_test}
+
+    def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
+        """The samples with these indices, on the device of ``index``."""
+        raise NotImplementedError(f"{type(self).__name__} must define generate")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        draw = super().on_after_batch_transfer(batch, dataloader_idx)
+        seed = self.seed if draw.split == TRAIN else 0
+        return self.generate((seed, draw.split), draw.samples)
+
+    def train_dataloader(self) -> DataLoader[Draw]:
+        return DataLoader(_TrainDraws(self.batches_seen, self.batch_size, self.rows), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Draw]:
+        return self._evaluation_draws(VAL)
+
+    def test_dataloader(self) -> DataLoader[Draw]:
+        return self._evaluation_draws(TEST)
+
+    def _evaluation_draws(self, split: int) -> DataLoader[Draw]:
+        world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        owned = torch.tensor(owned_rows(self.sizes[split], rank, world_size))
+        draws = [Draw(split, index) for index in owned.split(len(self.rows))]
+        return DataLoader(draws, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set

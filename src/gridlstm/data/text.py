@@ -1,0 +1,202 @@
+"""Any text as the paper models enwik8 (section 4.3): streams of symbols, read in windows, the state carried.
+
+Shape legend: B batch rows, T time steps (the window).
+"""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset
+
+from gridlstm.data.base import Batch, SequenceData, Spec
+from gridlstm.data.corpus import Corpus, Level, read_corpus
+from gridlstm.data.streams import Streams, split_text
+from gridlstm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class TextData(SequenceData):
+    """The next symbol of a text, in windows of truncated backpropagation through time.
+
+    Training: the split is cut into streams of ``stream_length`` symbols. The rows of a batch are windows of as many
+    streams; the next batch has the next window of each; after the last, every row takes up a new stream, with
+    ``reset``. Each epoch visits all streams once, in an order of its own, cut at an offset of its own, both drawn from
+    (seed, epoch).
+
+    Evaluation: the split is cut into consecutive streams, the last one shorter, whose state starts afresh. Every symbol
+    but the split's first is predicted once; the masks leave out the padding after the last.
+
+    Args:
+        path: of the text file; see ``read_corpus``.
+        level: what a symbol is, "byte" or "char".
+        batch_size, seed: see ``SequenceData``.
+        window: T, symbols of one batch row.
+        stream_length: symbols through which the state is carried; a multiple of ``window``.
+        splits: training, validation and test, in the order of the text: three fractions that sum to 1, or three
+            numbers of symbols.
+        val_symbols: use at most so many symbols of the validation split while fitting; None for all. A validation on
+            its own (``setup("validate")``) always uses all.
+        cache_dir: of the decoded text; see ``read_corpus``.
+
+    Raises:
+        UserError: sizes that do not fit together; from ``setup``, a text that cannot be read or is too short.
+    """
+
+    unit = "characters"
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        level: Level,
+        batch_size: int,
+        seed: int,
+        window: int = 50,
+        stream_length: int = 10_000,
+        splits: Sequence[float] = (0.9, 0.05, 0.05),
+        val_symbols: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        if seed < 0:
+            raise UserError(f"seed must be 0 or more, got {seed}.")
+        if window < 1:
+            raise UserError(f"task.data.window must be at least 1, got {window}.")
+        if stream_length < window or stream_length % window:
+            raise UserError(
+                f"task.data.stream_length must be a multiple of task.data.window, got {stream_length} and {window}: "
+                f"for example task.data.stream_length={max(1, stream_length // window) * window}."
+            )
+        if val_symbols is not None and val_symbols < 2:
+            raise UserError(f"task.data.val_symbols must be null or at least 2, got {val_symbols}.")
+        self.path = path
+        self.level = level
+        self.window = window
+        self.stream_length = stream_length
+        self.splits = tuple(splits)
+        self.val_symbols = val_symbols
+        self.cache_dir = cache_dir
+        self._corpus: Corpus | None = None
+        self._fitting = True
+
+    def source(self) -> Path:
+        """The text file."""
+        if self.path is None:
+            raise UserError("no text was named: task.path=<any text file>.")
+        return Path(self.path)
+
+    @property
+    def corpus(self) -> Corpus:
+        """The text, read on first use."""
+        if self._corpus is None:
+            cache_dir = None if self.cache_dir is None else Path(self.cache_dir)
+            self._corpus = read_corpus(self.source(), self.level, cache_dir)
+        return self._corpus
+
+    @property
+    def parts(self) -> tuple[range, range, range]:
+        """Where training, validation and test split lie in the text."""
+        return split_text(len(self.corpus.ids), self.splits)
+
+    @property
+    def streams(self) -> Streams:
+        """The training streams."""
+        return Streams(self.parts[0], self.stream_length, self.window, self.seed)
+
+    def setup(self, stage: str | None = None) -> None:
+        self._fitting = stage != "validate"
+        new = self._corpus is None
+        epoch = self.streams.per_epoch  # reads the text and checks that the splits fit it
+        if new:
+            sizes = " + ".join(f"{len(part):,}" for part in self.parts)
+            log.info("%s characters to train, validate, test on; %d training streams an epoch", sizes, epoch)
+
+    @property
+    def spec(self) -> Spec:
+        symbols = len(self.corpus.vocabulary)
+        return Spec(input_size=symbols, output_size=symbols, sequence_length=self.window)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        first = self.batches_seen  # a second pass over this loader, as in overfitting, repeats the first
+        return _loader(lambda: self._training_batches(first))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        part = self.parts[1]
+        if self._fitting and self.val_symbols is not None:
+            part = part[: self.val_symbols]
+        return _loader(lambda: self._evaluation_batches(part))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        part = self.parts[2]
+        return _loader(lambda: self._evaluation_batches(part))
+
+    def state_dict(self) -> dict[str, Any]:
+        vocabulary = self.corpus.vocabulary
+        return {**super().state_dict(), "level": vocabulary.level, "vocabulary": list(vocabulary.symbols)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vocabulary = self.corpus.vocabulary
+        level, symbols = state_dict["level"], state_dict["vocabulary"]
+        if level != vocabulary.level or symbols != list(vocabulary.symbols):
+            raise UserError(
+                f"the checkpoint was trained on another text: its vocabulary has {len(symbols)} symbols (level {level}"
+                f"), {self.source()} has {len(vocabulary)} (level {vocabulary.level}), and "
+                f"{len(set(symbols) ^ set(vocabulary.symbols))} are not in both. Name the text and the level of that "
+                f"run with task.path=... and task.data.level=..."
+            )
+        super().load_state_dict(state_dict)
+
+    def _training_batches(self, first: int) -> Iterator[Batch]:
+        ids, streams = np.asarray(self.corpus.ids), self.streams
+        windows = self.stream_length // self.window
+        everything = torch.ones(len(self.rows), self.window, dtype=torch.bool)
+        steps = np.arange(self.window + 1)
+        starts: NDArray[np.int64] | None = None
+        for batch in itertools.count(first):
+            turn, place = divmod(batch, windows)
+            if place == 0 or starts is None:
+                starts = np.array([streams.start(turn * self.batch_size + row) for row in self.rows])
+            symbols = ids[starts[:, None] + place * self.window + steps].astype(np.int64)
+            inputs, targets = torch.from_numpy(symbols[:, :-1].copy()), torch.from_numpy(symbols[:, 1:].copy())
+            reset = torch.full((len(starts),), place == 0)
+            yield Batch(inputs, targets, everything, everything, reset)
+
+    def _evaluation_batches(self, part: range) -> Iterator[Batch]:
+        """The streams of a split, ``batch_size`` at a time; of the last ones, only those that exist."""
+        ids = np.asarray(self.corpus.ids)
+        predictions = len(part) - 1
+        steps = np.arange(self.window)
+        for first in range(0, predictions, self.batch_size * self.stream_length):
+            starts = first + np.array(self.rows) * self.stream_length
+            starts = starts[starts < predictions]
+            # The first stream of a group is its longest; windows divide it.
+            longest = min(self.stream_length, predictions - starts[0]) if len(starts) else 0
+            for offset in range(0, longest, self.window):
+                places = starts[:, None] + offset + steps
+                valid = places < predictions
+                places = np.where(valid, part.start + places, part.start)
+                inputs = np.where(valid, ids[places], 0).astype(np.int64)
+                targets = np.where(valid, ids[places + 1], 0).astype(np.int64)
+                mask = torch.from_numpy(valid)
+                reset = torch.full((len(starts),), offset == 0)
+                yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), mask, mask, reset)
+
+
+class _Batches(IterableDataset[Batch]):
+    """What a function yields, from its start for every iterator."""
+
+    def __init__(self, batches: Callable[[], Iterator[Batch]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+
+def _loader(batches: Callable[[], Iterator[Batch]]) -> DataLoader[Batch]:
+    return DataLoader(_Batches(batches), batch_size=None)

@@ -1,0 +1,95 @@
+"""Evaluate a checkpoint: ``python -m gridlstm.evaluate ckpt=outputs/…/checkpoints/best.ckpt split=test``."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gridlstm.errors import UserError
+
+USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [key=value …]
+
+Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
+
+  ckpt    a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
+  split   val: the whole validation set as the run uses it; test (default)
+  key     any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
+
+
+def load_config(checkpoint: Path) -> DictConfig:
+    """The configuration of the run that wrote a checkpoint.
+
+    Raises:
+        UserError: there is no such checkpoint, or no config.yaml in a directory above it.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
+    for directory in checkpoint.resolve().parents:
+        if (directory / "config.yaml").is_file():
+            config = OmegaConf.load(directory / "config.yaml")
+            assert isinstance(config, DictConfig)
+            return config
+    raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
+
+
+def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, float]:
+    """Metrics of a checkpoint.
+
+    Args:
+        checkpoint: inside its run directory.
+        split: "val" or "test".
+        overrides: dotted ``key=value``, of options that the run has.
+
+    Raises:
+        UserError: no such checkpoint, split or option.
+    """
+    if split not in ("val", "test"):
+        raise UserError(f"split must be val or test, got {split!r}.")
+    config = load_config(checkpoint)
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with_dotlist(overrides)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"{str(error).splitlines()[0]}. Options are those of {checkpoint.parents[1]}/config.yaml."
+        ) from error
+    config.logger = None
+    config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
+    config.trainer.enable_checkpointing = False
+
+    # Imported here, so that a misspelt path need not wait for torch.
+    from gridlstm.runtime.build import build
+    from gridlstm.runtime.job import quiet
+    from gridlstm.runtime.record import metrics
+
+    quiet()
+    run = build(config)
+    go = run.trainer.validate if split == "val" else run.trainer.test
+    go(run.task, run.data, ckpt_path=checkpoint, verbose=False)
+    return {name: value for name, value in metrics(run).items() if name.startswith(f"{split}/")}
+
+
+def main() -> None:
+    """The command line."""
+    arguments = sys.argv[1:]
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        sys.exit(USAGE) if not arguments else print(USAGE)
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the JSON's
+    try:
+        if bad := [a for a in arguments if "=" not in a]:
+            raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{USAGE}")
+        given = dict(a.split("=", 1) for a in arguments)
+        if "ckpt" not in given:
+            raise UserError(f"ckpt must be given.\n\n{USAGE}")
+        checkpoint, split = Path(given.pop("ckpt")), given.pop("split", "test")
+        print(json.dumps(evaluate(checkpoint, split, [f"{key}={value}" for key, value in given.items()]), indent=2))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

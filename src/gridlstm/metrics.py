@@ -1,0 +1,40 @@
+"""Metrics as ratios of sums, exact over batches of any size and over any number of ranks."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class RatioOfSums(Metric):
+    """sum of numerators / sum of denominators: never a mean of means.
+
+    Args:
+        unit: what the ratio is divided by; ``math.log(2)`` turns nats into bits.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, unit: float = 1.0) -> None:
+        super().__init__()
+        self.unit = unit
+        # Sums of 10^8 float32 terms lose digits; float64 keeps them.
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: Tensor | int) -> None:
+        """Adds a sum and the number of its terms."""
+        self.total += total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """The ratio; NaN over nothing."""
+        return self.total / self.count / self.unit
+
+
+def bits() -> RatioOfSums:
+    """Bits per symbol, from sums of nats: for characters, bits per character (bpc)."""
+    return RatioOfSums(unit=math.log(2))

@@ -1,0 +1,119 @@
+"""The one place where configuration becomes objects: the wiring diagram of a run."""
+
+import inspect
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import lightning as L
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, ListConfig
+
+from gridlstm.data.base import SequenceData
+from gridlstm.errors import UserError
+from gridlstm.tasks.base import SequenceTask
+
+
+class Run(NamedTuple):
+    """What a run is made of."""
+
+    data: SequenceData
+    task: SequenceTask
+    trainer: L.Trainer
+
+
+def build(cfg: DictConfig) -> Run:
+    """config -> (data, task, trainer).
+
+    Sizes flow in Python: the data knows its symbols, the model is made for them, the task joins both.
+
+    Raises:
+        UserError: a component refused its options.
+    """
+    data: SequenceData = _make(cfg, "task.data")()
+    data.prepare_data()
+    data.setup("fit")
+    model = _make(cfg, "model")(input_size=data.spec.input_size)
+    task: SequenceTask = _make(cfg, "task.objective")(
+        model=model,
+        spec=data.spec,
+        optimizer=_make(cfg, "optimizer"),
+        scheduler=_make(cfg, "scheduler") if cfg.scheduler else None,
+    )
+    trainer: L.Trainer = _make(cfg, "trainer")(
+        # A node set to null is left out: callbacks.learning_curve=null.
+        callbacks=[_make(cfg, f"callbacks.{name}")() for name, node in (cfg.callbacks or {}).items() if node],
+        logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
+    )
+    return Run(data, task, trainer)
+
+
+def check_types(node: DictConfig, path: str) -> None:
+    """Refuses values of another type than the component's signature names: a truthy 3 is no ``tied: bool``.
+
+    Only plain values are checked: true and false, numbers, text and null.
+
+    Raises:
+        UserError: with the path of the option.
+    """
+    for name, value in node.items():
+        if isinstance(value, DictConfig):
+            check_types(value, f"{path}.{name!s}")
+    if "_target_" not in node:
+        return
+    target = get_object(node._target_)
+    hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
+    for name, value in node.items():
+        kinds = _kinds(hints.get(str(name)))
+        if not kinds or isinstance(value, DictConfig | ListConfig) or type(value) in kinds:
+            continue
+        if not (type(value) is int and float in kinds) and not (type(value) is str and Path in kinds):
+            expected = " or ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
+            raise UserError(f"{path}.{name!s} must be {expected}, got {value!r}.")
+
+
+_KIND_NAMES: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes of an annotation; () where it allows anything, or something that is no class."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds: list[Any] = []
+    for part in parts:
+        kinds += map(type, get_args(part)) if get_origin(part) is Literal else [get_origin(part) or part]
+    return tuple(dict.fromkeys(kinds)) if all(isinstance(kind, type) for kind in kinds) else ()
+
+
+def _make(cfg: DictConfig, path: str) -> Any:
+    """The callable that a ``_target_`` node describes, its options bound; nested nodes are objects already."""
+    node: Any = cfg
+    for name in path.split("."):
+        node = node[name]
+    check_types(node, path)
+    try:
+        make = instantiate(node, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"{path}: {_reason(error)}") from error
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return make(*args, **kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            # A constructor refuses its options in one of these three ways.
+            raise UserError(f"{path} ({node._target_}): {error}") from error
+
+    return call
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong inside Hydra's wrapping: the innermost message of ours, or Hydra's own."""
+    cause = error.__cause__
+    return str(cause) if isinstance(cause, UserError) else str(error)

@@ -1,0 +1,77 @@
+"""metrics.csv: one row a logged step, kept over a resume."""
+
+import csv
+import os
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class CSVLogger(Logger):
+    """Writes all metrics of one step into one row of one file.
+
+    Lightning's own logger deletes the file of the interrupted run when that is resumed. This one reads it, and drops
+    only the rows past the checkpoint that the run goes on from.
+
+    Args:
+        path: the file. It is rewritten as a whole and atomically, at most every ``every_seconds``.
+    """
+
+    def __init__(self, path: str, every_seconds: float = 5.0) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.every_seconds = every_seconds
+        self._rows: list[dict[str, Any]] = _read(self.path)
+        self._written = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """config.yaml of the run directory is the record of the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert step is not None, "every row belongs to a step"
+        self._rows = [row for row in self._rows if int(row["step"]) <= step]
+        if not self._rows or int(self._rows[-1]["step"]) < step:
+            self._rows.append({"step": step})
+        self._rows[-1].update(metrics)
+        if time.monotonic() - self._written >= self.every_seconds:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._rows:
+            return
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(partial, self.path)
+        self._written = time.monotonic()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]

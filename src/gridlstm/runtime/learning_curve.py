@@ -1,0 +1,63 @@
+"""learning_curve.png: the loss and the monitored metric against samples, drawn from metrics.csv."""
+
+import csv
+import logging
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+
+class LearningCurve(Callback):
+    """Draws the curve when training ends, however it ends.
+
+    Args:
+        dir: the run directory, which holds metrics.csv and receives learning_curve.png.
+        monitor: the metric that chooses the best checkpoint, such as "val/bpc".
+    """
+
+    def __init__(self, dir: str, monitor: str) -> None:
+        self.dir = Path(dir)
+        self.monitor = monitor
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        table = self.dir / "metrics.csv"
+        if not table.exists():
+            log.warning("no learning curve: %s is not there. Add the csv logger: logger=csv", table)
+            return
+        draw(table, self.monitor.split("/", 1)[1], self.dir / "learning_curve.png")
+
+
+def draw(table: Path, metric: str, picture: Path) -> None:
+    """Draws loss and ``metric`` of training and validation against samples seen.
+
+    Args:
+        table: a metrics.csv with columns samples, train/… and val/….
+        metric: without its prefix, such as "bpc".
+        picture: the PNG to write.
+    """
+    # Imported here: matplotlib takes half a second that no other part of a run needs.
+    from matplotlib.figure import Figure
+
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = list(dict.fromkeys(["loss", metric]))
+    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for split, style in (("train", {"alpha": 0.6}), ("val", {"marker": ".", "linewidth": 1.5})):
+            points = [
+                (float(row["samples"]), float(row[column])) for row in rows if row.get(column := f"{split}/{name}")
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=split, **style)
+        axes.set_xlabel("training samples")
+        axes.set_ylabel({"loss": "loss, nats", "bpc": "bits per character"}.get(name, name))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(picture, dpi=120)

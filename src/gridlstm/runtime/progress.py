@@ -1,0 +1,135 @@
+"""How far a run is: a bar on a terminal, and log lines everywhere."""
+
+import datetime
+import logging
+import sys
+import time
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, Timer
+from tqdm import tqdm
+
+from gridlstm.tasks.base import SequenceTask
+
+log = logging.getLogger(__name__)
+
+
+class Progress(ProgressBar):
+    """Step, percentage, latest metrics, symbols a second and the estimated time to the end of training.
+
+    Lightning's own bar knows no total over an endless stream, so it shows no ETA.
+
+    Args:
+        every_seconds: between two log lines. The bar of a terminal moves all the time.
+    """
+
+    def __init__(self, every_seconds: float) -> None:
+        super().__init__()
+        self.every_seconds = every_seconds
+        self._bar: Any = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first_step = trainer.global_step
+        self._start = self._line_at = time.monotonic()
+        self._evaluating = 0.0
+        if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
+            self._bar = tqdm(total=self._last_step(trainer), initial=trainer.global_step, unit="step", leave=False)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.n = trainer.global_step
+            self._bar.set_postfix_str(self._figures(trainer, pl_module), refresh=False)
+            self._bar.update(0)
+        if self._enabled and now - self._line_at >= self.every_seconds:
+            self._line_at = now
+            self._say(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation_start = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._evaluating += time.monotonic() - self._validation_start
+            self._line_at = time.monotonic()
+            self._say(trainer, pl_module, prefix="val/")
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        now = time.monotonic()
+        if batch_idx == 0:
+            self._line_at = now
+        elif self._enabled and now - self._line_at >= self.every_seconds:
+            self._line_at = now
+            total = trainer.num_test_batches[dataloader_idx]
+            log.info("test: batch %d%s", batch_idx + 1, f" of {total}" if total != float("inf") else "")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
+
+    def symbols_per_second(self, trainer: L.Trainer) -> float:
+        """Training throughput so far, over all ranks, validations not counted."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        seconds = time.monotonic() - self._start - self._evaluating
+        steps = trainer.global_step - self._first_step
+        symbols = steps * trainer.accumulate_grad_batches * data.batch_size * data.spec.sequence_length
+        return float(symbols / max(seconds, 1e-9))
+
+    def _say(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str = "") -> None:
+        last = self._last_step(trainer)
+        share = f"/{last} ({100 * trainer.global_step // last} %)" if last else ""
+        line = f"step {trainer.global_step}{share} | {self._figures(trainer, pl_module, prefix)}"
+        if self._bar is not None:
+            self._bar.clear()
+        log.info(line)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def _figures(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str = "") -> str:
+        task = cast(SequenceTask, pl_module)
+        values = task.logged(prefix) if prefix else task.latest
+        parts = [f"{name} {value:.4g}" for name, value in values.items()]
+        rate, unit = self.symbols_per_second(trainer), trainer.datamodule.unit  # type: ignore[attr-defined]
+        return " | ".join([*parts, f"{_compact(rate)} {unit}/s", f"ETA {self._eta(trainer)}"])
+
+    def _eta(self, trainer: L.Trainer) -> str:
+        left: list[float] = []
+        done = trainer.global_step - self._first_step
+        if (last := self._last_step(trainer)) and done:
+            left.append((time.monotonic() - self._start) / done * (last - trainer.global_step))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer) and (remaining := callback.time_remaining()) is not None:
+                left.append(remaining)
+        return str(datetime.timedelta(seconds=round(max(min(left), 0)))) if left else "unknown"
+
+    def _last_step(self, trainer: L.Trainer) -> int | None:
+        return trainer.max_steps if trainer.max_steps > 0 else None
+
+
+def _compact(number: float) -> str:
+    for size, suffix in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"

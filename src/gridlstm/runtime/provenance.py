@@ -1,0 +1,76 @@
+"""Where a number comes from: commit, versions, device, seed, command."""
+
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gridlstm
+
+_PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
+
+
+def commit() -> str:
+    """The commit of the source tree, with "+changes" where the tree differs from it; "unknown" outside a checkout."""
+    root = Path(gridlstm.__file__).parents[2]
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if status.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and what its numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "gridlstm": gridlstm.__version__,
+        **{package: version(package) for package in _PACKAGES},
+    }
+
+
+def device(used: torch.device) -> str:
+    """The device a run computed on, in words."""
+    if used.type == "cuda":
+        return torch.cuda.get_device_name(used)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def command() -> str:
+    """The command line that started this process."""
+    return shlex.join(sys.orig_argv)
+
+
+def rank() -> int:
+    """This process's rank as its launcher tells it, before Lightning knows of it."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+class RankZeroFilter(logging.Filter):
+    """Lets every record of rank zero through, and of other ranks the warnings and errors."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or rank() == 0
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe(used: torch.device) -> dict[str, Any]:
+    """Everything above, as it goes into result.json."""
+    return {"command": command(), "commit": commit(), "device": device(used), "versions": versions()}

@@ -1,0 +1,204 @@
+"""The only LightningModule plumbing: loss, metrics, the carried state, optimiser wiring, and the names of the log.
+
+Shape legend: B batch rows, T time steps, C classes.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from gridlstm.data.base import Batch, Spec, owned_rows
+from gridlstm.errors import UserError
+from gridlstm.metrics import RatioOfSums
+from gridlstm.models.base import SequenceModel, State
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeScheduler = Callable[[Optimizer], LRScheduler]
+
+
+class SequenceTask(L.LightningModule):
+    """Predicts a class at every step: model, linear read-out, cross-entropy.
+
+    The loss of a batch is its summed nats over its count of symbols, both over all ranks, so the number of processes
+    changes nothing.
+
+    Subclasses name the metrics and update them.
+
+    Args:
+        model: the network.
+        spec: of the data.
+        optimizer: called with the parameters.
+        scheduler: called with the optimizer, stepped once an optimiser step; None for a constant learning rate.
+        carry_state: keep the recurrent state from batch to batch, without its gradient, where ``Batch.reset`` allows:
+            truncated backpropagation through time. Otherwise every batch starts afresh.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        spec: Spec,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
+        carry_state: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head = nn.Linear(model.output_size, spec.output_size)
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.carry_state = carry_state
+        # "train" itself would hide nn.Module.train.
+        self.metrics = nn.ModuleDict({stage: self.make_metrics() for stage in ("train_", "val_", "test_")})
+        self.latest: dict[str, float] = {}
+        """The training metrics logged last, for the progress bar."""
+        self._state: State = None
+        self._evaluation_state: State = None
+        self._restored: list[Tensor] | None = None
+
+    def make_metrics(self) -> nn.ModuleDict:
+        """Fresh metrics, by the name they are logged under; "loss" among them."""
+        raise NotImplementedError(f"{type(self).__name__} must define make_metrics")
+
+    def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, logits: Tensor, nats: Tensor) -> None:
+        """Adds one batch: logits (B, T, C), nats (B, T) of each target, zero outside ``loss_mask``."""
+        raise NotImplementedError(f"{type(self).__name__} must define update_metrics")
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """(B, T) symbols -> (B, T, C) logits, and the state after the last step."""
+        y, state = self.model(x, state)
+        return self.head(y), state
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits, nats, self._state = self._step(batch, self._training_state(len(batch.reset)))
+        with torch.no_grad():
+            self.update_metrics(self._metrics("train"), batch, logits, nats)
+        count = self.trainer.strategy.reduce(batch.loss_mask.sum(), reduce_op="sum")
+        # DDP averages the ranks' gradients: scaled by the number of ranks, the mean is the sum.
+        return nats.sum() / count * self.trainer.world_size
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set, but not annotated
+        if every == 0 or self.global_step % every != 0:
+            return
+        values = {f"train/{name}": float(metric.compute()) for name, metric in self._metrics("train").items()}
+        for metric in self._metrics("train").values():
+            metric.reset()
+        if not math.isfinite(values["train/loss"]):
+            raise UserError(
+                f"the training loss became {values['train/loss']} by step {self.global_step}. Lower the learning rate "
+                f"(optimizer.lr) or clip the gradients (trainer.gradient_clip_val=1)."
+            )
+        self.latest = values
+        self._log_row(values | {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], "samples": self.samples_seen})
+
+    def on_validation_epoch_start(self) -> None:
+        self._evaluation_state = None
+
+    def on_test_epoch_start(self) -> None:
+        self._evaluation_state = None
+
+    def on_validation_end(self) -> None:
+        self._log_row(self.logged("val/") | {"samples": self.samples_seen})
+
+    def on_test_end(self) -> None:
+        self._log_row(self.logged("test/"))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
+
+    @property
+    def samples_seen(self) -> int:
+        """Rows of global training batches so far; for text, windows."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, missing from its annotations
+        return int(data.batches_seen * data.batch_size)
+
+    def logged(self, prefix: str) -> dict[str, float]:
+        """The latest metrics of one stage, such as "val/"."""
+        return {name: float(v) for name, v in self.trainer.callback_metrics.items() if name.startswith(prefix)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._state is not None:
+            # Every rank takes part in saving; the checkpoint holds the rows of all of them, in order.
+            leaves = [leaf.cpu() for leaf in tree_flatten(self._state)[0]]
+            checkpoint["carried_state"] = self._gather_rows(leaves)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint.get("carried_state")
+
+    def _gather_rows(self, leaves: list[Tensor]) -> list[Tensor]:
+        if self.trainer.world_size == 1:
+            return leaves
+        ranks: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(ranks, leaves)
+        return [torch.cat(parts, dim=1) for parts in zip(*ranks, strict=True)]
+
+    def _training_state(self, rows: int) -> State:
+        if self._restored is not None and self.carry_state:
+            everyone = self._restored[0].shape[1]
+            owned = owned_rows(everyone, self.trainer.global_rank, self.trainer.world_size)
+            fresh, structure = tree_flatten(self.model.initial_state(rows))
+            if [leaf.shape for leaf in fresh] != [leaf[:, owned.start : owned.stop].shape for leaf in self._restored]:
+                raise UserError(
+                    f"the checkpoint carries the state of {everyone} rows and cannot go on with another model or "
+                    f"batch size: resume with the configuration of the run that wrote it."
+                )
+            pairs = zip(self._restored, fresh, strict=True)
+            state = [old[:, owned.start : owned.stop].to(new) for old, new in pairs]
+            self._state = tree_unflatten(state, structure)
+        self._restored = None
+        return self._state
+
+    def _metrics(self, stage: str) -> dict[str, RatioOfSums]:
+        return self.metrics[f"{stage}_"]  # type: ignore[return-value]  # a ModuleDict is not typed by its content
+
+    def _step(self, batch: Batch, state: State) -> tuple[Tensor, Tensor, State]:
+        """(logits (B, T, C), nats (B, T), state to carry)"""
+        if not self.carry_state:
+            state = None
+        elif state is not None:
+            state = self._reset_rows(state, batch.reset)
+        logits, state = self(batch.inputs, state)
+        nats = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        nats = nats.view_as(batch.targets) * batch.loss_mask
+        return logits, nats, tree_map(torch.Tensor.detach, state) if self.carry_state else None
+
+    def _reset_rows(self, state: State, reset: Tensor) -> State:
+        """The state with the initial one in the rows where ``reset`` (B,) is true; their number may change with it."""
+
+        def choose(old: Tensor, new: Tensor) -> Tensor:
+            if old.shape != new.shape:  # the last group of streams may be smaller, and starts afresh
+                return new
+            return torch.where(reset.view(1, -1, *[1] * (old.dim() - 2)), new, old)
+
+        return tree_map(choose, state, self.model.initial_state(len(reset)))
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        logits, nats, self._evaluation_state = self._step(batch, self._evaluation_state)
+        self.update_metrics(self._metrics(stage), batch, logits, nats)
+        for name, metric in self._metrics(stage).items():
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=1)
+
+    def _log_row(self, values: dict[str, float]) -> None:
+        """One row at this step for every logger; Lightning's own path would log without the samples seen."""
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)

@@ -1,0 +1,102 @@
+"""The training command: ``python train.py``, or where only the wheel is installed, ``python -m gridlstm.train``."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gridlstm.errors import UserError
+
+_HERE = Path(__file__).parent
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf"
+"""The configuration: inside an installed wheel, else the repository's."""
+
+
+@hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
+def _job(cfg: DictConfig) -> float:
+    # Imported here, so that --help, --cfg and a misspelt option need not wait for torch.
+    from gridlstm.runtime.job import run_job
+
+    return run_job(cfg)
+
+
+def main() -> None:
+    """Runs the command line; an error of the user's is one message on stderr and exit status 1."""
+    # Hydra then lets exceptions through, instead of printing half a traceback and hiding the type.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        _job()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error, sys.argv[1:])}")
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """Hydra's message without its advice to force unknown options in, and with the nearest valid names."""
+    message = str(error).split("\nConfig search path:")[0].strip()
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return _unknown_option(found.group(1), arguments)
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
+        group, name = found.groups()
+        choices = sorted(_group_options(group))
+        return f"{group}={name} does not exist.{_nearest(name, choices)}\nChoices of {group}: {', '.join(choices)}"
+    if found := re.search(r"Missing mandatory value: (\S+)", message):
+        return f"{found.group(1)} must be given: {found.group(1)}=…"
+    return f"{message}\nSee python train.py --help, or --cfg job for every option with its value."
+
+
+def _unknown_option(key: str, arguments: list[str]) -> str:
+    name = key.split("@")[0]
+    keys = list(_keys(_default_config(arguments)))
+    groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
+    # A misspelt last part is found among the options of its node, and anything else among all of them.
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in keys if parent and k.startswith(parent + ".") and "." not in k[len(parent) + 1 :]]
+    hint = _nearest(key, siblings) or _nearest(key, [*keys, *groups])
+    listing = f"\nOptions of {parent}: {', '.join(k.rpartition('.')[2] for k in siblings)}" if siblings else ""
+    groups_line = f"\nGroups: {', '.join(sorted(groups))}" if "." not in name else ""
+    everything = "\nAll options with their values: python train.py --cfg job"
+    return f"there is no option {key}.{hint}{listing}{groups_line}{everything}"
+
+
+def _nearest(name: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(name, list(dict.fromkeys(choices)), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _group_options(group: str) -> Iterator[str]:
+    yield from (path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _default_config(arguments: list[str]) -> DictConfig:
+    """The configuration with those group choices of the command line that exist."""
+    choices = []
+    for argument in arguments:
+        group, _, name = argument.partition("=")
+        if (CONF / group / f"{name}.yaml").is_file():
+            choices.append(argument)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", choices)
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in map(str, node):
+        key = f"{prefix}{name}"
+        yield key
+        child = None if OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name) else node[name]
+        if isinstance(child, DictConfig):
+            yield from _keys(child, key + ".")
+
+
+if __name__ == "__main__":
+    main()

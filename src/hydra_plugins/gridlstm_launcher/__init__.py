@@ -1,0 +1,1 @@
+"""Hydra finds launchers in packages of the ``hydra_plugins`` namespace alone."""

@@ -1,0 +1,62 @@
+"""What several test files share: real data where it is, and jobs run in this process at toy size."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import DictConfig
+
+from gridlstm.train import CONF
+
+TOY = (
+    "logger=csv",
+    "hardware=cpu",
+    "model.hidden_size=8",
+    "model.num_layers=2",
+    "trainer.max_steps=4",
+    "task.val_every=2",
+    "trainer.log_every_n_steps=2",
+)
+"""Overrides that make any run small."""
+
+TOY_TASKS = {
+    "memorization": ["task.length=2", "task.alphabet=4", "task.data.num_val=20", "task.data.num_test=20"],
+    "text": ["task.data.window=10", "task.data.stream_length=100", "task.data.batch_size=6"],
+}
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The directory of real data sets; the test is skipped where there is none."""
+    directory = os.environ.get("GRIDLSTM_DATA")
+    if not directory:
+        pytest.skip("real data is not here: set GRIDLSTM_DATA to its directory")
+    return Path(directory)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text that a model can learn something of."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{n} times {n} is {n * n}; " for n in range(700)))
+    return path
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration of a job, as train.py composes it."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+@pytest.fixture
+def job(tmp_path: Path, text_file: Path) -> Callable[..., DictConfig]:
+    """Composes a toy job whose run directory is below this test's own."""
+
+    def make(*overrides: str, directory: str = "run", task: str = "memorization", model: str = "grid2d") -> DictConfig:
+        names = [f"run.task={task}", f"run.model={model}", "run.group=test", f"run.dir={tmp_path / directory}"]
+        data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path / 'cache'}"] if task == "text" else []
+        return compose(f"task={task}", f"model={model}", *TOY, *TOY_TASKS[task], *names, *data, *overrides)
+
+    return make

@@ -1,0 +1,113 @@
+"""What the command line prints to somebody who is new to it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def refused(*arguments: str, cwd: Path = ROOT) -> str:
+    """The one message of a command that fails, which must be no traceback."""
+    done = run(str(ROOT / "train.py"), *arguments, cwd=cwd)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    return done.stderr
+
+
+def test_help_names_groups_and_first_commands() -> None:
+    done = run("train.py", "--help")
+    assert done.returncode == 0
+    for words in ("Start here", "model: grid2d, stacked_lstm", "task: enwik8, memorization, text", "trainer.max_time"):
+        assert words in done.stdout
+    assert "$" not in done.stdout, "a placeholder was not filled in"
+
+
+def test_cfg_job_prints_the_configuration() -> None:
+    done = run("train.py", "task=enwik8", "--cfg", "job")
+    assert done.returncode == 0
+    for words in ("_target_: gridlstm.models.grid2d.Grid2d", "batch_size: 100", "gradient_clip_val"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("modle=grid2d", ["no option modle", "Did you mean model?", "Groups: "]),
+        ("model=gird2d", ["model=gird2d does not exist", "Did you mean grid2d?", "Choices of model: "]),
+        ("task=enwik9", ["Did you mean enwik8?", "enwik8, memorization, text"]),
+        ("model.hiden_size=3", ["no option model.hiden_size", "Did you mean model.hidden_size", "Options of model: "]),
+        ("trainer.max_step=3", ["Did you mean trainer.max_steps"]),
+        ("optimizer.learning_rate=3", ["Options of optimizer: ", "lr"]),
+        ("task.data.windows=3", ["Did you mean task.data.", "--cfg job"]),
+        ("sed=3", ["Did you mean seed"]),
+        ("seed", ["seed", "--help"]),
+        ("transform@model.depht=lstm", ["model.depth"]),
+        ("--config-dir=nowhere", ["nowhere", "not found"]),
+    ],
+)
+def test_misspelt_options_get_the_nearest_valid_names(argument: str, words: list[str]) -> None:
+    message = refused(argument, "task=text") if argument.startswith("task.data") else refused(argument)
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_path_is_asked_for(tmp_path: Path) -> None:
+    assert "error: task.path must be given: task.path=…" in refused("task=text", cwd=tmp_path)
+
+
+def test_a_wrong_path_is_named(tmp_path: Path) -> None:
+    assert "nothing.txt" in refused("task=text", "task.path=nothing.txt", "logger=csv", cwd=tmp_path)
+
+
+def test_startup_without_work_does_not_wait_for_torch() -> None:
+    code = "import sys, gridlstm.train; sys.exit('torch' in sys.modules)"
+    assert run("-c", code).returncode == 0
+
+
+def test_help_of_evaluate() -> None:
+    done = run("-m", "gridlstm.evaluate", "--help")
+    assert done.returncode == 0
+    assert "split=val|test" in done.stdout
+    for arguments in ([], ["split=test"], ["nonsense"]):
+        assert run("-m", "gridlstm.evaluate", *arguments).returncode == 1
+
+
+def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
+    """No account, no environment variable, no terminal, no repository as working directory."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "GRIDLSTM"))}
+    steps = ["trainer.max_steps=3", "model.num_layers=2", "trainer.limit_test_batches=1", "task.data.num_val=15"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *steps],
+        cwd=tmp_path,
+        env={**environment, "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("everything is in   outputs/memorization/grid2d/", "try next", "learning curve"):
+        assert words in done.stderr
+    (directory,) = (tmp_path / "outputs" / "memorization" / "grid2d").iterdir()
+    assert len(list(directory.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    assert {"config.yaml", "metrics.csv", "result.json", "checkpoints", "learning_curve.png", "train.log"} <= {
+        path.name for path in directory.iterdir()
+    }

@@ -1,0 +1,140 @@
+"""Every file in conf/ composes, and what it describes can be made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import get_class, get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from tests.conftest import compose
+
+from gridlstm.data.enwik8 import Enwik8Data
+from gridlstm.data.memorization import MemorizationData
+from gridlstm.data.text import TextData
+from gridlstm.errors import UserError
+from gridlstm.runtime.build import build, check_types
+from gridlstm.train import CONF
+
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+GROUPED = [file for file in FILES if "/" in file]
+RUN = ["run.task=t", "run.model=m", "run.group=g", "run.dir=nowhere"]
+
+
+def choice(file: str) -> list[str]:
+    group, _, name = file.rpartition("/")
+    if group == "transform":
+        return [f"transform@model.time={name}", f"transform@model.depth={name}"]
+    extra = ["task.path=some.txt"] if file == "task/text" else []
+    return [f"{group}={name}", *extra]
+
+
+@pytest.mark.parametrize("file", GROUPED)
+def test_composes_and_resolves(file: str) -> None:
+    config = compose(*choice(file), *RUN)
+    assert not OmegaConf.missing_keys(config)
+    OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("file", GROUPED)
+def test_types_of_all_options_are_right(file: str) -> None:
+    config = compose(*choice(file), *RUN)
+    for group in ("model", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger"):
+        if config[group]:
+            check_types(config[group], group)
+
+
+@pytest.mark.parametrize("file", [f for f in GROUPED if f.split("/")[0] in ("model", "transform")])
+def test_every_model_is_made(file: str) -> None:
+    config = compose(*choice(file), "model.hidden_size=3", "model.num_layers=2", *RUN)
+    model = instantiate(config.model, input_size=5, _convert_="all")
+    y, _ = model(torch.zeros(2, 3, dtype=torch.int64))
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("file", [f for f in GROUPED if f.split("/")[0] in ("optimizer", "scheduler")])
+def test_every_optimizer_and_scheduler_takes_a_step(file: str) -> None:
+    config = compose(*choice(file), *RUN)
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = instantiate(config.optimizer, _convert_="all")([weight])
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    assert (weight != 1).all()
+    if config.scheduler:
+        scheduler = instantiate(config.scheduler, _convert_="all")(optimizer)
+        scheduler.step()
+        assert scheduler.get_last_lr()[0] < optimizer.defaults["lr"]
+
+
+@pytest.mark.parametrize("file", [f for f in GROUPED if f.split("/")[0] in ("callbacks", "logger")])
+def test_every_callback_and_logger_is_made(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = compose(*choice(file), *RUN[:-1], f"run.dir={tmp_path}")
+    made = [instantiate(node, _convert_="all") for node in config[file.split("/")[0]].values()]
+    assert len(made) == len(config[file.split("/")[0]])
+
+
+@pytest.mark.parametrize("file", [f for f in GROUPED if f.startswith("hardware/")])
+def test_hardware_says_where_and_never_what(file: str) -> None:
+    def without_place(config: DictConfig) -> Any:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        for key in ("accelerator", "devices", "strategy", "num_nodes"):
+            del plain["trainer"][key]
+        return plain
+
+    assert without_place(compose(*choice(file), *RUN)) == without_place(compose("hardware=auto", *RUN))
+
+
+def test_every_trainer_option_exists_and_is_the_hardwares(job: Callable[..., DictConfig]) -> None:
+    trainer = build(job("hardware=cpu", "trainer.precision=64-true", "trainer.gradient_clip_val=1")).trainer
+    assert (trainer.precision, trainer.gradient_clip_val, trainer.num_devices) == ("64-true", 1, 1)
+
+
+def test_every_target_is_importable() -> None:
+    def targets(node: Any) -> list[str]:
+        if isinstance(node, dict):
+            return [v for k, v in node.items() if k == "_target_"] + [t for v in node.values() for t in targets(v)]
+        return []
+
+    for file in FILES:
+        for target in targets(OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))):
+            assert callable(get_object(target)), file
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("memorization", MemorizationData), ("text", TextData), ("enwik8", Enwik8Data)]
+)
+def test_every_task_names_its_data(task: str, kind: type) -> None:
+    assert get_class(compose(f"task={task}").task.data._target_) is kind
+
+
+def test_every_task_is_covered_here() -> None:
+    assert {f for f in GROUPED if f.startswith("task/")} == {"task/memorization", "task/text", "task/enwik8"}
+
+
+def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
+    for file in GROUPED:
+        if file.startswith(("experiment/", "task/", "model/", "transform/")):
+            text = (CONF / f"{file}.yaml").read_text().replace("# @package _global_\n", "")
+            assert text.startswith("# "), f"{file} does not say what it is"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.tied=3", "model.tied must be true or false, got 3"),
+        ("model.num_layers=2.5", "model.num_layers must be a whole number, got 2.5"),
+        ("model.priority=7", "model.priority must be text or null, got 7"),
+        ("model.time.bias=yes please", "model.time.bias must be true or false, got 'yes please'"),
+        ("optimizer.lr=fast", "optimizer.lr must be a number or Tensor, got 'fast'"),
+        ("model.time=lstm", "model.time must be Cell, got 'lstm'"),
+        ("trainer.precision=12", "trainer .*Precision 12 is invalid"),
+        ("optimizer.lr=-1", r"optimizer \(torch.optim.Adam\): Invalid learning rate"),
+        ("+model.color=red", "unexpected keyword argument 'color'"),
+        ("model.time.output=sideways", "model: output must be one of paper, standard, got 'sideways'"),
+    ],
+)
+def test_a_wrong_value_is_named(job: Callable[..., DictConfig], option: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _ = build(job(option)).task.configure_optimizers()

@@ -1,0 +1,373 @@
+"""Reading text files, the cache of decoded ids, and the entropy of a text."""
+
+import bz2
+import gzip
+import itertools
+import lzma
+import math
+import os
+import resource
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gridlstm.data import corpus as corpus_module
+from gridlstm.data import entropy as entropy_module
+from gridlstm.data.corpus import Corpus, read_corpus
+from gridlstm.data.entropy import ngram_entropy
+from gridlstm.errors import UserError
+
+TEXT = ("Die Größe des Gitters ändert sich nicht.\n在網格中,每一維都有自己的記憶。\r\n🙂 end\n" * 40).encode()
+
+
+def shared(name: str) -> Path:
+    """A file of the data directory that GRIDLSTM_DATA names; skips the test where it is missing."""
+    path = Path(os.environ.get("GRIDLSTM_DATA", "/nonexistent")) / name
+    if not path.is_file():
+        pytest.skip(f"needs {name} under the directory that GRIDLSTM_DATA names")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def log_everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def reads(caplog: pytest.LogCaptureFixture) -> int:
+    """How often a text was decoded, not taken from the cache."""
+    return sum(message.startswith("reading ") for message in caplog.messages)
+
+
+def test_byte_level_ids_are_places_among_the_distinct_bytes(tmp_path: Path, cache: Path) -> None:
+    found = read_corpus(write(tmp_path / "a.txt", b"banana\xff\n"), "byte", cache)
+    assert found.vocabulary.symbols == (10, 97, 98, 110, 255)
+    assert found.ids.tolist() == [2, 1, 3, 1, 3, 1, 4, 0]
+    assert found.ids.dtype == np.uint8
+    assert isinstance(found.ids, np.memmap)
+
+
+def test_char_level_counts_code_points_and_keeps_line_ends(tmp_path: Path, cache: Path) -> None:
+    found = read_corpus(write(tmp_path / "a.txt", TEXT), "char", cache)
+    text = TEXT.decode()
+    assert found.vocabulary.symbols == tuple(sorted({ord(c) for c in text}))
+    assert [found.vocabulary.symbols[i] for i in found.ids] == [ord(c) for c in text]
+    assert found.vocabulary.decode(found.ids) == text
+
+
+@pytest.mark.parametrize(
+    ("symbols", "dtype"), [(256, np.uint8), (257, np.uint16), (65536, np.uint16), (65537, np.uint32)]
+)
+def test_ids_take_the_smallest_type_that_holds_them(tmp_path: Path, cache: Path, symbols: int, dtype: type) -> None:
+    text = "".join(chr(0x10000 + i) for i in range(symbols))
+    found = read_corpus(write(tmp_path / "a.txt", text.encode()), "char", cache)
+    assert found.ids.dtype == dtype
+    assert np.array_equal(found.ids, np.arange(symbols))
+
+
+def test_all_formats_give_the_same_corpus(tmp_path: Path, cache: Path) -> None:
+    files = [
+        write(tmp_path / "a.txt", TEXT),
+        write(tmp_path / "a.xz", lzma.compress(TEXT)),
+        write(tmp_path / "a.gz", gzip.compress(TEXT)),
+        write(tmp_path / "a.BZ2", bz2.compress(TEXT)),
+        write_zip(tmp_path / "a.zip", {"folder/": b"", "folder/a.txt": TEXT}),
+    ]
+    found = [read_corpus(file, "char", cache) for file in files]
+    assert found[0].vocabulary.decode(found[0].ids) == TEXT.decode()
+    for other in found[1:]:
+        assert other.vocabulary == found[0].vocabulary
+        assert np.array_equal(other.ids, found[0].ids)
+
+
+@given(text=st.text(min_size=1), chunk=st.integers(1, 9))
+@settings(deadline=None, max_examples=100)
+def test_any_text_survives_whatever_the_chunks(text: str, chunk: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("drawn")
+    path = write(directory / "a.txt", text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "CHUNK", chunk)  # so that characters lie across chunks
+        for level in ("char", "byte"):
+            found = read_corpus(path, level, directory / "cache")
+            assert found.vocabulary.decode(found.ids) == text
+            assert np.array_equal(found.vocabulary.encode(text), found.ids)
+            assert np.array_equal(found.vocabulary.encode(text.encode()), found.ids)
+
+
+def test_encoding_what_the_text_lacks_names_it(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "a.txt", "abcé".encode())
+    chars, octets = read_corpus(path, "char", cache).vocabulary, read_corpus(path, "byte", cache).vocabulary
+    assert chars.encode("").tolist() == []
+    with pytest.raises(UserError, match="'ü' does not occur"):
+        chars.encode("abü")
+    with pytest.raises(UserError, match="byte 100 does not occur"):
+        octets.encode("abcd")
+    with pytest.raises(UserError, match="not UTF-8 at byte offset 1"):
+        chars.encode(b"a\xff")
+    with pytest.raises(UserError, match="not UTF-8 at byte offset 2"):  # cut short: no end of a file, so no excuse
+        chars.encode("abé".encode()[:-1])
+
+
+@pytest.mark.parametrize("character", ["é", "記", "🙂"])
+def test_a_character_cut_by_the_end_of_the_file_is_dropped(
+    character: str, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = character.encode()
+    for kept in range(1, len(whole)):
+        caplog.clear()
+        path = write(tmp_path / f"{kept}.txt", "ö記🙂".encode() + whole[:kept])
+        found = read_corpus(path, "char", cache)
+        assert found.vocabulary.decode(found.ids) == "ö記🙂"
+        assert f"its last {kept} bytes are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "offset"),
+    [
+        (b"abc\xffdef", 3),
+        ("記".encode() + b"\x80abc", 3),
+        ("a記".encode()[:-1] + b"b", 1),  # a cut character in the interior
+        (b"abc\xff", 3),  # at the end, but the beginning of no character
+        (b"a" * 5000 + b"\xed\xa0\x80" + b"b" * 5000, 5000),  # a surrogate
+        (b"ab\x80", 2),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 4, 1 << 20])
+def test_invalid_utf8_names_the_byte_and_the_way_out(
+    content: bytes, offset: int, chunk: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "CHUNK", chunk)
+    path = write(tmp_path / "a.txt", content)
+    with pytest.raises(UserError, match=rf"not UTF-8 at byte offset {offset:,} .*task\.data\.level=byte"):
+        read_corpus(path, "char", cache)
+    assert len(read_corpus(path, "byte", cache).ids) == len(content)
+
+
+def unreadable_files(directory: Path) -> dict[str, tuple[Path, str]]:
+    """Files that must be refused, and what the message must say."""
+    two = write_zip(directory / "two.zip", {"a.txt": b"1", "b.txt": b"2"})
+    whole_zip = write_zip(directory / "whole.zip", {"a.txt": TEXT})
+    with zipfile.ZipFile(directory / "stored.zip", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.txt", b"unchanged")
+    flipped = (directory / "stored.zip").read_bytes().replace(b"unchanged", b"unchamged")
+    noise = os.urandom(200)
+    return {
+        "missing": (directory / "none.txt", r"No such file.*task\.path"),
+        "directory": (directory, r"cannot be read.*Is a directory"),
+        "empty": (write(directory / "empty.txt", b""), "is empty"),
+        "empty xz": (write(directory / "empty.xz", lzma.compress(b"")), "is empty"),
+        "two members": (two, r"exactly one file, got 2: a\.txt, b\.txt"),
+        "no member": (write_zip(directory / "none.zip", {}), "exactly one file, got 0"),
+        "cut xz": (write(directory / "cut.xz", lzma.compress(TEXT)[:-30]), "cannot be read.*truncated"),
+        "cut gz": (write(directory / "cut.gz", gzip.compress(TEXT)[:-30]), "cannot be read.*truncated"),
+        "cut bz2": (write(directory / "cut.bz2", bz2.compress(TEXT)[:-30]), "cannot be read.*truncated"),
+        "cut zip": (write(directory / "cut.zip", whole_zip.read_bytes()[:-30]), "cannot be read.*truncated"),
+        "noise xz": (write(directory / "noise.xz", noise), "cannot be read"),
+        "noise gz": (write(directory / "noise.gz", noise), "cannot be read"),
+        "noise bz2": (write(directory / "noise.bz2", noise), "cannot be read"),
+        "noise zip": (write(directory / "noise.zip", noise), "cannot be read"),
+        "flipped gz": (write(directory / "flip.gz", gzip.compress(TEXT)[:-8] + bytes(8)), "cannot be read"),
+        "flipped zip": (write(directory / "flip.zip", flipped), "cannot be read"),
+    }
+
+
+def test_files_that_cannot_be_read_say_why(tmp_path: Path, cache: Path) -> None:
+    for name, (path, message) in unreadable_files(tmp_path).items():
+        with pytest.raises(UserError, match=message) as caught:
+            read_corpus(path, "byte", cache)
+        assert str(path) in str(caught.value), name
+    assert list(cache.glob("*.ids*")) == []
+
+
+def test_an_unknown_level_is_refused(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(UserError, match="byte or char, got 'word'"):
+        read_corpus(write(tmp_path / "a.txt", b"abc"), "word", cache)  # type: ignore[arg-type]
+
+
+def test_a_text_is_decoded_once(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.xz", lzma.compress(TEXT))
+    first = read_corpus(path, "char", cache)
+    assert reads(caplog) == 1
+    again = read_corpus(path, "char", cache)
+    assert reads(caplog) == 1
+    assert again.vocabulary == first.vocabulary
+    assert np.array_equal(again.ids, first.ids)
+    read_corpus(path, "byte", cache)
+    assert reads(caplog) == 2  # another level is another corpus
+    assert list(cache.glob("*.part")) == []
+
+
+def test_a_changed_file_is_read_anew(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.txt", b"abc")
+    os.utime(path, ns=(0, 1))
+    read_corpus(path, "byte", cache)
+    path.write_bytes(b"xyz")
+    os.utime(path, ns=(0, 2))  # same size, one nanosecond later
+    found = read_corpus(path, "byte", cache)
+    assert found.vocabulary.decode(found.ids) == "xyz"
+    assert reads(caplog) == 2
+
+
+def truncate(entry: Path) -> None:
+    os.truncate(entry, entry.stat().st_size - 1)
+
+
+def append(entry: Path) -> None:
+    entry.write_bytes(entry.read_bytes() + b"x")
+
+
+def overwrite(entry: Path) -> None:
+    entry.write_bytes(b"\x00\xff" * 100)
+
+
+def empty(entry: Path) -> None:
+    entry.write_bytes(b"")
+
+
+def other_json(entry: Path) -> None:
+    entry.write_bytes(b"[1, 2]\n")
+
+
+@pytest.mark.parametrize("damage", [truncate, append, overwrite, empty, other_json])
+def test_a_damaged_cache_entry_is_rebuilt(
+    damage: Callable[[Path], None], tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.txt", TEXT)
+    first = read_corpus(path, "char", cache)
+    expected = first.ids.tolist()
+    del first
+    (entry,) = cache.glob("*.ids")
+    whole = entry.read_bytes()
+    damage(entry)
+    assert read_corpus(path, "char", cache).ids.tolist() == expected
+    assert "is damaged" in caplog.text
+    assert reads(caplog) == 2
+    assert entry.read_bytes() == whole
+
+
+def test_what_a_killed_process_left_does_not_matter(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "a.txt", TEXT)
+    expected = read_corpus(path, "byte", cache).ids.tolist()
+    (entry,) = cache.glob("*.ids")
+    entry.rename(entry.with_name(entry.name + ".part"))
+    assert read_corpus(path, "byte", cache).ids.tolist() == expected
+    assert list(cache.glob("*.part")) == []
+
+
+def check_in_memory(found: Corpus) -> None:
+    assert not isinstance(found.ids, np.memmap)
+    assert found.vocabulary.decode(found.ids) == TEXT.decode()
+
+
+def test_an_unusable_cache_warns_and_works_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.txt", TEXT)
+    check_in_memory(read_corpus(path, "char", path / "cache"))  # a directory inside a regular file
+    assert "the cache cannot be used" in caplog.text
+    assert reads(caplog) == 1
+
+
+def test_a_full_disk_warns_and_works_in_memory(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.txt", TEXT)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the kernel refuses to write more, as on a full disk
+    try:
+        found = read_corpus(path, "char", cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    check_in_memory(found)
+    assert "cannot be written" in caplog.text
+    assert reads(caplog) == 1
+    assert list(cache.glob("*.ids*")) == []
+
+
+def test_the_cache_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.txt", TEXT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    read_corpus(path, "byte")
+    assert len(list((tmp_path / "xdg" / "gridlstm").glob("*.ids"))) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    read_corpus(path, "byte")
+    assert len(list((tmp_path / "home" / ".cache" / "gridlstm").glob("*.ids"))) == 1
+
+
+def test_processes_at_once_decode_once(tmp_path: Path, cache: Path) -> None:
+    text = TEXT * 4000  # long enough to decode that the processes meet
+    path = write(tmp_path / "a.txt", text)
+    program = (
+        "import logging, pathlib, sys; logging.basicConfig(level='INFO', format='%(message)s')\n"
+        "from gridlstm.data.corpus import read_corpus\n"
+        "found = read_corpus(pathlib.Path(sys.argv[1]), 'char', pathlib.Path(sys.argv[2]))\n"
+        "print(len(found.ids), int(found.ids.sum(dtype='int64')))"
+    )
+    command = [sys.executable, "-c", program, str(path), str(cache)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert sum(errors.count(f"reading {path}\n") for _, errors in outputs) == 1
+    assert len({printed for printed, _ in outputs}) == 1
+    assert outputs[0][0].split()[0] == str(len(text.decode()))
+
+
+def test_tinyshakespeare_is_the_same_in_bytes_and_characters(cache: Path) -> None:
+    path = shared("tinyshakespeare/input.txt")
+    octets, chars = read_corpus(path, "byte", cache), read_corpus(path, "char", cache)
+    assert len(octets.ids) == 1_115_394
+    assert len(octets.vocabulary) == 65
+    assert octets.vocabulary.symbols == chars.vocabulary.symbols
+    assert np.array_equal(octets.ids, chars.ids)
+
+
+def test_chinese_text_in_characters(cache: Path) -> None:
+    path = shared("tatoeba_cmn_eng/cmn.txt")
+    found = read_corpus(path, "char", cache)
+    text = path.read_bytes().decode()
+    assert found.vocabulary.decode(found.ids) == text
+    assert len(found.vocabulary) == len(set(text))
+    assert found.ids.dtype == np.uint16
+
+
+def test_entropy_of_known_texts() -> None:
+    alternating = ngram_entropy(np.array([0, 1] * 50, dtype=np.uint8), 2)
+    assert alternating.unigram == 1.0
+    assert alternating.bigram == 0.0
+    # Every pair of four symbols once (a de Bruijn sequence, closed): the last symbol says nothing about the next.
+    de_bruijn = ngram_entropy(np.array([0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2, 3, 3, 0]), 4)
+    assert de_bruijn.bigram == 2.0
+
+
+@given(ids=st.lists(st.integers(0, 6), min_size=2), chunk=st.integers(1, 9))
+@settings(deadline=None, max_examples=100)
+def test_entropy_equals_its_definition(ids: list[int], chunk: int) -> None:
+    symbols, pairs, contexts = Counter(ids), Counter(itertools.pairwise(ids)), Counter(ids[:-1])
+    unigram = -sum(n / len(ids) * math.log2(n / len(ids)) for n in symbols.values())
+    bigram = -sum(n / (len(ids) - 1) * math.log2(n / contexts[pair[0]]) for pair, n in pairs.items())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entropy_module, "CHUNK", chunk)
+        found = ngram_entropy(np.array(ids, dtype=np.uint8), 7)
+    # Sums of under a hundred terms below 3 in float64, in another order.
+    assert found == pytest.approx((unigram, bigram), abs=1e-12)

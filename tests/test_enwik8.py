@@ -1,0 +1,478 @@
+"""Finding and downloading enwik8, against a real HTTP server on loopback that serves another, smaller file.
+
+The real MediaWiki extract takes part where GRIDLSTM_DATA names the directory that holds it; a generated text always.
+"""
+
+import bz2
+import hashlib
+import io
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from gridlstm.data.download import fetch, unzip_member
+from gridlstm.data.enwik8 import Enwik8Data
+from gridlstm.errors import UserError
+
+EXTRACT = "enwiki_xml_small/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+
+
+class Served(NamedTuple):
+    """A stand-in for enwik8 and its zip archive."""
+
+    text: bytes
+    archive: bytes
+
+    def options(self) -> dict[str, Any]:
+        length = len(self.text)
+        return {
+            "zip_size": len(self.archive),
+            "zip_sha256": hashlib.sha256(self.archive).hexdigest(),
+            "size": length,
+            "sha256": hashlib.sha256(self.text).hexdigest(),
+            "splits": (length - length // 5, length // 10, length // 10),
+        }
+
+
+@pytest.fixture(scope="module", params=["MediaWiki extract", "generated"])
+def served(request: pytest.FixtureRequest) -> Served:
+    if request.param == "generated":
+        # Printable noise, so that the archive is long enough to be cut in the middle of a transfer.
+        text = bytes(random.Random(0).choices(range(32, 127), k=500_000))
+    else:
+        path = Path(os.environ.get("GRIDLSTM_DATA", "/nonexistent")) / EXTRACT
+        if not path.is_file():
+            pytest.skip(f"needs {EXTRACT} under the directory that GRIDLSTM_DATA names")
+        text = bz2.decompress(path.read_bytes())
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("enwik8", text)
+    return Served(text, packed.getvalue())
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one archive, in the way that ``behave`` says."""
+
+    daemon_threads = True
+
+    def __init__(self, archive: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.archive = archive
+        self.behave: Callable[[Handler], None] = Handler.send_whole
+        self.requests = 0
+        self.url = f"http://127.0.0.1:{self.server_port}/enwik8.zip"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        self.server.behave(self)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def send_head(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.archive)))
+        self.end_headers()
+
+    def send_whole(self) -> None:
+        self.send_head()
+        self.wfile.write(self.server.archive)
+
+    def send_half(self) -> None:
+        """Cuts the connection in the middle."""
+        self.send_head()
+        self.wfile.write(self.server.archive[: len(self.server.archive) // 2])
+
+    def send_half_without_length(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.archive[: len(self.server.archive) // 2])
+
+    def send_damaged(self) -> None:
+        self.send_head()
+        archive = bytearray(self.server.archive)
+        archive[len(archive) // 2] ^= 1
+        self.wfile.write(archive)
+
+    def send_more(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.archive + b"more")
+
+    def send_not_found(self) -> None:
+        self.send_error(404)
+
+    def send_nonsense(self) -> None:
+        self.wfile.write(b"this is no HTTP\r\n\r\n")
+
+    def send_half_then_press_ctrl_c(self) -> None:
+        self.send_half()
+        self.wfile.flush()
+        os.kill(os.getpid(), signal.SIGINT)
+        self.connection.settimeout(10)
+        self.rfile.read()  # keeps the connection open until the client goes
+
+
+@pytest.fixture
+def server(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")  # a proxy would not reach our loopback
+    running = Server(served.archive)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def make(data_dir: Path, served: Served, server: Server, **changes: Any) -> Enwik8Data:
+    options = {**served.options(), "url": server.url, "cache_dir": data_dir.parent / "cache", **changes}
+    return Enwik8Data(data_dir, batch_size=4, seed=1, **options)
+
+
+def contents(directory: Path) -> list[str]:
+    """The files under a directory, but for the lock."""
+    if not directory.is_dir():
+        return []
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != ".enwik8.lock")
+    return sorted(str(file.relative_to(directory)) for file in files)
+
+
+def check_recovers(data_dir: Path, served: Served, server: Server) -> None:
+    """The next run, against a healthy server, succeeds."""
+    server.behave = Handler.send_whole
+    data = make(data_dir, served, server)
+    data.setup("fit")
+    assert data.source().read_bytes() == served.text
+    assert contents(data_dir) == ["enwik8"]
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that other users can enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """Takes the right to write away, from root too, who becomes another user meanwhile."""
+    user = os.geteuid()
+    directory.chmod(0o555)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        directory.chmod(0o755)
+
+
+def test_the_genuine_file_is_the_default(tmp_path: Path) -> None:
+    data = Enwik8Data(tmp_path, 100, 1)
+    assert data.url == "http://mattmahoney.net/dc/enwik8.zip"
+    assert (data.zip_size, data.size) == (36_445_475, 100_000_000)
+    assert data.zip_sha256 == "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
+    assert data.sha256 == "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+    assert data.splits == (90_000_000, 5_000_000, 5_000_000)
+    assert (data.level, data.window, data.stream_length) == ("byte", 50, 10_000)
+
+
+def test_it_is_downloaded_once_and_read(
+    data_dir: Path, served: Served, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = make(data_dir, served, server)
+    data.setup("fit")
+    assert data.source() == data_dir / "enwik8"
+    assert data.source().read_bytes() == served.text
+    assert contents(data_dir) == ["enwik8"]
+    assert data.spec.input_size == data.spec.output_size == len(set(served.text))
+    assert data.corpus.vocabulary.decode(data.corpus.ids) == served.text.decode(errors="replace")
+    inputs = next(iter(data.train_dataloader())).inputs
+    assert inputs.shape == (4, 50)
+    assert data.corpus.vocabulary.decode(inputs[0]).encode(errors="replace")[:10] in served.text
+    assert "enwik8.zip: 100%" in capfd.readouterr().err
+    make(data_dir, served, server).setup("fit")
+    assert server.requests == 1
+
+
+def test_nothing_is_downloaded_where_the_file_lies(data_dir: Path, served: Served, server: Server) -> None:
+    for place in ("enwik8", "enwik8/enwik8", "enwik8.zip", "enwik8/enwik8.zip"):
+        directory = data_dir / place.replace("/", "-")
+        path = directory / place
+        path.parent.mkdir(parents=True)
+        path.write_bytes(served.archive if place.endswith(".zip") else served.text)
+        source = make(directory, served, server).source()
+        assert source.read_bytes() == served.text
+        assert source == (path.with_suffix("") if place.endswith(".zip") else path)
+    assert server.requests == 0
+
+
+def test_a_named_file_or_archive_is_taken(data_dir: Path, served: Served, server: Server) -> None:
+    mine, packed = data_dir.parent / "mine.bin", data_dir.parent / "mine.zip"
+    mine.write_bytes(served.text)
+    packed.write_bytes(served.archive)
+    assert make(data_dir, served, server, path=str(mine)).source() == mine
+    assert not data_dir.exists()
+    source = make(data_dir, served, server, path=str(packed)).source()
+    assert source == data_dir / "enwik8"
+    assert source.read_bytes() == served.text
+    assert server.requests == 0
+
+
+def test_a_named_file_that_is_another_is_refused(data_dir: Path, served: Served, server: Server) -> None:
+    mine = data_dir.parent / "mine.txt"
+    wrong = {
+        "no such file": None,
+        "11 bytes, expected": b"hello world",
+        "SHA-256 .*, expected": bytes([served.text[0] ^ 1]) + served.text[1:],
+    }
+    for message, content in wrong.items():
+        if content is not None:
+            mine.write_bytes(content)
+        with pytest.raises(UserError, match=rf"task\.path is neither enwik8 .*{message}.* nor enwik8\.zip"):
+            make(data_dir, served, server, path=mine).setup()
+    assert server.requests == 0
+    assert contents(data_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("behave", "message"),
+    [
+        (Handler.send_half, r"ended after [\d,]+ of the [\d,]+ bytes expected: the connection was cut"),
+        (Handler.send_half_without_length, r"ended after [\d,]+ of the [\d,]+ bytes expected"),
+        (Handler.send_damaged, "the SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}"),
+        (Handler.send_more, r"longer than the [\d,]+ bytes expected"),
+        (Handler.send_not_found, "the server answered 404 Not Found"),
+        (Handler.send_nonsense, "the transfer failed: BadStatusLine"),
+    ],
+)
+def test_a_failed_download_says_why_and_leaves_nothing(
+    behave: Callable[[Handler], None], message: str, data_dir: Path, served: Served, server: Server
+) -> None:
+    server.behave = behave
+    with pytest.raises(UserError, match=message) as caught:
+        make(data_dir, served, server).setup("fit")
+    # One message: every place and why, where to put the file by hand, and what works without it.
+    text = str(caught.value)
+    for place in (data_dir / "enwik8", data_dir / "enwik8.zip", data_dir / "enwik8" / "enwik8"):
+        assert f"{place}: no such file" in text
+    assert server.url in text
+    assert f"into {data_dir} by hand" in text
+    assert "task=memorization, or task=text task.path=" in text
+    assert contents(data_dir) == []
+    check_recovers(data_dir, served, server)
+
+
+def test_a_refused_connection(data_dir: Path, served: Served, server: Server) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: a connection is refused
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/enwik8.zip"
+        with pytest.raises(UserError, match=r"cannot be reached: .*Connection refused.*\n.*by hand"):
+            make(data_dir, served, server, url=url).setup("fit")
+    assert contents(data_dir) == []
+    check_recovers(data_dir, served, server)
+
+
+@pytest.mark.parametrize("url", ["mattmahoney.net/enwik8.zip", "nonsense://x/y"])
+def test_an_address_that_is_none(url: str, data_dir: Path, served: Served, server: Server) -> None:
+    with pytest.raises(UserError, match=f"{url}: .*unknown url type"):
+        make(data_dir, served, server, url=url).setup("fit")
+    assert contents(data_dir) == []
+
+
+def test_a_silent_server(data_dir: Path, served: Served, server: Server) -> None:
+    def hang_in_the_middle(handler: Handler) -> None:
+        handler.send_half()
+        handler.wfile.flush()
+        handler.rfile.read()  # until the client goes
+
+    def hang_at_once(handler: Handler) -> None:
+        handler.rfile.read()
+
+    for behave in (hang_in_the_middle, hang_at_once):
+        server.behave = behave
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gridlstm.data.download.TIMEOUT", 0.2)
+            with pytest.raises(UserError, match=r"no answer for 0\.2 seconds"):
+                make(data_dir, served, server).setup("fit")
+        assert contents(data_dir) == []
+    check_recovers(data_dir, served, server)
+
+
+def test_an_archive_that_does_not_unpack(data_dir: Path, served: Served, server: Server) -> None:
+    whole, half = served.archive, served.archive[: len(served.archive) // 2]
+    server.archive = half
+    with pytest.raises(UserError, match=r"enwik8\.zip does not unpack: .* Truncated or damaged"):
+        make(data_dir, served, server, zip_size=len(half), zip_sha256=hashlib.sha256(half).hexdigest()).setup("fit")
+    assert contents(data_dir) == []
+    server.archive = whole
+    check_recovers(data_dir, served, server)
+
+
+def test_an_archive_with_another_text(data_dir: Path, served: Served, server: Server) -> None:
+    for change, message in (
+        ({"sha256": "0" * 64}, "the SHA-256 is"),
+        ({"size": len(served.text) + 1}, "ended after"),
+        ({"size": len(served.text) - 1}, "longer than"),
+    ):
+        with pytest.raises(UserError, match=f"member enwik8: {message}"):
+            make(data_dir, served, server, **change).setup("fit")
+        assert contents(data_dir) == []
+    check_recovers(data_dir, served, server)
+
+
+def test_a_directory_that_cannot_be_made(data_dir: Path, served: Served, server: Server) -> None:
+    data_dir.write_text("a regular file")
+    with pytest.raises(UserError, match=r"cannot be written .*data_dir=\.\.\.(.|\n)*by hand"):
+        make(data_dir / "below", served, server).setup("fit")
+    assert data_dir.read_text() == "a regular file"
+    data_dir.unlink()
+    check_recovers(data_dir, served, server)
+
+
+def test_a_directory_without_permission(open_dir: Path, served: Served, server: Server) -> None:
+    data_dir = open_dir / "data"
+    data_dir.mkdir()
+    with read_only(data_dir), pytest.raises(UserError, match=r"cannot be written \(Permission denied\).*data_dir="):
+        make(data_dir, served, server).setup("fit")
+    assert server.requests == 0
+    assert list(data_dir.iterdir()) == []
+    check_recovers(data_dir, served, server)
+
+
+def test_a_read_only_directory_that_holds_it_is_enough(open_dir: Path, served: Served, server: Server) -> None:
+    data_dir = open_dir / "data"
+    data_dir.mkdir()
+    (data_dir / "enwik8").write_bytes(served.text)
+    with read_only(data_dir):
+        data = make(data_dir, served, server)
+        data.setup("fit")
+        assert len(data.corpus.ids) == len(served.text)
+    assert server.requests == 0
+    assert [path.name for path in data_dir.iterdir()] == ["enwik8"]
+
+
+def test_a_full_disk(data_dir: Path, served: Served, server: Server) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    in_the_archive, in_the_text = len(served.archive) // 2, (len(served.archive) + len(served.text)) // 2
+    for limit, name in ((in_the_archive, r"enwik8\.zip"), (in_the_text, "enwik8")):
+        # The kernel refuses to write more into a file, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(UserError, match=rf"cannot write \S*/{name}: File too large\. Make room"):
+                make(data_dir, served, server).setup("fit")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert contents(data_dir) == []
+    check_recovers(data_dir, served, server)
+
+
+def test_ctrl_c_in_the_middle(data_dir: Path, served: Served, server: Server) -> None:
+    server.behave = Handler.send_half_then_press_ctrl_c
+    with pytest.raises(KeyboardInterrupt):
+        make(data_dir, served, server).setup("fit")
+    assert contents(data_dir) == []
+    check_recovers(data_dir, served, server)
+
+
+def test_what_a_killed_run_left_is_overwritten(data_dir: Path, served: Served, server: Server) -> None:
+    data_dir.mkdir()
+    (data_dir / "enwik8.zip.part").write_bytes(served.archive[:1000])
+    (data_dir / "enwik8.part").write_bytes(b"?" * 2 * len(served.text))
+    check_recovers(data_dir, served, server)
+
+
+@pytest.mark.parametrize("name", ["enwik8", "enwik8.zip"])
+def test_a_file_of_the_users_is_never_replaced(name: str, data_dir: Path, served: Served, server: Server) -> None:
+    data_dir.mkdir()
+    (data_dir / name).write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"{name}: 4 bytes, expected (.|\n)*{name} is in the way, remove it"):
+        make(data_dir, served, server).setup("fit")
+    assert (data_dir / name).read_bytes() == b"mine"
+    assert server.requests == 0
+    (data_dir / name).unlink()
+    check_recovers(data_dir, served, server)
+
+
+@pytest.mark.parametrize("served", ["generated"], indirect=True)  # seconds of imports, so with one text only
+def test_two_processes_at_once_download_once(data_dir: Path, served: Served, server: Server) -> None:
+    program = (
+        "import sys\n"
+        "from gridlstm.data.enwik8 import Enwik8Data\n"
+        f"data = Enwik8Data({str(data_dir)!r}, 4, 1, url={server.url!r}, cache_dir={str(data_dir.parent / 'cache')!r},"
+        f" **{served.options()!r})\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "data.setup('fit')\n"
+        "print(len(data.corpus.ids))\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", program], **pipes) for _ in range(2)]
+    told = threading.Event()
+
+    def send_late(handler: Handler) -> None:
+        told.wait(30)
+        threading.Event().wait(0.5)  # time for a second request, if there were one
+        handler.send_whole()
+
+    server.behave = send_late
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told.set()
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [printed for printed, _ in outputs] == [f"{len(served.text)}\n"] * 2
+    assert server.requests == 1
+    assert contents(data_dir) == ["enwik8"]
+
+
+def test_fetch_keeps_what_it_cannot_replace(tmp_path: Path, served: Served, server: Server) -> None:
+    destination = tmp_path / "file"
+    destination.write_bytes(b"old")
+    size, sha256 = len(served.archive), hashlib.sha256(served.archive).hexdigest()
+    server.behave = Handler.send_damaged
+    with pytest.raises(UserError):
+        fetch(server.url, destination, size, sha256)
+    assert destination.read_bytes() == b"old"
+    server.behave = Handler.send_whole
+    fetch(server.url, destination, size, sha256)
+    assert destination.read_bytes() == served.archive
+    assert contents(tmp_path) == ["file"]
+
+
+def test_unzip_names_a_missing_member(tmp_path: Path, served: Served) -> None:
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(served.archive)
+    with pytest.raises(UserError, match=r"a\.zip holds no member enwik9"):
+        unzip_member(archive, "enwik9", tmp_path / "enwik9", 1, "0")
+    with pytest.raises(UserError, match=r"none\.zip does not unpack: .*No such file"):
+        unzip_member(tmp_path / "none.zip", "enwik8", tmp_path / "enwik8", 1, "0")
+    assert contents(tmp_path) == ["a.zip"]

@@ -1,0 +1,69 @@
+"""Imports flow one way: a module imports only from its own layer and those before it."""
+
+import ast
+from pathlib import Path
+
+import gridlstm
+
+PACKAGE = Path(gridlstm.__file__).parent
+LAYERS = [
+    ["errors"],
+    ["cell"],
+    ["scan"],
+    ["plan", "pointwise"],
+    ["wavefront"],
+    ["dispatch"],
+    ["grid"],
+    ["models"],
+    ["data"],
+    ["metrics"],
+    ["tasks"],
+    ["runtime"],
+    ["train", "evaluate"],
+]
+LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """First part below ``gridlstm.`` of every absolute import of a file, also of those inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("gridlstm.")}
+    return found
+
+
+def module(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {module(path) for path in FILES} == set(LAYER)
+
+
+def test_imports_flow_one_way() -> None:
+    against = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in FILES
+        for name in imports(path)
+        if LAYER[name] > LAYER[module(path)]
+    ]
+    assert not against
+
+
+def test_models_and_data_do_not_know_each_other() -> None:
+    assert not any("data" in imports(path) for path in (PACKAGE / "models").glob("*.py"))
+    assert not any("models" in imports(path) for path in (PACKAGE / "data").glob("*.py"))
+
+
+def test_one_file_instantiates() -> None:
+    assert [p.name for p in FILES if "instantiate(" in p.read_text()] == ["build.py"]

@@ -1,0 +1,118 @@
+"""What holds for every sequence model: state, causality, inputs, names and shapes of parameters."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from gridlstm.cell import LSTM
+from gridlstm.errors import UserError
+from gridlstm.models.base import SequenceModel
+from gridlstm.models.grid2d import Grid2d
+from gridlstm.models.stacked_lstm import StackedLSTM
+
+GOLDEN = Path(__file__).parent / "golden" / "parameters.json"
+
+STANDARD = LSTM(output="standard", bias=True)
+MAKE: dict[str, Callable[[], SequenceModel]] = {
+    "grid2d": lambda: Grid2d(5, 4, 3),
+    "grid2d untied": lambda: Grid2d(5, 4, 3, tied=False),
+    "grid2d depth first": lambda: Grid2d(5, 4, 3, priority="time"),
+    "grid2d standard, prioritised": lambda: Grid2d(5, 4, 3, time=STANDARD, depth=STANDARD, priority="depth"),
+    "stacked_lstm": lambda: StackedLSTM(5, 4, 3),
+    "stacked_lstm tied standard": lambda: StackedLSTM(5, 4, 3, time=STANDARD, tied=True),
+}
+
+
+@pytest.fixture(params=MAKE)
+def model(request: pytest.FixtureRequest) -> SequenceModel:
+    torch.manual_seed(0)
+    return MAKE[request.param]().double()
+
+
+def test_whole_sequence_equals_pieces_with_carried_state(model: SequenceModel) -> None:
+    x = torch.randint(5, (2, 9))
+    whole, end = model(x)
+    state, pieces = None, []
+    for piece in x.split([1, 5, 3], dim=1):
+        y, state = model(piece, state)
+        pieces.append(y)
+    # The same sums in the same order but for how rows share a matrix product: rounding of float64.
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-13)
+    for a, b in zip(tree_leaves(state), tree_leaves(end), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+def test_no_output_depends_on_a_later_input(model: SequenceModel) -> None:
+    x = torch.randn(1, 6, 5, dtype=torch.float64)
+    derivative = torch.autograd.functional.jacobian(lambda x: model(x)[0].sum(-1)[0], x)[:, 0].abs().sum(-1)  # (T, T)
+    later = torch.ones(6, 6).triu(1).bool()
+    assert (derivative[later] == 0).all()
+    assert (derivative[~later] > 0).all()
+
+
+def test_rows_of_a_batch_do_not_meet(model: SequenceModel) -> None:
+    x = torch.randint(5, (3, 6))
+    together, _ = model(x)
+    for row in range(3):
+        torch.testing.assert_close(model(x[row : row + 1])[0][0], together[row], rtol=0, atol=1e-13)
+
+
+def test_symbols_stand_for_one_hot_vectors(model: SequenceModel) -> None:
+    x = torch.randint(5, (2, 6))
+    one_hot = torch.nn.functional.one_hot(x, 5).double()
+    torch.testing.assert_close(model(one_hot)[0], model(x)[0], rtol=0, atol=1e-13)
+
+
+def test_shapes_and_initial_state(model: SequenceModel) -> None:
+    y, state = model(torch.randint(5, (2, 6)))
+    assert y.shape == (2, 6, model.output_size)
+    initial = model.initial_state(2)
+    assert type(state) is type(initial)
+    assert [leaf.shape for leaf in tree_leaves(state)] == [leaf.shape for leaf in tree_leaves(initial)]
+    assert all(leaf.shape[1] == 2 for leaf in tree_leaves(initial))
+
+
+def test_gradients_reach_every_parameter_and_the_initial_state(model: SequenceModel) -> None:
+    state = type(model.initial_state(2))(*(leaf + 0.1 for leaf in model.initial_state(2)))
+    for leaf in state:
+        leaf.requires_grad_()
+    model(torch.randint(5, (2, 6)), state)[0].square().sum().backward()
+    used = [*model.parameters(), *state]
+    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in used)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3), torch.zeros(2, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3, 5, dtype=torch.int64)]
+)
+def test_refuses_other_inputs(model: SequenceModel, x: torch.Tensor) -> None:
+    with pytest.raises(UserError, match="expected symbols"):
+        model(x)
+
+
+def test_refuses_impossible_sizes() -> None:
+    for make in (Grid2d, StackedLSTM):
+        with pytest.raises(UserError, match="at least 1"):
+            make(5, 0, 1)
+        with pytest.raises(UserError, match="at least 1"):
+            make(5, 1, 0)
+    with pytest.raises(UserError, match="priority must be"):
+        Grid2d(5, 4, 3, priority="width")
+
+
+def test_parameters_are_those_on_record() -> None:
+    """A change of names or shapes breaks every checkpoint. To record a wanted one:
+    python -c "from tests.test_models import record; record()" """
+    assert described() == json.loads(GOLDEN.read_text())
+
+
+def described() -> dict[str, dict[str, list[int]]]:
+    return {name: {key: list(value.shape) for key, value in make().state_dict().items()} for name, make in MAKE.items()}
+
+
+def record() -> None:
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps(described(), indent=1) + "\n")

@@ -1,0 +1,184 @@
+"""Whole runs at toy size, in this process."""
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
+from gridlstm.runtime.build import build
+from gridlstm.runtime.job import run_job
+
+Job = Callable[..., DictConfig]
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    with (directory / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def result(directory: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((directory / "result.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("task", ["memorization", "text"])
+@pytest.mark.parametrize("model", ["grid2d", "stacked_lstm"])
+def test_every_model_runs_every_task_and_leaves_its_record(job: Job, tmp_path: Path, task: str, model: str) -> None:
+    config = job(task=task, model=model)
+    score = run_job(config)
+    directory = tmp_path / "run"
+    written = result(directory)
+    assert written["status"] == "completed"
+    assert written["score"] == score == written["best"][config.task.monitor]  # type: ignore[index]
+    assert (written["task"], written["model"], written["seed"], written["steps"]) == (task, model, 1, 4)
+    assert written["samples"] == 4 * config.task.data.batch_size
+    parameters = sum(p.numel() for p in build(config).task.parameters())
+    assert written["parameters"] == parameters
+    assert {"command", "commit", "device", "versions", "seconds", "final", "test", "state_size"} <= set(written)
+    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert [row["step"] for row in rows(directory)] == ["2", "4"]
+    assert all(math.isfinite(float(row["train/loss"])) and float(row["val/loss"]) for row in rows(directory))
+    assert not list(directory.glob("**/*partial*"))
+    with Image.open(directory / "learning_curve.png") as picture:
+        assert picture.width > 500
+        assert picture.getextrema() != ((255, 255),) * 4, "the picture is blank"
+
+
+@pytest.mark.parametrize("task", ["memorization", "text"])
+def test_a_resumed_run_equals_an_uninterrupted_one(job: Job, tmp_path: Path, task: str) -> None:
+    """Bit for bit: weights, optimiser, position in the stream and the carried recurrent state."""
+    run_job(job("trainer.max_steps=8", "stages=[fit]", task=task, directory="whole"))
+    run_job(job("trainer.max_steps=4", "stages=[fit]", task=task, directory="parts"))
+    run_job(job("trainer.max_steps=8", "stages=[fit]", "ckpt_path=last", task=task, directory="parts"))
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert whole["global_step"] == parts["global_step"] == 8
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
+    for a, b in zip(whole.get("carried_state", []), parts.get("carried_state", []), strict=True):
+        assert torch.equal(a, b)
+    assert ("carried_state" in whole) == (task == "text")
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts"), "the record of the first half is kept"
+
+
+def test_last_without_a_checkpoint_starts_from_scratch(job: Job, tmp_path: Path) -> None:
+    run_job(job("ckpt_path=last"))
+    assert result(tmp_path / "run")["steps"] == 4
+
+
+def test_steps_that_are_no_multiple_of_the_validation_interval_are_judged(job: Job, tmp_path: Path) -> None:
+    run_job(job("trainer.max_steps=3"))
+    assert [row["step"] for row in rows(tmp_path / "run") if row["val/loss"]] == ["2", "3"]
+
+
+def test_a_clock_ends_a_run_with_a_validation(job: Job, tmp_path: Path) -> None:
+    run_job(job("trainer.max_time=00:00:00:01", "trainer.max_steps=100000", "task.val_every=100000"))
+    last = rows(tmp_path / "run")[-1]
+    assert last["val/loss"]
+    assert int(last["step"]) == result(tmp_path / "run")["steps"]
+
+
+@pytest.mark.parametrize("task", ["memorization", "text"])
+def test_evaluate_repeats_the_test_of_the_run(job: Job, tmp_path: Path, task: str) -> None:
+    run_job(job(task=task))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    expected = result(tmp_path / "run")["test"]
+    assert evaluate(checkpoint, "test", []) == expected
+    # Another batch size sums the same nats in another order: float32 rounding of single terms, summed in float64.
+    other = evaluate(checkpoint, "test", ["task.data.batch_size=1"])
+    assert other == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}  # type: ignore[attr-defined]
+    assert set(evaluate(checkpoint, "val", [])) == {name.replace("test/", "val/") for name in other}
+
+
+def test_evaluate_names_what_is_wrong(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with pytest.raises(UserError, match="is no file"):
+        evaluate(tmp_path / "nothing.ckpt", "test", [])
+    with pytest.raises(UserError, match="split must be val or test"):
+        evaluate(checkpoint, "train", [])
+    with pytest.raises(UserError, match="lenght"):
+        evaluate(checkpoint, "test", ["task.lenght=3"])
+    stray = tmp_path / "stray.ckpt"
+    stray.write_bytes(checkpoint.read_bytes())
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        evaluate(stray, "test", [])
+
+
+def test_a_failed_run_says_so(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="loss became"):
+        run_job(job("optimizer.lr=1e30"))
+    written = result(tmp_path / "run")
+    assert written["status"] == "failed"
+    assert "loss became" in str(written["error"])
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_precision_is_a_plain_option(job: Job, tmp_path: Path, precision: str) -> None:
+    run_job(job(f"trainer.precision={precision}", task="text"))
+    assert math.isfinite(float(rows(tmp_path / "run")[-1]["train/loss"]))
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(job: Job, tmp_path: Path) -> None:
+    common = ("trainer.precision=64-true", "trainer.max_steps=2", "optimizer=sgd", "stages=[fit]")
+    run_job(job(*common, "task.data.batch_size=8", directory="large"))
+    run_job(job(*common, "task.data.batch_size=4", "trainer.accumulate_grad_batches=2", directory="small"))
+    large, small = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("large", "small")
+    )
+    for name, value in large.items():
+        torch.testing.assert_close(value, small[name], rtol=0, atol=1e-12)
+
+
+def test_the_same_batches_over_and_over_are_learned(job: Job, tmp_path: Path) -> None:
+    run_job(
+        job(
+            "debug=overfit", "trainer.max_steps=300", "task.val_every=300", "optimizer.lr=0.02",
+            "trainer.log_every_n_steps=100", "model.hidden_size=16", "stages=[fit]",
+        )
+    )  # fmt: skip
+    assert float(rows(tmp_path / "run")[-1]["train/accuracy"]) > 0.95
+
+
+def test_a_character_model_beats_the_bigrams(job: Job, tmp_path: Path) -> None:
+    """After an a comes an a or a b, one bit by bigrams (3/5 of the symbols), but the period of five tells which."""
+    text = tmp_path / "period.txt"
+    text.write_text("aabab" * 2000)
+    steps = ("trainer.max_steps=60", "task.val_every=60", "trainer.log_every_n_steps=60", "optimizer.lr=0.02")
+    score = run_job(job(*steps, f"task.path={text}", "model.hidden_size=16", "stages=[fit]", task="text"))
+    assert score < 0.2
+
+
+def test_the_log_shows_throughput_and_time_left(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run_job(job("callbacks.progress.every_seconds=0", task="text"))
+    lines = [record.message for record in caplog.records if record.message.startswith("step ")]
+    assert any("train/bpc" in line for line in lines)
+    assert all("characters/s" in line and "ETA 0:" in line for line in lines)
+    assert any("everything is in" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("stages=[fitt]", "stages must be some of"),
+        ("stages=[test]", "needs trained weights"),
+        ("ckpt_path=nowhere.ckpt", "is no file"),
+        ("seed=-1", "seed must be"),
+        ("trainer.limit_val_batches=0", "without a value of val/accuracy"),
+    ],
+)
+def test_a_job_that_cannot_work_is_refused(job: Job, option: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_job(job(option, "callbacks.checkpoint=null") if "limit" in option else job(option))
