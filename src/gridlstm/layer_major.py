@@ -48,12 +48,14 @@ class LayerMajor:
                     z[:, gates] = x @ packed[k][copy, columns, gates]
                     if bias is not None:
                         z[:, gates] += bias[copy, gates]
+            # Contiguous, because every step of the chain reads them again.
+            recurrent = {n: packed[layout.stage_of[n]][copy, before, layout.gates[n]].contiguous() for n in range(last)}
             for diagonal in diagonals:
                 for k, stage in enumerate(layout.block.stages):
                     x = buffers.operand(k, diagonal.rows).flatten(0, 1)[:, before]
                     z = buffers.Z[k][diagonal.rows].flatten(0, 1)
                     for n in (n for n in stage if n != last):
-                        z[:, layout.gates[n]].addmm_(x, packed[k][copy, before, layout.gates[n]])
+                        z[:, layout.gates[n]].addmm_(x, recurrent[n])
                         if again:
                             pointwise[n].restore(diagonal)
                         else:
@@ -87,6 +89,7 @@ class LayerMajor:
             dH[layer.rows] = read(layer.rows, everything, dz @ packed[k][copy, gates])
             if direct is not None:
                 dH[layer.rows, :, columns] += direct
+            recurrent = {n: packed[layout.stage_of[n]][copy, layout.gates[n], before].contiguous() for n in range(last)}
             for diagonal in reversed(diagonals):
                 here = dH[diagonal.rows]
                 for k in range(len(stages) - 1, -1, -1):
@@ -100,7 +103,7 @@ class LayerMajor:
                             here[:, :, layout.columns[n]] += own
                     for n in (n for n in stages[k] if n != last):
                         dz = buffers.Z[k][diagonal.rows, :, layout.gates[n]].flatten(0, 1)
-                        here[:, :, before] += read(diagonal.rows, before, dz @ packed[k][copy, layout.gates[n], before])
+                        here[:, :, before] += read(diagonal.rows, before, dz @ recurrent[n])
             for n in range(last):
                 k, gates = layout.stage_of[n], layout.gates[n]
                 dz = buffers.Z[k][layer.rows, :, gates].flatten(0, 1)
