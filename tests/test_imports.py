@@ -11,7 +11,7 @@ LAYERS = [
     ["cell"],
     ["cells"],
     ["scan"],
-    ["plan", "pointwise", "matmul"],
+    ["plan", "pointwise", "matmul", "regularizers"],
     ["buffers"],
     ["steps", "fused"],
     ["choices", "packed"],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.dispatch import SweepName, check_sides, check_sweep_name, sweep_named
 from gridlstm.errors import UserError
+from gridlstm.regularizers import Draw, Regularizer, combine
 from gridlstm.scan import Block, Masks, Weights, columns_of
 
 
@@ -25,6 +26,7 @@ class Dimension:
             weights of its own.
         reverse: blocks pass on along it from the last coordinate to the first.
         shares: the dimension whose weights it uses; None for its own (section 3.5).
+        regularizers: noise on it.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Dimension:
     untied_extent: int | None = None
     reverse: bool = False
     shares: str | None = None
+    regularizers: tuple[Regularizer, ...] = ()
 
 
 class Transform(nn.Module):
@@ -85,6 +88,9 @@ class Grid(nn.Module):
         sweep: how to compute it: "auto" takes the fastest, "reference" plain loops, "wavefront" whole diagonals,
             "recompute" the latter with a third of the saved memory. All give the same numbers; only "reference" can
             be differentiated twice.
+
+    Attributes:
+        progress: share of the training that is done, 0 to 1, for regularizers with a schedule; whoever trains sets it.
     """
 
     def __init__(
@@ -113,6 +119,8 @@ class Grid(nn.Module):
             }
         )
         self.sources = [d.name if d.shares is None else d.shares for d in dimensions]
+        self.regularizers = [tuple(d.regularizers) for d in dimensions]
+        self.progress = 0.0
         self.reversed = [n for n, dimension in enumerate(dimensions) if dimension.reverse]
         _check_sharing(dimensions)
 
@@ -127,12 +135,28 @@ class Grid(nn.Module):
             UserError: when shapes, data types or devices of the sides do not fit the grid.
         """
         check_sides(self.block, sides, extents)
+        masks = self._with_noise(masks, extents, sides[0].h)
         weights = [cast(Transform, self.transforms[source]).packed for source in self.sources]
         if self.reversed:
             sides, weights = self._flip_sides(sides), [Weights(*map(self._flip_copies, w)) for w in weights]
             masks = masks and [Masks(*(x if x is None else self._flip_mask(x) for x in mask)) for mask in masks]
         leaving = sweep_named(self.sweep, self.block)(self.block, weights, sides, extents, masks)
         return self._flip_sides(leaving) if self.reversed else leaving
+
+    def _with_noise(
+        self, masks: Sequence[Masks] | None, extents: Sequence[int], like: Tensor
+    ) -> Sequence[Masks] | None:
+        """The given masks together with those that the regularizers draw."""
+        if not any(self.regularizers):
+            return masks
+        combined = []
+        for n, regularizers in enumerate(self.regularizers):
+            size = self.block.sizes[n]
+            memory_size = self.block.cells[n].memory_size(size)
+            draw = Draw(n, tuple(extents), like.shape[-2], size, memory_size, like, self.training, self.progress)
+            given = [] if masks is None else [masks[n]]
+            combined.append(combine([*given, *(regularizer.masks(draw) for regularizer in regularizers)]))
+        return None if all(mask == Masks() for mask in combined) else combined
 
     def _flip_sides(self, sides: Sequence[HiddenMemory]) -> list[HiddenMemory]:
         """A reversed dimension is an ordinary one in mirrored coordinates. A side lacks its own dimension's axis."""
