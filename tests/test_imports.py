@@ -18,6 +18,7 @@ LAYERS = [
     ["wavefront", "layer_major"],
     ["dispatch"],
     ["grid"],
+    ["layer"],
     ["models"],
     ["data"],
     ["metrics"],

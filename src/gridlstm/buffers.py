@@ -36,9 +36,18 @@ def empty(*shape: int, like: Tensor) -> Tensor:
 class Layout:
     """Where each dimension stands in the packed buffers."""
 
-    def __init__(self, block: Block, extents: tuple[int, ...], B: int, device: torch.device, order: Order) -> None:
+    def __init__(
+        self,
+        block: Block,
+        extents: tuple[int, ...],
+        B: int,
+        device: torch.device,
+        order: Order,
+        lowered: torch.dtype | None,
+    ) -> None:
         self.block = block
         self.extents = extents
+        self.lowered = lowered  # the type of products, where it is not that of the tensors
         self.B = B
         self.D = sum(block.sizes)
         self.plan: Plan = plan(extents, block.untied, device, order)
@@ -57,7 +66,7 @@ class Layout:
     def pack_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Each stage's weights as (copies, G, D)."""
         packed = [torch.cat([weights[n] for n in stage], dim=-2) for stage in self.block.stages]
-        return [weight.reshape(-1, *weight.shape[-2:]) for weight in packed]
+        return [weight.reshape(-1, *weight.shape[-2:]).to(self.lowered or weight.dtype) for weight in packed]
 
     def pack_weights_transposed(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Each stage's weights as contiguous (copies, D, G): products with few rows are faster on this layout."""
@@ -66,7 +75,7 @@ class Layout:
             weight = weights[stage[0]].new_empty(*weights[stage[0]].shape[:-2], self.D, G)
             for n in stage:
                 weight[..., self.gates[n]] = weights[n].mT
-            packed.append(weight.reshape(-1, self.D, G))
+            packed.append(weight.reshape(-1, self.D, G).to(self.lowered or weight.dtype))
         return packed
 
     def pack_biases(self, biases: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
+import torch
+
 from gridlstm.cell import HiddenMemory
 from gridlstm.errors import UserError
 from gridlstm.layer_major import layer_major, layer_major_fits
@@ -36,6 +38,8 @@ def sweep_named(name: SweepName, block: Block) -> Sweep:
             "sweep=layer-major needs at least two dimensions, the last of them computed in the last stage, and weights "
             "untied along no other: choose sweep=auto, change priority or tie the weights."
         )
+    if name == "auto" and (torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()):
+        return scan  # made of plain operations, which torch.export and torch.func can take apart
     if name == "auto":
         # Untied weights leave a diagonal with products of B rows each; a layer has one with all its rows.
         name = "layer-major" if block.untied and layer_major_fits(block) else "wavefront"

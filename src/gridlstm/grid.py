@@ -134,9 +134,12 @@ class Grid(nn.Module):
         Raises:
             UserError: when shapes, data types or devices of the sides do not fit the grid.
         """
+        weights = [cast(Transform, self.transforms[source]).packed for source in self.sources]
+        if torch.is_autocast_enabled(weights[0].weight.device.type):
+            # States and sums stay in the weights' precision; the sweep lowers the products alone.
+            sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]
         check_sides(self.block, sides, extents)
         masks = self._with_noise(masks, extents, sides[0].h)
-        weights = [cast(Transform, self.transforms[source]).packed for source in self.sources]
         if self.reversed:
             sides, weights = self._flip_sides(sides), [Weights(*map(self._flip_copies, w)) for w in weights]
             masks = masks and [Masks(*(x if x is None else self._flip_mask(x) for x in mask)) for mask in masks]

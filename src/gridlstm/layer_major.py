@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gridlstm.buffers import Buffers
+from gridlstm.matmul import multiply
 from gridlstm.packed import Packed, steps
 from gridlstm.plan import Order
 from gridlstm.scan import Block
@@ -45,7 +46,7 @@ class LayerMajor:
                 for n in (n for n in stage if n != last):
                     gates = layout.gates[n]
                     x = buffers.operand(k, layer.rows).flatten(0, 1)[:, columns]
-                    z[:, gates] = x @ packed[k][copy, columns, gates]
+                    multiply(x, packed[k][copy, columns, gates], z[:, gates], layout.lowered)
                     if bias is not None:
                         z[:, gates] += bias[copy, gates]
             # Contiguous, because every step of the chain reads them again.
@@ -55,14 +56,16 @@ class LayerMajor:
                     x = buffers.operand(k, diagonal.rows).flatten(0, 1)[:, before]
                     z = buffers.Z[k][diagonal.rows].flatten(0, 1)
                     for n in (n for n in stage if n != last):
-                        z[:, layout.gates[n]].addmm_(x, recurrent[n])
+                        multiply(x, recurrent[n], z[:, layout.gates[n]], layout.lowered, add=True)
                         if again:
                             pointwise[n].restore(diagonal)
                         else:
                             pointwise[n].forward(diagonal)
             k, gates = layout.stage_of[last], layout.gates[last]
             z = buffers.Z[k][layer.rows].flatten(0, 1)
-            z[:, gates] = buffers.operand(k, layer.rows).flatten(0, 1) @ packed[k][copy, :, gates]
+            multiply(
+                buffers.operand(k, layer.rows).flatten(0, 1), packed[k][copy, :, gates], z[:, gates], layout.lowered
+            )
             if (bias := biases[k]) is not None:
                 z[:, gates] += bias[copy, gates]
             if again:
@@ -76,6 +79,8 @@ class LayerMajor:
         before, stages = slice(0, columns.start), layout.block.stages
         packed, pointwise = layout.pack_weights(weights), steps(buffers, backward=True)
 
+        dtype = packed[0].dtype
+
         def read(rows: slice, part: slice, gradient: Tensor) -> Tensor:
             """Gradient of some columns of X from that of what the product read: (r, B, columns)."""
             gradient = gradient.view(-1, layout.B, gradient.shape[-1])
@@ -86,7 +91,7 @@ class LayerMajor:
             k, gates, everything = layout.stage_of[last], layout.gates[last], slice(0, layout.D)
             direct = pointwise[last].backward(layer, None)
             dz = buffers.Z[k][layer.rows, :, gates].flatten(0, 1)
-            dH[layer.rows] = read(layer.rows, everything, dz @ packed[k][copy, gates])
+            dH[layer.rows] = read(layer.rows, everything, dz.to(dtype) @ packed[k][copy, gates])
             if direct is not None:
                 dH[layer.rows, :, columns] += direct
             recurrent = {n: packed[layout.stage_of[n]][copy, layout.gates[n], before].contiguous() for n in range(last)}
@@ -103,11 +108,11 @@ class LayerMajor:
                             here[:, :, layout.columns[n]] += own
                     for n in (n for n in stages[k] if n != last):
                         dz = buffers.Z[k][diagonal.rows, :, layout.gates[n]].flatten(0, 1)
-                        here[:, :, before] += read(diagonal.rows, before, dz @ recurrent[n])
+                        here[:, :, before] += read(diagonal.rows, before, dz.to(dtype) @ recurrent[n])
             for n in range(last):
                 k, gates = layout.stage_of[n], layout.gates[n]
                 dz = buffers.Z[k][layer.rows, :, gates].flatten(0, 1)
-                dH[layer.rows, :, columns] += read(layer.rows, columns, dz @ packed[k][copy, gates, columns])
+                dH[layer.rows, :, columns] += read(layer.rows, columns, dz.to(dtype) @ packed[k][copy, gates, columns])
 
 
 layer_major = Packed(LayerMajor())

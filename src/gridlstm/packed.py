@@ -20,7 +20,7 @@ from gridlstm.buffers import Buffers, Layout, empty
 from gridlstm.cell import HiddenMemory
 from gridlstm.errors import UserError
 from gridlstm.fused import FusedStep, can_fuse
-from gridlstm.matmul import fastest_product
+from gridlstm.matmul import fastest_product, multiply
 from gridlstm.plan import Order
 from gridlstm.scan import Block, Masks, Weights
 from gridlstm.steps import EagerStep, Step
@@ -50,11 +50,15 @@ class Packed:
         schedule: the order of computation.
         recompute: save no gates, 2 D numbers instead of 6 D for LSTM cells; the backward pass computes them again,
             bit for bit, which costs a forward sweep.
+
+    Under autocast, matrix products run in its type; states, weights and their gradients stay as they are.
     """
 
     schedule: Schedule
     recompute: bool = False
 
+    # A compiled caller runs this as it is: buffers are filled in place, in part by fused.c.
+    @torch.compiler.disable
     def __call__(
         self,
         block: Block,
@@ -68,18 +72,21 @@ class Packed:
         Raises:
             UserError: when a second derivative is asked for (``create_graph=True``).
         """
-        N = len(extents)
-        flat = _PackedSweep.apply(
-            self,
-            block,
-            tuple(extents),
-            masks,
-            *(w.weight for w in weights),
-            *(w.bias for w in weights),
-            *(side.h for side in sides),
-            *(side.m for side in sides),
-            *(vector for w in weights for vector in w.vectors),
-        )
+        N, device = len(extents), sides[0].h.device.type
+        lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
+            flat = _PackedSweep.apply(
+                self,
+                block,
+                tuple(extents),
+                masks,
+                lowered,
+                *(w.weight for w in weights),
+                *(w.bias for w in weights),
+                *(side.h for side in sides),
+                *(side.m for side in sides),
+                *(vector for w in weights for vector in w.vectors),
+            )
         return [HiddenMemory(flat[n], flat[N + n]) for n in range(N)]
 
 
@@ -109,13 +116,14 @@ class _PackedSweep(torch.autograd.Function):
         block: Block,
         extents: tuple[int, ...],
         masks: Sequence[Masks] | None,
+        lowered: torch.dtype | None,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
         N = len(extents)
         weights, biases, side_h, side_m = (tensors[i * N : (i + 1) * N] for i in range(4))
         vectors = tensors[4 * N :]
         like, B = side_h[0], side_h[0].shape[-2]
-        layout = Layout(block, extents, B, like.device, sweep.schedule.order)
+        layout = Layout(block, extents, B, like.device, sweep.schedule.order, lowered)
         rows, C = layout.plan.rows, layout.plan.blocks
         X = [empty(rows, B, layout.D, like=like) for _ in block.stages]
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
@@ -162,7 +170,7 @@ class _PackedSweep(torch.autograd.Function):
             leaving = slice(C, C + layout.plan.exits[n])
             dH[leaving, :, columns] = grads[n].reshape(-1, B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
-        needed = ctx.needs_input_grad[4 + N : 4 + 2 * N]
+        needed = ctx.needs_input_grad[5 + N : 5 + 2 * N]
         with fastest_product(dH):
             if kept is None:
                 ctx.sweep.schedule.forward(buffers, weights, biases, again=True)
@@ -175,7 +183,7 @@ class _PackedSweep(torch.autograd.Function):
         grad_m = [dM[n].index_select(0, entries[n]).view(ctx.shapes[1][n]) for n in range(N)]
         flat = [gradient for own in buffers.grad_vectors for gradient in own]
         grad_vectors = [gradient.view(vector.shape) for gradient, vector in zip(flat, vectors, strict=True)]
-        return None, None, None, None, *gradients, *grad_h, *grad_m, *grad_vectors
+        return None, None, None, None, None, *gradients, *grad_h, *grad_m, *grad_vectors
 
 
 def _weight_gradients(
@@ -198,7 +206,7 @@ def _weight_gradients(
             a, b = (
                 (dz[rows], x[rows]) if isinstance(rows, slice) else (dz.index_select(0, rows), x.index_select(0, rows))
             )
-            torch.mm(a.flatten(0, 1).t(), b.flatten(0, 1), out=grad_weight[copy])
+            multiply(a.flatten(0, 1).t(), b.flatten(0, 1), grad_weight[copy], layout.lowered)
             if has_bias:
                 torch.sum(a, (0, 1), out=grad_bias[copy])
         for n in stage:

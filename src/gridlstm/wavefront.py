@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.buffers import Buffers
+from gridlstm.matmul import multiply
 from gridlstm.packed import Packed, steps
 from gridlstm.plan import Diagonal, Order
 
@@ -59,36 +60,30 @@ class Wavefront:
                         here[:, :, columns] += gradient
 
 
-wavefront = Packed(Wavefront())
-recomputing_wavefront = Packed(Wavefront(), recompute=True)
-
-
 def _product(
     diagonal: Diagonal, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool = False
 ) -> None:
     """out (r, B, j) = x (r, B, i) times each block's copy of weight (copies, i, j), plus its bias or what is there."""
-    copies = diagonal.batched_copies
-    if len(diagonal.copies) == 1 or copies is None:
-        start = 0
-        for copy, count in diagonal.copies:
-            rows = slice(start, start + count)
-            _mm(x[rows].flatten(0, 1), weight[copy], None if bias is None else bias[copy], out[rows].flatten(0, 1), add)
-            start += count
+    lowered = None if weight.dtype == x.dtype else weight.dtype
+    batched = diagonal.batched_copies
+    if batched is not None and len(diagonal.copies) > 1:
+        n = len(diagonal.copies)
+        x, out = x.view(n, -1, x.shape[-1]), out.view(n, -1, out.shape[-1])
+        if bias is not None:
+            out.copy_(bias[batched, None])
+        multiply(x, weight[batched], out, lowered, add=add or bias is not None)
         return
-    n = copies.stop - copies.start
-    x, out = x.view(n, -1, x.shape[-1]), out.view(n, -1, out.shape[-1])
-    if add:
-        out.baddbmm_(x, weight[copies])
-    elif bias is None:
-        torch.bmm(x, weight[copies], out=out)
-    else:
-        torch.baddbmm(bias[copies, None], x, weight[copies], out=out)
+    start = 0
+    for copy, count in diagonal.copies:
+        operand, product = (part[start : start + count].flatten(0, 1) for part in (x, out))
+        if bias is None or lowered is not None:
+            multiply(operand, weight[copy], product, lowered, add)
+            if bias is not None:
+                product += bias[copy]
+        else:
+            torch.addmm(bias[copy], operand, weight[copy], out=product)
+        start += count
 
 
-def _mm(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool) -> None:
-    if add:
-        out.addmm_(x, weight)
-    elif bias is None:
-        torch.mm(x, weight, out=out)
-    else:
-        torch.addmm(bias, x, weight, out=out)
+wavefront = Packed(Wavefront())
+recomputing_wavefront = Packed(Wavefront(), recompute=True)
