@@ -14,7 +14,7 @@ from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d, Grid2dState
 from gridlstm.scan import Block, Weights, scan
-from gridlstm.wavefront import wavefront
+from gridlstm.wavefront import recomputing_wavefront, wavefront
 
 # float64 sums of fewer than 1e4 terms of order 1, in another order.
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -27,6 +27,15 @@ class Case:
     block: Block
     extents: tuple[int, ...]
     B: int
+
+
+@dataclass(frozen=True)
+class HighwayLSTM(LSTM):
+    """A cell without a hand-written gradient, which reads its own h besides."""
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
+        new = super().pointwise(z, h, m)
+        return HiddenMemory(new.h + 0.5 * h, new.m)
 
 
 @st.composite
@@ -198,21 +207,38 @@ def test_second_backward_through_one_graph_repeats_the_first() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, parameters), first, **EXACT)
 
 
+def test_recomputed_gates_are_the_kept_ones_bit_for_bit() -> None:
+    case = Case(Block((LSTM(), HighwayLSTM(bias=True)), (3, 4), ((0,), (1,)), untied=(1,)), (4, 3), 2)
+    inputs = random_inputs(case)
+    expected = values_and_gradients(wavefront, case, *inputs)
+    got = values_and_gradients(recomputing_wavefront, case, *inputs)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def saved_numbers(sweep: Sweep, extents: tuple[int, int], d: int) -> int:
+    """Numbers held between the passes, apart from the weights and the sides."""
+    case = Case(Block((LSTM(), LSTM()), (d, d), ((0, 1),)), extents, 2)
+    weights, sides = random_inputs(case)
+    function = sweep(case.block, weights, sides, extents)[0].h.grad_fn
+    assert function is not None
+    held = [*function.saved_tensors, *(function.Z or [])]  # type: ignore[attr-defined]
+    given = {x.data_ptr() for pair in (*weights, *sides) for x in pair if x is not None}
+    return sum(x.numel() for x in held if x is not None and x.data_ptr() not in given)
+
+
+def test_saved_activations_are_as_documented() -> None:
+    T, L, d, B = 12, 10, 4, 2
+    exits = max(T, L) * B * 2 * (2 * d)  # rows for what leaves the grid
+    assert saved_numbers(wavefront, (T, L), d) == T * L * B * 6 * (2 * d) + exits
+    assert saved_numbers(recomputing_wavefront, (T, L), d) == T * L * B * 2 * (2 * d) + exits
+
+
 def test_second_derivative_is_refused_in_one_sentence() -> None:
     grid = grid_of_two()
     sides = [HiddenMemory(*torch.ones(2, 2, 1, 3, dtype=torch.float64)) for _ in range(2)]
     loss = grid(sides, (2, 2))[0].h.sum()
     with pytest.raises(UserError, match="choose sweep=reference"):
         torch.autograd.grad(loss, list(grid.parameters()), create_graph=True)
-
-
-@dataclass(frozen=True)
-class HighwayLSTM(LSTM):
-    """A cell without a hand-written gradient, which reads its own h besides."""
-
-    def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
-        new = super().pointwise(z, h, m)
-        return HiddenMemory(new.h + 0.5 * h, new.m)
 
 
 @pytest.mark.parametrize("stages", [((0, 1, 2),), ((0, 2), (1,)), ((2,), (1,), (0,))])
@@ -239,5 +265,5 @@ def test_sides_that_do_not_fit_are_refused(
 
 
 def test_unknown_sweep_is_refused() -> None:
-    with pytest.raises(UserError, match="sweep must be one of auto, reference, wavefront"):
+    with pytest.raises(UserError, match="sweep must be one of auto, reference, wavefront, recompute"):
         grid_of_two(sweep="fast")

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 from gridlstm.cell import HiddenMemory
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Weights, scan
-from gridlstm.wavefront import wavefront
+from gridlstm.wavefront import recomputing_wavefront, wavefront
 
 log = logging.getLogger(__name__)
 
 Sweep = Callable[[Block, Sequence[Weights], Sequence[HiddenMemory], Sequence[int]], list[HiddenMemory]]
-SweepName = Literal["auto", "reference", "wavefront"]
+SweepName = Literal["auto", "reference", "wavefront", "recompute"]
 
 
 def check_sweep_name(name: str) -> None:
@@ -26,6 +26,8 @@ def sweep_named(name: SweepName) -> Sweep:
     """The sweep to run: the named one, or with "auto" the fastest known."""
     if name == "reference":
         return scan
+    if name == "recompute":
+        return recomputing_wavefront
     _log_once(f"sweep: wavefront ({'forced' if name == 'wavefront' else 'auto'})")
     return wavefront
 

@@ -64,8 +64,9 @@ class Grid(nn.Module):
     Args:
         dimensions: in the order of the coordinates.
         priority: names of the dimensions that are computed after all others, in that order (section 3.2); () for none.
-        sweep: how to compute it: "auto" takes the fastest, "reference" plain loops, "wavefront" whole diagonals. All
-            give the same numbers; only "reference" can be differentiated twice.
+        sweep: how to compute it: "auto" takes the fastest, "reference" plain loops, "wavefront" whole diagonals,
+            "recompute" the latter with a third of the saved memory. All give the same numbers; only "reference" can
+            be differentiated twice.
     """
 
     def __init__(

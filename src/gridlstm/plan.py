@@ -27,12 +27,20 @@ class Diagonal:
         rows: their rows.
         successors: for each dimension, where (h'_n, m'_n) goes: a few contiguous runs, or where there are more than
             two, which takes at least three dimensions, one row number a block.
-        copies: (weight copy, blocks of this diagonal that use it) in the order of the rows.
+        copies: (weight copy, number of consecutive blocks that use it) in the order of the rows.
     """
 
     rows: slice
     successors: tuple[Runs | Tensor, ...]
-    copies: tuple[tuple[int, slice], ...]
+    copies: tuple[tuple[int, int], ...]
+
+    @property
+    def batched_copies(self) -> slice | None:
+        """The weight copies, where they are consecutive and serve equally many blocks."""
+        numbers, counts = zip(*self.copies, strict=True)
+        if len(set(counts)) > 1 or numbers[-1] - numbers[0] != len(numbers) - 1:
+            return None
+        return slice(numbers[0], numbers[-1] + 1)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Plan:
         blocks: number of blocks, C.
         exits: for each dimension, the number of blocks at its far side: rows [C, C + exits) take what leaves there.
         entries: for each dimension, the rows of the blocks at its near side, in the order of ``sides``.
+        successors: for each dimension, the row to which each block's (h'_n, m'_n) goes: (C,).
         by_copy: rows of each weight copy's blocks.
     """
 
@@ -50,6 +59,7 @@ class Plan:
     exits: tuple[int, ...]
     diagonals: tuple[Diagonal, ...]
     entries: tuple[Tensor, ...]
+    successors: tuple[Tensor, ...]
     by_copy: tuple[Tensor, ...]
 
     @property
@@ -103,19 +113,16 @@ def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device
             targets = [target[n][place] for place in blocks]
             runs = _runs(targets)
             successors.append(runs if len(runs) <= 2 else torch.tensor(targets, device=device))
-        copies, start = [], 0
-        for c, sharing in groupby(blocks, key=copy):
-            count = len(list(sharing))
-            copies.append((copy_numbers[c], slice(start, start + count)))
-            start += count
+        copies = tuple((copy_numbers[c], len(list(sharing))) for c, sharing in groupby(blocks, key=copy))
         first = row[blocks[0]]
-        diagonals.append(Diagonal(slice(first, first + len(blocks)), tuple(successors), tuple(copies)))
+        diagonals.append(Diagonal(slice(first, first + len(blocks)), tuple(successors), copies))
 
     return Plan(
         blocks=len(places),
         exits=tuple(prod(extents) // extent for extent in extents),
         diagonals=tuple(diagonals),
         entries=tuple(torch.tensor([row[place] for place in sides[n]], device=device) for n in range(N)),
+        successors=tuple(torch.tensor([target[n][place] for place in places], device=device) for n in range(N)),
         by_copy=tuple(
             torch.tensor([row[place] for place in places if copy(place) == c], device=device) for c in copy_numbers
         ),

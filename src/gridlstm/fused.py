@@ -1,0 +1,172 @@
+"""The LSTM's pointwise step in one pass over memory: ``fused.c``, built with the machine's own C compiler.
+
+Nothing depends on it: without a compiler, in another precision or on another device, ``steps.EagerStep`` computes the
+same numbers to float32 rounding.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gridlstm.buffers import Buffers
+from gridlstm.cell import LSTM, Cell
+from gridlstm.plan import Diagonal
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("fused.c")
+MOST_STAGES = 8  # as in the source
+# No -ffast-math: NaN must stay NaN.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+
+
+PointwiseStep = Literal["fused", "eager"]
+
+_forced: PointwiseStep | None = None
+
+
+class Dimension(ctypes.Structure):
+    """``Dimension`` of the source."""
+
+    _fields_ = (
+        ("z", ctypes.c_void_p),
+        ("m", ctypes.c_void_p),
+        ("h", ctypes.c_void_p * MOST_STAGES),
+        ("successor", ctypes.c_void_p),
+        ("grad_h", ctypes.c_void_p),
+        ("grad_m", ctypes.c_void_p),
+        ("later", ctypes.c_void_p),
+        ("z_stride", ctypes.c_int64),
+        ("h_stride", ctypes.c_int64),
+        ("B", ctypes.c_int64),
+        ("d", ctypes.c_int64),
+        ("stages", ctypes.c_int32),
+        ("stage", ctypes.c_int32),
+        ("standard", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gridlstm"
+
+
+def _processor() -> str:
+    """What -march=native depends on: a home directory may be shared by different machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    return "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(("model", "flags"))}))
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The built source, from the cache after the first time (a build takes under a second); None without a compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        log.info("pointwise: no C compiler found, plain PyTorch instead")
+        return None
+    source = SOURCE.read_bytes()
+    key = hashlib.sha256(b"\0".join([source, " ".join(FLAGS).encode(), _processor().encode()])).hexdigest()[:16]
+    built = _cache_directory() / f"fused-{key}.so"
+    try:
+        if not built.exists():
+            built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Built aside and renamed, so that processes that start together never load half a file.
+            with tempfile.TemporaryDirectory(dir=built.parent) as directory:
+                fresh = Path(directory) / built.name
+                subprocess.run(
+                    [compiler, *FLAGS, "-o", str(fresh), str(SOURCE), "-lm"], check=True, capture_output=True, text=True
+                )
+                fresh.replace(built)
+        loaded = ctypes.CDLL(str(built))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else error
+        log.info("pointwise: fused.c could not be built (%s), plain PyTorch instead", reason)
+        return None
+    for function in (loaded.lstm_forward, loaded.lstm_backward):
+        function.argtypes = [ctypes.POINTER(Dimension), ctypes.c_int64, ctypes.c_int64]
+        function.restype = None
+    log.info("pointwise: fused (%s)", built)
+    return loaded
+
+
+def pointwise_step() -> PointwiseStep:
+    """The step in use: fused wherever it can be built, unless ``force_pointwise_step`` said otherwise."""
+    return "eager" if _forced == "eager" or library() is None else "fused"
+
+
+def force_pointwise_step(name: PointwiseStep) -> None:
+    """Uses this step from now on, as far as it can be built."""
+    global _forced
+    _forced = name
+
+
+def can_fuse(cell: Cell, like: Tensor, stages: int) -> bool:
+    """Whether ``FusedStep`` computes this cell on tensors like this one."""
+    return (
+        type(cell) is LSTM
+        and like.dtype == torch.float32
+        and like.device.type == "cpu"
+        and stages <= MOST_STAGES
+        and pointwise_step() == "fused"
+    )
+
+
+class FusedStep:
+    """The LSTM of one dimension. Pointers stay valid because the buffers are held."""
+
+    def __init__(self, n: int, buffers: Buffers, backward: bool) -> None:
+        layout = buffers.layout
+        cell, stage, column = layout.block.cells[n], layout.stage_of[n], layout.columns[n].start
+        assert isinstance(cell, LSTM)
+        loaded = library()
+        assert loaded is not None
+        self.library = loaded
+        self.buffers = buffers
+        Z = buffers.Z[stage]
+        self.successors = layout.plan.successors[n]
+        self.later_stride = layout.B * layout.D * Z.element_size()
+        self.here = buffers.dH.data_ptr() + column * Z.element_size() if backward else None
+        self.dimension = Dimension(
+            z=Z.data_ptr() + layout.gates[n].start * Z.element_size(),
+            m=buffers.M[n].data_ptr(),
+            h=(ctypes.c_void_p * MOST_STAGES)(*(x.data_ptr() + column * x.element_size() for x in buffers.X)),
+            successor=self.successors.data_ptr(),
+            grad_h=self.here,
+            grad_m=buffers.dM[n].data_ptr() if backward else None,
+            z_stride=Z.shape[-1],
+            h_stride=layout.D,
+            B=layout.B,
+            d=layout.block.sizes[n],
+            stages=len(buffers.X),
+            stage=stage,
+            standard=cell.output == "standard",
+            threads=torch.get_num_threads(),
+        )
+
+    def forward(self, diagonal: Diagonal) -> None:
+        here = diagonal.rows
+        self.library.lstm_forward(self.dimension, here.start, here.stop - here.start)
+
+    def restore(self, diagonal: Diagonal) -> None:
+        self.forward(diagonal)  # the same arithmetic: what it writes to the slots is there already, bit for bit
+
+    def backward(self, diagonal: Diagonal, later: Tensor | None) -> None:
+        here = diagonal.rows
+        assert self.here is not None
+        # ``later`` is always the diagonal's own rows of dH.
+        self.dimension.later = None if later is None else self.here + here.start * self.later_stride
+        self.library.lstm_backward(self.dimension, here.start, here.stop - here.start)

@@ -1,0 +1,71 @@
+"""The pointwise step of one dimension on one diagonal, in plain PyTorch for any cell.
+
+Shape legend: B batch rows, r blocks of the diagonal, d_n size of the dimension, D = d_1 + ... + d_N.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from gridlstm.buffers import Buffers, put, take
+from gridlstm.cell import HiddenMemory
+from gridlstm.plan import Diagonal
+from gridlstm.pointwise import pointwise
+
+
+class Step(Protocol):
+    """Reads and writes the buffers of a sweep for one dimension."""
+
+    def forward(self, diagonal: Diagonal) -> None:
+        """From z and m of the diagonal's blocks, writes h' and m' where successors read them."""
+
+    def restore(self, diagonal: Diagonal) -> None:
+        """As ``forward`` where every slot is filled already: only z becomes what ``backward`` reads there."""
+
+    def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
+        """Replaces z by its gradient and writes the gradient of m; returns that of h, (r, B, d_n), if the cell has one.
+
+        Args:
+            later: (r, B, D) gradients of h' that later stages of the same blocks contribute; None for none.
+        """
+
+
+class EagerStep:
+    """Any cell."""
+
+    def __init__(self, n: int, buffers: Buffers) -> None:
+        self.n = n
+        self.buffers = buffers
+        self.cell = pointwise(buffers.layout.block.cells[n])
+        self.stage = buffers.layout.stage_of[n]
+        self.columns = buffers.layout.columns[n]
+
+    def forward(self, diagonal: Diagonal) -> None:
+        n, B, to = self.n, self.buffers.layout.B, diagonal.successors[self.n]
+        h, m = self.cell.forward(*self.buffers.incoming(n, diagonal))
+        h, m = h.view(-1, B, h.shape[-1]), m.view(-1, B, m.shape[-1])
+        for k, slots in enumerate(self.buffers.X):
+            if k <= self.stage:
+                put(slots[:, :, self.columns], to, h)
+            else:
+                slots[diagonal.rows, :, self.columns] = h
+        put(self.buffers.M[n], to, m)
+
+    def restore(self, diagonal: Diagonal) -> None:
+        self.cell.forward(*self.buffers.incoming(self.n, diagonal))
+
+    def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
+        n, buffers, to = self.n, self.buffers, diagonal.successors[self.n]
+        grad_h = take(buffers.dH[:, :, self.columns], to)
+        if later is not None:
+            grad_h = grad_h + later[:, :, self.columns]
+        new_h, new_m, grad_m = (
+            take(buffer, to) for buffer in (buffers.X[0][:, :, self.columns], buffers.M[n], buffers.dM[n])
+        )
+        gradient = self.cell.backward(
+            *buffers.incoming(n, diagonal),
+            HiddenMemory(new_h.flatten(0, 1), new_m.flatten(0, 1)),
+            HiddenMemory(grad_h.flatten(0, 1), grad_m.flatten(0, 1)),
+        )
+        buffers.dM[n][diagonal.rows] = gradient.m.view(-1, *grad_m.shape[1:])
+        return None if gradient.h is None else gradient.h.view(grad_h.shape)

@@ -1,0 +1,85 @@
+"""Choices of this machine change speed alone, can be stored, and leave no setting behind."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from gridlstm import choices, fused, matmul
+from gridlstm.choices import Choices
+from gridlstm.models.grid2d import Grid2d
+
+
+@pytest.fixture(autouse=True)
+def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(matmul, "_chosen", None)
+    monkeypatch.setattr(fused, "_forced", None)
+    yield
+    fused.library.cache_clear()
+
+
+def test_probe_is_exact_and_restores_the_setting() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    name = matmul.product()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    x, weight = torch.randn(64, 128), torch.randn(128, 64)
+    with matmul.fastest_product(x):
+        out = x @ weight
+    exact = x.double() @ weight.double()
+    assert (out.double() - exact).norm() / exact.norm() < matmul.EXACT
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert matmul.product() == name
+
+
+def test_inexact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bfloat16_where_onednn(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
+        fast = torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        out.copy_((x.bfloat16().float() @ weight.bfloat16().float()) if fast else x @ weight)
+        return 0.5 if fast else 1.0
+
+    monkeypatch.setattr(matmul, "_seconds", bfloat16_where_onednn)
+    assert matmul.product() == "native"
+
+
+def test_faster_exact_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faster_where_onednn(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
+        torch.mm(x, weight, out=out)
+        return 0.5 if torch.backends.mkldnn.matmul.fp32_precision == "bf16" else 1.0
+
+    monkeypatch.setattr(matmul, "_seconds", faster_where_onednn)
+    assert matmul.product() == "onednn"
+
+
+def test_setting_is_restored_after_an_error() -> None:
+    matmul.force_product("onednn")
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with pytest.raises(RuntimeError, match="shapes"), matmul.fastest_product(torch.zeros(1)):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_choices_survive_a_checkpoint_and_agree_to_rounding() -> None:
+    torch.manual_seed(0)
+    model, x = Grid2d(5, 8, 3), torch.randint(5, (2, 6))
+    results = []
+    for forced in (Choices("native", "eager"), choices.current()):
+        stored = asdict(forced)
+        choices.force(Choices(**stored))
+        assert choices.current() == forced
+        y, _ = model(x)
+        results.append([y, *torch.autograd.grad(y.sum(), list(model.parameters()))])
+        again, _ = model(x)
+        assert torch.equal(again, y)
+    for eager, chosen in zip(*results, strict=True):
+        torch.testing.assert_close(eager, chosen, rtol=1e-5, atol=1e-5)  # float32 sums of a few hundred terms
+
+
+def test_choice_that_is_not_available_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fused.shutil, "which", lambda name: None)
+    fused.library.cache_clear()
+    choices.force(Choices("native", "fused"))
+    assert choices.current() == Choices("native", "eager")
+    assert "will differ by rounding" in caplog.text

@@ -1,0 +1,104 @@
+"""The compiled pointwise step computes what plain PyTorch computes, to float32 rounding."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gridlstm import fused
+from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.scan import Block, Weights
+from gridlstm.wavefront import wavefront
+
+# Values are of order 1, so float32 rounds them at 6e-8; gradients here sum a few hundred terms.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[None]:
+    fused.library.cache_clear()
+    yield
+    fused.library.cache_clear()
+
+
+def run(dtype: torch.dtype, d: int, cell: Cell, stages: tuple[tuple[int, ...], ...], scale: float) -> list[Tensor]:
+    """Values and gradients of a grid of 4 x 3."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator)).to(dtype).requires_grad_()
+
+    block = Block((cell, LSTM("standard")), (d, d), stages)
+    weights = [Weights(random(4 * d, 2 * d), None) for _ in range(2)]
+    sides = [HiddenMemory(random(extent, 2, d), random(extent, 2, d)) for extent in (3, 4)]
+    out = [x for side in wavefront(block, weights, sides, (4, 3)) for x in side]
+    leaves = [w.weight for w in weights] + [x for side in sides for x in side]
+    return [*out, *torch.autograd.grad(sum(x.square().sum() for x in out), leaves)]  # type: ignore[arg-type]
+
+
+needs_compiler = pytest.mark.skipif(fused.library() is None, reason="no C compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("d", [1, 15, 16, 17, 33])  # around the vector length of the source
+@pytest.mark.parametrize("stages", [((0, 1),), ((0,), (1,)), ((1,), (0,))])
+def test_fused_step_equals_float64(d: int, stages: tuple[tuple[int, ...], ...]) -> None:
+    assert fused.can_fuse(LSTM(), torch.zeros(1), 2)
+    scale = 0.5 / d**0.25
+    for single, double in zip(
+        run(torch.float32, d, LSTM(), stages, scale), run(torch.float64, d, LSTM(), stages, scale), strict=True
+    ):
+        torch.testing.assert_close(single.double(), double, **ROUNDING)
+
+
+@needs_compiler
+def test_saturated_gates_and_tiny_memories_are_exact() -> None:
+    # 1 x 1 weights turn h into any pre-activation; a tiny value must keep its relative accuracy.
+    for scale in (1e-6, 1.0, 50.0):
+        cell = LSTM(forget_bias=0.0)
+        for single, double in zip(
+            run(torch.float32, 1, cell, ((0, 1),), scale), run(torch.float64, 1, cell, ((0, 1),), scale), strict=True
+        ):
+            torch.testing.assert_close(single.double(), double, rtol=3e-6, atol=1e-30 if scale < 1 else 1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_stays_nan_in_its_own_row(value: float) -> None:
+    block = Block((LSTM(),), (20,), ((0,),))
+    weights = [Weights(torch.ones(80, 20), None)]
+    h, m = torch.ones(2, 20), torch.ones(2, 20)
+    clean = wavefront(block, weights, [HiddenMemory(h, m)], (3,))[0]
+    h = h.clone()
+    h[0, 3] = value
+    poisoned = wavefront(block, weights, [HiddenMemory(h, m)], (3,))[0]
+    assert torch.equal(poisoned.h[1], clean.h[1])
+    assert torch.equal(poisoned.m[1], clean.m[1])
+    if value != value:
+        assert poisoned.h[0].isnan().all()
+        assert poisoned.m[0].isnan().all()
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_without_a_compiler_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_compiler = run(torch.float32, 9, LSTM(), ((0, 1),), 0.5)
+    fused.library.cache_clear()
+    monkeypatch.setattr(fused.shutil, "which", lambda name: None)
+    assert not fused.can_fuse(LSTM(), torch.zeros(1), 1)
+    for ours, plain in zip(with_compiler, run(torch.float32, 9, LSTM(), ((0, 1),), 0.5), strict=True):
+        torch.testing.assert_close(ours, plain, **ROUNDING)
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_source_that_does_not_build_is_reported_and_survived(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "broken.c"
+    broken.write_text("not C")
+    monkeypatch.setattr(fused, "SOURCE", broken)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with caplog.at_level("INFO"):
+        assert fused.library() is None
+    assert "plain PyTorch instead" in caplog.text
