@@ -7,7 +7,7 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors"],
+    ["errors", "threads"],
     ["cell"],
     ["scan"],
     ["plan", "pointwise", "matmul"],

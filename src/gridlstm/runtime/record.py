@@ -60,6 +60,8 @@ def recording(cfg: DictConfig) -> Iterator[Record]:
         yield record
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        if interrupted and (directory / "checkpoints" / "last.ckpt").exists():
+            log.info("interrupted. Go on with the same command and ckpt_path=last hydra.run.dir=%s", directory)
         record.fields |= {
             "status": "interrupted" if interrupted else "failed",
             "error": f"{type(error).__name__}: {error}",
