@@ -81,6 +81,15 @@ def test_startup_without_work_does_not_wait_for_torch() -> None:
     assert run("-c", code).returncode == 0
 
 
+def test_idle_threads_sleep_soon_unless_the_user_says_otherwise() -> None:
+    code = (
+        "from gridlstm.threads import wait_briefly; wait_briefly(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    assert run("-c", code).stdout.strip() == "10000"
+    assert run("-c", code, GOMP_SPINCOUNT="5").stdout.strip() == "5"
+    assert run("-c", code, OMP_WAIT_POLICY="active").stdout.strip() == "None"
+
+
 def test_help_of_evaluate() -> None:
     done = run("-m", "gridlstm.evaluate", "--help")
     assert done.returncode == 0

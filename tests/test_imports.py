@@ -7,7 +7,7 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors"],
+    ["errors", "threads"],
     ["cell"],
     ["cells"],
     ["scan"],
@@ -18,7 +18,8 @@ LAYERS = [
     ["wavefront", "layer_major"],
     ["dispatch"],
     ["grid"],
-    ["layer"],
+    ["layer", "contenders"],
+    ["bench"],
     ["models"],
     ["data"],
     ["metrics"],

@@ -1,6 +1,8 @@
 """The layer behaves where torch.nn.LSTM would."""
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,6 +144,14 @@ def test_compile_around_the_layer() -> None:
     gradients = torch.autograd.grad(compiled(x), list(model.parameters()))
     expected = torch.autograd.grad(model(2 * x)[0].square().sum(), list(model.parameters()))
     torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_example_of_the_readme_runs() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["output"].shape == (8, 100, 64)
 
 
 def test_it_learns() -> None:

@@ -56,7 +56,8 @@ def test_a_resumed_log_keeps_its_past_and_drops_what_the_checkpoint_does_not_kno
 
 def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(mode: str = "auto") -> bool:
-        return make_logger(**OPTIONS, dir=str(tmp_path), mode=mode)._offline  # type: ignore[arg-type]
+        logger = make_logger(**OPTIONS, dir=str(tmp_path), mode=mode)  # type: ignore[arg-type]
+        return logger._wandb_init["mode"] == "offline"
 
     assert offline()
     with pytest.raises(UserError, match="wandb login"):

@@ -424,3 +424,18 @@ def test_a_checkpoint_of_another_level_is_refused(directory: Path) -> None:
     with pytest.raises(UserError, match=r"level byte.*level char.*task\.data\.level"):
         chars.load_state_dict(state)
     assert chars.batches_seen == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "batch_size", "expected"),
+    [(600, 5, 4, 130), (60, 5, 4, 10), (60, 30, 4, 30), (20_000, 64, 1, 9984)],
+)
+def test_a_text_gets_streams_that_fit(
+    directory: Path, length: int, window: int, batch_size: int, expected: int
+) -> None:
+    """Left to itself: the paper's 10,000, or what gives every row of a batch a stream of its own (9/10 of the text)."""
+    changes = {"window": window, "stream_length": None, "batch_size": batch_size, "splits": (0.9, 0.05, 0.05)}
+    data = make(directory, length, **changes)
+    assert data.stream_length == expected
+    assert data.evaluation_stream_length == 10_000 // window * window, "evaluation does not depend on the batch size"
+    next(iter(data.train_dataloader()))

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gridlstm.errors import UserError
+from gridlstm.threads import wait_briefly
 
 USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [key=value …]
 
@@ -78,6 +79,7 @@ def main() -> None:
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         sys.exit(USAGE) if not arguments else print(USAGE)
         return
+    wait_briefly()
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the JSON's
     try:
         if bad := [a for a in arguments if "=" not in a]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gridlstm.errors import UserError
+from gridlstm.threads import wait_briefly
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf"
@@ -32,6 +33,7 @@ def main() -> None:
     """Runs the command line; an error of the user's is one message on stderr and exit status 1."""
     # Hydra then lets exceptions through, instead of printing half a traceback and hiding the type.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    wait_briefly()
     try:
         _job()
     except UserError as error:

@@ -22,6 +22,9 @@ from gridlstm.errors import UserError
 log = logging.getLogger(__name__)
 
 
+PAPER_STREAM = 10_000
+
+
 class TextData(SequenceData):
     """The next symbol of a text, in windows of truncated backpropagation through time.
 
@@ -38,7 +41,8 @@ class TextData(SequenceData):
         level: what a symbol is, "byte" or "char".
         batch_size, seed: see ``SequenceData``.
         window: T, symbols of one batch row.
-        stream_length: symbols through which the state is carried; a multiple of ``window``.
+        stream_length: symbols through which the state is carried, a multiple of ``window``. None for the paper's
+            10,000, or what a shorter text allows if every row of a batch is to have a stream of its own.
         splits: training, validation and test, in the order of the text: three fractions that sum to 1, or three
             numbers of symbols.
         val_symbols: use at most so many symbols of the validation split while fitting; None for all. A validation on
@@ -58,7 +62,7 @@ class TextData(SequenceData):
         batch_size: int,
         seed: int,
         window: int = 50,
-        stream_length: int = 10_000,
+        stream_length: int | None = None,
         splits: Sequence[float] = (0.9, 0.05, 0.05),
         val_symbols: int | None = None,
         cache_dir: str | Path | None = None,
@@ -68,7 +72,7 @@ class TextData(SequenceData):
             raise UserError(f"seed must be 0 or more, got {seed}.")
         if window < 1:
             raise UserError(f"task.data.window must be at least 1, got {window}.")
-        if stream_length < window or stream_length % window:
+        if stream_length is not None and (stream_length < window or stream_length % window):
             raise UserError(
                 f"task.data.stream_length must be a multiple of task.data.window, got {stream_length} and {window}: "
                 f"for example task.data.stream_length={max(1, stream_length // window) * window}."
@@ -78,7 +82,7 @@ class TextData(SequenceData):
         self.path = path
         self.level = level
         self.window = window
-        self.stream_length = stream_length
+        self._stream_length = stream_length
         self.splits = tuple(splits)
         self.val_symbols = val_symbols
         self.cache_dir = cache_dir
@@ -105,6 +109,19 @@ class TextData(SequenceData):
         return split_text(len(self.corpus.ids), self.splits)
 
     @property
+    def stream_length(self) -> int:
+        """Symbols through which the state is carried in training."""
+        if self._stream_length is not None:
+            return self._stream_length
+        longest = min(PAPER_STREAM, (len(self.parts[0]) - 1) // self.batch_size)
+        return max(longest // self.window, 1) * self.window
+
+    @property
+    def evaluation_stream_length(self) -> int:
+        """The same in evaluation, where it must not depend on the batch size."""
+        return self._stream_length or max(PAPER_STREAM // self.window, 1) * self.window
+
+    @property
     def streams(self) -> Streams:
         """The training streams."""
         return Streams(self.parts[0], self.stream_length, self.window, self.seed)
@@ -115,7 +132,12 @@ class TextData(SequenceData):
         epoch = self.streams.per_epoch  # reads the text and checks that the splits fit it
         if new:
             sizes = " + ".join(f"{len(part):,}" for part in self.parts)
-            log.info("%s characters to train, validate, test on; %d training streams an epoch", sizes, epoch)
+            log.info(
+                "%s characters to train, validate and test on; an epoch is %d streams of %d",
+                sizes,
+                epoch,
+                self.stream_length,
+            )
 
     @property
     def spec(self) -> Spec:
@@ -172,11 +194,12 @@ class TextData(SequenceData):
         ids = np.asarray(self.corpus.ids)
         predictions = len(part) - 1
         steps = np.arange(self.window)
-        for first in range(0, predictions, self.batch_size * self.stream_length):
-            starts = first + np.array(self.rows) * self.stream_length
+        length = self.evaluation_stream_length
+        for first in range(0, predictions, self.batch_size * length):
+            starts = first + np.array(self.rows) * length
             starts = starts[starts < predictions]
             # The first stream of a group is its longest; windows divide it.
-            longest = min(self.stream_length, predictions - starts[0]) if len(starts) else 0
+            longest = min(length, predictions - starts[0]) if len(starts) else 0
             for offset in range(0, longest, self.window):
                 places = starts[:, None] + offset + steps
                 valid = places < predictions

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_leaves
 
@@ -38,10 +37,11 @@ class Record:
             "monitor": cfg.task.monitor,
         }
 
-    @rank_zero_only
     def write(self) -> None:
+        """Writes result.json, on rank zero."""
         self.fields["seconds"] = round(time.monotonic() - self.start, 3)
-        write_json(self.dir / "result.json", self.fields)
+        if provenance.rank() == 0:
+            write_json(self.dir / "result.json", self.fields)
 
 
 @contextmanager
@@ -55,11 +55,13 @@ def recording(cfg: DictConfig) -> Iterator[Record]:
         partial = directory / "config.yaml.partial"
         partial.write_text(OmegaConf.to_yaml(cfg, resolve=True))
         os.replace(partial, directory / "config.yaml")
-        record.write()
+    record.write()
     try:
         yield record
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        if interrupted and (directory / "checkpoints" / "last.ckpt").exists():
+            log.info("interrupted. Go on with the same command and ckpt_path=last hydra.run.dir=%s", directory)
         record.fields |= {
             "status": "interrupted" if interrupted else "failed",
             "error": f"{type(error).__name__}: {error}",

@@ -54,7 +54,7 @@ def make_logger(
         )
     directory = Path(dir).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    return OneRunWandbLogger(
+    logger = OneRunWandbLogger(
         project=project,
         entity=entity,
         name=name,
@@ -63,10 +63,14 @@ def make_logger(
         save_dir=str(directory),
         id=hashlib.sha1(str(directory).encode()).hexdigest()[:12],
         resume="allow" if mode == "online" else None,
-        offline=mode == "offline",
         log_model=mode == "online",
+        # To wandb itself: Lightning's own "offline" would set WANDB_MODE for the rest of the process.
+        mode=mode,
         settings=wandb.Settings(silent=True, console="off"),
     )
+    # Lightning 2.6 always passes an option that wandb 0.31 has retired, with a warning in every run.
+    del logger._wandb_init["anonymous"]
+    return logger
 
 
 def _logged_in() -> bool:

@@ -1,0 +1,83 @@
+"""Every command of the README and of docs/ runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+SMALL = ["debug=smoke", "model.hidden_size=4", "model.num_layers=2"]
+
+
+def command(line: str, tmp_path: Path) -> list[str]:
+    """The README's command at toy size, on files that are there."""
+    words = shlex.split(line)
+    assert words[0] == "python"
+    words[0] = sys.executable
+    if "train.py" in words:
+        words += SMALL
+        words[1] = str(ROOT / "train.py")
+    if "task=enwik8" in words:
+        genuine = tmp_path / "enwik8"
+        genuine.write_bytes(b"<mediawiki> not the genuine file " * 2000)
+        words += [
+            f"task.path={genuine}", "task.data.size=66000", "task.data.splits=[60000,3000,3000]",
+            "task.data.sha256=" + sha256(genuine), "task.data.batch_size=2",
+        ]  # fmt: skip
+    return [word.replace("task.path=README.md", f"task.path={ROOT}/README.md") for word in words]
+
+
+def sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 7
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python train.py")])
+def test_training_commands_run(line: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "WANDB_MODE": "offline"}
+    subprocess.run(command(line, tmp_path), cwd=tmp_path, env=environment, check=True, timeout=600)
+    assert list(tmp_path.glob("outputs/*/*/*/result.json")) or list(tmp_path.glob("multirun/adhoc/*/*/result.json"))
+
+
+def test_the_evaluation_command_runs_on_what_training_leaves(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *SMALL], cwd=tmp_path, check=True, timeout=300)
+    (run,) = (tmp_path / "outputs" / "memorization" / "grid2d").iterdir()
+    (line,) = (line for line in COMMANDS if "gridlstm.evaluate" in line)
+    words = command(line.replace("RUN", run.name), tmp_path)
+    done = subprocess.run(words, cwd=tmp_path, check=True, timeout=300, capture_output=True, text=True)
+    assert '"test/accuracy"' in done.stdout
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])
+def test_make_targets_exist(line: str) -> None:
+    subprocess.run([*shlex.split(line), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_command_is_covered() -> None:
+    assert all(re.match(r"make |python train.py|python -m gridlstm\.evaluate ", line) for line in COMMANDS)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        targets = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", page.read_text())
+        for target in (a or b for a, b in targets):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_group_choice_is_in_the_readme() -> None:
+    for group in ("model", "task", "hardware", "optimizer", "scheduler", "logger", "debug", "transform"):
+        for path in (ROOT / "conf" / group).glob("*.yaml"):
+            assert f"`{path.stem}`" in README, f"the README does not name {group}={path.stem}"
