@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.dispatch import Sweep
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
+from gridlstm.layer_major import layer_major, layer_major_fits
 from gridlstm.models.grid2d import Grid2d, Grid2dState
-from gridlstm.scan import Block, Weights, scan
+from gridlstm.scan import Block, Masks, Weights, scan
 from gridlstm.wavefront import recomputing_wavefront, wavefront
 
 # float64 sums of fewer than 1e4 terms of order 1, in another order.
@@ -27,15 +29,32 @@ class Case:
     block: Block
     extents: tuple[int, ...]
     B: int
+    masked: tuple[str, ...] = ()
+    """Which of the masks every dimension has; ``keep`` also for padding, ``mix`` for float keeps."""
 
 
 @dataclass(frozen=True)
 class HighwayLSTM(LSTM):
     """A cell without a hand-written gradient, which reads its own h besides."""
 
-    def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
         new = super().pointwise(z, h, m)
         return HiddenMemory(new.h + 0.5 * h, new.m)
+
+
+outputs = st.sampled_from(["paper", "standard"])
+any_cell: st.SearchStrategy[Cell] = st.one_of(
+    # Most often the cell whose gradient is written by hand.
+    st.builds(LSTM, outputs, st.booleans(), st.sampled_from([0.0, 1.5])),
+    st.builds(LSTM, outputs, st.booleans(), st.sampled_from([0.0, 1.5])),
+    st.builds(LSTM, outputs, st.booleans(), st.sampled_from([0.0, 1.5])),
+    st.builds(PeepholeLSTM, outputs, st.booleans()),
+    st.builds(CoupledLSTM, outputs, st.booleans()),
+    st.builds(LayerNormLSTM, outputs),
+    st.builds(GRU, st.booleans()),
+    st.builds(NonLSTM, st.sampled_from(["identity", "relu", "tanh", torch.nn.functional.silu]), st.booleans()),
+    st.just(HighwayLSTM()),
+)
 
 
 @st.composite
@@ -46,13 +65,11 @@ def cases(draw: st.DrawFn) -> Case:
     order = draw(st.permutations(range(N)))
     cuts = sorted(draw(st.sets(st.integers(1, N - 1)))) if N > 1 else []
     stages = tuple(tuple(order[a:b]) for a, b in zip([0, *cuts], [*cuts, N], strict=True))
-    cells: tuple[Cell, ...] = tuple(
-        LSTM(draw(st.sampled_from(["paper", "standard"])), draw(st.booleans()), draw(st.sampled_from([0.0, 1.5])))
-        for _ in range(N)
-    )
+    cells = tuple(draw(any_cell) for _ in range(N))
     sizes = tuple(draw(st.integers(1, 3)) for _ in range(N))
     untied = tuple(sorted(draw(st.sets(st.integers(0, N - 1)))))
-    return Case(Block(cells, sizes, stages, untied), extents, draw(st.integers(1, 3), label="B"))
+    masked = tuple(draw(st.sets(st.sampled_from(["keep", "mix", "drop"]), max_size=2)))
+    return Case(Block(cells, sizes, stages, untied), extents, draw(st.integers(1, 3), label="B"), masked)
 
 
 def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights], list[HiddenMemory]]:
@@ -71,7 +88,8 @@ def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights]
         bias = random(*copies, cell.num_gates * size) if cell.has_bias else None
         if constant is not None:
             bias = constant.double().expand(*copies, -1)
-        weights.append(Weights(random(*copies, cell.num_gates * size, D), bias))
+        vectors = tuple(random(*copies, length) for length in cell.vector_lengths(size).values())
+        weights.append(Weights(random(*copies, cell.num_gates * size, D), bias, vectors))
     sides = []
     for n in range(N):
         leading = (*(extent for axis, extent in enumerate(case.extents) if axis != n), case.B)
@@ -80,16 +98,42 @@ def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights]
     return weights, sides
 
 
+def random_masks(case: Case) -> list[Masks] | None:
+    """Masks that differ in every place and dimension, some of them broadcast."""
+    generator = torch.Generator().manual_seed(2)
+
+    def random(length: int) -> Tensor:
+        return torch.rand(*case.extents, case.B, length, dtype=torch.float64, generator=generator)
+
+    if not case.masked:
+        return None
+    masks = []
+    for cell, size in zip(case.block.cells, case.block.sizes, strict=True):
+        mask = Masks(drop=2 * random(size).round() if "drop" in case.masked else None)
+        if "mix" in case.masked:
+            mask = mask._replace(keep_h=random(1), keep_m=random(cell.memory_size(size)))
+        if "keep" in case.masked:
+            mask = mask._replace(keep_h=random(1) < 0.5, keep_m=random(1)[-1:] < 0.5)
+        masks.append(mask)
+    return masks
+
+
+def tensors_of(weights: list[Weights], sides: list[HiddenMemory]) -> list[Tensor]:
+    """All differentiable inputs."""
+    everything = [x for w in weights for x in (w.weight, w.bias, *w.vectors)] + [x for side in sides for x in side]
+    return [x for x in everything if x is not None and x.requires_grad]
+
+
 def values_and_gradients(
     sweep: Sweep, case: Case, weights: list[Weights], sides: list[HiddenMemory]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Everything that leaves the grid, and the gradient of a random projection of it with respect to everything."""
-    leaves = [x for pair in (*weights, *sides) for x in pair if x is not None and x.requires_grad]
-    out = [x for side in sweep(case.block, weights, sides, case.extents) for x in side]
+    leaves = tensors_of(weights, sides)
+    out = [x for side in sweep(case.block, weights, sides, case.extents, random_masks(case)) for x in side]
     generator = torch.Generator().manual_seed(1)
     loss = sum((x * torch.randn(x.shape, dtype=x.dtype, generator=generator)).sum() for x in out)
     assert isinstance(loss, Tensor)
-    return out, list(torch.autograd.grad(loss, leaves))
+    return out, list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
 
 
 def assert_sweep_is_exact(sweep: Sweep, case: Case) -> None:
@@ -101,8 +145,11 @@ def assert_sweep_is_exact(sweep: Sweep, case: Case) -> None:
 
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(cases())
-def test_wavefront_equals_reference(case: Case) -> None:
+def test_fast_sweeps_equal_reference(case: Case) -> None:
     assert_sweep_is_exact(wavefront, case)
+    assert_sweep_is_exact(recomputing_wavefront, case)
+    if layer_major_fits(case.block):
+        assert_sweep_is_exact(layer_major, case)
 
 
 @pytest.mark.parametrize("extents", [(1, 1), (1, 5), (5, 1), (2, 5), (5, 2), (9, 3)])
@@ -111,7 +158,10 @@ def test_wavefront_equals_reference(case: Case) -> None:
 def test_wavefront_equals_reference_on_time_and_depth(
     extents: tuple[int, ...], stages: tuple[tuple[int, ...], ...], untied: tuple[int, ...]
 ) -> None:
-    assert_sweep_is_exact(wavefront, Case(Block((LSTM(), LSTM()), (3, 3), stages, untied), extents, 2))
+    case = Case(Block((LSTM(), LSTM()), (3, 3), stages, untied), extents, 2)
+    assert_sweep_is_exact(wavefront, case)
+    if stages != ((1,), (0,)):
+        assert_sweep_is_exact(layer_major, case)
 
 
 @pytest.mark.parametrize("stages", [((0, 1),), ((0,), (1,))])
@@ -120,7 +170,7 @@ def test_hand_written_gradient_against_finite_differences(stages: tuple[tuple[in
     cell = LSTM(output, bias=True)  # type: ignore[arg-type]
     case = Case(Block((cell, cell), (2, 2), stages), (2, 3), 1)
     weights, sides = random_inputs(case)
-    flat = [x for pair in (*weights, *sides) for x in pair if x is not None]
+    flat = tensors_of(weights, sides)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
@@ -222,7 +272,7 @@ def saved_numbers(sweep: Sweep, extents: tuple[int, int], d: int) -> int:
     function = sweep(case.block, weights, sides, extents)[0].h.grad_fn
     assert function is not None
     held = [*function.saved_tensors, *(function.Z or [])]  # type: ignore[attr-defined]
-    given = {x.data_ptr() for pair in (*weights, *sides) for x in pair if x is not None}
+    given = {x.data_ptr() for x in (*tensors_of(weights, sides), *(w.bias for w in weights)) if x is not None}
     return sum(x.numel() for x in held if x is not None and x.data_ptr() not in given)
 
 
@@ -265,5 +315,5 @@ def test_sides_that_do_not_fit_are_refused(
 
 
 def test_unknown_sweep_is_refused() -> None:
-    with pytest.raises(UserError, match="sweep must be one of auto, reference, wavefront, recompute"):
+    with pytest.raises(UserError, match="sweep must be one of auto, reference, wavefront, recompute, layer-major"):
         grid_of_two(sweep="fast")

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gridlstm.plan import Diagonal, Plan, Runs, plan
-from gridlstm.scan import Block
+from gridlstm.plan import Order, Plan, Runs, plan
+from gridlstm.pointwise import Inputs
+from gridlstm.scan import Block, Masks, columns_of, expand_masks
 
 HUGE_PAGE = 1 << 21
 _MADV_HUGEPAGE = 14
@@ -35,13 +36,22 @@ def empty(*shape: int, like: Tensor) -> Tensor:
 class Layout:
     """Where each dimension stands in the packed buffers."""
 
-    def __init__(self, block: Block, extents: tuple[int, ...], B: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        block: Block,
+        extents: tuple[int, ...],
+        B: int,
+        device: torch.device,
+        order: Order,
+        lowered: torch.dtype | None,
+    ) -> None:
         self.block = block
+        self.extents = extents
+        self.lowered = lowered  # the type of products, where it is not that of the tensors
         self.B = B
         self.D = sum(block.sizes)
-        self.plan: Plan = plan(extents, block.untied, device)
-        starts = [sum(block.sizes[:n]) for n in range(len(extents))]
-        self.columns = [slice(a, a + size) for a, size in zip(starts, block.sizes, strict=True)]
+        self.plan: Plan = plan(extents, block.untied, device, order)
+        self.columns = columns_of(block)
         self.stage_of = {n: k for k, stage in enumerate(block.stages) for n in stage}
         self.gates: dict[int, slice] = {}  # of each dimension within its stage
         self.num_gates: list[int] = []  # G of each stage
@@ -56,7 +66,7 @@ class Layout:
     def pack_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Each stage's weights as (copies, G, D)."""
         packed = [torch.cat([weights[n] for n in stage], dim=-2) for stage in self.block.stages]
-        return [weight.reshape(-1, *weight.shape[-2:]) for weight in packed]
+        return [weight.reshape(-1, *weight.shape[-2:]).to(self.lowered or weight.dtype) for weight in packed]
 
     def pack_weights_transposed(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Each stage's weights as contiguous (copies, D, G): products with few rows are faster on this layout."""
@@ -65,7 +75,7 @@ class Layout:
             weight = weights[stage[0]].new_empty(*weights[stage[0]].shape[:-2], self.D, G)
             for n in stage:
                 weight[..., self.gates[n]] = weights[n].mT
-            packed.append(weight.reshape(-1, self.D, G))
+            packed.append(weight.reshape(-1, self.D, G).to(self.lowered or weight.dtype))
         return packed
 
     def pack_biases(self, biases: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:
@@ -91,24 +101,77 @@ class Buffers:
             earlier stage appears there already updated.
         M: each dimension's incoming memory, (rows, B, memory size).
         Z: each stage's pre-activations, then what a cell keeps of them, then their gradients: (C, B, G).
+        vectors: each dimension's other parameters, (copies, length).
+        drop: factors of what products read, (C, B, D); None for none.
+        keep: each dimension's (keep_h, keep_m), (C, B, size); None for none.
         dH: gradient of what enters each block and of what leaves the grid, (rows, B, D); in the backward pass.
         dM: likewise of the memories.
+        grad_vectors: gradients of ``vectors``.
     """
 
-    def __init__(self, layout: Layout, X: Sequence[Tensor], M: Sequence[Tensor], Z: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        X: Sequence[Tensor],
+        M: Sequence[Tensor],
+        Z: Sequence[Tensor],
+        vectors: Sequence[tuple[Tensor, ...]],
+        masks: Sequence[Masks] | None,
+    ) -> None:
         self.layout = layout
         self.X, self.M, self.Z = X, M, Z
+        self.vectors = [tuple(x.reshape(-1, x.shape[-1]) for x in own) for own in vectors]
+        self.drop: Tensor | None = None
+        self.keep: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(M)
+        if masks is not None:
+            self._order_masks(masks)
         self.dH: Tensor
         self.dM: list[Tensor]
+        self.grad_vectors: list[tuple[Tensor, ...]]
 
-    def incoming(self, n: int, diagonal: Diagonal) -> tuple[Tensor, Tensor, Tensor]:
-        """z (r * B, G_n), h (r * B, d_n) and m (r * B, memory size) of one dimension on one diagonal."""
-        here, k = diagonal.rows, self.layout.stage_of[n]
-        return (
-            self.Z[k][here, :, self.layout.gates[n]].flatten(0, 1),
-            self.X[k][here, :, self.layout.columns[n]].flatten(0, 1),
-            self.M[n][here].flatten(0, 1),
+    def _order_masks(self, masks: Sequence[Masks]) -> None:
+        """From coordinates to rows."""
+        layout, order = self.layout, self.layout.plan.order
+        expanded = expand_masks(layout.block, masks, layout.extents, layout.B)
+
+        def rows(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask.flatten(0, len(layout.extents) - 1)[order]
+
+        self.keep = [(rows(mask.keep_h), rows(mask.keep_m)) for mask in expanded]
+        if any(mask.drop is not None for mask in expanded):
+            self.drop = self.X[0].new_ones(layout.plan.blocks, layout.B, layout.D)
+            for columns, mask in zip(layout.columns, expanded, strict=True):
+                if (drop := rows(mask.drop)) is not None:
+                    self.drop[:, :, columns] = drop
+
+    def operand(self, k: int, rows: slice) -> Tensor:
+        """What stage k's product multiplies: (r, B, D)."""
+        return self.X[k][rows] if self.drop is None else self.X[k][rows] * self.drop[rows]
+
+    def inputs(self, n: int, rows: slice) -> Inputs:
+        """What the cell of dimension n reads in these blocks, blocks and batch rows in one."""
+        k, copies = self.layout.stage_of[n], self.layout.plan.copy_of[rows]
+        vectors = tuple(
+            x[0] if len(x) == 1 else x[copies].repeat_interleave(self.layout.B, dim=0) for x in self.vectors[n]
         )
+        keep_h, keep_m = (None if keep is None else keep[rows].flatten(0, 1) for keep in self.keep[n])
+        return Inputs(
+            self.Z[k][rows, :, self.layout.gates[n]].flatten(0, 1),
+            self.X[k][rows, :, self.layout.columns[n]].flatten(0, 1),
+            self.M[n][rows].flatten(0, 1),
+            vectors,
+            keep_h,
+            keep_m,
+        )
+
+    def add_vector_gradients(self, n: int, rows: slice, gradients: Sequence[Tensor]) -> None:
+        """Adds what ``inputs``' vectors receive."""
+        for total, gradient in zip(self.grad_vectors[n], gradients, strict=True):
+            if len(total) == 1:
+                total[0] += gradient
+            else:
+                by_block = gradient.view(-1, self.layout.B, gradient.shape[-1]).sum(1)
+                total.index_add_(0, self.layout.plan.copy_of[rows], by_block)
 
 
 def put(buffer: Tensor, to: Runs | Tensor, values: Tensor) -> None:

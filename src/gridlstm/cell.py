@@ -8,9 +8,10 @@ candidate, the order of the paper's W = [W^u; W^f; W^o; W^c]. A packed weight is
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,35 +57,64 @@ class HiddenMemory(NamedTuple):
     m: Tensor
 
 
-class Cell(Protocol):
+class Cell(ABC):
     """What one dimension of a block does: a pure pointwise function of the pre-activations, and its sizes.
 
-    The matrix product z = W H is not the cell's: the sweep owns it, so that one engine serves every cell.
+    The matrix product z = W H + b is not the cell's: the sweep owns it, so that one engine serves every cell.
     """
 
-    @property
-    def num_gates(self) -> int:
-        """Rows of the packed weight over d."""
+    num_gates: ClassVar[int]
+    """Length of z over d."""
 
     @property
     def has_bias(self) -> bool:
-        """Whether a packed bias is learned."""
+        """Whether a packed bias of length num_gates * d is learned."""
+        return False
 
     def memory_size(self, size: int) -> int:
         """Length of the memory vector that goes with a hidden vector of length ``size``; 0 for a cell without one."""
+        return 0
 
     def constant_bias(self, size: int) -> Tensor | None:
         """(num_gates * d,) added to the pre-activations where no bias is learned; None for nothing."""
+        return None
 
-    def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
-        """(h', m') from z (R, num_gates * d), which includes the bias, the incoming h (R, d) and m (R, memory_size)."""
+    def vector_lengths(self, size: int) -> dict[str, int]:
+        """Names and lengths of learned vectors that ``pointwise`` takes besides z, such as peepholes."""
+        return {}
 
-    def reset_parameters(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Initialises packed parameters in place."""
+    def weight_rows(self, size: int) -> int:
+        """Rows of the learned weight."""
+        return self.num_gates * size
+
+    def expand_weight(self, weight: Tensor, own: slice) -> Tensor:
+        """(..., num_gates * d, D), the weight of z, from the learned (..., weight_rows, D).
+
+        Args:
+            own: the columns of H that hold this dimension's own h.
+        """
+        return weight
+
+    @abstractmethod
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        """(h', m') from z (R, num_gates * d), which includes the bias, the incoming h (R, d) and m (R, memory_size).
+
+        ``vectors`` are as in ``vector_lengths``, each (length,) or (R, length).
+        """
+
+    @abstractmethod
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        """Initialises the learned parameters in place."""
+
+
+def fan_in_uniform(weight: Tensor, gain: float) -> None:
+    """Uniform with variance gain^2 / D for a weight (..., rows, D)."""
+    bound = gain * math.sqrt(3 / weight.shape[-1])
+    weight.uniform_(-bound, bound)
 
 
 @dataclass(frozen=True)
-class LSTM:
+class LSTM(Cell):
     """The LSTM transform, equations 1 to 3: (h', m') = LSTM(H, m, W).
 
     The paper writes no bias. A deep grid whose forget gates all start at 1/2 passes 0.5^L of its input to the top and
@@ -123,15 +153,14 @@ class LSTM:
         constant.chunk(4)[1].fill_(self.forget_bias)
         return constant
 
-    def pointwise(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
         u, f, o, c = lstm_gates(z)
         m = lstm_memory(u, f, c, m)
         return HiddenMemory(OUTPUTS[self.output](o, m), m)
 
     @torch.no_grad()
-    def reset_parameters(self, weight: Tensor, bias: Tensor | None) -> None:
-        bound = self.gain * math.sqrt(3 / weight.shape[-1])
-        weight.uniform_(-bound, bound)
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        fan_in_uniform(weight, self.gain)
         if bias is not None:
             bias.zero_()
             bias.chunk(4, dim=-1)[1].fill_(self.forget_bias)

@@ -5,15 +5,20 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
+import torch
+
 from gridlstm.cell import HiddenMemory
 from gridlstm.errors import UserError
-from gridlstm.scan import Block, Weights, scan
+from gridlstm.layer_major import layer_major, layer_major_fits
+from gridlstm.scan import Block, Masks, Weights, scan
 from gridlstm.wavefront import recomputing_wavefront, wavefront
 
 log = logging.getLogger(__name__)
 
-Sweep = Callable[[Block, Sequence[Weights], Sequence[HiddenMemory], Sequence[int]], list[HiddenMemory]]
-SweepName = Literal["auto", "reference", "wavefront", "recompute"]
+Sweep = Callable[
+    [Block, Sequence[Weights], Sequence[HiddenMemory], Sequence[int], Sequence[Masks] | None], list[HiddenMemory]
+]
+SweepName = Literal["auto", "reference", "wavefront", "recompute", "layer-major"]
 
 
 def check_sweep_name(name: str) -> None:
@@ -22,14 +27,32 @@ def check_sweep_name(name: str) -> None:
         raise UserError(f"sweep must be one of {', '.join(get_args(SweepName))}, got {name!r}.")
 
 
-def sweep_named(name: SweepName) -> Sweep:
-    """The sweep to run: the named one, or with "auto" the fastest known."""
-    if name == "reference":
-        return scan
-    if name == "recompute":
-        return recomputing_wavefront
-    _log_once(f"sweep: wavefront ({'forced' if name == 'wavefront' else 'auto'})")
-    return wavefront
+def sweep_named(name: SweepName, block: Block) -> Sweep:
+    """The sweep to run: the named one, or with "auto" the fastest known for this block.
+
+    Raises:
+        UserError: when "layer-major" is asked of a block that needs another order.
+    """
+    if name == "layer-major" and not layer_major_fits(block):
+        raise UserError(
+            "sweep=layer-major needs at least two dimensions, the last of them computed in the last stage, and weights "
+            "untied along no other: choose sweep=auto, change priority or tie the weights."
+        )
+    if name == "auto" and (torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()):
+        return scan  # made of plain operations, which torch.export and torch.func can take apart
+    if name == "auto":
+        # Untied weights leave a diagonal with products of B rows each; a layer has one with all its rows.
+        name = "layer-major" if block.untied and layer_major_fits(block) else "wavefront"
+        _log_once(f"sweep: {name} (auto)")
+    return SWEEPS[name]
+
+
+SWEEPS: dict[SweepName, Sweep] = {
+    "reference": scan,
+    "wavefront": wavefront,
+    "recompute": recomputing_wavefront,
+    "layer-major": layer_major,
+}
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.buffers import Buffers
-from gridlstm.cell import LSTM, Cell
+from gridlstm.cell import LSTM
 from gridlstm.plan import Diagonal
 
 log = logging.getLogger(__name__)
@@ -114,13 +114,15 @@ def force_pointwise_step(name: PointwiseStep) -> None:
     _forced = name
 
 
-def can_fuse(cell: Cell, like: Tensor, stages: int) -> bool:
-    """Whether ``FusedStep`` computes this cell on tensors like this one."""
+def can_fuse(n: int, buffers: Buffers) -> bool:
+    """Whether ``FusedStep`` computes this dimension."""
+    like = buffers.X[0]
     return (
-        type(cell) is LSTM
+        type(buffers.layout.block.cells[n]) is LSTM
+        and buffers.keep[n] == (None, None)
         and like.dtype == torch.float32
         and like.device.type == "cpu"
-        and stages <= MOST_STAGES
+        and len(buffers.X) <= MOST_STAGES
         and pointwise_step() == "fused"
     )
 
@@ -158,15 +160,14 @@ class FusedStep:
         )
 
     def forward(self, diagonal: Diagonal) -> None:
-        here = diagonal.rows
-        self.library.lstm_forward(self.dimension, here.start, here.stop - here.start)
+        self.library.lstm_forward(self.dimension, diagonal.rows.start, diagonal.size)
 
     def restore(self, diagonal: Diagonal) -> None:
         self.forward(diagonal)  # the same arithmetic: what it writes to the slots is there already, bit for bit
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> None:
-        here = diagonal.rows
+        first = diagonal.rows.start
         assert self.here is not None
         # ``later`` is always the diagonal's own rows of dH.
-        self.dimension.later = None if later is None else self.here + here.start * self.later_stride
-        self.library.lstm_backward(self.dimension, here.start, here.stop - here.start)
+        self.dimension.later = None if later is None else self.here + first * self.later_stride
+        self.library.lstm_backward(self.dimension, first, diagonal.size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.dispatch import SweepName, check_sides, check_sweep_name, sweep_named
 from gridlstm.errors import UserError
-from gridlstm.scan import Block, Weights
+from gridlstm.regularizers import Draw, Regularizer, combine
+from gridlstm.scan import Block, Masks, Weights, columns_of
 
 
 @dataclass(frozen=True)
@@ -23,26 +24,41 @@ class Dimension:
         size: length of its hidden vectors.
         untied_extent: None where blocks along it share their weights, else the number of blocks along it, each with
             weights of its own.
+        reverse: blocks pass on along it from the last coordinate to the first.
+        shares: the dimension whose weights it uses; None for its own (section 3.5).
+        regularizers: noise on it.
     """
 
     name: str
     cell: Cell
     size: int
     untied_extent: int | None = None
+    reverse: bool = False
+    shares: str | None = None
+    regularizers: tuple[Regularizer, ...] = ()
 
 
 class Transform(nn.Module):
     """The parameters of one dimension's transform.
 
-    ``weight`` is (*untied extents, num_gates * d, D), packed in the cell's gate order, its columns in the order of the
-    grid's dimensions; ``bias``, where the cell has one, is (*untied extents, num_gates * d).
+    ``weight`` is (*untied extents, weight_rows, D), packed in the cell's gate order, its columns in the order of the
+    grid's dimensions; ``bias``, where the cell has one, is (*untied extents, num_gates * d); ``vectors`` are the cell's
+    other parameters, (*untied extents, length).
+
+    Args:
+        own: the columns of H that hold this dimension's own h.
+        copies: untied extents.
     """
 
-    def __init__(self, cell: Cell, size: int, fan_in: int, copies: tuple[int, ...]) -> None:
+    def __init__(self, cell: Cell, size: int, fan_in: int, own: slice, copies: tuple[int, ...]) -> None:
         super().__init__()
         self.cell = cell
-        self.weight = nn.Parameter(torch.empty(*copies, cell.num_gates * size, fan_in))
+        self.own = own
+        self.weight = nn.Parameter(torch.empty(*copies, cell.weight_rows(size), fan_in))
         self.bias = nn.Parameter(torch.empty(*copies, cell.num_gates * size)) if cell.has_bias else None
+        self.vectors = nn.ParameterDict(
+            {name: nn.Parameter(torch.empty(*copies, length)) for name, length in cell.vector_lengths(size).items()}
+        )
         constant = cell.constant_bias(size)
         self.register_buffer(
             "constant", None if constant is None else constant.expand(*copies, -1).clone(), persistent=False
@@ -50,12 +66,17 @@ class Transform(nn.Module):
         self.constant: Tensor | None
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        self.cell.reset_parameters(self.weight, self.bias)
+        self.cell.reset_parameters(self.weight, self.bias, *self.vectors.values())
 
     @property
     def packed(self) -> Weights:
-        return Weights(self.weight, self.constant if self.bias is None else self.bias)
+        return Weights(
+            self.cell.expand_weight(self.weight, self.own),
+            self.constant if self.bias is None else self.bias,
+            tuple(self.vectors.values()),
+        )
 
 
 class Grid(nn.Module):
@@ -67,6 +88,9 @@ class Grid(nn.Module):
         sweep: how to compute it: "auto" takes the fastest, "reference" plain loops, "wavefront" whole diagonals,
             "recompute" the latter with a third of the saved memory. All give the same numbers; only "reference" can
             be differentiated twice.
+
+    Attributes:
+        progress: share of the training that is done, 0 to 1, for regularizers with a schedule; whoever trains sets it.
     """
 
     def __init__(
@@ -80,22 +104,92 @@ class Grid(nn.Module):
             raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
         first = tuple(n for n, name in enumerate(names) if name not in priority)
         later = tuple((names.index(name),) for name in priority)
-        copies = tuple(d.untied_extent for d in dimensions if d.untied_extent is not None)
-        fan_in = sum(dimension.size for dimension in dimensions)
-        self.transforms = nn.ModuleDict({d.name: Transform(d.cell, d.size, fan_in, copies) for d in dimensions})
         self.block = Block(
             cells=tuple(dimension.cell for dimension in dimensions),
             sizes=tuple(dimension.size for dimension in dimensions),
             stages=(first, *later) if first else later,
             untied=tuple(n for n, d in enumerate(dimensions) if d.untied_extent is not None),
         )
+        copies = tuple(d.untied_extent for d in dimensions if d.untied_extent is not None)
+        self.transforms = nn.ModuleDict(
+            {
+                d.name: Transform(d.cell, d.size, sum(self.block.sizes), columns, copies)
+                for d, columns in zip(dimensions, columns_of(self.block), strict=True)
+                if d.shares is None
+            }
+        )
+        self.sources = [d.name if d.shares is None else d.shares for d in dimensions]
+        self.regularizers = [tuple(d.regularizers) for d in dimensions]
+        self.progress = 0.0
+        self.reversed = [n for n, dimension in enumerate(dimensions) if dimension.reverse]
+        _check_sharing(dimensions)
 
-    def forward(self, sides: Sequence[HiddenMemory], extents: Sequence[int]) -> list[HiddenMemory]:
+    def forward(
+        self, sides: Sequence[HiddenMemory], extents: Sequence[int], masks: Sequence[Masks] | None = None
+    ) -> list[HiddenMemory]:
         """What leaves the grid along each dimension, given what enters: see ``scan``.
+
+        Coordinates of sides and masks are those of the data, whatever the directions.
 
         Raises:
             UserError: when shapes, data types or devices of the sides do not fit the grid.
         """
-        weights = [cast(Transform, transform).packed for transform in self.transforms.values()]
+        weights = [cast(Transform, self.transforms[source]).packed for source in self.sources]
+        if torch.is_autocast_enabled(weights[0].weight.device.type):
+            # States and sums stay in the weights' precision; the sweep lowers the products alone.
+            sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]
         check_sides(self.block, sides, extents)
-        return sweep_named(self.sweep)(self.block, weights, sides, extents)
+        masks = self._with_noise(masks, extents, sides[0].h)
+        if self.reversed:
+            sides, weights = self._flip_sides(sides), [Weights(*map(self._flip_copies, w)) for w in weights]
+            masks = masks and [Masks(*(x if x is None else self._flip_mask(x) for x in mask)) for mask in masks]
+        leaving = sweep_named(self.sweep, self.block)(self.block, weights, sides, extents, masks)
+        return self._flip_sides(leaving) if self.reversed else leaving
+
+    def _with_noise(
+        self, masks: Sequence[Masks] | None, extents: Sequence[int], like: Tensor
+    ) -> Sequence[Masks] | None:
+        """The given masks together with those that the regularizers draw."""
+        if not any(self.regularizers):
+            return masks
+        combined = []
+        for n, regularizers in enumerate(self.regularizers):
+            size = self.block.sizes[n]
+            memory_size = self.block.cells[n].memory_size(size)
+            draw = Draw(n, tuple(extents), like.shape[-2], size, memory_size, like, self.training, self.progress)
+            given = [] if masks is None else [masks[n]]
+            combined.append(combine([*given, *(regularizer.masks(draw) for regularizer in regularizers)]))
+        return None if all(mask == Masks() for mask in combined) else combined
+
+    def _flip_sides(self, sides: Sequence[HiddenMemory]) -> list[HiddenMemory]:
+        """A reversed dimension is an ordinary one in mirrored coordinates. A side lacks its own dimension's axis."""
+        axes = [[n - (n > own) for n in self.reversed if n != own] for own in range(len(sides))]
+        return [HiddenMemory(h.flip(at), m.flip(at)) for (h, m), at in zip(sides, axes, strict=True)]
+
+    def _flip_copies(self, x: Tensor | tuple[Tensor, ...] | None) -> Any:
+        if isinstance(x, tuple):
+            return tuple(self._flip_copies(each) for each in x)
+        return x if x is None else x.flip([k for k, n in enumerate(self.block.untied) if n in self.reversed])
+
+    def _flip_mask(self, mask: Tensor) -> Tensor:
+        leading = len(self.block.cells) + 2 - mask.dim()  # a mask broadcasts from the right
+        return mask.flip([n - leading for n in self.reversed if n >= leading])
+
+
+def _check_sharing(dimensions: Sequence[Dimension]) -> None:
+    """Raises UserError unless weights that are shared fit."""
+    owners = {d.name: d for d in dimensions if d.shares is None}
+    for d in dimensions:
+        if d.shares is None:
+            continue
+        if (owner := owners.get(d.shares)) is None:
+            raise UserError(
+                f"dimension {d.name!r}: shares must name a dimension with weights of its own "
+                f"({', '.join(owners)}), got {d.shares!r}."
+            )
+        if (owner.size, type(owner.cell)) != (d.size, type(d.cell)):
+            raise UserError(
+                f"dimension {d.name!r} shares the weights of {owner.name!r}, so it needs the same cell and size: "
+                f"expected {type(owner.cell).__name__} of size {owner.size}, "
+                f"got {type(d.cell).__name__} of size {d.size}."
+            )

@@ -41,6 +41,20 @@ def force_product(name: Product) -> None:
     _chosen = name
 
 
+def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add: bool = False) -> Tensor:
+    """out = x y, or out += x y: matrices or batches of them.
+
+    Args:
+        lowered: the type to multiply in, which also rounds the product; None for that of ``out``.
+    """
+    if lowered is not None:
+        product = x.to(lowered) @ y.to(lowered)
+        return out.add_(product) if add else out.copy_(product)
+    if x.dim() == 3:
+        return out.baddbmm_(x, y) if add else torch.bmm(x, y, out=out)
+    return out.addmm_(x, y) if add else torch.mm(x, y, out=out)
+
+
 @contextmanager
 def fastest_product(like: Tensor) -> Iterator[None]:
     """Runs products of tensors like this one with ``product()``; the global setting is restored afterwards."""

@@ -1,19 +1,21 @@
-"""The order in which a diagonal wavefront visits a grid, and where every cell's results go.
+"""The order in which a fast sweep visits a grid, and where every block's results go.
 
 All blocks whose coordinates have the same sum depend only on blocks of smaller sums, so they are computed at once.
-Blocks are numbered diagonal by diagonal: block number k owns row k of every buffer, and the rows of one diagonal are
-contiguous, so that one matrix product serves them without copying and without a wasted row. What leaves the grid goes
-to rows behind the last block's.
+Blocks are numbered in the order of computation: block number k owns row k of every buffer, and the rows of blocks that
+are computed together are contiguous, so that one matrix product serves them without copying and without a wasted row.
+What leaves the grid goes to rows behind the last block's.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise, product
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Order = Literal["diagonal", "layer"]
 Place = tuple[int, ...]
 Runs = tuple[tuple[slice, slice], ...]
 """Contiguous pieces of a diagonal, each with the contiguous rows to which it goes."""
@@ -35,6 +37,11 @@ class Diagonal:
     copies: tuple[tuple[int, int], ...]
 
     @property
+    def size(self) -> int:
+        """Number of blocks, r."""
+        return self.rows.stop - self.rows.start
+
+    @property
     def batched_copies(self) -> slice | None:
         """The weight copies, where they are consecutive and serve equally many blocks."""
         numbers, counts = zip(*self.copies, strict=True)
@@ -45,22 +52,29 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Plan:
-    """A wavefront over a whole grid.
+    """An order of computation of a whole grid.
 
     Args:
         blocks: number of blocks, C.
         exits: for each dimension, the number of blocks at its far side: rows [C, C + exits) take what leaves there.
+        diagonals: in the order "diagonal", groups of blocks that do not wait for each other, in the order of the rows.
+        layers: in the order "layer", for each position along the last axis all its blocks, and their diagonals.
         entries: for each dimension, the rows of the blocks at its near side, in the order of ``sides``.
         successors: for each dimension, the row to which each block's (h'_n, m'_n) goes: (C,).
+        order: each block's number in lexicographic order of its coordinates: (C,).
+        copy_of: the weight copy of each block: (C,).
         by_copy: rows of each weight copy's blocks.
     """
 
     blocks: int
     exits: tuple[int, ...]
     diagonals: tuple[Diagonal, ...]
+    layers: tuple[tuple[Diagonal, tuple[Diagonal, ...]], ...]
     entries: tuple[Tensor, ...]
     successors: tuple[Tensor, ...]
-    by_copy: tuple[Tensor, ...]
+    order: Tensor
+    copy_of: Tensor
+    by_copy: tuple[slice | Tensor, ...]
 
     @property
     def rows(self) -> int:
@@ -75,24 +89,30 @@ def _runs(targets: list[int]) -> Runs:
 
 
 @lru_cache(maxsize=64)
-def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device) -> Plan:
-    """Numbers the blocks of a grid diagonal by diagonal.
+def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device, order: Order) -> Plan:
+    """Numbers the blocks of a grid.
 
     Args:
         extents: number of blocks along each dimension, all positive.
         untied: axes along which weights differ; blocks of one diagonal that share weights are kept together.
         device: where row numbers are used.
+        order: "diagonal" goes by the sum of all coordinates, "layer" by the last one, then by the sum of the others.
     """
 
     def copy(place: Place) -> Place:
         return tuple(place[axis] for axis in untied)
 
+    def layer(place: Place) -> int:
+        return place[-1] if order == "layer" else 0
+
     N = len(extents)
     # Reversed coordinates last: in two dimensions both successors of a diagonal are then contiguous.
-    places = sorted(product(*map(range, extents)), key=lambda place: (sum(place), copy(place), place[::-1]))
+    places = sorted(
+        product(*map(range, extents)), key=lambda place: (layer(place), sum(place), copy(place), place[::-1])
+    )
     row = {place: k for k, place in enumerate(places)}
+    lexicographic = {place: k for k, place in enumerate(product(*map(range, extents)))}
     copy_numbers = {c: k for k, c in enumerate(product(*(range(extents[axis]) for axis in untied)))}
-
     sides = [
         [(*rest[:n], 0, *rest[n:]) for rest in product(*(range(e) for axis, e in enumerate(extents) if axis != n))]
         for n in range(N)
@@ -105,9 +125,7 @@ def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device
             if place[n] + 1 < extents[n]:
                 target[n][place] = row[(*place[:n], place[n] + 1, *place[n + 1 :])]
 
-    diagonals = []
-    for _, group in groupby(places, key=sum):
-        blocks = list(group)
+    def group(blocks: list[Place]) -> Diagonal:
         successors: list[Runs | Tensor] = []
         for n in range(N):
             targets = [target[n][place] for place in blocks]
@@ -115,15 +133,25 @@ def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device
             successors.append(runs if len(runs) <= 2 else torch.tensor(targets, device=device))
         copies = tuple((copy_numbers[c], len(list(sharing))) for c, sharing in groupby(blocks, key=copy))
         first = row[blocks[0]]
-        diagonals.append(Diagonal(slice(first, first + len(blocks)), tuple(successors), copies))
+        return Diagonal(slice(first, first + len(blocks)), tuple(successors), copies)
 
+    def groups(blocks: list[Place]) -> tuple[Diagonal, ...]:
+        return tuple(group(list(together)) for _, together in groupby(blocks, key=sum))
+
+    def rows_of(c: Place) -> slice | Tensor:
+        rows = [row[place] for place in places if copy(place) == c]
+        contiguous = rows[-1] - rows[0] == len(rows) - 1
+        return slice(rows[0], rows[-1] + 1) if contiguous else torch.tensor(rows, device=device)
+
+    layers = [list(together) for _, together in groupby(places, key=layer)]
     return Plan(
         blocks=len(places),
         exits=tuple(prod(extents) // extent for extent in extents),
-        diagonals=tuple(diagonals),
+        diagonals=groups(places) if order == "diagonal" else (),
+        layers=tuple((group(blocks), groups(blocks)) for blocks in layers) if order == "layer" else (),
         entries=tuple(torch.tensor([row[place] for place in sides[n]], device=device) for n in range(N)),
         successors=tuple(torch.tensor([target[n][place] for place in places], device=device) for n in range(N)),
-        by_copy=tuple(
-            torch.tensor([row[place] for place in places if copy(place) == c], device=device) for c in copy_numbers
-        ),
+        order=torch.tensor([lexicographic[place] for place in places], device=device),
+        copy_of=torch.tensor([copy_numbers[copy(place)] for place in places], device=device),
+        by_copy=tuple(rows_of(c) for c in copy_numbers),
     )

@@ -1,4 +1,4 @@
-"""The pointwise part of a cell together with its gradient, as the wavefront sweep calls them.
+"""The pointwise part of a cell together with its gradient, in plain PyTorch.
 
 Shape legend: R rows, d size of the dimension, G = num_gates * d.
 """
@@ -9,27 +9,44 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.scan import mix
 
 
-class PointwiseGradient(NamedTuple):
-    """Gradients of one pointwise step."""
+class Inputs(NamedTuple):
+    """What the pointwise part of a cell reads."""
 
     z: Tensor
     """(R, G)"""
-    h: Tensor | None
-    """(R, d); None for a cell that reads h only through the matrix product"""
+    h: Tensor
+    """(R, d)"""
     m: Tensor
     """(R, memory size)"""
+    vectors: tuple[Tensor, ...] = ()
+    """each (length,) or (R, length)"""
+    keep_h: Tensor | None = None
+    """(R, d), as in ``scan.Masks``"""
+    keep_m: Tensor | None = None
+    """(R, memory size)"""
+
+
+class PointwiseGradient(NamedTuple):
+    """Gradients of one pointwise step, shaped as the inputs."""
+
+    z: Tensor
+    h: Tensor | None
+    """None for a cell that reads h only through the matrix product"""
+    m: Tensor
+    vectors: tuple[Tensor, ...] = ()
 
 
 class Pointwise(Protocol):
     """A cell's pointwise function and its gradient. Both may overwrite ``z``, which is theirs until both have run."""
 
-    def forward(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
+    def forward(self, inputs: Inputs) -> HiddenMemory:
         """(h', m'); leaves in ``z`` what ``backward`` reads there."""
 
-    def backward(self, z: Tensor, h: Tensor, m: Tensor, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
-        """Gradients with respect to z, h and m from those with respect to ``new`` = (h', m')."""
+    def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
+        """Gradients with respect to the inputs from those with respect to ``new`` = (h', m')."""
 
 
 class LSTMPointwise:
@@ -38,16 +55,16 @@ class LSTMPointwise:
     def __init__(self, cell: LSTM) -> None:
         self.paper = cell.output == "paper"
 
-    def forward(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
-        d = m.shape[-1]
+    def forward(self, inputs: Inputs) -> HiddenMemory:
+        z, m, d = inputs.z, inputs.m, inputs.m.shape[-1]
         z[:, : 3 * d].sigmoid_()
         z[:, 3 * d :].tanh_()
         u, f, o, c = z.chunk(4, dim=-1)
         new_m = torch.addcmul(f * m, u, c)
         return HiddenMemory((o * new_m).tanh_() if self.paper else o * new_m.tanh(), new_m)
 
-    def backward(self, z: Tensor, h: Tensor, m: Tensor, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
-        u, f, o, c = z.chunk(4, dim=-1)
+    def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
+        u, f, o, c = inputs.z.chunk(4, dim=-1)
         if self.paper:
             grad_product = torch.addcmul(grad.h, grad.h * new.h, new.h, value=-1)  # dh' (1 - h'^2)
             grad_o = grad_product * new.m
@@ -58,12 +75,12 @@ class LSTMPointwise:
             grad_m = torch.addcmul(grad.m, grad.h * o, 1 - squashed.square())
         out_m = grad_m * f
         grad_u = grad_m * c * u * (1 - u)
-        grad_f = out_m * m * (1 - f)
+        grad_f = out_m * inputs.m * (1 - f)
         grad_c = grad_m * u * (1 - c.square())
         grad_o *= o * (1 - o)
         for gate, gradient in zip((u, f, o, c), (grad_u, grad_f, grad_o, grad_c), strict=True):
             gate.copy_(gradient)
-        return PointwiseGradient(z, None, out_m)
+        return PointwiseGradient(inputs.z, None, out_m)
 
 
 class LocalAutograd:
@@ -72,25 +89,31 @@ class LocalAutograd:
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
 
-    def forward(self, z: Tensor, h: Tensor, m: Tensor) -> HiddenMemory:
-        return self.cell.pointwise(z, h, m)
+    def forward(self, inputs: Inputs) -> HiddenMemory:
+        z, h, m, vectors, keep_h, keep_m = inputs
+        new_h, new_m = self.cell.pointwise(z, h, m, *vectors)
+        return HiddenMemory(mix(keep_h, h, new_h), mix(keep_m, m, new_m))
 
-    def backward(self, z: Tensor, h: Tensor, m: Tensor, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
+    def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
         with torch.enable_grad():
-            inputs = tuple(x.detach().requires_grad_() for x in (z, h, m))
-            outputs = self.cell.pointwise(*inputs)
-            # allow_unused and zero gradients: a cell need not read h or keep a memory.
-            grad_z, grad_h, grad_m = torch.autograd.grad(
+            z, h, m, *vectors = (x.detach().requires_grad_() for x in (*inputs[:3], *inputs.vectors))
+            outputs = self.forward(Inputs(z, h, m, tuple(vectors), inputs.keep_h, inputs.keep_m))
+            # Unused inputs get zeros: a cell need not read h or keep a memory.
+            grad_z, grad_h, grad_m, *grad_vectors = torch.autograd.grad(
                 [x for x in outputs if x.requires_grad],
-                inputs,
+                [z, h, m, *vectors],
                 [g for x, g in zip(outputs, grad, strict=True) if x.requires_grad],
                 allow_unused=True,
                 materialize_grads=True,
             )
-        z.copy_(grad_z)
-        return PointwiseGradient(z, grad_h, grad_m)
+        inputs.z.copy_(grad_z)
+        return PointwiseGradient(inputs.z, grad_h, grad_m, tuple(grad_vectors))
 
 
-def pointwise(cell: Cell) -> Pointwise:
-    """The hand-written gradient where there is one."""
-    return LSTMPointwise(cell) if type(cell) is LSTM else LocalAutograd(cell)
+def pointwise(cell: Cell, held_back: bool) -> Pointwise:
+    """The hand-written gradient where there is one.
+
+    Args:
+        held_back: whether the dimension has ``keep`` masks.
+    """
+    return LSTMPointwise(cell) if type(cell) is LSTM and not held_back else LocalAutograd(cell)

@@ -7,7 +7,7 @@ Shape legend: N dimensions, B batch rows, d_n size of dimension n, D = d_1 + ...
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,12 @@ class Block:
     untied: tuple[int, ...] = ()
 
 
+def columns_of(block: Block) -> list[slice]:
+    """The columns of H = [h_1; ...; h_N] that hold each h_n."""
+    ends = list(accumulate(block.sizes))
+    return [slice(end - size, end) for end, size in zip(ends, block.sizes, strict=True)]
+
+
 class Weights(NamedTuple):
     """The packed weights of one dimension's transform."""
 
@@ -43,13 +49,48 @@ class Weights(NamedTuple):
     """(*extents of the untied axes, num_gates * d_n, D)"""
     bias: Tensor | None
     """(*extents of the untied axes, num_gates * d_n), learned or the cell's constant"""
+    vectors: tuple[Tensor, ...] = ()
+    """The cell's other parameters, each (*extents of the untied axes, length)"""
 
-    def at(self, place: tuple[int, ...]) -> "Weights":
-        """The weights at one position of the untied axes."""
-        return Weights(self.weight[place], None if self.bias is None else self.bias[place])
+    def copies(self, axes: int) -> list["Weights"]:
+        """The weights of every position of the untied axes, in lexicographic order."""
+        # Cut apart once: indexing inside the sweep would fill a whole gradient with zeros for every block.
+        weights, *vectors = (x.reshape(-1, *x.shape[axes:]).unbind() for x in (self.weight, *self.vectors))
+        biases = [None] * len(weights) if self.bias is None else self.bias.reshape(-1, self.bias.shape[-1]).unbind()
+        return [
+            Weights(weight, bias, tuple(vector[k] for vector in vectors))
+            for k, (weight, bias) in enumerate(zip(weights, biases, strict=True))
+        ]
 
 
-def apply_block(block: Block, weights: Sequence[Weights], incoming: Sequence[HiddenMemory]) -> list[HiddenMemory]:
+class Masks(NamedTuple):
+    """What is done to one dimension from outside, drawn before the sweep.
+
+    Each is (*extents, B, size) or broadcasts to it. ``keep_h`` and ``keep_m`` hold back a step: h' becomes
+    keep_h . h + (1 - keep_h) . h', likewise m'. Booleans choose (padding in a batch of unequal lengths, zoneout),
+    floats mix (zoneout's expectation). ``drop`` multiplies h where matrix products read it, and nowhere else.
+    """
+
+    keep_h: Tensor | None = None
+    keep_m: Tensor | None = None
+    drop: Tensor | None = None
+
+
+def mix(keep: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
+    """What remains of a step that is held back."""
+    if keep is None:
+        return new
+    if keep.dtype == torch.bool:
+        return torch.where(keep, old, new)
+    return keep * old + (1 - keep) * new
+
+
+def apply_block(
+    block: Block,
+    weights: Sequence[Weights],
+    incoming: Sequence[HiddenMemory],
+    masks: Sequence[Masks] | None = None,
+) -> list[HiddenMemory]:
     """One block, equations 5 and 6: (h'_n, m'_n) = LSTM(H, m_n, W_n) with H = [h_1; ...; h_N].
 
     Every transform reads the same H but its own memory. A prioritised dimension is computed later and reads
@@ -58,24 +99,46 @@ def apply_block(block: Block, weights: Sequence[Weights], incoming: Sequence[Hid
     Args:
         weights: one a dimension, (num_gates * d_n, D).
         incoming: one a dimension, h (B, d_n) and m (B, memory size).
+        masks: one a dimension, for this block: (B, d_n) each.
 
     Returns:
         What leaves the block along each dimension, shaped as what entered.
     """
+    masks = masks or [Masks()] * len(incoming)
     hidden = [h for h, _ in incoming]
     outgoing = list(incoming)
     for stage in block.stages:
-        H = torch.cat(hidden, dim=-1)  # (B, D)
+        # (B, D)
+        H = torch.cat(
+            [h if mask.drop is None else h * mask.drop for h, mask in zip(hidden, masks, strict=True)], dim=-1
+        )
         for n in stage:
             z = F.linear(H, weights[n].weight, weights[n].bias)  # (B, num_gates * d_n)
-            outgoing[n] = block.cells[n].pointwise(z, *incoming[n])
+            h, m = block.cells[n].pointwise(z, *incoming[n], *weights[n].vectors)
+            outgoing[n] = HiddenMemory(mix(masks[n].keep_h, incoming[n].h, h), mix(masks[n].keep_m, incoming[n].m, m))
         for n in stage:
             hidden[n] = outgoing[n].h
     return outgoing
 
 
+def expand_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], B: int) -> list[Masks]:
+    """Every mask at its full size, (*extents, B, size)."""
+
+    def expand(mask: Tensor | None, size: int) -> Tensor | None:
+        return None if mask is None else mask.expand(*extents, B, size)
+
+    return [
+        Masks(expand(mask.keep_h, size), expand(mask.keep_m, cell.memory_size(size)), expand(mask.drop, size))
+        for mask, cell, size in zip(masks, block.cells, block.sizes, strict=True)
+    ]
+
+
 def scan(
-    block: Block, weights: Sequence[Weights], sides: Sequence[HiddenMemory], extents: Sequence[int]
+    block: Block,
+    weights: Sequence[Weights],
+    sides: Sequence[HiddenMemory],
+    extents: Sequence[int],
+    masks: Sequence[Masks] | None = None,
 ) -> list[HiddenMemory]:
     """Sweeps the grid from its origin to the opposite corner, one block after the other.
 
@@ -85,6 +148,7 @@ def scan(
             time and depth, ``sides[0]`` (L, B, d) is the initial state of the L layers and ``sides[1]`` (T, B, d) the
             projected inputs of the T steps.
         extents: number of blocks along each dimension.
+        masks: one a dimension; None for none.
 
     Returns:
         What leaves the grid along each dimension, shaped as what entered.
@@ -94,11 +158,17 @@ def scan(
     for n in range(N):
         for rest in product(*(range(extent) for axis, extent in enumerate(extents) if axis != n)):
             edges[n, (*rest[:n], 0, *rest[n:])] = HiddenMemory(sides[n].h[rest], sides[n].m[rest])
+    places = list(product(*map(range, extents)))
+    copies = list(product(*(range(extents[axis]) for axis in block.untied)))
+    packed = [w.copies(len(block.untied)) for w in weights]
+    copy_weights = dict(zip(copies, zip(*packed, strict=True), strict=True))
+    expanded = None if masks is None else expand_masks(block, masks, extents, sides[0].h.shape[-2])
 
-    for place in product(*map(range, extents)):  # lexicographic order visits every block after its predecessors
+    for place in places:  # lexicographic order visits every block after its predecessors
         copy = tuple(place[axis] for axis in block.untied)
         incoming = [edges.pop((n, place)) for n in range(N)]
-        outgoing = apply_block(block, [w.at(copy) for w in weights], incoming)
+        here = expanded and [Masks(*(None if x is None else x[place] for x in mask)) for mask in expanded]
+        outgoing = apply_block(block, copy_weights[copy], incoming, here)
         for n in range(N):
             edges[n, (*place[:n], place[n] + 1, *place[n + 1 :])] = outgoing[n]
 

@@ -31,19 +31,19 @@ class Step(Protocol):
 
 
 class EagerStep:
-    """Any cell."""
+    """Any cell, with or without masks."""
 
     def __init__(self, n: int, buffers: Buffers) -> None:
         self.n = n
         self.buffers = buffers
-        self.cell = pointwise(buffers.layout.block.cells[n])
+        self.cell = pointwise(buffers.layout.block.cells[n], held_back=buffers.keep[n] != (None, None))
         self.stage = buffers.layout.stage_of[n]
         self.columns = buffers.layout.columns[n]
 
     def forward(self, diagonal: Diagonal) -> None:
-        n, B, to = self.n, self.buffers.layout.B, diagonal.successors[self.n]
-        h, m = self.cell.forward(*self.buffers.incoming(n, diagonal))
-        h, m = h.view(-1, B, h.shape[-1]), m.view(-1, B, m.shape[-1])
+        n, to, leading = self.n, diagonal.successors[self.n], (diagonal.size, self.buffers.layout.B)
+        h, m = self.cell.forward(self.buffers.inputs(n, diagonal.rows))
+        h, m = h.view(*leading, h.shape[-1]), m.view(*leading, m.shape[-1])  # the memory's size may be 0
         for k, slots in enumerate(self.buffers.X):
             if k <= self.stage:
                 put(slots[:, :, self.columns], to, h)
@@ -52,7 +52,7 @@ class EagerStep:
         put(self.buffers.M[n], to, m)
 
     def restore(self, diagonal: Diagonal) -> None:
-        self.cell.forward(*self.buffers.incoming(self.n, diagonal))
+        self.cell.forward(self.buffers.inputs(self.n, diagonal.rows))
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
         n, buffers, to = self.n, self.buffers, diagonal.successors[self.n]
@@ -63,9 +63,10 @@ class EagerStep:
             take(buffer, to) for buffer in (buffers.X[0][:, :, self.columns], buffers.M[n], buffers.dM[n])
         )
         gradient = self.cell.backward(
-            *buffers.incoming(n, diagonal),
+            buffers.inputs(n, diagonal.rows),
             HiddenMemory(new_h.flatten(0, 1), new_m.flatten(0, 1)),
             HiddenMemory(grad_h.flatten(0, 1), grad_m.flatten(0, 1)),
         )
-        buffers.dM[n][diagonal.rows] = gradient.m.view(-1, *grad_m.shape[1:])
+        buffers.dM[n][diagonal.rows] = gradient.m.view(grad_m.shape)
+        buffers.add_vector_gradients(n, diagonal.rows, gradient.vectors)
         return None if gradient.h is None else gradient.h.view(grad_h.shape)

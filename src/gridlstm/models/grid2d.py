@@ -3,6 +3,7 @@
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from gridlstm.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.base import InputProjection, SequenceModel
+from gridlstm.regularizers import Regularizer
 
 
 class Grid2dState(NamedTuple):
@@ -43,6 +45,8 @@ class Grid2d(SequenceModel):
         priority: the dimension that sees the other's new hidden vector (section 3.2): "depth", "time" or None.
             The paper draws depth prioritised (figure 1) but does not say what its experiments used.
         sweep: see ``gridlstm.grid.Grid``.
+        time_regularizers: noise along time, such as zoneout or variational dropout.
+        depth_regularizers: noise along depth, such as dropout.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Grid2d(SequenceModel):
         tied: bool = True,
         priority: str | None = None,
         sweep: SweepName = "auto",
+        time_regularizers: Sequence[Regularizer] = (),
+        depth_regularizers: Sequence[Regularizer] = (),
     ) -> None:
         super().__init__()
         if hidden_size < 1 or num_layers < 1:
@@ -72,8 +78,14 @@ class Grid2d(SequenceModel):
         self.input = InputProjection(input_size, self.output_size)
         self.grid = Grid(
             [
-                Dimension("time", time, hidden_size),
-                Dimension("depth", depth, hidden_size, untied_extent=None if tied else num_layers),
+                Dimension("time", time, hidden_size, regularizers=tuple(time_regularizers)),
+                Dimension(
+                    "depth",
+                    depth,
+                    hidden_size,
+                    untied_extent=None if tied else num_layers,
+                    regularizers=tuple(depth_regularizers),
+                ),
             ],
             priority=() if priority is None else (priority,),
             sweep=sweep,

@@ -57,7 +57,9 @@ class StackedLSTM(SequenceModel):
         self.num_layers = num_layers
         self.cell = time
         self.input = InputProjection(input_size, hidden_size)
-        self.layers = Transform(time, hidden_size, 2 * hidden_size, copies=() if tied else (num_layers,))
+        self.layers = Transform(
+            time, hidden_size, 2 * hidden_size, slice(hidden_size, None), copies=() if tied else (num_layers,)
+        )
         self.tied = tied
 
     def initial_state(self, batch_size: int) -> StackedLSTMState:
@@ -72,14 +74,15 @@ class StackedLSTM(SequenceModel):
             state = self.initial_state(x.shape[0])
         y = self.input(x).transpose(0, 1)  # (T, B, d)
         last_h, last_m = [], []
+        copies = self.layers.packed.copies(0 if self.tied else 1)
         for layer in range(self.num_layers):
-            weight, bias = self.layers.packed.at(() if self.tied else (layer,))
+            weight, bias, vectors = copies[0 if self.tied else layer]
             from_below, from_before = weight.split(self.hidden_size, dim=-1)  # 2 x (4d, d)
             z = F.linear(y, from_below, bias)  # (T, B, 4d): no step of it waits for another
             h, m = state.h[layer], state.m[layer]
             outputs = []
             for z_t in z.unbind():
-                h, m = self.cell.pointwise(z_t + F.linear(h, from_before), h, m)
+                h, m = self.cell.pointwise(z_t + F.linear(h, from_before), h, m, *vectors)
                 outputs.append(h)
             y = torch.stack(outputs)
             last_h.append(h)

@@ -1,0 +1,195 @@
+"""Cells other than the paper's LSTM transform. ``gridlstm.cell`` has the LSTM, the equations and the contract.
+
+Shape legend: d size of the dimension, D = the sum of all dimensions' sizes, R rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gridlstm.cell import LSTM, OUTPUTS, Cell, HiddenMemory, fan_in_uniform, lstm_gates, lstm_memory
+from gridlstm.errors import UserError
+
+
+@dataclass(frozen=True)
+class PeepholeLSTM(LSTM):
+    """LSTM whose gates also see the memory through diagonal weights (Gers et al. 2002).
+
+    u = sigma(z_u + p_u . m), f = sigma(z_f + p_f . m), c = tanh(z_c), m' = f . m + u . c,
+    o = sigma(z_o + p_o . m'), then h' as in ``LSTM``. The vector ``peephole`` is [p_u; p_f; p_o] and starts at 0.
+    """
+
+    def vector_lengths(self, size: int) -> dict[str, int]:
+        return {"peephole": 3 * size}
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        z_u, z_f, z_o, z_c = z.chunk(4, dim=-1)
+        p_u, p_f, p_o = vectors[0].chunk(3, dim=-1)
+        new_m = lstm_memory((z_u + p_u * m).sigmoid(), (z_f + p_f * m).sigmoid(), z_c.tanh(), m)
+        return HiddenMemory(OUTPUTS[self.output]((z_o + p_o * new_m).sigmoid(), new_m), new_m)
+
+    @torch.no_grad()
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        super().reset_parameters(weight, bias)
+        vectors[0].zero_()
+
+
+@dataclass(frozen=True)
+class CoupledLSTM(LSTM):
+    """LSTM whose input gate is what the forget gate leaves (Greff et al. 2017, CIFG): u = 1 - f.
+
+    m' = f . m + (1 - f) . c. Packed gate order (f, o, c): three quarters of the LSTM's weights.
+    """
+
+    num_gates: ClassVar[int] = 3
+
+    def constant_bias(self, size: int) -> Tensor | None:
+        constant = super().constant_bias(size)
+        return None if constant is None else constant[size:]
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        z_f, z_o, z_c = z.chunk(3, dim=-1)
+        f = z_f.sigmoid()
+        new_m = lstm_memory(1 - f, f, z_c.tanh(), m)
+        return HiddenMemory(OUTPUTS[self.output](z_o.sigmoid(), new_m), new_m)
+
+    @torch.no_grad()
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        fan_in_uniform(weight, self.gain)
+        if bias is not None:
+            bias.zero_()
+            bias.chunk(3, dim=-1)[0].fill_(self.forget_bias)
+
+
+@dataclass(frozen=True)
+class LayerNormLSTM(LSTM):
+    """LSTM with layer normalisation (Ba et al. 2016) of each gate's pre-activation and of the memory in the output.
+
+    z_g = gain_g . LN(W_g H) + shift_g for every gate g, m' = f . m + u . c, h' as in ``LSTM`` of
+    gain_m . LN(m') + shift_m. The vectors ``gain`` and ``shift`` are packed (u, f, o, c, m) and start at 1 and 0, the
+    forget gate's shift at ``forget_bias``; ``bias`` has no use beside ``shift`` and is refused.
+    """
+
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bias:
+            raise UserError("LayerNormLSTM learns a shift for each gate: expected bias=false, got bias=true.")
+
+    def constant_bias(self, size: int) -> Tensor | None:
+        return None
+
+    def vector_lengths(self, size: int) -> dict[str, int]:
+        return {"gain": 5 * size, "shift": 5 * size}
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        gains, shifts = (vector.chunk(5, dim=-1) for vector in vectors)
+
+        def normalise(x: Tensor, part: int) -> Tensor:
+            return F.layer_norm(x, x.shape[-1:], eps=self.epsilon) * gains[part] + shifts[part]
+
+        u, f, o, c = lstm_gates(torch.cat([normalise(x, k) for k, x in enumerate(z.chunk(4, dim=-1))], dim=-1))
+        new_m = lstm_memory(u, f, c, m)
+        return HiddenMemory(OUTPUTS[self.output](o, normalise(new_m, 4)), new_m)
+
+    @torch.no_grad()
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        fan_in_uniform(weight, self.gain)
+        gain, shift = vectors
+        gain.fill_(1)
+        shift.zero_()
+        shift.chunk(5, dim=-1)[1].fill_(self.forget_bias)
+
+
+@dataclass(frozen=True)
+class GRU(Cell):
+    """Gated recurrent unit in the reset-after form of cuDNN and ``torch.nn.GRU``; it has no memory vector.
+
+    r = sigma(W_r H + b_r), s = sigma(W_s H + b_s), n = tanh(W_n x + b_n + r . (W_n h + c_n)), h' = (1 - s) . n + s . h
+
+    where h is this dimension's own part of H and x the other dimensions'. Learned weight rows (r, s, n); the two parts
+    of W_n H are kept apart in z = (r, s, n_x, n_h), and so are their biases.
+
+    Args:
+        bias: learn biases.
+        gain: weights start uniform with variance gain^2 / D.
+    """
+
+    bias: bool = True
+    gain: float = 1.0
+
+    num_gates: ClassVar[int] = 4
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias
+
+    def weight_rows(self, size: int) -> int:
+        return 3 * size
+
+    def expand_weight(self, weight: Tensor, own: slice) -> Tensor:
+        gates, candidate = weight.tensor_split([2 * (own.stop - own.start)], dim=-2)
+        is_own = torch.zeros(weight.shape[-1], dtype=torch.bool, device=weight.device)
+        is_own[own] = True
+        return torch.cat([gates, candidate.masked_fill(is_own, 0), candidate.masked_fill(~is_own, 0)], dim=-2)
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        z_r, z_s, z_x, z_h = z.chunk(4, dim=-1)
+        s = z_s.sigmoid()
+        n = (z_x + z_r.sigmoid() * z_h).tanh()
+        return HiddenMemory((1 - s) * n + s * h, m)
+
+    @torch.no_grad()
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        fan_in_uniform(weight, self.gain)
+        if bias is not None:
+            bias.zero_()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True)
+class NonLSTM(Cell):
+    """A dimension without memory (section 3.3): h' = alpha(V H). With tanh this is a vanilla recurrent network.
+
+    Args:
+        activation: alpha: "identity", "relu", "tanh", or any function of a tensor that keeps its shape.
+        bias: learn a bias, which the paper does not write.
+        gain: weights start uniform with variance gain^2 / D.
+    """
+
+    activation: Literal["identity", "relu", "tanh"] | Callable[[Tensor], Tensor] = "identity"
+    bias: bool = False
+    gain: float = 1.0
+
+    num_gates: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not callable(self.activation) and self.activation not in ACTIVATIONS:
+            raise UserError(
+                f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {self.activation!r}."
+            )
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        activation = self.activation if callable(self.activation) else ACTIVATIONS[self.activation]
+        return HiddenMemory(activation(z), m)
+
+    @torch.no_grad()
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        fan_in_uniform(weight, self.gain)
+        if bias is not None:
+            bias.zero_()

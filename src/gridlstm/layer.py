@@ -1,0 +1,147 @@
+"""A Grid LSTM over time and depth, to be used where ``torch.nn.LSTM`` would be.
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size.
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.dispatch import SweepName
+from gridlstm.errors import UserError
+from gridlstm.grid import Dimension, Grid
+
+
+class GridLSTMState(NamedTuple):
+    """What leaves the grid along each dimension. Only ``time`` enters the next call; ``depth`` may be None there."""
+
+    time: HiddenMemory
+    """h and m of every layer after the last step, (L, B, d) each"""
+    depth: HiddenMemory | None = None
+    """h and m above the top layer at every step, (T, B, d) each; its h is the output"""
+
+
+class GridLSTM(nn.Module):
+    """Grid LSTM with cells along time and along depth (arXiv 1507.01526, sections 3 and 4).
+
+    Every block computes (h'_n, m'_n) = LSTM([h_time; h_depth], m_n, W_n) for n = time and depth (equation 5). The input
+    is projected, without bias, into the h and m that enter at the bottom of depth; the output is the top h.
+
+    Parameters (copies = () when tied, (L,) when not; a bias only for a cell that has one):
+
+    ======================================  ======================  =================================================
+    ``input.weight``                        (2d, input_size)        rows (h, m)
+    ``grid.transforms.time.weight``         (*copies, 4d, 2d)       rows in gate order (u, f, o, c); columns
+                                                                    (h_time, h_depth)
+    ``grid.transforms.depth.weight``        (*copies, 4d, 2d)       the same
+    ``grid.transforms.{time,depth}.bias``   (*copies, 4d)           (u, f, o, c)
+    ======================================  ======================  =================================================
+
+    ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o).
+
+    Args:
+        input_size: features per step.
+        hidden_size: d.
+        num_layers: L.
+        batch_first: x and output are (B, T, ...) instead of (T, B, ...). States never are.
+        time: the cell along time.
+        depth: the cell along depth.
+        tied: share weights along depth (section 3.5).
+        priority: the dimension that sees the other's new hidden vector (section 3.2): "depth", "time" or None.
+        sweep: see ``gridlstm.grid.Grid``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        batch_first: bool = False,
+        time: Cell = LSTM(bias=True),
+        depth: Cell = LSTM(bias=True),
+        tied: bool = False,
+        priority: str | None = None,
+        sweep: SweepName = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}.")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.memory_sizes = time.memory_size(hidden_size), depth.memory_size(hidden_size)
+        self.input = nn.Linear(input_size, hidden_size + self.memory_sizes[1], bias=False)
+        self.grid = Grid(
+            [
+                Dimension("time", time, hidden_size),
+                Dimension("depth", depth, hidden_size, untied_extent=None if tied else num_layers),
+            ],
+            priority=() if priority is None else (priority,),
+            sweep=sweep,
+        )
+
+    def forward(self, x: Tensor, state: GridLSTMState | None = None) -> tuple[Tensor, GridLSTMState]:
+        """Runs the grid over a sequence.
+
+        Args:
+            x: (T, B, input_size), with ``batch_first`` (B, T, input_size); or one sequence, (T, input_size).
+            state: what a previous call returned; None for zeros. For one sequence its tensors lack the batch axis.
+
+        Returns:
+            The top h of every step, shaped as x but with d features, and the state.
+
+        Raises:
+            UserError: when the rank, size, data type or device of x or of the state does not fit.
+        """
+        self._check_input(x)
+        batched = x.dim() == 3
+        if not batched:
+            x = x.unsqueeze(1)
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        before = self._incoming(state, x, batched)
+        bottom = self.input(x).split([self.hidden_size, self.memory_sizes[1]], dim=-1)
+        time, depth = self.grid([before, HiddenMemory(*bottom)], (x.shape[0], self.num_layers))
+        if not batched:
+            time, depth = (HiddenMemory(h.squeeze(1), m.squeeze(1)) for h, m in (time, depth))
+        output = depth.h.transpose(0, 1) if batched and self.batch_first else depth.h
+        return output, GridLSTMState(time, depth)
+
+    # nn.Module's own __call__ is untyped.
+    def __call__(self, x: Tensor, state: GridLSTMState | None = None) -> tuple[Tensor, GridLSTMState]:
+        return cast(tuple[Tensor, GridLSTMState], super().__call__(x, state))
+
+    def _check_input(self, x: Tensor) -> None:
+        weight = self.input.weight
+        layout = "(B, T, input_size)" if self.batch_first else "(T, B, input_size)"
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or 0 in x.shape:
+            raise UserError(
+                f"expected x of shape {layout} or (T, input_size) with input_size={self.input_size} and nothing empty, "
+                f"got {tuple(x.shape)}."
+            )
+        if x.device != weight.device:
+            raise UserError(f"expected x on {weight.device} like the weights, got {x.device}: use x.to(...).")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise UserError(f"expected x of type {weight.dtype} like the weights, got {x.dtype}: use x.to(...).")
+
+    def _incoming(self, state: GridLSTMState | None, x: Tensor, batched: bool) -> HiddenMemory:
+        """The (L, B, size) hidden and memory vectors before the first step."""
+        B, weight = x.shape[1], self.input.weight
+        sizes = (self.hidden_size, self.memory_sizes[0])
+        if state is None:
+            return HiddenMemory(*(weight.new_zeros(self.num_layers, B, size) for size in sizes))
+        for name, value, size in zip(("h", "m"), state[0], sizes, strict=True):
+            expected = (self.num_layers, B, size) if batched else (self.num_layers, size)
+            if tuple(value.shape) != expected:
+                raise UserError(f"expected the state's time.{name} of shape {expected}, got {tuple(value.shape)}.")
+            if (value.dtype, value.device) != (weight.dtype, weight.device):
+                raise UserError(
+                    f"expected the state's time.{name} as {weight.dtype} on {weight.device} like the weights, "
+                    f"got {value.dtype} on {value.device}."
+                )
+        h, m = state[0]
+        return HiddenMemory(h, m) if batched else HiddenMemory(h.unsqueeze(1), m.unsqueeze(1))

@@ -1,0 +1,216 @@
+"""The fast sweeps as one differentiable function: buffers, weight gradients and what is saved between the passes.
+
+It equals ``gridlstm.scan.scan`` in value and in every gradient; only the order of sums differs. Three things make it
+fast. Blocks that do not wait for each other form one matrix product per stage, for all dimensions of the stage
+together. A block writes what leaves it where its successor reads it, so nothing is gathered or concatenated between
+products. Gradients of the pre-activations are kept, and the weight gradient is formed from all of them at once, outside
+the chain of dependent steps.
+
+Shape legend: as in ``gridlstm.buffers``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gridlstm.buffers import Buffers, Layout, empty
+from gridlstm.cell import HiddenMemory
+from gridlstm.errors import UserError
+from gridlstm.fused import FusedStep, can_fuse
+from gridlstm.matmul import fastest_product, multiply
+from gridlstm.plan import Order
+from gridlstm.scan import Block, Masks, Weights
+from gridlstm.steps import EagerStep, Step
+
+
+class Schedule(Protocol):
+    """The order in which a sweep computes blocks."""
+
+    order: Order
+
+    def forward(
+        self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None], again: bool
+    ) -> None:
+        """Fills Z and all slots from what enters the grid; ``again`` fills Z alone, from complete slots."""
+
+    def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
+        """From the gradients of what leaves the grid, those of all pre-activations (into Z) and of all slots."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A fast sweep; call it like ``gridlstm.scan.scan``.
+
+    For each block and batch row it saves the hidden and memory vectors and the gates: 6 D numbers for LSTM cells.
+
+    Args:
+        schedule: the order of computation.
+        recompute: save no gates, 2 D numbers instead of 6 D for LSTM cells; the backward pass computes them again,
+            bit for bit, which costs a forward sweep.
+
+    Under autocast, matrix products run in its type; states, weights and their gradients stay as they are.
+    """
+
+    schedule: Schedule
+    recompute: bool = False
+
+    # A compiled caller runs this as it is: buffers are filled in place, in part by fused.c.
+    @torch.compiler.disable
+    def __call__(
+        self,
+        block: Block,
+        weights: Sequence[Weights],
+        sides: Sequence[HiddenMemory],
+        extents: Sequence[int],
+        masks: Sequence[Masks] | None = None,
+    ) -> list[HiddenMemory]:
+        """What leaves the grid, and gradients of weights and sides.
+
+        Raises:
+            UserError: when a second derivative is asked for (``create_graph=True``).
+        """
+        N, device = len(extents), sides[0].h.device.type
+        lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
+            flat = _PackedSweep.apply(
+                self,
+                block,
+                tuple(extents),
+                masks,
+                lowered,
+                *(w.weight for w in weights),
+                *(w.bias for w in weights),
+                *(side.h for side in sides),
+                *(side.m for side in sides),
+                *(vector for w in weights for vector in w.vectors),
+            )
+        return [HiddenMemory(flat[n], flat[N + n]) for n in range(N)]
+
+
+def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
+    """Each dimension's pointwise step."""
+    return [
+        FusedStep(n, buffers, backward) if can_fuse(n, buffers) else EagerStep(n, buffers)
+        for n in range(len(buffers.layout.block.cells))
+    ]
+
+
+def _by_dimension(block: Block, vectors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Cuts the flat list of all cells' vectors apart."""
+    rest, result = list(vectors), []
+    for cell, size in zip(block.cells, block.sizes, strict=True):
+        count = len(cell.vector_lengths(size))
+        result.append(tuple(rest[:count]))
+        rest = rest[count:]
+    return result
+
+
+class _PackedSweep(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sweep: Packed,
+        block: Block,
+        extents: tuple[int, ...],
+        masks: Sequence[Masks] | None,
+        lowered: torch.dtype | None,
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
+        N = len(extents)
+        weights, biases, side_h, side_m = (tensors[i * N : (i + 1) * N] for i in range(4))
+        vectors = tensors[4 * N :]
+        like, B = side_h[0], side_h[0].shape[-2]
+        layout = Layout(block, extents, B, like.device, sweep.schedule.order, lowered)
+        rows, C = layout.plan.rows, layout.plan.blocks
+        X = [empty(rows, B, layout.D, like=like) for _ in block.stages]
+        M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
+        Z = [empty(C, B, G, like=like) for G in layout.num_gates]
+        for n, columns in enumerate(layout.columns):
+            entries = layout.plan.entries[n]
+            for k in range(layout.stage_of[n] + 1):
+                X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(-1, B, block.sizes[n]))
+            M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
+        with fastest_product(like):
+            buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
+            sweep.schedule.forward(buffers, weights, biases, again=False)
+
+        ctx.sweep, ctx.layout, ctx.masks, ctx.Z = sweep, layout, masks, None if sweep.recompute else Z
+        ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
+        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M)
+        leaving = [slice(C, C + exits) for exits in layout.plan.exits]
+        return (
+            *(X[0][leaving[n], :, layout.columns[n]].reshape(side_h[n].shape).clone() for n in range(N)),
+            *(M[n][leaving[n]].reshape(side_m[n].shape).clone() for n in range(N)),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise UserError(
+                "the fast sweeps have no second derivatives: choose sweep=reference to differentiate twice."
+            )
+        layout: Layout = ctx.layout
+        block, B, C = layout.block, layout.B, layout.plan.blocks
+        N, K = len(block.cells), len(block.stages)
+        saved = ctx.saved_tensors
+        weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
+        X, M = saved[-N - K : -N], saved[-N:]
+        # The first backward pass turns the kept gates into their gradients; a second one through the same graph
+        # (retain_graph) computes them again.
+        kept, ctx.Z = ctx.Z, None
+        Z = kept or [empty(C, B, G, like=X[0]) for G in layout.num_gates]
+        buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), ctx.masks)
+        dH = buffers.dH = empty(*X[0].shape, like=X[0])
+        dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
+        buffers.grad_vectors = [tuple(torch.zeros_like(x) for x in own) for own in buffers.vectors]
+        for n, columns in enumerate(layout.columns):
+            leaving = slice(C, C + layout.plan.exits[n])
+            dH[leaving, :, columns] = grads[n].reshape(-1, B, block.sizes[n])
+            dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
+        needed = ctx.needs_input_grad[5 + N : 5 + 2 * N]
+        with fastest_product(dH):
+            if kept is None:
+                ctx.sweep.schedule.forward(buffers, weights, biases, again=True)
+            ctx.sweep.schedule.backward(buffers, weights)
+            gradients = _weight_gradients(
+                buffers, weights, [bias if need else None for bias, need in zip(biases, needed, strict=True)]
+            )
+        entries = layout.plan.entries
+        grad_h = [dH[:, :, layout.columns[n]].index_select(0, entries[n]).view(ctx.shapes[0][n]) for n in range(N)]
+        grad_m = [dM[n].index_select(0, entries[n]).view(ctx.shapes[1][n]) for n in range(N)]
+        flat = [gradient for own in buffers.grad_vectors for gradient in own]
+        grad_vectors = [gradient.view(vector.shape) for gradient, vector in zip(flat, vectors, strict=True)]
+        return None, None, None, None, None, *gradients, *grad_h, *grad_m, *grad_vectors
+
+
+def _weight_gradients(
+    buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """dW = sum over all blocks and rows of dz H^T, one product for each weight copy; db = sum of dz.
+
+    Args:
+        biases: the learned ones, None for a constant.
+    """
+    layout = buffers.layout
+    N, C, by_copy = len(weights), layout.plan.blocks, layout.plan.by_copy
+    gradients: list[Tensor | None] = [None] * (2 * N)
+    for k, stage in enumerate(layout.block.stages):
+        dz, x = buffers.Z[k], buffers.operand(k, slice(0, C))
+        grad_weight = empty(len(by_copy), dz.shape[-1], layout.D, like=dz)  # (copies, G, D)
+        grad_bias = empty(len(by_copy), dz.shape[-1], like=dz)  # (copies, G)
+        has_bias = any(biases[n] is not None for n in stage)
+        for copy, rows in enumerate(by_copy):
+            a, b = (
+                (dz[rows], x[rows]) if isinstance(rows, slice) else (dz.index_select(0, rows), x.index_select(0, rows))
+            )
+            multiply(a.flatten(0, 1).t(), b.flatten(0, 1), grad_weight[copy], layout.lowered)
+            if has_bias:
+                torch.sum(a, (0, 1), out=grad_bias[copy])
+        for n in stage:
+            gradients[n] = grad_weight[:, layout.gates[n]].reshape(weights[n].shape)
+            if (bias := biases[n]) is not None:
+                gradients[N + n] = grad_bias[:, layout.gates[n]].reshape(bias.shape)
+    return gradients

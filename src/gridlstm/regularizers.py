@@ -1,0 +1,162 @@
+"""Noise on one dimension of a grid, as masks that are drawn before the sweep.
+
+So the recomputing sweep, every schedule and every rank with the same seed see the same numbers.
+
+Shape legend: B batch rows, d size of the dimension; masks are (*extents, B, d) or broadcast to it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gridlstm.errors import UserError
+from gridlstm.scan import Masks
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a mask depends on."""
+
+    n: int
+    """The dimension; its own axis is axis n."""
+    extents: tuple[int, ...]
+    B: int
+    size: int
+    memory_size: int
+    like: Tensor
+    """Device and data type."""
+    training: bool
+    progress: float
+    """Share of the training that is done, 0 to 1."""
+
+    def bernoulli(self, p: float, *shape: int) -> Tensor:
+        """True with probability p."""
+        return torch.rand(shape, device=self.like.device) < p
+
+
+class Regularizer(ABC):
+    """Draws the masks of one dimension for one call of the grid."""
+
+    @abstractmethod
+    def masks(self, draw: Draw) -> Masks:
+        """Masks; ``Masks()`` for none."""
+
+
+def _check_probability(name: str, p: float) -> None:
+    if not 0 <= p < 1:
+        raise UserError(f"{name} must be a probability in [0, 1), got {p}.")
+
+
+@dataclass(frozen=True)
+class Dropout(Regularizer):
+    """Drops elements of h where matrix products read it, afresh in every block (Zaremba et al. 2014 on depth).
+
+    Kept elements are divided by 1 - p, so evaluation needs no change.
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        _check_probability("dropout p", self.p)
+
+    def shape(self, draw: Draw) -> tuple[int, ...]:
+        """Of the mask."""
+        return (*draw.extents, draw.B, draw.size)
+
+    def masks(self, draw: Draw) -> Masks:
+        if not draw.training or self.p == 0:
+            return Masks()
+        return Masks(drop=draw.bernoulli(1 - self.p, *self.shape(draw)).to(draw.like.dtype) / (1 - self.p))
+
+
+@dataclass(frozen=True)
+class VariationalDropout(Dropout):
+    """Dropout with one mask for all steps along the dimension (Gal and Ghahramani 2016): on time, each layer has its
+    own mask, the same at every step."""
+
+    def shape(self, draw: Draw) -> tuple[int, ...]:
+        return (*(1 if n == draw.n else extent for n, extent in enumerate(draw.extents)), draw.B, draw.size)
+
+
+@dataclass(frozen=True)
+class FrameDropout(Regularizer):
+    """Per-frame dropout with a schedule (Cheng, Povey et al. 2017): one number decides about a whole vector h.
+
+    The vector that products read is zero with probability p and unchanged otherwise, without rescaling, as in Kaldi.
+
+    Args:
+        schedule: (share of training done, p) pairs with rising shares; p is linear in between.
+    """
+
+    schedule: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.2, 0.0), (0.5, 0.3), (1.0, 0.0))
+
+    def __post_init__(self) -> None:
+        shares = [share for share, _ in self.schedule]
+        if len(shares) < 1 or shares != sorted(shares):
+            raise UserError(f"schedule must hold (share, p) pairs with rising shares, got {self.schedule}.")
+        for _, p in self.schedule:
+            _check_probability("schedule p", p)
+
+    def probability(self, progress: float) -> float:
+        """p at this share of the training."""
+        before = [point for point in self.schedule if point[0] <= progress]
+        after = [point for point in self.schedule if point[0] > progress]
+        if not before or not after:
+            return (before or after)[-1 if before else 0][1]
+        (a, p), (b, q) = before[-1], after[0]
+        return p + (q - p) * (progress - a) / (b - a)
+
+    def masks(self, draw: Draw) -> Masks:
+        p = self.probability(draw.progress)
+        if not draw.training or p == 0:
+            return Masks()
+        return Masks(drop=draw.bernoulli(1 - p, *draw.extents, draw.B, 1).to(draw.like.dtype))
+
+
+@dataclass(frozen=True)
+class Zoneout(Regularizer):
+    """Elements of h and m keep their previous value (Krueger et al. 2017); in evaluation, their expectation.
+
+    Args:
+        h: probability for hidden elements.
+        m: probability for memory elements.
+    """
+
+    h: float = 0.0
+    m: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_probability("zoneout h", self.h)
+        _check_probability("zoneout m", self.m)
+
+    def masks(self, draw: Draw) -> Masks:
+        def keep(p: float, size: int) -> Tensor | None:
+            if p == 0:
+                return None
+            if not draw.training:
+                return draw.like.new_full((1,), p)
+            return draw.bernoulli(p, *draw.extents, draw.B, size)
+
+        return Masks(keep_h=keep(self.h, draw.size), keep_m=keep(self.m, draw.memory_size))
+
+
+def combine(masks: Sequence[Masks]) -> Masks:
+    """All of them at once: factors multiply, and what one holds back stays held back."""
+
+    def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        if a is None or b is None:
+            return b if a is None else a
+        if a.dtype == b.dtype == torch.bool:
+            return a | b
+        if b.dtype == torch.bool:
+            a, b = b, a
+        return torch.where(a, 1, b) if a.dtype == torch.bool else 1 - (1 - a) * (1 - b)
+
+    total = Masks()
+    for mask in masks:
+        drop = mask.drop if total.drop is None else total.drop if mask.drop is None else total.drop * mask.drop
+        total = Masks(both(total.keep_h, mask.keep_h), both(total.keep_m, mask.keep_m), drop)
+    return total

@@ -1,0 +1,138 @@
+"""What the module adds to the sweeps: directions, shared weights and the choice of a sweep."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.errors import UserError
+from gridlstm.grid import Dimension, Grid
+from gridlstm.models.grid2d import Grid2d
+from gridlstm.scan import Masks
+
+# float64, other order of sums.
+EXACT = {"rtol": 0.0, "atol": 1e-12}
+
+
+def random_side(*shape: int) -> HiddenMemory:
+    return HiddenMemory(*torch.randn(2, *shape, dtype=torch.float64))
+
+
+def grid_of_three(reverse: tuple[bool, bool, bool]) -> Grid:
+    torch.manual_seed(0)
+    names = ("x", "y", "depth")
+    return Grid(
+        [
+            Dimension(name, LSTM(bias=True), size, untied_extent=2 if name == "depth" else None, reverse=backwards)
+            for name, size, backwards in zip(names, (2, 3, 2), reverse, strict=True)
+        ]
+    ).double()
+
+
+@pytest.mark.parametrize(
+    "reverse", [(True, False, False), (False, True, False), (True, True, False), (True, True, True)]
+)
+def test_reversed_dimension_reads_mirrored_data(reverse: tuple[bool, bool, bool]) -> None:
+    extents, B = (3, 4, 2), 2
+    forward, backward = grid_of_three((False, False, False)), grid_of_three(reverse)
+    backward.load_state_dict(forward.state_dict())
+    if reverse[2]:
+        with torch.no_grad():
+            for parameter in backward.parameters():
+                parameter.copy_(parameter.flip(0))  # untied along depth: weights belong to places, not to steps
+    torch.manual_seed(1)
+    sides = [random_side(4, 2, B, 2), random_side(3, 2, B, 3), random_side(3, 4, B, 2)]
+    keep = torch.rand(3, 4, 1, B, 1) < 0.3
+    mirrored_axes = [n for n in range(3) if reverse[n]]
+
+    def mirror(sides: list[HiddenMemory]) -> list[HiddenMemory]:
+        axes = [[n - (n > own) for n in mirrored_axes if n != own] for own in range(3)]
+        return [HiddenMemory(h.flip(at), m.flip(at)) for (h, m), at in zip(sides, axes, strict=True)]
+
+    def masks(keep: Tensor) -> list[Masks]:
+        return [Masks(keep_h=keep, keep_m=keep)] * 3
+
+    expected = mirror(forward(mirror(sides), extents, masks(keep.flip(mirrored_axes))))
+    torch.testing.assert_close(backward(sides, extents, masks(keep)), expected, **EXACT)
+
+
+def test_reversed_time_depends_on_later_inputs_only() -> None:
+    torch.manual_seed(0)
+    grid = Grid([Dimension("time", LSTM(), 2, reverse=True), Dimension("depth", LSTM(), 2)]).double()
+    bottom = torch.randn(4, 1, 2, dtype=torch.float64, requires_grad=True)
+    zeros = torch.zeros(2, 1, 2, dtype=torch.float64)
+    top = grid([HiddenMemory(zeros, zeros), HiddenMemory(bottom, bottom)], (4, 2))[1].h
+    (gradient,) = torch.autograd.grad(top[2].sum(), bottom)
+    assert (gradient.abs().sum((1, 2)) > 0).tolist() == [False, False, True, True]
+
+
+def test_dimensions_can_share_one_weight_set() -> None:
+    torch.manual_seed(0)
+    dimensions = [
+        Dimension("source", LSTM(bias=True), 3),
+        Dimension("target", LSTM(bias=True), 3, shares="source"),
+        Dimension("depth", LSTM(bias=True), 3),
+    ]
+    grid = Grid(dimensions).double()
+    assert set(grid.transforms) == {"source", "depth"}
+    separate = Grid([Dimension(d.name, d.cell, d.size) for d in dimensions]).double()
+    for name, transform in separate.transforms.items():
+        transform.load_state_dict(grid.transforms["source" if name == "target" else name].state_dict())
+    sides = [random_side(2, 2, 1, 3) for _ in range(3)]
+    out, expected = grid(sides, (2, 2, 2)), separate(sides, (2, 2, 2))
+    torch.testing.assert_close(out, expected, **EXACT)
+    sum(side.h.sum() for side in out).backward()  # type: ignore[union-attr]
+    sum(side.h.sum() for side in expected).backward()  # type: ignore[union-attr]
+    torch.testing.assert_close(
+        grid.transforms["source"].weight.grad,
+        separate.transforms["source"].weight.grad + separate.transforms["target"].weight.grad,  # type: ignore[operator]
+        **EXACT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (Dimension("b", LSTM(), 3, shares="c"), r"must name a dimension with weights of its own \(a\), got 'c'"),
+        (Dimension("b", LSTM(), 4, shares="a"), "expected LSTM of size 3, got LSTM of size 4"),
+    ],
+)
+def test_weights_that_cannot_be_shared_are_refused(second: Dimension, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Grid([Dimension("a", LSTM(), 3), second])
+
+
+def test_padding_changes_neither_outputs_nor_states() -> None:
+    torch.manual_seed(0)
+    dimensions = [Dimension("time", LSTM(bias=True), 3), Dimension("depth", LSTM(bias=True), 3)]
+    lengths, T, L = [5, 3], 5, 2
+    for reverse in (False, True):
+        grid = Grid([Dimension("time", LSTM(bias=True), 3, reverse=reverse), dimensions[1]]).double()
+        state, bottom = random_side(L, 2, 3), random_side(T, 2, 3)
+        beyond = torch.arange(T)[:, None] >= torch.tensor(lengths)  # (T, B)
+        padding = Masks(keep_h=beyond[:, None, :, None], keep_m=beyond[:, None, :, None])
+        poisoned = HiddenMemory(*(torch.where(beyond[..., None], torch.nan, x) for x in bottom))
+        last, top = grid([state, poisoned], (T, L), [padding, Masks()])
+        for row, length in enumerate(lengths):
+            alone = [HiddenMemory(*(x[:, row : row + 1] for x in side)) for side in (state, bottom)]
+            alone[1] = HiddenMemory(*(x[:length] for x in alone[1]))
+            own_last, own_top = grid(alone, (length, L))
+            torch.testing.assert_close(HiddenMemory(*(x[:, [row]] for x in last)), own_last, **EXACT)
+            torch.testing.assert_close(HiddenMemory(*(x[:length, [row]] for x in top)), own_top, **EXACT)
+
+
+def test_every_choice_of_sweep_gives_the_same_numbers() -> None:
+    x = torch.randint(5, (2, 3))
+    results = {}
+    for tied in (True, False):
+        for sweep in ("auto", "wavefront", "reference"):
+            torch.manual_seed(0)
+            results[tied, sweep] = Grid2d(5, 3, 2, tied=tied, sweep=sweep).double()(x)[0]  # type: ignore[arg-type]
+        torch.testing.assert_close(results[tied, "auto"], results[tied, "reference"], **EXACT)
+        torch.testing.assert_close(results[tied, "wavefront"], results[tied, "reference"], **EXACT)
+
+
+def test_layer_major_is_refused_where_layers_depend_on_each_other() -> None:
+    model = Grid2d(5, 3, 2, priority="time", sweep="layer-major")
+    with pytest.raises(UserError, match="sweep=layer-major needs"):
+        model(torch.randint(5, (2, 3)))

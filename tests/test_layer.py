@@ -1,0 +1,161 @@
+"""The layer behaves where torch.nn.LSTM would."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gridlstm import GridLSTM
+from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.cells import GRU
+from gridlstm.errors import UserError
+from gridlstm.layer import GridLSTMState
+
+
+def layer(**options: Any) -> GridLSTM:
+    torch.manual_seed(0)
+    return GridLSTM(5, 4, 3, **options)
+
+
+def test_shapes_are_those_of_nn_lstm() -> None:
+    x = torch.randn(7, 2, 5)  # (T, B, input_size)
+    output, state = layer()(x)
+    assert output.shape == nn.LSTM(5, 4, 3)(x)[0].shape == (7, 2, 4)
+    assert [tuple(v.shape) for v in state.time] == [(3, 2, 4)] * 2
+    assert state.depth is not None
+    assert [tuple(v.shape) for v in state.depth] == [(7, 2, 4)] * 2
+    first, _ = layer(batch_first=True)(x.transpose(0, 1))
+    assert torch.equal(first.transpose(0, 1), output)
+    single, single_state = layer()(x[:, 0])
+    torch.testing.assert_close(single, output[:, 0], rtol=1e-5, atol=1e-6)  # float32, other product shapes
+    assert single_state.time.h.shape == (3, 4)
+    torch.testing.assert_close(layer()(x[:, 0], single_state)[0], layer()(x[:, :1], _slice(state))[0][:, 0])
+
+
+def _slice(state: GridLSTMState) -> GridLSTMState:
+    return GridLSTMState(HiddenMemory(*(v[:, :1] for v in state.time)))
+
+
+def test_state_continues_a_sequence() -> None:
+    x = torch.randn(7, 2, 5).double()
+    model = layer(priority="depth").double()
+    whole, last = model(x)
+    first, state = model(x[:3])
+    second, end = model(x[3:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(end.time, last.time, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.zeros(5),
+            r"expected x of shape \(T, B, input_size\) or \(T, input_size\) with input_size=5.*got \(5,\)",
+        ),
+        (torch.zeros(7, 2, 6), "input_size=5"),
+        (torch.zeros(0, 2, 5), "nothing empty"),
+        (torch.zeros(7, 2, 5).double(), "expected x of type torch.float32 like the weights, got torch.float64"),
+        (torch.zeros(7, 2, 5, device="meta"), "expected x on cpu like the weights, got meta"),
+    ],
+)
+def test_input_that_does_not_fit_is_refused(x: Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        layer()(x)
+
+
+@pytest.mark.parametrize(
+    ("h", "message"),
+    [
+        (torch.zeros(2, 2, 4), r"time.h of shape \(3, 2, 4\), got \(2, 2, 4\)"),
+        (torch.zeros(3, 2, 4).double(), "time.h as torch.float32"),
+    ],
+)
+def test_state_that_does_not_fit_is_refused(h: Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        layer()(torch.zeros(7, 2, 5), GridLSTMState(HiddenMemory(h, h)))
+
+
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers"])
+def test_sizes_must_be_positive(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
+        GridLSTM(**{"input_size": 1, "hidden_size": 1, "num_layers": 1, name: 0})
+
+
+def test_copies_and_state_dicts_compute_the_same() -> None:
+    x, model = torch.randn(4, 2, 5), layer()
+    expected = model(x)[0]
+    assert torch.equal(copy.deepcopy(model)(x)[0], expected)
+    other = GridLSTM(5, 4, 3)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x)[0], expected)
+    parameters = dict(model.named_parameters())
+    output, _ = torch.func.functional_call(other, parameters, (x,))
+    assert torch.equal(output, expected)
+    assert set(parameters) == {
+        "input.weight",
+        *(f"grid.transforms.{n}.{part}" for n in ("time", "depth") for part in ("weight", "bias")),
+    }
+
+
+def test_function_transforms_go_through_the_reference() -> None:
+    x, model = torch.randn(3, 1, 5).double(), layer().double()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, parameters, (x,))[0].sum()
+
+    gradients = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(model(x)[0].sum(), list(model.parameters()))
+    torch.testing.assert_close(list(gradients.values()), list(expected), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_autocast_lowers_products_and_nothing_else(tied: bool) -> None:
+    x, model = torch.randn(6, 3, 5), layer(tied=tied)
+    expected = [model(x)[0]]
+    expected += torch.autograd.grad(expected[0].square().sum(), list(model.parameters()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, state = model(x)
+    got = [output, *torch.autograd.grad(output.square().sum(), list(model.parameters()))]
+    assert state.time.m.dtype == torch.float32
+    for low, full in zip(got, expected, strict=True):
+        assert low.dtype == torch.float32
+        assert not torch.equal(low, full)  # products did run in bfloat16
+        # bfloat16 has 8 bits of mantissa: each product is off by up to 2^-9, and errors add up over 18 blocks.
+        assert (low - full).norm() < 0.03 * full.norm()
+
+
+def test_export_keeps_the_numbers() -> None:
+    x, model = torch.randn(3, 2, 5), layer(depth=GRU(), tied=True)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x)[0], model(x)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compile_around_the_layer() -> None:
+    x, model = torch.randn(3, 2, 5), layer()
+    compiled = torch.compile(lambda x: model(2 * x)[0].square().sum())
+    torch.testing.assert_close(compiled(x), model(2 * x)[0].square().sum(), rtol=1e-5, atol=1e-6)
+    gradients = torch.autograd.grad(compiled(x), list(model.parameters()))
+    expected = torch.autograd.grad(model(2 * x)[0].square().sum(), list(model.parameters()))
+    torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_learns() -> None:
+    torch.manual_seed(0)
+    model = GridLSTM(1, 16, 2, batch_first=True, time=LSTM(bias=True), tied=True)
+    head = nn.Linear(16, 1)
+    optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=0.01)
+    x = torch.randn(64, 8, 1)
+    target = x.roll(1, dims=1)  # the previous input
+    losses = []
+    for _ in range(150):
+        error = (head(model(x)[0]) - target)[:, 1:].square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        losses.append(error.item())
+    assert losses[-1] < 0.1 * losses[0]

@@ -1,0 +1,122 @@
+"""Each regularizer draws what its paper says, and noise is the same for every sweep."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.errors import UserError
+from gridlstm.grid import Dimension, Grid
+from gridlstm.models.grid2d import Grid2d
+from gridlstm.regularizers import Draw, Dropout, FrameDropout, Regularizer, VariationalDropout, Zoneout, combine
+from gridlstm.scan import Masks
+
+DRAW = Draw(
+    n=0, extents=(20, 3), B=40, size=10, memory_size=10, like=torch.zeros(1).double(), training=True, progress=0.5
+)
+
+
+def test_dropout_keeps_the_mean() -> None:
+    drop = Dropout(0.25).masks(DRAW).drop
+    assert drop is not None
+    assert drop.unique().tolist() == [0, 1 / 0.75]
+    assert drop.mean().item() == pytest.approx(1, abs=0.03)  # 24,000 draws: standard error 0.004
+    assert Dropout(0.25).masks(replace(DRAW, training=False)) == Masks()
+
+
+def test_variational_dropout_repeats_its_mask_along_its_own_dimension() -> None:
+    drop = VariationalDropout(0.5).masks(DRAW).drop
+    assert drop is not None
+    assert drop.shape == (1, 3, 40, 10)
+    other = VariationalDropout(0.5).masks(replace(DRAW, n=1)).drop
+    assert other is not None
+    assert other.shape == (20, 1, 40, 10)
+
+
+@pytest.mark.parametrize(
+    ("progress", "p"), [(0.0, 0.0), (0.2, 0.0), (0.35, 0.15), (0.5, 0.3), (0.75, 0.15), (1.0, 0.0)]
+)
+def test_frame_dropout_follows_its_schedule(progress: float, p: float) -> None:
+    regularizer = FrameDropout()
+    assert regularizer.probability(progress) == pytest.approx(p)
+    drop = regularizer.masks(replace(DRAW, progress=progress)).drop
+    if p == 0:
+        assert drop is None
+    else:
+        assert drop is not None
+        assert drop.shape == (20, 3, 40, 1)
+        assert drop.mean().item() == pytest.approx(1 - p, abs=0.05)  # 2,400 draws: standard error 0.01
+
+
+def test_zoneout_holds_elements_back_and_mixes_in_evaluation() -> None:
+    training = Zoneout(h=0.5, m=0.1).masks(DRAW)
+    assert training.keep_h is not None
+    assert training.keep_m is not None
+    assert training.keep_h.dtype == torch.bool
+    assert training.keep_m.double().mean().item() == pytest.approx(0.1, abs=0.01)
+    evaluation = Zoneout(h=0.5).masks(replace(DRAW, training=False))
+    assert evaluation.keep_h is not None
+    assert evaluation.keep_h.tolist() == [0.5]
+    assert evaluation.keep_m is None
+
+
+def test_masks_combine() -> None:
+    a, b = torch.tensor([True, False]), torch.tensor([False, False])
+    mixed = combine(
+        [Masks(keep_h=a, drop=torch.tensor([2.0])), Masks(keep_h=torch.tensor([0.25]), drop=torch.tensor([3.0]))]
+    )
+    assert mixed.keep_h is not None
+    assert mixed.keep_h.tolist() == [1, 0.25]
+    assert mixed.drop is not None
+    assert mixed.drop.tolist() == [6]
+    either = combine([Masks(keep_m=a), Masks(keep_m=b)])
+    assert either.keep_m is not None
+    assert either.keep_m.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_noise_is_the_same_for_every_sweep(training: bool, tied: bool) -> None:
+    x, results = torch.randint(5, (3, 4)), []
+    for sweep in ("reference", "wavefront", "recompute", "layer-major"):
+        torch.manual_seed(0)
+        model = Grid2d(
+            5,
+            6,
+            3,
+            tied=tied,
+            sweep=sweep,  # type: ignore[arg-type]
+            time_regularizers=[Zoneout(h=0.3, m=0.2), VariationalDropout(0.3)],
+            depth_regularizers=[Dropout(0.4), FrameDropout(((0.0, 0.3),))],
+        ).double()
+        model.train(training)
+        torch.manual_seed(1)
+        y, _ = model(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-10)
+
+
+def test_noise_is_off_without_a_source_and_in_evaluation() -> None:
+    grid = Grid([Dimension("time", LSTM(), 3, regularizers=(Dropout(0.5),))])
+    side = HiddenMemory(torch.ones(2, 3), torch.ones(2, 3))
+    noisy, also_noisy = (grid([side], (3,))[0].h for _ in range(2))
+    assert not torch.equal(noisy, also_noisy)
+    grid.eval()
+    assert torch.equal(grid([side], (3,))[0].h, grid([side], (3,))[0].h)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (Dropout, {"p": 1.0}),
+        (Zoneout, {"h": -0.1}),
+        (FrameDropout, {"schedule": ((0.5, 0.1), (0.2, 0.1))}),
+        (FrameDropout, {"schedule": ((0.0, 2.0),)}),
+    ],
+)
+def test_wrong_probabilities_are_refused(kind: type[Regularizer], arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="must"):
+        kind(**arguments)
