@@ -4,6 +4,7 @@ Most texts here have no character twice, in ascending order: the id of a symbol 
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -439,3 +440,12 @@ def test_a_text_gets_streams_that_fit(
     assert data.stream_length == expected
     assert data.evaluation_stream_length == 10_000 // window * window, "evaluation does not depend on the batch size"
     next(iter(data.train_dataloader()))
+
+
+def test_the_log_names_the_yardstick(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of "abab…" each symbol takes one bit, and none once the one before is known."""
+    path = directory / "abab.txt"
+    path.write_text("ab" * 500)
+    with caplog.at_level(logging.INFO):
+        TextData(path, "byte", 2, 1, cache_dir=directory / "cache").setup("fit")
+    assert "entropy: 1.000 bits per character, 0.000 knowing" in caplog.text

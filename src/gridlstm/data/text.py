@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from gridlstm.data.base import Batch, SequenceData, Spec
 from gridlstm.data.corpus import Corpus, Level, read_corpus
+from gridlstm.data.entropy import ngram_entropy
 from gridlstm.data.streams import Streams, split_text
 from gridlstm.errors import UserError
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 
 PAPER_STREAM = 10_000
+MOST_FOR_YARDSTICK = 5_000
+"""Symbols up to which pairs are counted, in a table of 200 MB."""
 
 
 class TextData(SequenceData):
@@ -138,6 +141,16 @@ class TextData(SequenceData):
                 epoch,
                 self.stream_length,
             )
+            self._log_yardstick()
+
+    def _log_yardstick(self) -> None:
+        """What a model must beat to have learned more than which symbol follows which."""
+        symbols = len(self.corpus.vocabulary)
+        if symbols > MOST_FOR_YARDSTICK:
+            return
+        entropy = ngram_entropy(self.corpus.ids[self.parts[1].start : self.parts[1].stop], symbols)
+        message = "the validation text's own entropy: %.3f bits per character, %.3f knowing the one before (bigrams)"
+        log.info(message, entropy.unigram, entropy.bigram)
 
     @property
     def spec(self) -> Spec:
