@@ -80,6 +80,25 @@ def test_nan_stays_nan_in_its_own_row(value: float) -> None:
         assert poisoned.m[0].isnan().all()
 
 
+@needs_compiler
+def test_threads_share_the_rows() -> None:
+    before, results = torch.get_num_threads(), []
+    generator = torch.Generator().manual_seed(0)
+    # The widest diagonal has 12 x 16 rows of 100: enough for the step to be shared.
+    block = Block((LSTM(), LSTM()), (100, 100), ((0, 1),))
+    weights = [Weights(torch.randn(400, 200, generator=generator) / 14, None) for _ in range(2)]
+    sides = [HiddenMemory(*torch.randn(2, 12, 16, 100, generator=generator).requires_grad_()) for _ in range(2)]
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            out = [x for side in wavefront(block, weights, sides, (12, 12)) for x in side]
+            gradients = torch.autograd.grad(sum(x.sum() for x in out), [x for s in sides for x in s])  # type: ignore[arg-type]
+            results.append([*out, *gradients])
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[0], results[1], **ROUNDING)
+
+
 @pytest.mark.usefixtures("fresh_library")
 def test_without_a_compiler_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with_compiler = run(torch.float32, 9, LSTM(), ((0, 1),), 0.5)
