@@ -182,3 +182,13 @@ def test_the_log_shows_throughput_and_time_left(job: Job, caplog: pytest.LogCapt
 def test_a_job_that_cannot_work_is_refused(job: Job, option: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_job(job(option, "callbacks.checkpoint=null") if "limit" in option else job(option))
+
+
+def test_schedules_know_how_much_of_the_training_is_done(job: Job) -> None:
+    noise = "model.depth_regularizers=[{_target_: gridlstm.regularizers.FrameDropout}]"
+    run = build(job(noise, "trainer.max_steps=4"))
+    seen = []
+    grid = run.task.model.grid
+    grid.register_forward_pre_hook(lambda *_: seen.append(grid.progress) if run.trainer.training else None)
+    run.trainer.fit(run.task, run.data)
+    assert seen == [0, 0.25, 0.5, 0.75]

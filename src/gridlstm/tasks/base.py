@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from gridlstm.data.base import Batch, Spec, owned_rows
 from gridlstm.errors import UserError
+from gridlstm.grid import Grid
 from gridlstm.metrics import RatioOfSums
 from gridlstm.models.base import SequenceModel, State
 
@@ -75,6 +76,12 @@ class SequenceTask(L.LightningModule):
         """(B, T) symbols -> (B, T, C) logits, and the state after the last step."""
         y, state = self.model(x, state)
         return self.head(y), state
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        steps = self.trainer.max_steps
+        for module in self.model.modules():
+            if isinstance(module, Grid) and steps > 0:  # without a last step, no share of the training is known
+                module.progress = self.global_step / steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits, nats, self._state = self._step(batch, self._training_state(len(batch.reset)))
