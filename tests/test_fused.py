@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gridlstm import fused
 from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.engine import fused
+from gridlstm.engine.wavefront import wavefront
 from gridlstm.scan import Block, Weights
-from gridlstm.wavefront import wavefront
 
 # Values are of order 1, so float32 rounds them at 6e-8; gradients here sum a few hundred terms.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from gridlstm import choices, matmul
 from gridlstm.contenders import Contender, Shape, grid_contender, lstm_contender, product_contender
-from gridlstm.layer_major import layer_major
+from gridlstm.engine import choices, matmul
+from gridlstm.engine.layer_major import layer_major
+from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.scan import scan
-from gridlstm.wavefront import recomputing_wavefront, wavefront
 
 # The paper's memorization, addition and (a shorter window and batch) character networks.
 SHAPES = (Shape(43, 100, 42, 15), Shape(18, 400, 49, 15), Shape(6, 1000, 20, 50))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gridlstm import matmul
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.dispatch import Sweep
+from gridlstm.engine import matmul
+from gridlstm.engine.dispatch import Sweep
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Weights, scan
 
