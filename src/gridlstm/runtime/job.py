@@ -9,11 +9,11 @@ from typing import Any, cast
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.runtime.build import Run, build
+from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,8 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record) -> float:
 
 def _best(cfg: DictConfig, run: Run) -> tuple[float, str | None]:
     """The best score and its checkpoint; without checkpoints, the final score of the weights in memory."""
-    for callback in run.trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
-            return float(callback.best_model_score), callback.best_model_path
+    if (best := best_checkpoint(run.trainer)) is not None:
+        return best
     if (final := run.trainer.callback_metrics.get(cfg.task.monitor)) is None:
         raise UserError(
             f"training ended without a value of {cfg.task.monitor}, by which this task is judged. Metrics there are: "

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_leaves
 
+from gridlstm.atomic import write_text
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run
 
@@ -41,7 +41,7 @@ class Record:
         """Writes result.json, on rank zero."""
         self.fields["seconds"] = round(time.monotonic() - self.start, 3)
         if provenance.rank() == 0:
-            write_json(self.dir / "result.json", self.fields)
+            write_text(self.dir / "result.json", json.dumps(self.fields, indent=2, default=_plain) + "\n")
 
 
 @contextmanager
@@ -52,9 +52,7 @@ def recording(cfg: DictConfig) -> Iterator[Record]:
     if provenance.rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         # Resolved and without the launcher's own node, so that it means the same in any other process.
-        partial = directory / "config.yaml.partial"
-        partial.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        os.replace(partial, directory / "config.yaml")
+        write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     record.write()
     try:
         yield record
@@ -88,13 +86,6 @@ def metrics(run: Run) -> dict[str, float]:
     """The latest value of every metric, training and validation."""
     latest = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     return {**run.task.latest, **latest}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a whole file or none."""
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
-    os.replace(partial, path)
 
 
 def _plain(value: Any) -> Any:
