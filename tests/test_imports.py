@@ -25,6 +25,7 @@ LAYERS = [
     ["tasks"],
     ["runtime"],
     ["multirun"],
+    ["report"],
     ["train", "evaluate"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}

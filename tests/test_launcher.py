@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import compose
+
+from gridlstm.errors import UserError
+from gridlstm.multirun.devices import Demand, Pool, demand
+from gridlstm.multirun.launch import environment
+from gridlstm.multirun.table import Row, lines, sweep_seconds_left
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_test=15"]
@@ -51,34 +57,89 @@ def processes_with(text: str) -> list[int]:
     return found
 
 
+def test_the_table_shows_what_runs_and_how_long_it_will_take() -> None:
+    done = Row("0-a", "seed=1", "completed", best=0.25, seconds=100)
+    runs = Row("1-b", "seed=2", "running", step="10/40", best=0.5, seconds=20, seconds_left=60)
+    waiting = [Row(f"{n}-c", f"seed={n}", "waiting") for n in (3, 4, 5)]
+    # 60 s are left of one job, and three more of (100 + 80) / 2 s each, two at once.
+    assert sweep_seconds_left([done, runs, *waiting], at_once=2) == (60 + 3 * 90) / 2
+    assert sweep_seconds_left([done, runs], at_once=2) == 60
+    assert sweep_seconds_left(waiting, at_once=2) is None
+    table = lines([done, runs, *waiting], "val/loss", 165, width=70, height=5)
+    assert table[0].split() == ["job", "point", "state", "step", "best", "val/loss", "time", "ETA"]
+    assert table[1].split() == ["1-b", "seed=2", "running", "10/40", "0.5", "0:00:20", "0:01:00"]
+    assert table[2].split() == ["3-c", "seed=3", "waiting"]
+    assert table[3:] == ["… and 3 more", "1 running, 3 waiting, 1 completed; about 0:02:45 left"]
+    assert all(len(line) <= 70 for line in table)
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "expected"),
+    [
+        (["hardware=cpu"], 4, Demand(1)),
+        (["hardware=auto"], 0, Demand(1)),
+        (["hardware=auto"], 4, Demand(1, gpus=1)),
+        (["hardware=ddp_cpu"], 4, Demand(2)),
+        (["hardware=ddp"], 4, Demand(4, gpus=4)),
+        (["hardware=ddp", "trainer.devices=2"], 4, Demand(2, gpus=2)),
+        (["hardware=gpu", "trainer.devices=[1,3]"], 4, Demand(2, gpus=2, chosen=True)),
+    ],
+)
+def test_what_a_job_demands(options: list[str], gpus: int, expected: Demand) -> None:
+    assert demand(compose(*options, "run.dir=d", "run.name=n").trainer, gpus) == expected
+
+
+def test_several_machines_are_refused() -> None:
+    with pytest.raises(UserError, match="num_nodes=2"):
+        demand(compose("hardware=ddp", "trainer.num_nodes=2", "run.dir=d").trainer, 8)
+
+
+def test_single_gpu_jobs_are_pinned_and_cores_are_not_oversubscribed() -> None:
+    pool = Pool(gpus=("GPU-a", "GPU-b"), cores=8, jobs=None, threads=None)
+    one = Demand(1, gpus=1)
+    assert pool.threads_of(one, jobs=6) == 4
+    first, second = pool.take(one, 4), pool.take(one, 4)
+    assert first
+    assert second
+    assert pool.take(one, 4) is None
+    pool.give_back(first)
+    assert pool.take(Demand(2, gpus=2), 4) is None
+    third = pool.take(one, 4)
+    assert [share.gpus for share in (first, second)] == [("GPU-a",), ("GPU-b",)]
+    assert third == first
+    inside = environment({"RANK": "1", "HOME": "/h"}, one, first, threads=4, alone=False)
+    assert inside == {"HOME": "/h", "CUDA_VISIBLE_DEVICES": "GPU-a", "OMP_NUM_THREADS": "4"}
+
+    pool = Pool(gpus=(), cores=8, jobs=None, threads=None)
+    two = Demand(2)
+    assert pool.threads_of(two, jobs=2) == 2, "few jobs get many threads"
+    assert pool.threads_of(two, jobs=9) == 1
+    assert [pool.take(two, 1) is not None for _ in range(5)] == [True] * 4 + [False]
+    asked = Pool(gpus=("0",), cores=8, jobs=3, threads=None)
+    assert [asked.take(one, 1) is not None for _ in range(4)] == [True] * 3 + [False], "the user may share a GPU"
+
+
 def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp_path: Path) -> None:
-    done = sweep("model.num_layers=0,1", "seed=4,5", cwd=tmp_path)
+    done = sweep("model.num_layers=0,1", "seed=4", cwd=tmp_path)
     first = results(tmp_path)
-    assert list(first) == [f"{n}-memorization-grid2d-s{n % 2 + 4}" for n in range(4)]
-    assert [result["status"] for result in first.values()] == ["failed", "failed", "completed", "completed"]
-    assert [result["seed"] for result in first.values()] == [4, 5, 4, 5]
+    assert list(first) == ["0-memorization-grid2d-s4", "1-memorization-grid2d-s4"]
+    assert [result["status"] for result in first.values()] == ["failed", "completed"]
     assert done.returncode == 1
-    assert "error: 2 of 4 jobs failed." in done.stderr
-    for words in (
-        "0-memorization-grid2d-s4: UserError",
-        "num_layers must be at least 1",
-        "model.num_layers=0",
-        "s5/console.log",
-    ):
+    assert "error: 1 of 2 jobs failed." in done.stderr
+    for words in ("0-memorization-grid2d-s4: UserError", "num_layers must be at least 1", "s4/console.log"):
         assert words in done.stderr
-    assert "completed after" in done.stdout
-    assert "about" in done.stdout, "the time left is estimated once it can be"
+    assert "1-memorization-grid2d-s4 (model.num_layers=1): completed after" in done.stdout
 
     # Another set of points: what is completed is kept, and a new point gets a number of its own.
-    done = sweep("model.num_layers=1,2", "seed=5", cwd=tmp_path)
+    done = sweep("model.num_layers=1,2", "seed=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "(1 more completed earlier)" in done.stdout
     second = results(tmp_path)
-    assert list(second) == [*first, "4-memorization-grid2d-s5"]
+    assert list(second) == [*first, "2-memorization-grid2d-s4"]
     assert [second[name] for name in first] == list(first.values())
     plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
     assert [job["name"] for job in plan] == list(second)
-    assert "model.num_layers=2" in plan[4]["overrides"]
+    assert "model.num_layers=2" in plan[2]["overrides"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

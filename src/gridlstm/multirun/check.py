@@ -23,22 +23,34 @@ class SweepCheck(Callback):
         """Refuses the sweep.
 
         Raises:
-            UserError: one of its options has no values, or it sweeps over experiments that declare sweeps.
+            SystemExit: with the message of the user's error. Hydra makes a warning of any exception of a callback.
         """
-        loader = GlobalHydra.instance().config_loader()
-        # Of the command line, and those that the experiment declares.
-        declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-        overrides = OverridesParser.create(loader).parse_overrides([*declared, *config.hydra.overrides.task])
-        for override in overrides:
-            if override.is_discrete_sweep() and not _values(override):
+        try:
+            check(config)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from error
+
+
+def check(config: DictConfig) -> None:
+    """Checks the overrides of a sweep.
+
+    Raises:
+        UserError: one of them has no values, or they sweep over experiments that declare sweeps.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    # Of the command line, and those that the experiment declares.
+    declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    for override in OverridesParser.create(loader).parse_overrides([*declared, *config.hydra.overrides.task]):
+        line = str(override.input_line)
+        if override.is_discrete_sweep() and not _values(override):
+            if "glob(" in line:
                 raise UserError(
-                    f"this sweep has no jobs: {override.input_line} matches nothing. A glob does not descend into "
-                    f"directories: name them, as in experiment=glob(paper/*,…)."
-                    if "glob(" in str(override.input_line)
-                    else f"this sweep has no jobs: {override.input_line} has no values."
+                    f"this sweep has no jobs: {line} matches nothing. A glob does not descend into directories: name "
+                    f"them, as in experiment=glob(paper/*)."
                 )
-            if override.key_or_group == "experiment" and override.is_sweep_override():
-                _refuse_declared_sweeps(loader, str(config.hydra.job.config_name), _values(override))
+            raise UserError(f"this sweep has no jobs: {line} has no values.")
+        if override.key_or_group == "experiment" and override.is_discrete_sweep():
+            _refuse_declared_sweeps(loader, str(config.hydra.job.config_name), _values(override))
 
 
 def _values(override: Override) -> list[str]:

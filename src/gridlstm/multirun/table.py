@@ -11,6 +11,7 @@ from typing import TextIO
 log = logging.getLogger(__name__)
 
 _CLEAR_LINE = "\x1b[2K"
+_ESTIMATE_SECONDS = 30.0
 
 
 @dataclass
@@ -115,6 +116,8 @@ class LiveTable:
                     "%s (%s): %s%s%s (%d of %d ended)", row.name, row.point, row.state, took, best, ended, len(rows)
                 )
             self._states[row.name] = row.state
-        if not self._estimated and left is not None and any(row.state in ("running", "waiting") for row in rows):
+        # The first steps of a job say little about its rate.
+        known = any(row.state == "completed" or row.seconds >= _ESTIMATE_SECONDS for row in rows)
+        if not self._estimated and known and left is not None and left >= _ESTIMATE_SECONDS:
             self._estimated = True
             log.info("about %s left, if jobs that wait take as long as those that have begun", duration(left))
