@@ -7,7 +7,7 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors", "threads"],
+    ["errors", "threads", "atomic"],
     ["cell"],
     ["cells"],
     ["scan"],
@@ -26,6 +26,8 @@ LAYERS = [
     ["metrics"],
     ["tasks"],
     ["runtime"],
+    ["multirun"],
+    ["report"],
     ["train", "evaluate"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}

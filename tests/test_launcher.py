@@ -1,49 +1,178 @@
-"""A sweep: one fresh process a job, failures contained."""
+"""A sweep: one fresh process tree a job, failures contained, all of it ended by Ctrl-C, finished jobs kept."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import compose
+
+from gridlstm.errors import UserError
+from gridlstm.multirun.devices import Demand, Pool, demand
+from gridlstm.multirun.launch import environment
+from gridlstm.multirun.table import Row, lines, sweep_seconds_left
 
 ROOT = Path(__file__).parents[1]
+SMALL = ["logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_test=15"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *arguments]
 
 
 def sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    small = ["logger=csv", "debug=smoke", "model.num_layers=1", "model.hidden_size=4", "task.length=2"]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", *small, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    given = [*arguments, "hydra.sweep.dir=sweep", "debug=smoke"]
+    return subprocess.run(command(*given), cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
 
 
-def test_a_failing_job_does_not_stop_the_next(tmp_path: Path) -> None:
-    done = sweep("model.num_layers=0,1", "seed=4,5", "hydra.sweep.dir=sweep", cwd=tmp_path)
-    directories = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [path.name for path in directories] == [f"{n}-memorization-grid2d-s{n % 2 + 4}" for n in range(4)]
-    results = [json.loads((path / "result.json").read_text()) for path in directories]
-    assert [result["status"] for result in results] == ["failed", "failed", "completed", "completed"]
-    assert [result["seed"] for result in results] == [4, 5, 4, 5]
-    assert "hidden_size and num_layers must be at least 1" in done.stderr
+def results(cwd: Path) -> dict[str, dict[str, Any]]:
+    """result.json of every job, by directory."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(cwd.glob("sweep/*/result.json"))}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Waits for something that a busy machine may take a minute to do."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def processes_with(text: str) -> list[int]:
+    """Living processes whose command line holds ``text``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if text.encode() in line:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_the_table_shows_what_runs_and_how_long_it_will_take() -> None:
+    done = Row("0-a", "seed=1", "completed", best=0.25, seconds=100)
+    runs = Row("1-b", "seed=2", "running", step="10/40", best=0.5, seconds=20, seconds_left=60)
+    waiting = [Row(f"{n}-c", f"seed={n}", "waiting") for n in (3, 4, 5)]
+    # 60 s are left of one job, and three more of (100 + 80) / 2 s each, two at once.
+    assert sweep_seconds_left([done, runs, *waiting], at_once=2) == (60 + 3 * 90) / 2
+    assert sweep_seconds_left([done, runs], at_once=2) == 60
+    assert sweep_seconds_left(waiting, at_once=2) is None
+    table = lines([done, runs, *waiting], "val/loss", 165, width=70, height=5)
+    assert table[0].split() == ["job", "point", "state", "step", "best", "val/loss", "time", "ETA"]
+    assert table[1].split() == ["1-b", "seed=2", "running", "10/40", "0.5", "0:00:20", "0:01:00"]
+    assert table[2].split() == ["3-c", "seed=3", "waiting"]
+    assert table[3:] == ["… and 3 more", "1 running, 3 waiting, 1 completed; about 0:02:45 left"]
+    assert all(len(line) <= 70 for line in table)
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "expected"),
+    [
+        (["hardware=cpu"], 4, Demand(1)),
+        (["hardware=auto"], 0, Demand(1)),
+        (["hardware=auto"], 4, Demand(1, gpus=1)),
+        (["hardware=ddp_cpu"], 4, Demand(2)),
+        (["hardware=ddp"], 4, Demand(4, gpus=4)),
+        (["hardware=ddp", "trainer.devices=2"], 4, Demand(2, gpus=2)),
+        (["hardware=gpu", "trainer.devices=[1,3]"], 4, Demand(2, gpus=2, chosen=True)),
+    ],
+)
+def test_what_a_job_demands(options: list[str], gpus: int, expected: Demand) -> None:
+    assert demand(compose(*options, "run.dir=d", "run.name=n").trainer, gpus) == expected
+
+
+def test_several_machines_are_refused() -> None:
+    with pytest.raises(UserError, match="num_nodes=2"):
+        demand(compose("hardware=ddp", "trainer.num_nodes=2", "run.dir=d").trainer, 8)
+
+
+def test_single_gpu_jobs_are_pinned_and_cores_are_not_oversubscribed() -> None:
+    pool = Pool(gpus=("GPU-a", "GPU-b"), cores=8, jobs=None, threads=None)
+    one = Demand(1, gpus=1)
+    assert pool.threads_of(one, jobs=6) == 4
+    first, second = pool.take(one, 4), pool.take(one, 4)
+    assert first
+    assert second
+    assert pool.take(one, 4) is None
+    pool.give_back(first)
+    assert pool.take(Demand(2, gpus=2), 4) is None
+    third = pool.take(one, 4)
+    assert [share.gpus for share in (first, second)] == [("GPU-a",), ("GPU-b",)]
+    assert third == first
+    inside = environment({"RANK": "1", "HOME": "/h"}, one, first, threads=4, alone=False)
+    assert inside == {"HOME": "/h", "CUDA_VISIBLE_DEVICES": "GPU-a", "OMP_NUM_THREADS": "4"}
+
+    pool = Pool(gpus=(), cores=8, jobs=None, threads=None)
+    two = Demand(2)
+    assert pool.threads_of(two, jobs=2) == 2, "few jobs get many threads"
+    assert pool.threads_of(two, jobs=9) == 1
+    assert [pool.take(two, 1) is not None for _ in range(5)] == [True] * 4 + [False]
+    asked = Pool(gpus=("0",), cores=8, jobs=3, threads=None)
+    assert [asked.take(one, 1) is not None for _ in range(4)] == [True] * 3 + [False], "the user may share a GPU"
+
+
+def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp_path: Path) -> None:
+    done = sweep("model.num_layers=0,1", "seed=4", cwd=tmp_path)
+    first = results(tmp_path)
+    assert list(first) == ["0-memorization-grid2d-s4", "1-memorization-grid2d-s4"]
+    assert [result["status"] for result in first.values()] == ["failed", "completed"]
     assert done.returncode == 1
-    assert "error: job 0 of the sweep failed" in done.stderr
+    assert "error: 1 of 2 jobs failed." in done.stderr
+    for words in ("0-memorization-grid2d-s4: UserError", "num_layers must be at least 1", "s4/console.log"):
+        assert words in done.stderr
+    assert "1-memorization-grid2d-s4 (model.num_layers=1): completed after" in done.stdout
 
-
-def test_a_sweep_over_distributed_runs_does_not_sweep_on_every_rank(tmp_path: Path) -> None:
-    """Stock Hydra starts rank 1 with the sweep's own command line: it would sweep once more, into another directory."""
-    done = sweep("hardware=ddp_cpu", "seed=1,2", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    # Another set of points: what is completed is kept, and a new point gets a number of its own.
+    done = sweep("model.num_layers=1,2", "seed=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    directories = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [path.name for path in directories] == ["0-memorization-grid2d-s1", "1-memorization-grid2d-s2"]
-    assert [json.loads((path / "result.json").read_text())["processes"] for path in directories] == [2, 2]
-    assert not (tmp_path / "multirun").exists()
-    assert not (tmp_path / "outputs").exists()
+    assert "(1 more completed earlier)" in done.stdout
+    second = results(tmp_path)
+    assert list(second) == [*first, "2-memorization-grid2d-s4"]
+    assert [second[name] for name in first] == list(first.values())
+    plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+    assert [job["name"] for job in plan] == list(second)
+    assert "model.num_layers=2" in plan[2]["overrides"]
 
 
-def test_distributed_jobs_are_refused_by_launchers_that_share_a_process(tmp_path: Path) -> None:
-    done = sweep("hardware=ddp_cpu", "seed=1,2", "hydra/launcher=basic", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "needs a process tree of its own" in done.stderr
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_its_sweep(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C ends all ranks of all jobs, and a sweep in the same directory goes on where they were."""
+    long = ["hardware=ddp_cpu", "seed=1,2", "trainer.max_steps=1000000", "task.val_every=2", "task.data.num_val=2"]
+    process = subprocess.Popen(
+        command(*long, "hydra.sweep.dir=sweep"),
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    job = tmp_path / "sweep" / "0-memorization-grid2d-s1"
+    wait_for(lambda: (job / "checkpoints" / "last.ckpt").exists())
+    assert len(processes_with(f"hydra.run.dir='{job}'")) == 3, "torchrun and two ranks"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    wait_for(lambda: not processes_with(str(tmp_path)))
+    if number == signal.SIGKILL:
+        return
+    assert process.returncode == 128 + number
+    assert results(tmp_path)[job.name]["status"] == "interrupted"
+    assert "Traceback" not in errors
+
+    lines = len((job / "metrics.csv").read_text().splitlines())
+    again = command(*long, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=1")
+    process = subprocess.Popen(again, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len((job / "metrics.csv").read_text().splitlines()) > lines)
+    assert len(processes_with("ckpt_path=last")) == 3
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    wait_for(lambda: not processes_with(str(tmp_path)))
+    steps = [int(line.split(",")[0]) for line in (job / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps[0] == 2
+    assert steps == sorted(set(steps))

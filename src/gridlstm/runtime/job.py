@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
+from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording, write_config
 
 log = logging.getLogger(__name__)
@@ -93,9 +93,8 @@ def _check_monitor(cfg: DictConfig, run: Run) -> None:
 
 def _best(cfg: DictConfig, run: Run) -> tuple[float, str | None]:
     """The best score and its checkpoint; without checkpoints, the final score of the weights in memory."""
-    for callback in run.trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
-            return float(callback.best_model_score), callback.best_model_path
+    if (best := best_checkpoint(run.trainer)) is not None:
+        return best
     if (final := run.trainer.callback_metrics.get(cfg.task.monitor)) is None:
         raise UserError(
             f"training ended after {run.trainer.global_step} steps without a value of {cfg.task.monitor}, by which "
@@ -141,6 +140,7 @@ def _announce(cfg: DictConfig, run: Run, record: Record) -> None:
 def _finish_loggers(run: Run, failed: bool) -> None:
     """Ends every logger's run, as failed where it failed: a W&B run would else go on into the next job of a sweep."""
     for logger in run.trainer.loggers:
+        logger.save()
         end: Any = getattr(logger, "finish", None)
         if end is not None:
             end(failed)

@@ -24,7 +24,9 @@ class LearningCurve(Callback):
         self.monitor = monitor
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if (self.dir / "metrics.csv").exists():
+        for logger in trainer.loggers:
+            logger.save()
+        if (self.dir / "metrics.csv").exists():  # an early failure has nothing to draw
             self.on_train_end(trainer, pl_module)
 
     @rank_zero_only

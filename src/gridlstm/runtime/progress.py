@@ -50,7 +50,7 @@ class Progress(ProgressBar):
         self._start = self._line_at = time.monotonic()
         self._evaluating = 0.0
         if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
-            self._bar = tqdm(total=self._last_step(trainer), initial=trainer.global_step, unit="step", leave=False)
+            self._bar = tqdm(total=last_step(trainer), initial=trainer.global_step, unit="step", leave=False)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -107,7 +107,7 @@ class Progress(ProgressBar):
         return float(symbols / max(seconds, 1e-9))
 
     def _say(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str = "") -> None:
-        last = self._last_step(trainer)
+        last = last_step(trainer)
         share = f"/{last} ({100 * trainer.global_step // last} %)" if last else ""
         line = f"step {trainer.global_step}{share} | {self._figures(trainer, pl_module, prefix)}"
         if self._bar is not None:
@@ -124,15 +124,28 @@ class Progress(ProgressBar):
         return " | ".join([*parts, f"{_compact(rate)} {unit}/s", f"ETA {self._eta(trainer)}"])
 
     def _eta(self, trainer: L.Trainer) -> str:
-        left: list[float] = []
-        done = trainer.global_step - self._first_step
-        if (last := self._last_step(trainer)) and done:
-            left.append((time.monotonic() - self._start) / done * (last - trainer.global_step))
-        left += [remaining for timer in _timers(trainer) if (remaining := timer.time_remaining()) is not None]
-        return str(datetime.timedelta(seconds=round(max(min(left), 0)))) if left else "unknown"
+        left = seconds_left(trainer, self._first_step, time.monotonic() - self._start)
+        return "unknown" if left is None else str(datetime.timedelta(seconds=round(left)))
 
-    def _last_step(self, trainer: L.Trainer) -> int | None:
-        return trainer.max_steps if trainer.max_steps > 0 else None
+
+def last_step(trainer: L.Trainer) -> int | None:
+    """The step at which training ends, unless a clock ends it first; None where only a clock does."""
+    return trainer.max_steps if trainer.max_steps > 0 else None
+
+
+def seconds_left(trainer: L.Trainer, first_step: int, seconds: float) -> float | None:
+    """Estimated time to the end of training: of its steps and its clocks, whichever is first; None while unknown.
+
+    Args:
+        first_step: where this process began, later than 0 in a resumed run.
+        seconds: since then.
+    """
+    left: list[float] = []
+    done = trainer.global_step - first_step
+    if (last := last_step(trainer)) and done:
+        left.append(seconds / done * (last - trainer.global_step))
+    left += [remaining for timer in _timers(trainer) if (remaining := timer.time_remaining()) is not None]
+    return max(min(left), 0.0) if left else None
 
 
 def _timers(trainer: L.Trainer) -> list[Timer]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_leaves
 
+from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run
@@ -48,7 +48,7 @@ class Record:
         """Writes result.json, on rank zero."""
         self.fields["seconds"] = round(self.earlier.get("seconds", 0) + time.monotonic() - self.start, 3)
         if provenance.rank() == 0:
-            write_json(self.dir / "result.json", self.fields)
+            write_text(self.dir / "result.json", json.dumps(self.fields, indent=2, default=_plain) + "\n")
 
 
 def write_config(cfg: DictConfig) -> None:
@@ -59,9 +59,7 @@ def write_config(cfg: DictConfig) -> None:
     source = cfg.copy()
     source.run = OmegaConf.create(cast(dict[str, Any], OmegaConf.to_container(cfg.run, resolve=True)))
     for name, node, resolve in (("config_source.yaml", source, False), ("config.yaml", cfg, True)):
-        partial = Path(cfg.run.dir) / f"{name}.partial"
-        partial.write_text(OmegaConf.to_yaml(node, resolve=resolve))
-        os.replace(partial, Path(cfg.run.dir) / name)
+        write_text(Path(cfg.run.dir) / name, OmegaConf.to_yaml(node, resolve=resolve))
 
 
 @contextmanager
@@ -135,13 +133,6 @@ def metrics(run: Run) -> dict[str, float]:
     """The latest value of every metric, training and validation."""
     latest = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     return {**run.task.latest, **latest}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a whole file or none."""
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
-    os.replace(partial, path)
 
 
 def _plain(value: Any) -> Any:

@@ -1,17 +1,17 @@
-"""One sweep job = one fresh process.
+"""One sweep job = one fresh process tree.
 
 Jobs that share a process leak into one another: the W&B run, the ranks' environment variables, random seeds and GPU
 memory of one job are found by the next. And a distributed job inside a sweeping process starts its ranks with the
 sweep's own command line, so that every rank sweeps once more for itself.
+
+Hydra imports this file at every start, and looks for launchers in this namespace alone; all work is in
+gridlstm.multirun.
 """
 
-import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
@@ -20,48 +20,84 @@ from omegaconf import DictConfig, open_dict
 
 from gridlstm.errors import UserError
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from gridlstm.multirun.jobs import Job
 
-_LEAKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
-"""What a distributed parent would hand to a child that is to start ranks of its own."""
+log = logging.getLogger(__name__)
 
 
 class ProcessLauncher(Launcher):
-    """Runs the jobs of a sweep one after the other, each as ``python -m gridlstm.train`` in its own directory.
+    """Runs the jobs of a sweep side by side on free GPUs or cores, each as ``python -m gridlstm.train``.
 
-    A failing job does not stop the next; the sweep then ends with an error that names it.
+    A failing job does not stop the others; the sweep then ends with an error that names it. Jobs that a sweep in the
+    same directory has completed are not run again; those it has begun go on from their last checkpoint.
+
+    Args:
+        jobs: how many at once; null: as many as there are free GPUs, or cores for all their threads.
     """
+
+    def __init__(self, jobs: int | None = None) -> None:
+        if jobs is not None and (type(jobs) is not int or jobs < 1):
+            raise UserError(f"hydra.launcher.jobs must be a whole number of at least 1 or null, got {jobs!r}.")
+        self.jobs = jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from filelock import FileLock, Timeout
+        from hydra.core.utils import configure_log
+
+        from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
+        from gridlstm.multirun.jobs import plan
+        from gridlstm.multirun.launch import Launch
+
         if not job_overrides:
             raise UserError("this sweep has no jobs. Does a glob or a choice in it match nothing?")
-        return [self._run(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        root = Path(self.config.hydra.sweep.dir)
+        root.mkdir(parents=True, exist_ok=True)
+        points = [list(filter_overrides(overrides)) for overrides in job_overrides]
+        try:
+            with FileLock(root / "sweep.lock", timeout=0):
+                jobs = plan(root, points, initial_job_idx, self._compose)
+                trainers = [job.config.trainer for job in jobs]
+                gpus = visible_gpus(trainers)
+                pool = Pool(gpus, cores(), self.jobs, threads())
+                demands = [demand(trainer, len(gpus)) for trainer in trainers]
+                log.info("sweep directory: %s", root)
+                Launch(list(zip(jobs, demands, strict=True)), pool, self._config_dirs()).run()
+        except Timeout as error:
+            raise UserError(f"another sweep runs in {root}. Wait for it, or give another hydra.sweep.dir.") from error
+        return self._returns(jobs)
 
-    def _run(self, overrides: list[str], number: int) -> JobReturn:
+    def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, str]:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
-        directory = Path(config.hydra.sweep.dir).resolve() / str(config.hydra.sweep.subdir)
-        directory.mkdir(parents=True, exist_ok=True)
-        # Hydra's own options describe the sweep; the job gets its directory and the choice of config directory.
-        options = [*filter_overrides(overrides), f"hydra.run.dir='{directory}'"]
-        command = [sys.executable, "-m", "gridlstm.train", *self._config_dirs(), *options]
-        log.info("job %d: %s -> %s", number, " ".join(filter_overrides(overrides)), directory)
-        environment = {name: value for name, value in os.environ.items() if name not in _LEAKS}
-        status = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
-        result = JobReturn(overrides=overrides, cfg=config, hydra_cfg=config, working_dir=str(directory))
-        result.status = JobStatus.COMPLETED if status == 0 else JobStatus.FAILED
-        if status == 0:
-            result.return_value = json.loads((directory / "result.json").read_text())["score"]
-        else:
-            log.error("job %d failed with exit status %d", number, status)
-            result.return_value = UserError(f"job {number} of the sweep failed: see {directory}/train.log")
-        return result
+        return config, str(config.hydra.sweep.subdir)
+
+    def _returns(self, jobs: "Sequence[Job]") -> list[JobReturn]:
+        """What the sweeper is told: the best value of the monitored metric, or an error that names all failures."""
+        from gridlstm.multirun.launch import CONSOLE
+
+        failures = [
+            f"{job.directory}: {job.result()['error'].splitlines()[0]}\n  {' '.join(job.overrides)}\n"
+            f"  all it printed: {job.directory / CONSOLE}"
+            for job in jobs
+            if not job.completed()
+        ]
+        error = UserError(f"{len(failures)} of {len(jobs)} jobs failed.\n" + "\n".join(failures))
+        returns = []
+        for job in jobs:
+            result = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=str(job.directory))
+            result.status = JobStatus.COMPLETED if job.completed() else JobStatus.FAILED
+            result.return_value = job.result()["score"] if job.completed() else error
+            returns.append(result)
+        log.info("tables and curves: python -m gridlstm.report %s", self.config.hydra.sweep.dir)
+        return returns
 
     def _config_dirs(self) -> list[str]:
         for source in self.config.hydra.runtime.config_sources:

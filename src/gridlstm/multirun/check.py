@@ -1,0 +1,67 @@
+"""Sweeps that would silently be another sweep than was asked for are refused before they begin."""
+
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from gridlstm.errors import UserError
+
+
+class SweepCheck(Callback):
+    """Runs before any sweeper or launcher, whichever they are.
+
+    Hydra itself runs no job and exits with status 0 where a glob matches nothing, and drops the sweep that an
+    experiment declares when the experiment is itself swept over.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuses the sweep.
+
+        Raises:
+            SystemExit: with the message of the user's error. Hydra makes a warning of any exception of a callback.
+        """
+        try:
+            check(config)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from error
+
+
+def check(config: DictConfig) -> None:
+    """Checks the overrides of a sweep.
+
+    Raises:
+        UserError: one of them has no values, or they sweep over experiments that declare sweeps.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    # Of the command line, and those that the experiment declares.
+    declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    for override in OverridesParser.create(loader).parse_overrides([*declared, *config.hydra.overrides.task]):
+        line = str(override.input_line)
+        if override.is_discrete_sweep() and not _values(override):
+            if "glob(" in line:
+                raise UserError(
+                    f"this sweep has no jobs: {line} matches nothing. A glob does not descend into directories: name "
+                    f"them, as in experiment=glob(paper/*)."
+                )
+            raise UserError(f"this sweep has no jobs: {line} has no values.")
+        if override.key_or_group == "experiment" and override.is_discrete_sweep():
+            _refuse_declared_sweeps(loader, str(config.hydra.job.config_name), _values(override))
+
+
+def _values(override: Override) -> list[str]:
+    return list(override.sweep_string_iterator())
+
+
+def _refuse_declared_sweeps(loader: Any, config_name: str, experiments: list[str]) -> None:
+    for experiment in experiments:
+        one = loader.load_configuration(config_name, [f"experiment={experiment}"], run_mode=RunMode.MULTIRUN)
+        if params := one.hydra.sweeper.get("params"):
+            raise UserError(
+                f"experiment={experiment} declares a sweep of its own ({', '.join(params)}), which would be lost in a "
+                f"sweep over experiments. Run them one by one: python train.py -m experiment={experiment}"
+            )

@@ -1,0 +1,117 @@
+"""The jobs of a sweep directory: which there are, where each lands, and how each stands."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from gridlstm.atomic import write_text
+from gridlstm.errors import UserError
+
+PLAN = "sweep.json"
+"""The file of a sweep directory that names its jobs and their overrides, also those that have not begun."""
+
+
+@dataclass
+class Job:
+    """One point of a sweep.
+
+    Attributes:
+        number: in its sweep directory.
+        directory: where it runs; ``name`` is its path below the sweep's.
+        overrides: of the command line, without Hydra's own.
+        config: the configuration that they compose to.
+    """
+
+    number: int
+    name: str
+    directory: Path
+    overrides: list[str]
+    config: DictConfig
+
+    def result(self) -> dict[str, Any]:
+        """result.json, or {} where there is none."""
+        return read_json(self.directory / "result.json")
+
+    def progress(self) -> dict[str, Any]:
+        """progress.json, or {} where there is none."""
+        return read_json(self.directory / "progress.json")
+
+    def completed(self) -> bool:
+        """Whether it has run to its end, with a score."""
+        result = self.result()
+        return result.get("status") == "completed" and result.get("score") is not None
+
+    def record_end(self, status: str, error: str) -> None:
+        """Writes how it ended into result.json, where the job itself could not say so."""
+        write_text(
+            self.directory / "result.json",
+            json.dumps(self.result() | {"status": status, "error": error}, indent=2) + "\n",
+        )
+
+
+def plan(
+    root: Path,
+    points: Sequence[list[str]],
+    first_number: int,
+    compose: Callable[[list[str], int], tuple[DictConfig, str]],
+) -> list[Job]:
+    """The jobs of a sweep, in a directory that may hold jobs of an earlier one.
+
+    A point that ran there before keeps its directory. A new point whose directory another job has already is given the
+    next free number.
+
+    Args:
+        root: the sweep directory.
+        points: overrides of each job.
+        first_number: of the first job.
+        compose: (overrides, number) -> configuration and directory below ``root``.
+
+    Raises:
+        UserError: a directory is another job's whatever the number.
+    """
+    rows = read_json(root / PLAN).get("jobs", [])
+    known = {tuple(row["overrides"]): row for row in rows}
+    taken = {row["name"] for row in rows}
+    jobs: list[Job] = []
+    for offset, overrides in enumerate(points):
+        # Each only once: a point that is given twice is two jobs.
+        if old := known.pop(tuple(overrides), None):
+            config, _ = compose(overrides, old["number"])
+            jobs.append(Job(old["number"], old["name"], root / old["name"], overrides, config))
+            continue
+        number = first_number + offset
+        config, name = compose(overrides, number)
+        while name in taken or (root / name / "result.json").exists():
+            number = 1 + max([number, *(row["number"] for row in rows)])
+            before = name
+            config, name = compose(overrides, number)
+            if name == before:
+                raise UserError(
+                    f"{root / name} holds another job already. hydra.sweep.subdir must differ from job to job; put "
+                    f"${{hydra.job.num}} into it."
+                )
+        taken.add(name)
+        rows.append({"number": number, "name": name, "overrides": overrides})
+        jobs.append(Job(number, name, root / name, overrides, config))
+    rows.sort(key=lambda row: row["number"])
+    write_text(root / PLAN, json.dumps({"jobs": rows}, indent=2) + "\n")
+    return jobs
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object, or {} where the file is not there.
+
+    Raises:
+        UserError: it is no JSON. Nothing of ours leaves such a file.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}. Delete it to go on without it.") from error
+    return content

@@ -1,0 +1,239 @@
+"""Runs the jobs of a sweep: as many at once as there is room for, each in a process tree of its own."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from gridlstm.multirun.devices import Demand, Pool, Share
+from gridlstm.multirun.jobs import Job
+from gridlstm.multirun.process_tree import ProcessTree
+from gridlstm.multirun.table import LiveTable, Row
+
+log = logging.getLogger(__name__)
+
+_LEAKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+"""What a distributed parent would hand to a child that is to start ranks of its own."""
+
+_POLL_SECONDS = 0.1
+_SHOW_SECONDS = 1.0
+_GRACE_SECONDS = 15.0
+"""Between the request to end and the end. A rank that waits in a collective hears nothing."""
+
+CONSOLE = "console.log"
+"""The file of a job's directory with everything that its processes print."""
+
+
+@dataclass
+class _Running:
+    job: Job
+    share: Share
+    tree: ProcessTree
+    start: float = field(default_factory=time.monotonic)
+
+
+class Launch:
+    """One batch of jobs.
+
+    Args:
+        jobs: with what each demands.
+        pool: where they may run.
+        config_dirs: options of the command line that name configuration directories.
+    """
+
+    def __init__(self, jobs: Sequence[tuple[Job, Demand]], pool: Pool, config_dirs: Sequence[str]) -> None:
+        self.pool = pool
+        self.config_dirs = list(config_dirs)
+        self.waiting = [(job, demand) for job, demand in jobs if not job.completed()]
+        self.running: list[_Running] = []
+        shared = set.intersection(*(set(job.overrides) for job, _ in jobs))
+        self.rows = {
+            job.name: Row(
+                job.name,
+                point=" ".join(override for override in job.overrides if override not in shared),
+                state="skipped" if job.completed() else "waiting",
+            )
+            for job, _ in jobs
+        }
+        for job, _ in jobs:
+            if job.completed():
+                self.rows[job.name].best = job.result()["score"]
+        self.threads = {job.name: pool.threads_of(demand, len(self.waiting)) for job, demand in self.waiting}
+        self.at_once = self._room()
+        metric = jobs[0][0].config.task.monitor
+        self.table = LiveTable(metric, self.at_once)
+
+    def run(self) -> None:
+        """Runs all jobs to whatever end; how each ended stands in its result.json.
+
+        Raises:
+            SystemExit: the sweep was interrupted. All processes of all jobs have ended by then.
+        """
+        skipped = len(self.rows) - len(self.waiting)
+        log.info(
+            "%d job%s%s, %d at once",
+            len(self.waiting),
+            "" if len(self.waiting) == 1 else "s",
+            f" ({skipped} more completed earlier)" if skipped else "",
+            self.at_once,
+        )
+        shown = 0.0
+        with _interruption() as interrupted:
+            try:
+                while (self.waiting or self.running) and not interrupted:
+                    self._start_what_fits()
+                    ended = self._collect()
+                    if ended or time.monotonic() - shown >= _SHOW_SECONDS:
+                        shown = time.monotonic()
+                        self._show()
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                # Also after an error of our own: no job outlives its sweep.
+                self._stop(interrupted)
+        self._show()
+        if interrupted:
+            log.error(
+                "interrupted: %d jobs have not ended. To go on, repeat the command with hydra.sweep.dir of this sweep.",
+                sum(row.state in ("waiting", "interrupted") for row in self.rows.values()),
+            )
+            sys.exit(128 + interrupted[0])
+
+    def _room(self) -> int:
+        """How many of the jobs, in their order, run at once at the beginning."""
+        shares = []
+        for job, demand in self.waiting:
+            if (share := self.pool.take(demand, self.threads[job.name])) is None:
+                break
+            shares.append(share)
+        for share in shares:
+            self.pool.give_back(share)
+        return len(shares)
+
+    def _start_what_fits(self) -> None:
+        while self.waiting:
+            job, demand = self.waiting[0]
+            if (share := self.pool.take(demand, self.threads[job.name])) is None:
+                return
+            self.waiting.pop(0)
+            job.directory.mkdir(parents=True, exist_ok=True)
+            for name in ("result.json", "progress.json"):  # of an earlier attempt, which this one must not pass for
+                (job.directory / name).unlink(missing_ok=True)
+            tree = ProcessTree(
+                command(job, demand, self.config_dirs),
+                environment(os.environ, demand, share, self.threads[job.name], alone=self.at_once == 1),
+                job.directory / CONSOLE,
+            )
+            self.running.append(_Running(job, share, tree))
+            self.rows[job.name].state = "running"
+
+    def _collect(self) -> bool:
+        """Takes note of jobs that have ended; whether any has."""
+        ended = [(running, status) for running in self.running if (status := running.tree.poll()) is not None]
+        for running, status in ended:
+            self.running.remove(running)
+            self.pool.give_back(running.share)
+            self._note_end(running, status)
+        return bool(ended)
+
+    def _note_end(self, running: _Running, status: int) -> None:
+        job, row = running.job, self.rows[running.job.name]
+        if status != 0 and job.result().get("status") not in ("failed", "interrupted"):
+            job.record_end("failed", f"ended with {_words(status)}: {_last_line(job.directory / CONSOLE)}")
+        elif status == 0 and not job.completed():
+            job.record_end("failed", "ended with exit status 0 but left no score in result.json")
+        result = job.result()
+        row.state, row.seconds, row.best = result["status"], time.monotonic() - running.start, result.get("score")
+        row.seconds_left = None
+
+    def _stop(self, interrupted: Sequence[int]) -> None:
+        """Ends what still runs: asks, waits, kills. A second Ctrl-C does not wait."""
+        stopped = list(self.running)
+        for running in stopped:
+            running.tree.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while len(interrupted) < 2 and time.monotonic() < deadline:
+            if all(running.tree.poll() is not None for running in stopped):
+                break
+            time.sleep(_POLL_SECONDS)
+        for running in stopped:
+            running.tree.kill()  # of a tree that has ended, only what it may have left behind
+            self.running.remove(running)
+            self.rows[running.job.name].state = "interrupted"
+            if running.job.result().get("status") != "interrupted":
+                running.job.record_end("interrupted", "the sweep was interrupted")
+
+    def _show(self) -> None:
+        for running in self.running:
+            row, progress = self.rows[running.job.name], running.job.progress()
+            row.seconds = time.monotonic() - running.start
+            if progress:
+                last = progress["last_step"]
+                row.step = f"{progress['step']}/{last}" if last else str(progress["step"])
+                row.best, row.seconds_left = progress["best"], progress["seconds_left"]
+        self.table.show(list(self.rows.values()))
+
+
+def command(job: Job, demand: Demand, config_dirs: Sequence[str]) -> list[str]:
+    """The command line of one job.
+
+    Ranks are started by torchrun. Lightning would start rank 1 itself, from within rank 0, by this command line once
+    more; and when a rank dies, it kills rank 0, which then cannot record how the run ended. Torchrun starts all ranks
+    alike, ends the others when one fails, and finds a free port.
+    """
+    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={demand.processes}"]
+    launcher = [sys.executable, *(ranks if demand.processes > 1 else [])]
+    overrides = list(job.overrides)
+    if (job.directory / "checkpoints" / "last.ckpt").exists():
+        overrides = [o for o in overrides if not o.startswith("ckpt_path=")] + ["ckpt_path=last"]
+    directory = str(job.directory.resolve()).replace("'", r"\'")
+    return [*launcher, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir='{directory}'"]
+
+
+def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:
+    """The environment of one job: the sweep's, with the job's share of the machine.
+
+    Args:
+        alone: no other job runs beside it.
+    """
+    variables = {name: value for name, value in given.items() if name not in _LEAKS}
+    if share.gpus and not demand.chosen:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+    if not alone or demand.processes > 1:
+        # torch would take all cores in each of the processes.
+        variables.setdefault("OMP_NUM_THREADS", str(threads))
+    return variables
+
+
+@contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them, so that the jobs can be ended in order."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # nohup
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _words(status: int) -> str:
+    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"

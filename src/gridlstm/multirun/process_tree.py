@@ -1,0 +1,87 @@
+"""One job's processes, which end together."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+class ProcessTree:
+    """A command in a session of its own, with all that it starts.
+
+    A session of its own, so that a terminal's Ctrl-C reaches the sweep alone, which then ends its jobs in order. Should
+    the sweep itself be killed, Linux tells the command to end.
+
+    Args:
+        command: the program and its arguments.
+        environment: all of its variables.
+        console: what it prints is appended to this file.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], console: Path) -> None:
+        with console.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # Between fork and exec of a process without threads of its own, and nothing but one system call.
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        self._groups = {self._process.pid}
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Asks the command to end. Torchrun passes that on to its ranks, which are sessions of their own."""
+        self._groups |= _groups_below(self._process.pid)
+        _signal_group(self._process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends everything at once, also what the command has left behind."""
+        self._groups |= _groups_below(self._process.pid)
+        for group in self._groups:
+            _signal_group(group, signal.SIGKILL)
+        self._process.wait()
+
+
+def _groups_below(pid: int) -> set[int]:
+    """Process groups of all descendants; on systems without /proc none are found."""
+    parents: dict[int, tuple[int, int]] = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            # pid (name, which may hold anything) state ppid pgrp …
+            fields = (directory / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended meanwhile
+        parents[int(directory.name)] = (int(fields[1]), int(fields[2]))
+    found: set[int] = set()
+    level = {pid}
+    while level:
+        level = {child for child, (parent, _) in parents.items() if parent in level}
+        found |= {parents[child][1] for child in level}
+    return found
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return  # all of it has ended: what was wanted
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    assert _libc is not None
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

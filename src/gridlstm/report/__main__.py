@@ -1,0 +1,69 @@
+"""The report command."""
+
+import sys
+from pathlib import Path
+
+from gridlstm.atomic import write_bytes, write_text
+from gridlstm.errors import UserError
+from gridlstm.report.curves import picture
+from gridlstm.report.page import page
+from gridlstm.report.runs import find_runs
+from gridlstm.report.tables import make_tables
+from gridlstm.report.text import comma_separated, latex, markdown, not_completed, summary
+
+USAGE = """python -m gridlstm.report DIRECTORY … [out=DIRECTORY]
+
+Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html.
+
+  DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
+  out         where the report goes; the sweep's own directory, if only one is given
+
+Runs that differ by seed only are one row. Runs that are missing, interrupted or failed are named."""
+
+
+def report(roots: list[Path], out: Path) -> str:
+    """Writes the report on all runs below ``roots`` into ``out``.
+
+    Returns:
+        One line on what was found.
+
+    Raises:
+        UserError: a directory is not there or holds no runs.
+    """
+    runs = find_runs(roots)
+    tables = make_tables(runs)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "report.md", markdown(tables, runs))
+    write_text(out / "report.csv", "\n".join(comma_separated(table) for table in tables))
+    write_text(out / "report.tex", latex(tables))
+    write_bytes(out / "curves.png", picture(tables))
+    write_text(out / "report.html", page(tables, runs, out))
+    return summary(runs)
+
+
+def main() -> None:
+    """The command line."""
+    arguments = sys.argv[1:]
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        sys.exit(USAGE) if not arguments else print(USAGE)
+        return
+    try:
+        roots = [Path(a) for a in arguments if "=" not in a or Path(a).exists()]
+        options = dict(a.split("=", 1) for a in arguments if Path(a) not in roots)
+        if unknown := [key for key in options if key != "out"]:
+            raise UserError(f"there is no option {unknown[0]}.\n\n{USAGE}")
+        if not roots:
+            raise UserError(f"no directory is given.\n\n{USAGE}")
+        if len(roots) > 1 and "out" not in options:
+            raise UserError("a report on several directories needs a place of its own: out=DIRECTORY.")
+        out = Path(options.get("out", roots[0]))
+        print(report(roots, out))
+        for name, status, error in not_completed(find_runs(roots)):
+            print(f"  {name}: {status}. {error}")
+        print(f"{out / 'report.html'}, report.md, report.csv, report.tex, curves.png")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

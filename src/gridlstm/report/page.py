@@ -1,0 +1,60 @@
+"""report.html: one file, without any other, that a browser opens from the disk."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gridlstm.report.curves import thinned
+from gridlstm.report.runs import Run
+from gridlstm.report.tables import Cell, Spread, Table
+from gridlstm.report.text import not_completed, shown, summary
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
+    """The page, whose links to the runs hold as seen from ``directory``."""
+
+    def link(run: Run) -> str | None:
+        config = run.directory / "config.yaml"
+        return Path(os.path.relpath(config, directory)).as_posix() if config.exists() else None
+
+    content = {
+        "summary": summary(runs),
+        "lost": [{"name": name, "status": status, "error": error} for name, status, error in not_completed(runs)],
+        "tables": [
+            {
+                "monitor": table.monitor or "no metric known",
+                "mode": table.mode,
+                "columns": table.columns,
+                "rows": [[_cell(cell) for cell in row] for row in table.rows],
+                "groups": [
+                    {
+                        "label": group.label,
+                        "runs": [
+                            {
+                                "name": run.directory.name,
+                                "seed": str(run.seed),
+                                "status": run.status,
+                                "config": link(run),
+                                "curves": {name: thinned(curve) for name, curve in run.curves.items()},
+                            }
+                            for run in group.runs
+                        ],
+                    }
+                    for group in table.groups
+                ],
+            }
+            for table in tables
+        ],
+    }
+    # "</" would end the script that carries the data.
+    data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
+    return _TEMPLATE.read_text(encoding="utf-8").replace("@@DATA@@", data)
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    """Text to show and a value to sort by."""
+    return {"text": shown(cell), "value": cell.mean if isinstance(cell, Spread) else cell}

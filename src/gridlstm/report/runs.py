@@ -1,0 +1,157 @@
+"""What run directories say: configuration, result, curves, and which runs never came to write any."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from gridlstm.errors import UserError
+
+
+@dataclass
+class Run:
+    """One run directory, or one job of a sweep that has none yet.
+
+    Attributes:
+        config: config.yaml with dotted keys; {} where it is missing.
+        result: result.json; {} where it is missing.
+        overrides: of the command line, by key; {} where they are not known.
+        curves: metric -> [(samples, value)], from metrics.csv.
+    """
+
+    directory: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """completed, failed, interrupted, "running or killed", or missing."""
+        status = str(self.result.get("status", "missing"))
+        return "running or killed" if status == "running" else status
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed", self.overrides.get("seed", ""))
+
+    @property
+    def monitor(self) -> str:
+        """The metric by which it is judged, "" where nothing tells."""
+        return str(self.config.get("task.monitor", self.result.get("monitor", "")))
+
+    def setting(self, key: str) -> str:
+        """The value of an override or option: what was given, else what the configuration says."""
+        if key in self.overrides:
+            return self.overrides[key]
+        return str(self.config.get(f"run.{key}" if key in ("task", "model") else key, ""))
+
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for runs that differ by seed only."""
+        if not self.config:
+            return ("overrides", *sorted(item for item in self.overrides.items() if item[0] != "seed"))
+        own = (str(self.config.get("run.dir")), str(self.config.get("run.name")))
+        return tuple(
+            (key, str(value))
+            for key, value in sorted(self.config.items())
+            # A seed goes by this name wherever it is handed on; directories and names of runs hold it too.
+            if key.rpartition(".")[2] != "seed"
+            and str(value) not in own
+            and not str(value).startswith(f"{own[0]}/")
+            # From where to go on is no property of what was trained.
+            and key != "ckpt_path"
+        )
+
+
+def find_runs(roots: list[Path]) -> list[Run]:
+    """All runs below some directories, in the order of their paths.
+
+    A run is a directory with config.yaml or result.json, a job that a sweep.json names, or a directory directly in a
+    sweep's (one with multirun.yaml).
+
+    Raises:
+        UserError: a directory is not there, or holds no runs.
+    """
+    runs: dict[Path, Run] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
+        found = {path.parent for name in ("config.yaml", "result.json") for path in _walk(root, name)}
+        for path in _walk(root, "multirun.yaml"):
+            found |= {child for child in path.parent.iterdir() if child.is_dir()}
+        planned = {
+            path.parent / job["name"]: job["overrides"]
+            for path in _walk(root, "sweep.json")
+            for job in _json(path)["jobs"]
+        }
+        if not found and not planned:
+            raise UserError(f"{root} holds no runs: there is no config.yaml, result.json or sweep.json below it.")
+        for directory in sorted(found | set(planned), key=_natural):
+            runs[directory] = _read(directory, planned.get(directory))
+    return list(runs.values())
+
+
+def _walk(root: Path, name: str) -> list[Path]:
+    return [path for path in root.rglob(name) if not {"wandb", ".hydra"} & set(path.relative_to(root).parts)]
+
+
+def _natural(directory: Path) -> tuple[Any, ...]:
+    """Job 10 comes after job 9."""
+    number, _, rest = directory.name.partition("-")
+    return (str(directory.parent), int(number) if number.isdigit() else -1, rest, directory.name)
+
+
+def _read(directory: Path, overrides: list[str] | None) -> Run:
+    run = Run(directory)
+    if (directory / "config.yaml").exists():
+        run.config = _flat(_yaml(directory / "config.yaml"))
+    if (directory / "result.json").exists():
+        run.result = _json(directory / "result.json")
+    if overrides is None and (directory / ".hydra" / "overrides.yaml").exists():
+        overrides = _yaml(directory / ".hydra" / "overrides.yaml")
+    parts = [override.lstrip("+~").partition("=") for override in overrides or []]
+    run.overrides = {key: value for key, _, value in parts}
+    if (directory / "metrics.csv").exists():
+        run.curves = _curves(directory / "metrics.csv")
+    return run
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}. Mend or delete it.") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}. Mend or delete it.") from error
+    return content
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat
+
+
+def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if not row.get("samples"):
+                continue  # a test, which belongs to no sample
+            for name, value in row.items():
+                if value and "/" in name and not name.startswith("test/"):
+                    curves.setdefault(name, []).append((float(row["samples"]), float(value)))
+    return curves

@@ -1,0 +1,91 @@
+"""A table as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from gridlstm.report.runs import Run
+from gridlstm.report.tables import Cell, Spread, Table
+
+_LATEX = str.maketrans(
+    {
+        **{char: f"\\{char}" for char in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+    }
+)
+
+
+def shown(cell: Cell) -> str:
+    """A cell for people: "mean (min to max)" of a metric over seeds, numbers with four digits."""
+    if cell is None:
+        return ""
+    if isinstance(cell, Spread):
+        return shown(cell.mean) + (f" ({cell.min:.4g} to {cell.max:.4g})" if cell.min != cell.max else "")
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return f"{cell:.4g}" if isinstance(cell, float) else cell
+
+
+def markdown(tables: Sequence[Table], runs: Sequence[Run]) -> str:
+    """All tables, and the runs that did not complete, each with its error."""
+    parts = ["# Report\n", f"{summary(runs)}\n", "![learning curves](curves.png)\n"]
+    for table in tables:
+        parts.append(f"## {table.monitor or 'no metric known'}\n")
+        parts.append(f"Mean over seeds (min to max); {'larger' if table.mode == 'max' else 'smaller'} is better.\n")
+        lines = [table.columns, ["---"] * len(table.columns), *([shown(cell) for cell in row] for row in table.rows)]
+        parts.append("\n".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines) + "\n")
+    if lost := not_completed(runs):
+        parts.append("## Not completed\n")
+        parts += [f"* `{name}` **{status}** {error}" for name, status, error in lost]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def comma_separated(table: Table) -> str:
+    """One table with numbers at full precision; a metric over seeds takes three columns."""
+    spread = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = zip(table.columns, spread, strict=True)
+    writer.writerow(c for name, wide in columns for c in ([name, f"{name} min", f"{name} max"] if wide else [name]))
+    for row in table.rows:
+        cells: list[Cell] = []
+        for cell, wide in zip(row, spread, strict=True):
+            cells += list(cell) if isinstance(cell, Spread) else [cell] * (3 if wide else 1)
+        writer.writerow("" if cell is None else cell for cell in cells)
+    return out.getvalue()
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """A tabular for every table; the package booktabs is needed. Device and commit are left to the caption."""
+    parts = []
+    for table in tables:
+        kept = [i for i, name in enumerate(table.columns) if name not in ("device", "commit", "not completed")]
+        numbers = "".join("l" if isinstance(table.rows[0][i], str) else "r" for i in kept)
+        body = [[table.columns[i] for i in kept], *([shown(row[i]) for i in kept] for row in table.rows)]
+        lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in body]
+        parts.append(
+            "\n".join(
+                [rf"\begin{{tabular}}{{{numbers}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+            )
+            + "\n\\end{tabular}\n"
+        )
+    return "\n".join(parts)
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """How many runs there are, by status."""
+    statuses = [run.status for run in runs]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(sorted(statuses)))
+    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {counts}."
+
+
+def not_completed(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """(directory, status, what is known of the reason) of every run that has no full result."""
+    reasons = {"missing": "it never began, or left no result.json", "running or killed": "result.json says running"}
+    return [
+        (str(run.directory), run.status, str(run.result.get("error", reasons.get(run.status, ""))).splitlines()[0])
+        for run in runs
+        if run.status != "completed"
+    ]

@@ -1,0 +1,62 @@
+"""progress.json: how far a run is, for whoever watches from another process."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from gridlstm.atomic import write_text
+from gridlstm.runtime.progress import last_step, seconds_left
+
+
+class ProgressFile(Callback):
+    """Writes ``step``, ``last_step``, ``seconds_left`` and ``best``, the best value so far of the monitored metric.
+
+    What is not known, or not yet, is null.
+
+    Args:
+        dir: the run directory.
+        every_seconds: between two writings.
+    """
+
+    def __init__(self, dir: str, every_seconds: float) -> None:
+        self.dir = Path(dir)
+        self.every_seconds = every_seconds
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first_step = trainer.global_step
+        self._start = time.monotonic()
+        self._write(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._written >= self.every_seconds:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        self._written = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        best = best_checkpoint(trainer)
+        content = {
+            "step": trainer.global_step,
+            "last_step": last_step(trainer),
+            "seconds_left": seconds_left(trainer, self._first_step, self._written - self._start),
+            "best": best[0] if best else None,
+        }
+        write_text(self.dir / "progress.json", json.dumps(content) + "\n")
+
+
+def best_checkpoint(trainer: L.Trainer) -> tuple[float, str] | None:
+    """Score and path of the best checkpoint so far; None before the first, or where none are kept."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
+            return float(callback.best_model_score), callback.best_model_path
+    return None

@@ -1,0 +1,157 @@
+"""The report on a sweep: every run is in it, and the page works in a browser."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from gridlstm.errors import UserError
+from gridlstm.report.__main__ import report
+from gridlstm.report.runs import find_runs
+from gridlstm.report.tables import Spread, make_tables
+from gridlstm.runtime.job import run_job
+
+POINTS = [("grid2d", 1), ("grid2d", 2), ("stacked_lstm", 1), ("stacked_lstm", 2), ("stacked_lstm", 3)]
+
+
+@pytest.fixture
+def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
+    """Real runs: two models with two seeds each, of which one failed, and a fifth job that never began."""
+    plan = []
+    for number, (model, seed) in enumerate(POINTS):
+        name = f"{number}-memorization-{model}-s{seed}"
+        fault = ["trainer.limit_val_batches=0"] if number == 2 else []
+        plan.append({"number": number, "name": name, "overrides": [f"model={model}", f"seed={seed}", *fault]})
+        names = [f"run.name=memorization-{model}-s{seed}", "+report.paper={test/accuracy: {grid2d: 0.99}}"]
+        if number == 2:
+            with pytest.raises(UserError):
+                run_job(job(f"seed={seed}", *names, *fault, model=model, directory=f"sweep/{name}"))
+        elif number < 4:
+            run_job(job(f"seed={seed}", *names, model=model, directory=f"sweep/{name}"))
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": plan}))
+    return tmp_path / "sweep"
+
+
+def test_every_run_is_in_the_report(sweep: Path) -> None:
+    line = report([sweep], sweep)
+    assert line == "5 runs: 3 completed, 1 failed, 1 missing."
+    with (sweep / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (grid,) = (row for row in rows if row["model"] == "grid2d")
+    scores = [json.loads(p.read_text())["score"] for p in sorted(sweep.glob("[01]-*/result.json"))]
+    tested = [json.loads(p.read_text())["test"]["test/loss"] for p in sorted(sweep.glob("[01]-*/result.json"))]
+    assert float(grid["best val/accuracy"]) == pytest.approx(sum(scores) / 2)
+    assert (float(grid["test/loss min"]), float(grid["test/loss max"])) == (min(tested), max(tested))
+    assert (grid["seeds"], grid["paper's test/accuracy"], grid["steps"]) == ("2", "0.99", "4")
+    assert re.fullmatch(r"[0-9a-f]{10}(\+changes)?|unknown", grid["commit"])
+    assert all(row["paper's test/accuracy"] == "" for row in rows if row is not grid)
+    text = (sweep / "report.md").read_text()
+    for words in ("2-memorization-stacked_lstm-s1` **failed** UserError: training ended without", "-s3` **missing**"):
+        assert words in text
+    assert "seed 3 missing" in text
+    assert r"test/sequence\_accuracy" in (sweep / "report.tex").read_text()
+    assert (sweep / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(sweep.glob("*.partial"))
+
+
+def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    for number, options in enumerate((["seed=1"], ["seed=2"], ["seed=1", "optimizer.lr=0.5"])):
+        run_job(job(*options, directory=f"runs/{number}"))
+    (table,) = make_tables(find_runs([tmp_path / "runs"]))
+    assert table.columns[0] == "optimizer.lr", "found in config.yaml: no overrides are on record"
+    assert {row[0]: row[table.columns.index("seeds")] for row in table.rows} == {"0.003": 2, "0.5": 1}
+    assert all(isinstance(row[1], Spread) for row in table.rows)
+
+
+def test_wrong_directories_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no directory"):
+        find_runs([tmp_path / "nothing"])
+    with pytest.raises(UserError, match="holds no runs"):
+        find_runs([tmp_path])
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        find_runs([tmp_path])
+    for arguments, words in (
+        ([], "DIRECTORY"),
+        ([str(tmp_path), "color=red"], "no option color"),
+        (["a", "b"], "out="),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "gridlstm.report", *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert words in done.stderr
+
+
+CHECK = """
+<script>
+const found = {errors: window.errors};
+const column = name => [...document.querySelectorAll("th")].findIndex(th => th.textContent === name);
+const cells = name => [...document.querySelectorAll("tbody tr")].map(tr => tr.cells[column(name)].textContent);
+const click = name => document.querySelectorAll("th")[column(name)].click();
+found.before = cells("model");
+click("parameters"); found.up = cells("parameters");
+click("parameters"); found.down = cells("parameters");
+found.links = [...document.querySelectorAll("td a")].map(a => a.getAttribute("href"));
+found.lines = document.querySelectorAll("polyline").length;
+const svg = document.querySelector("svg"), box = svg.getBoundingClientRect();
+const pointer = (type, x, y) => svg.dispatchEvent(
+  new PointerEvent(type, {clientX: box.left + x * box.width, clientY: box.top + y * box.height}));
+const first = () => document.querySelector("polyline").getAttribute("points");
+const whole = first();
+for (let x = 0; x < 1; x += .02) for (let y = 0; y < 1; y += .02) {
+  pointer("pointermove", x, y);
+  const note = svg.nextElementSibling.textContent.trim();
+  if (note) found.hover = note;
+}
+pointer("pointerdown", .3, .3); pointer("pointermove", .6, .6); pointer("pointerup", .6, .6);
+found.zoomed = first() !== whole;
+svg.dispatchEvent(new MouseEvent("dblclick"));
+found.restored = first() === whole;
+found.requests = performance.getEntriesByType("resource").length;
+document.body.innerHTML = "";
+document.body.append("FOUND" + JSON.stringify(found) + "DNUOF");
+</script>
+"""
+
+
+def chromium(*arguments: str) -> str:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium is here: install the package chromium to look at the page in a browser")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=5000"]
+    done = subprocess.run([program, *options, *arguments], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
+def test_the_page_works_in_a_browser(sweep: Path, tmp_path: Path) -> None:
+    report([sweep], sweep)
+    page = (sweep / "report.html").read_text()
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\((?!#)", page), "it needs nothing of the network"
+    listen = "<script>window.errors = []; window.onerror = message => { window.errors.push(message); };</script>"
+    (sweep / "checked.html").write_text(page.replace("<head>", f"<head>{listen}").replace("</body>", f"{CHECK}</body>"))
+    dumped = chromium("--dump-dom", (sweep / "checked.html").as_uri())
+    found = json.loads(dumped.rsplit("DNUOF", 1)[0].rsplit("FOUND", 1)[1].replace("&lt;", "<").replace("&amp;", "&"))
+    assert found["errors"] == []
+    assert set(found["before"]) == {"grid2d", "stacked_lstm"}
+    numbers = [int(text.replace(",", "")) for text in found["up"] if text]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 1
+    assert found["up"][-1] == found["down"][-1] == "", "what is not known comes last, up or down"
+    assert [text for text in found["down"] if text] == [text for text in found["up"] if text][::-1]
+    assert len(found["links"]) == 4
+    assert all((sweep / link).is_file() for link in found["links"])
+    assert found["lines"] == 3, "one curve for every run that validated"
+    assert re.search(r"seed \d: val/accuracy [\d.]+ after \d+ samples", found["hover"])
+    assert found["zoomed"]
+    assert found["restored"]
+    assert found["requests"] == 0

@@ -1,0 +1,133 @@
+"""What goes wrong in sweeps with Hydra's and Lightning's own launchers, most of it silently, goes right here.
+
+With ``hydra/launcher=basic`` alone, Lightning starts rank 1 with the sweep's command line, so that every rank sweeps
+for itself; the environment of a distributed job stays for the next one, which then trains on a part of the data; and
+Optuna gives every rank parameters of its own. In all three cases the exit status is 0.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
+    "task.data.num_test=15", "trainer.max_steps=4", "task.val_every=1", "trainer.log_every_n_steps=1",
+]  # fmt: skip
+
+
+def sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "-m", *arguments, *SMALL],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def results(cwd: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(cwd.glob("sweep/*/result.json"))}
+
+
+def losses(path: Path) -> list[float]:
+    with path.open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file)]
+
+
+def test_ranks_do_not_sweep_and_jobs_do_not_leak(tmp_path: Path) -> None:
+    """Two ranks, then one, then two: each sees its whole batch, in one directory, whatever ran before."""
+    ddp = ["trainer.accelerator=cpu", "trainer.strategy=ddp", "trainer.precision=64-true", "trainer.devices=2,1"]
+    done = sweep(*ddp, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path)
+    assert [result["processes"] for result in found.values()] == [2, 1]
+    assert [result["samples"] for result in found.values()] == [60, 60]
+    two, one = (losses(tmp_path / "sweep" / name / "metrics.csv") for name in found)
+    assert two == pytest.approx(one, abs=1e-9), "the same global batches, summed in another order"
+    # A rank that sweeps for itself makes directories of its own.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
+    assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == 2
+
+
+def test_a_failing_rank_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 would wait in the collective for ever."""
+    (tmp_path / "fragile.py").write_text(
+        "import os, lightning as L\n"
+        "class Fragile(L.Callback):\n"
+        "    def on_train_batch_start(self, trainer, *_):\n"
+        "        if trainer.global_rank == 1 and trainer.global_step == 2: os._exit(7)\n"
+    )
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    fragile = "+callbacks.fragile={_target_: fragile.Fragile}"
+    done = sweep("hardware=ddp_cpu", fragile, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: 1 of 1 jobs failed." in done.stderr
+    assert "0-memorization-grid2d-s1/console.log" in done.stderr
+    (result,) = results(tmp_path).values()
+    assert result["status"] == "failed"
+    assert "exitcode  : 7" in (tmp_path / "sweep" / "0-memorization-grid2d-s1" / "console.log").read_text()
+
+
+def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
+    optuna = [
+        "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=1",
+        "optimizer.lr=interval(0.1,3)", "hydra.sweeper.study_name=study",
+        f"hydra.sweeper.storage=sqlite:///{tmp_path}/db", "hydra.sweep.dir=sweep", "hardware=ddp_cpu",
+    ]  # fmt: skip
+    for trials in (1, 2):  # the study goes on, in a directory that no earlier trial has
+        done = sweep(*optuna, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len(results(tmp_path)) == trials
+    found = results(tmp_path)
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert best["best_value"] == max(result["score"] for result in found.values())
+    rates = set()
+    for name, result in found.items():
+        with (tmp_path / "sweep" / name / "metrics.csv").open() as file:
+            validated = [float(row["val/accuracy"]) for row in csv.DictReader(file)]
+        assert result["score"] == max(validated), "the best, which need not be the last"
+        assert result["processes"] == 2
+        rates |= {word for word in result["command"].split() if word.startswith("optimizer.lr=")}
+    assert len(rates) == 2, "both ranks of a trial have its parameters from one command line"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "sweep"], "no rank swept for itself"
+
+
+@pytest.mark.parametrize("launcher", ["process", "basic"])
+def test_a_sweep_without_jobs_is_an_error(tmp_path: Path, launcher: str) -> None:
+    """Hydra alone runs nothing and exits with status 0."""
+    done = sweep("experiment=glob(nothing*)", f"hydra/launcher={launcher}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: this sweep has no jobs: experiment=glob(nothing*) matches nothing." in done.stderr
+    # In batches, Hydra does not even ask the launcher.
+    done = sweep("seed=range(3,3)", "hydra.sweeper.max_batch_size=2", f"hydra/launcher={launcher}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "seed=range(3,3) has no values" in done.stderr
+
+
+def test_a_sweep_over_experiments_that_declare_sweeps_is_an_error(tmp_path: Path) -> None:
+    """Hydra alone drops the sweeps that they declare."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
+        "# @package _global_\nhydra: {sweeper: {params: {seed: 'range(2)'}}}\n"
+    )
+    done = sweep("--config-dir", "mine", "experiment=adhoc,own", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: experiment=own declares a sweep of its own (seed)" in done.stderr
+
+
+def test_distributed_jobs_are_refused_by_launchers_that_share_a_process(tmp_path: Path) -> None:
+    done = sweep("hardware=ddp_cpu", "seed=1,2", "hydra/launcher=basic", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "needs a process tree of its own" in done.stderr
