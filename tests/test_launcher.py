@@ -169,7 +169,8 @@ def test_no_process_outlives_its_sweep(tmp_path: Path, number: signal.Signals) -
     again = command(*long, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=1")
     process = subprocess.Popen(again, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: len((job / "metrics.csv").read_text().splitlines()) > lines)
-    assert len(processes_with("ckpt_path=last")) == 3
+    going_on = set(processes_with("ckpt_path=last")) & set(processes_with(f"hydra.run.dir='{job}'"))
+    assert len(going_on) == 3
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 128 + signal.SIGTERM
     wait_for(lambda: not processes_with(str(tmp_path)))
