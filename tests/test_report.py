@@ -40,7 +40,8 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
 
 
 def test_every_run_is_in_the_report(sweep: Path) -> None:
-    line = report([sweep], sweep)
+    line, *lost = report([sweep], sweep)
+    assert len(lost) == 2
     assert line == "5 runs: 3 completed, 1 failed, 1 missing."
     with (sweep / "report.csv").open() as file:
         rows = list(csv.DictReader(file))
