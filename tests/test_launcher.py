@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,15 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def processes_with(text: str) -> list[int]:
-    """Living processes whose command line holds ``text``."""
+def processes_with(*texts: str) -> list[int]:
+    """Living processes whose command line holds all ``texts``."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if text.encode() in line:
+        if all(text.encode() in line for text in texts):
             found.append(int(path.parent.name))
     return found
 
@@ -65,10 +65,11 @@ def test_the_table_shows_what_runs_and_how_long_it_will_take() -> None:
     assert sweep_seconds_left([done, runs, *waiting], at_once=2) == (60 + 3 * 90) / 2
     assert sweep_seconds_left([done, runs], at_once=2) == 60
     assert sweep_seconds_left(waiting, at_once=2) is None
+    assert sweep_seconds_left([done], at_once=2) is None
     table = lines([done, runs, *waiting], "val/loss", 165, width=70, height=5)
-    assert table[0].split() == ["job", "point", "state", "step", "best", "val/loss", "time", "ETA"]
-    assert table[1].split() == ["1-b", "seed=2", "running", "10/40", "0.5", "0:00:20", "0:01:00"]
-    assert table[2].split() == ["3-c", "seed=3", "waiting"]
+    assert table[0].split() == ["job", "state", "step", "time", "ETA", "best", "val/loss", "point"]
+    assert table[1].split() == ["1-b", "running", "10/40", "0:00:20", "0:01:00", "0.5", "seed=2"]
+    assert table[2].split() == ["3-c", "waiting", "seed=3"]
     assert table[3:] == ["… and 3 more", "1 running, 3 waiting, 1 completed; about 0:02:45 left"]
     assert all(len(line) <= 70 for line in table)
 
@@ -142,38 +143,66 @@ def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp
     assert "model.num_layers=2" in plan[2]["overrides"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_outlives_its_sweep(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C ends all ranks of all jobs, and a sweep in the same directory goes on where they were."""
-    long = ["hardware=ddp_cpu", "seed=1,2", "trainer.max_steps=1000000", "task.val_every=2", "task.data.num_val=2"]
-    process = subprocess.Popen(
-        command(*long, "hydra.sweep.dir=sweep"),
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+LONG = ["hardware=ddp_cpu", "seed=1,2", "trainer.max_steps=1000000", "task.val_every=2", "task.data.num_val=2"]
+
+
+@pytest.fixture
+def long_sweep(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a sweep that would take hours."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command(*LONG, "hydra.sweep.dir=sweep"),
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:  # the test has failed
+            process.terminate()
+            process.communicate()
+
+
+def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
+    tmp_path: Path, long_sweep: Callable[[], subprocess.Popen[str]]
+) -> None:
+    process = long_sweep()
     job = tmp_path / "sweep" / "0-memorization-grid2d-s1"
     wait_for(lambda: (job / "checkpoints" / "last.ckpt").exists())
     assert len(processes_with(f"hydra.run.dir='{job}'")) == 3, "torchrun and two ranks"
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
-    wait_for(lambda: not processes_with(str(tmp_path)))
-    if number == signal.SIGKILL:
-        return
-    assert process.returncode == 128 + number
-    assert results(tmp_path)[job.name]["status"] == "interrupted"
+    assert process.returncode == 128 + signal.SIGINT
+    assert not processes_with(str(tmp_path))
     assert "Traceback" not in errors
+    assert results(tmp_path)[job.name]["status"] == "interrupted"
+    assert (job / "metrics.csv").exists(), "rank 0 had the time to save what it had logged"
 
     lines = len((job / "metrics.csv").read_text().splitlines())
-    again = command(*long, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=1")
-    process = subprocess.Popen(again, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = long_sweep()
     wait_for(lambda: len((job / "metrics.csv").read_text().splitlines()) > lines)
-    going_on = set(processes_with("ckpt_path=last")) & set(processes_with(f"hydra.run.dir='{job}'"))
-    assert len(going_on) == 3
+    assert len(processes_with("ckpt_path=last", str(tmp_path))) == 3
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM
-    wait_for(lambda: not processes_with(str(tmp_path)))
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not processes_with(str(tmp_path))
     steps = [int(line.split(",")[0]) for line in (job / "metrics.csv").read_text().splitlines()[1:]]
     assert steps[0] == 2
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_no_process_outlives_a_sweep_that_is_killed(
+    tmp_path: Path, long_sweep: Callable[[], subprocess.Popen[str]]
+) -> None:
+    process = long_sweep()
+    wait_for(lambda: len(list(tmp_path.glob("sweep/*/progress.json"))) > 0)
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not processes_with(str(tmp_path)))

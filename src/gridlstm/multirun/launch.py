@@ -155,7 +155,7 @@ class Launch:
         """Ends what still runs: asks, waits, kills. A second Ctrl-C does not wait."""
         stopped = list(self.running)
         for running in stopped:
-            running.tree.terminate()
+            running.tree.interrupt()
         deadline = time.monotonic() + _GRACE_SECONDS
         while len(interrupted) < 2 and time.monotonic() < deadline:
             if all(running.tree.poll() is not None for running in stopped):

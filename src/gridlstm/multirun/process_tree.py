@@ -32,8 +32,7 @@ class ProcessTree:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # Between fork and exec of a process without threads of its own, and nothing but one system call.
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=_prepare,  # after the fork of a process without other threads; nothing but system calls
             )
         self._groups = {self._process.pid}
 
@@ -41,10 +40,14 @@ class ProcessTree:
         """The exit status, negative for a signal; None while it runs."""
         return self._process.poll()
 
-    def terminate(self) -> None:
-        """Asks the command to end. Torchrun passes that on to its ranks, which are sessions of their own."""
+    def interrupt(self) -> None:
+        """Asks the command to end. Torchrun passes that on to its ranks, which are sessions of their own.
+
+        By SIGINT: at SIGTERM, Lightning's ranks tell one another in a collective, and wait for ever for a rank that is
+        in another one.
+        """
         self._groups |= _groups_below(self._process.pid)
-        _signal_group(self._process.pid, signal.SIGTERM)
+        _signal_group(self._process.pid, signal.SIGINT)
 
     def kill(self) -> None:
         """Ends everything at once, also what the command has left behind."""
@@ -82,6 +85,9 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _end_with_parent() -> None:
-    assert _libc is not None
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _prepare() -> None:
+    """In the new process, before the command."""
+    # What a shell starts in the background ignores SIGINT, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

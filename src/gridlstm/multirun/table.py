@@ -43,7 +43,7 @@ def sweep_seconds_left(rows: Sequence[Row], at_once: int) -> float | None:
     ]
     running = [row for row in rows if row.state == "running"]
     waiting = sum(row.state == "waiting" for row in rows)
-    if not whole or any(row.seconds_left is None for row in running):
+    if not whole or not (running or waiting) or any(row.seconds_left is None for row in running):
         return None
     left = [row.seconds_left or 0.0 for row in running]
     mean = sum(whole) / len(whole)
@@ -59,12 +59,13 @@ def lines(rows: Sequence[Row], metric: str, seconds_left: float | None, width: i
     if len(shown) > room:
         keep = sorted(range(len(rows)), key=lambda i: order[rows[i].state])[:room]
         shown = [rows[i] for i in sorted(keep)]
-    cells = [("job", "point", "state", "step", f"best {metric}", "time", "ETA")]
+    # What a narrow terminal cuts off first comes last.
+    cells = [("job", "state", "step", "time", "ETA", f"best {metric}", "point")]
     for row in shown:
         best = "" if row.best is None else f"{row.best:.4g}"
         seconds = duration(row.seconds) if row.state != "waiting" else ""
         eta = duration(row.seconds_left) if row.state == "running" else ""
-        cells.append((row.name, row.point, row.state, row.step, best, seconds, eta))
+        cells.append((row.name, row.state, row.step, seconds, eta, best, row.point))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     table = ["  ".join(text.ljust(size) for text, size in zip(line, widths, strict=True)) for line in cells]
     if len(shown) < len(rows):

@@ -21,11 +21,11 @@ Reads what sweeps and single runs have left and writes report.md, report.csv, re
 Runs that differ by seed only are one row. Runs that are missing, interrupted or failed are named."""
 
 
-def report(roots: list[Path], out: Path) -> str:
+def report(roots: list[Path], out: Path) -> list[str]:
     """Writes the report on all runs below ``roots`` into ``out``.
 
     Returns:
-        One line on what was found.
+        What was found: a line on all runs, and one for each that did not complete.
 
     Raises:
         UserError: a directory is not there or holds no runs.
@@ -33,12 +33,13 @@ def report(roots: list[Path], out: Path) -> str:
     runs = find_runs(roots)
     tables = make_tables(runs)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "report.md", markdown(tables, runs))
+    write_text(out / "report.md", markdown(tables, runs, out))
     write_text(out / "report.csv", "\n".join(comma_separated(table) for table in tables))
     write_text(out / "report.tex", latex(tables))
     write_bytes(out / "curves.png", picture(tables))
     write_text(out / "report.html", page(tables, runs, out))
-    return summary(runs)
+    lost = not_completed(runs, Path.cwd())
+    return [summary(runs), *(f"  {name}: {status}. {error}" for name, status, error in lost)]
 
 
 def main() -> None:
@@ -57,9 +58,7 @@ def main() -> None:
         if len(roots) > 1 and "out" not in options:
             raise UserError("a report on several directories needs a place of its own: out=DIRECTORY.")
         out = Path(options.get("out", roots[0]))
-        print(report(roots, out))
-        for name, status, error in not_completed(find_runs(roots)):
-            print(f"  {name}: {status}. {error}")
+        print("\n".join(report(roots, out)))
         print(f"{out / 'report.html'}, report.md, report.csv, report.tex, curves.png")
     except UserError as error:
         sys.exit(f"error: {error}")

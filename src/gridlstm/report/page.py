@@ -1,7 +1,6 @@
 """report.html: one file, without any other, that a browser opens from the disk."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from gridlstm.report.curves import thinned
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import Cell, Spread, Table
-from gridlstm.report.text import not_completed, shown, summary
+from gridlstm.report.text import not_completed, relative, shown, summary
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -19,11 +18,13 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
 
     def link(run: Run) -> str | None:
         config = run.directory / "config.yaml"
-        return Path(os.path.relpath(config, directory)).as_posix() if config.exists() else None
+        return relative(config, directory) if config.exists() else None
 
     content = {
         "summary": summary(runs),
-        "lost": [{"name": name, "status": status, "error": error} for name, status, error in not_completed(runs)],
+        "lost": [
+            {"name": name, "status": status, "error": error} for name, status, error in not_completed(runs, directory)
+        ],
         "tables": [
             {
                 "monitor": table.monitor or "no metric known",

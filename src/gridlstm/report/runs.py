@@ -48,7 +48,8 @@ class Run:
         """The value of an override or option: what was given, else what the configuration says."""
         if key in self.overrides:
             return self.overrides[key]
-        return str(self.config.get(f"run.{key}" if key in ("task", "model") else key, ""))
+        value = self.config.get(f"run.{key}" if key in ("task", "model") else key, "")
+        return "null" if value is None else str(value)
 
     def identity(self) -> tuple[Any, ...]:
         """Equal for runs that differ by seed only."""

@@ -102,7 +102,7 @@ def _table(monitor: str, members: Sequence[tuple[Run, ...]]) -> Table:
         columns.append(f"best {name}" if name == monitor else name)
         if name in papers:
             columns.append(f"paper's {name}")
-    columns += ["seeds", "parameters", "samples", "steps", "seconds", "device", "commit", "not completed"]
+    columns += ["seeds", "parameters", "samples", "steps", "processes", "seconds", "device", "commit", "not completed"]
     rows = [_row(group, varied, monitor, list(tests), papers) for group in groups]
     return Table(monitor, mode, tuple(columns), tuple(rows), tuple(groups))
 
@@ -123,7 +123,7 @@ def _row(group: Group, varied: list[str], monitor: str, tests: list[str], papers
         if name in papers:
             row.append(_paper(group, name))
     row.append(len(done))
-    for name in ("parameters", "samples", "steps", "seconds"):
+    for name in ("parameters", "samples", "steps", "processes", "seconds"):
         numbers = [run.result[name] for run in done if name in run.result]
         mean = statistics.fmean(numbers) if numbers else None
         row.append(mean if mean is None or name == "seconds" else round(mean))

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import Cell, Spread, Table
@@ -28,15 +30,15 @@ def shown(cell: Cell) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else cell
 
 
-def markdown(tables: Sequence[Table], runs: Sequence[Run]) -> str:
-    """All tables, and the runs that did not complete, each with its error."""
+def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
+    """All tables, and the runs that did not complete, named as seen from ``directory``, each with its error."""
     parts = ["# Report\n", f"{summary(runs)}\n", "![learning curves](curves.png)\n"]
     for table in tables:
         parts.append(f"## {table.monitor or 'no metric known'}\n")
         parts.append(f"Mean over seeds (min to max); {'larger' if table.mode == 'max' else 'smaller'} is better.\n")
         lines = [table.columns, ["---"] * len(table.columns), *([shown(cell) for cell in row] for row in table.rows)]
         parts.append("\n".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines) + "\n")
-    if lost := not_completed(runs):
+    if lost := not_completed(runs, directory):
         parts.append("## Not completed\n")
         parts += [f"* `{name}` **{status}** {error}" for name, status, error in lost]
     return "\n".join(parts).rstrip() + "\n"
@@ -74,6 +76,11 @@ def latex(tables: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
+def relative(path: Path, directory: Path) -> str:
+    """A path as a link from ``directory``."""
+    return Path(os.path.relpath(path, directory)).as_posix()
+
+
 def summary(runs: Sequence[Run]) -> str:
     """How many runs there are, by status."""
     statuses = [run.status for run in runs]
@@ -81,11 +88,15 @@ def summary(runs: Sequence[Run]) -> str:
     return f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {counts}."
 
 
-def not_completed(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """(directory, status, what is known of the reason) of every run that has no full result."""
+def not_completed(runs: Sequence[Run], directory: Path) -> list[tuple[str, str, str]]:
+    """(path from ``directory``, status, what is known of the reason) of every run that has no full result."""
     reasons = {"missing": "it never began, or left no result.json", "running or killed": "result.json says running"}
     return [
-        (str(run.directory), run.status, str(run.result.get("error", reasons.get(run.status, ""))).splitlines()[0])
+        (relative(run.directory, directory), run.status, _first_line(run.result.get("error", reasons.get(run.status))))
         for run in runs
         if run.status != "completed"
     ]
+
+
+def _first_line(text: object) -> str:
+    return str(text or "").partition("\n")[0]
