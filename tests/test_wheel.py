@@ -24,7 +24,12 @@ def test_the_wheel_carries_configuration_launcher_and_kernel(wheel: Path) -> Non
     names = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"gridlstm/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert conf <= names
-    assert {"hydra_plugins/gridlstm_launcher/process_launcher.py", "gridlstm/fused.c", "gridlstm/train.py"} <= names
+    assert {
+        "hydra_plugins/gridlstm_launcher/process_launcher.py",
+        "gridlstm/fused.c",
+        "gridlstm/train.py",
+        "gridlstm/report/page.html",
+    } <= names
     assert not any("tests" in name or name.startswith(("hydra_plugins/__init__", "multirun")) for name in names)
 
 
