@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help train test lint clean
+.PHONY: help train test lint bench clean
 
 help:
 	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; two minutes by default"
 	@echo "make test                                     lint, types and the tests (without those marked slow)"
 	@echo "make lint                                     ruff and mypy"
+	@echo "make bench                                    speed of the sweeps; half an hour"
 
 # The stamp is remade when what is installed changes.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -28,6 +29,9 @@ lint: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+bench: $(VENV)/installed
+	@$(BIN)/python -m gridlstm.bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

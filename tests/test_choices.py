@@ -6,8 +6,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from gridlstm import choices, fused, matmul
-from gridlstm.choices import Choices
+from gridlstm.engine import choices, fused, matmul
+from gridlstm.engine.choices import Choices
 from gridlstm.models.grid2d import Grid2d
 
 

@@ -59,6 +59,8 @@ def test_cfg_job_prints_the_configuration() -> None:
         ("sed=3", ["Did you mean seed"]),
         ("seed", ["seed", "--help"]),
         ("transform@model.depht=lstm", ["model.depth"]),
+        ("logger=null", ["a group cannot be null"]),
+        ("hydra.run.dir=/proc/nowhere", ["/proc/nowhere", "hydra.run.dir"]),
         ("--config-dir=nowhere", ["nowhere", "not found"]),
     ],
 )

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gridlstm import fused
 from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.engine import fused
+from gridlstm.engine.wavefront import wavefront
 from gridlstm.scan import Block, Weights
-from gridlstm.wavefront import wavefront
 
 # Values are of order 1, so float32 rounds them at 6e-8; gradients here sum a few hundred terms.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
@@ -78,6 +78,25 @@ def test_nan_stays_nan_in_its_own_row(value: float) -> None:
     if value != value:
         assert poisoned.h[0].isnan().all()
         assert poisoned.m[0].isnan().all()
+
+
+@needs_compiler
+def test_threads_share_the_rows() -> None:
+    before, results = torch.get_num_threads(), []
+    generator = torch.Generator().manual_seed(0)
+    # The widest diagonal has 12 x 16 rows of 100: enough for the step to be shared.
+    block = Block((LSTM(), LSTM()), (100, 100), ((0, 1),))
+    weights = [Weights(torch.randn(400, 200, generator=generator) / 14, None) for _ in range(2)]
+    sides = [HiddenMemory(*torch.randn(2, 12, 16, 100, generator=generator).requires_grad_()) for _ in range(2)]
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            out = [x for side in wavefront(block, weights, sides, (12, 12)) for x in side]
+            gradients = torch.autograd.grad(sum(x.sum() for x in out), [x for s in sides for x in s])  # type: ignore[arg-type]
+            results.append([*out, *gradients])
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[0], results[1], **ROUNDING)
 
 
 @pytest.mark.usefixtures("fresh_library")

@@ -11,14 +11,16 @@ LAYERS = [
     ["cell"],
     ["cells"],
     ["scan"],
-    ["plan", "pointwise", "matmul", "regularizers"],
-    ["buffers"],
-    ["steps", "fused"],
-    ["choices", "packed"],
-    ["wavefront", "layer_major"],
-    ["dispatch"],
+    ["regularizers"],
+    ["engine.plan", "engine.pointwise", "engine.matmul"],
+    ["engine.buffers"],
+    ["engine.steps", "engine.fused"],
+    ["engine.choices", "engine.packed"],
+    ["engine.wavefront", "engine.layer_major"],
+    ["engine.dispatch"],
     ["grid"],
-    ["layer"],
+    ["layer", "contenders"],
+    ["bench"],
     ["models"],
     ["data"],
     ["metrics"],
@@ -31,26 +33,32 @@ LAYERS = [
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
+def layered(dotted: str) -> str:
+    """The name in ``LAYERS`` of what lies below the package."""
+    parts = dotted.split(".")
+    return ".".join(parts[: 2 if parts[0] == "engine" else 1])
+
+
 def imports(path: Path) -> set[str]:
-    """First part below ``gridlstm.`` of every absolute import of a file, also of those inside functions."""
+    """The layered name of every import of the package in a file, also of those inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            names = [node.module or ""]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("gridlstm.")}
-    return found
+        found |= {layered(name.removeprefix("gridlstm.")) for name in names if name.startswith("gridlstm.")}
+    return found - {"__version__"}
 
 
 def module(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return layered(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
 
 
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
 
 
 def test_every_module_has_a_layer() -> None:

@@ -1,6 +1,8 @@
 """The layer behaves where torch.nn.LSTM would."""
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,7 +82,7 @@ def test_state_that_does_not_fit_is_refused(h: Tensor, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers"])
 def test_sizes_must_be_positive(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got 0"):
         GridLSTM(**{"input_size": 1, "hidden_size": 1, "num_layers": 1, name: 0})
 
 
@@ -144,6 +146,14 @@ def test_compile_around_the_layer() -> None:
     torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_example_of_the_readme_runs() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["output"].shape == (8, 100, 64)
+
+
 def test_it_learns() -> None:
     torch.manual_seed(0)
     model = GridLSTM(1, 16, 2, batch_first=True, time=LSTM(bias=True), tied=True)
@@ -159,3 +169,16 @@ def test_it_learns() -> None:
         optimizer.step()
         losses.append(error.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_what_is_passed_as_for_nn_lstm_but_means_something_else_is_refused() -> None:
+    layer = GridLSTM(3, 4, 2)
+    x = torch.randn(5, 2, 3)
+    with pytest.raises(TypeError, match="positional"):
+        GridLSTM(3, 4, 2, False)  # type: ignore[misc]
+    with pytest.raises(UserError, match="input_size must be a whole number"):
+        GridLSTM("3", 4)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"torch\.nn\.LSTM's \(h, c\)"):
+        layer(x, (torch.zeros(2, 2, 4), torch.zeros(2, 2, 4)))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="pad_packed_sequence"):
+        layer(torch.nn.utils.rnn.pack_padded_sequence(x, [5, 4]))  # type: ignore[arg-type]

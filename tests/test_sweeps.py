@@ -10,13 +10,13 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
-from gridlstm.dispatch import Sweep
+from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.layer_major import layer_major, layer_major_fits
+from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
-from gridlstm.layer_major import layer_major, layer_major_fits
 from gridlstm.models.grid2d import Grid2d, Grid2dState
 from gridlstm.scan import Block, Masks, Weights, scan
-from gridlstm.wavefront import recomputing_wavefront, wavefront
 
 # float64 sums of fewer than 1e4 terms of order 1, in another order.
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

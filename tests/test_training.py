@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -169,16 +170,119 @@ def test_the_log_shows_throughput_and_time_left(job: Job, caplog: pytest.LogCapt
     assert any("everything is in" in record.message for record in caplog.records)
 
 
+def test_a_schedule_without_an_end_is_refused(job: Job) -> None:
+    with pytest.raises(UserError, match="T_max must be at least 1"):
+        run_job(job("scheduler=cosine", "trainer.max_steps=-1", "trainer.max_time=00:00:00:01"))
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("stages=[fitt]", "stages must be some of"),
         ("stages=[test]", "needs trained weights"),
         ("ckpt_path=nowhere.ckpt", "is no file"),
+        ("stages=test", r"stages must be a list: stages=\[test\]"),
         ("seed=-1", "seed must be"),
+        ("seed=99999999999", "seed must be"),
+        ("task.monitor=val/foo", "task.monitor must be one of val/loss, val/accuracy"),
+        ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1"),
+        ("trainer.val_check_interval=0", "val_check_interval must be at least 1"),
+        ("trainer.gradient_clip_val=-1", "gradient_clip_val must be above 0"),
+        ("optimizer.betas=[0.9]", "optimizer"),
+        ("task.data.num_val=0", "num_val must be at least 1"),
         ("trainer.limit_val_batches=0", "without a value of val/accuracy"),
     ],
 )
 def test_a_job_that_cannot_work_is_refused(job: Job, option: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_job(job(option, "callbacks.checkpoint=null") if "limit" in option else job(option))
+
+
+def test_schedules_know_how_much_of_the_training_is_done(job: Job) -> None:
+    noise = "model.depth_regularizers=[{_target_: gridlstm.regularizers.FrameDropout}]"
+    run = build(job(noise, "trainer.max_steps=4"))
+    seen = []
+    grid = run.task.model.grid
+    grid.register_forward_pre_hook(lambda *_: seen.append(grid.progress) if run.trainer.training else None)
+    run.trainer.fit(run.task, run.data)
+    assert seen == [0, 0.25, 0.5, 0.75]
+
+
+def test_evaluate_follows_references(job: Job, tmp_path: Path, text_file: Path) -> None:
+    """task.path is what task.data.path refers to: naming another text must not evaluate the old one."""
+    run_job(job("stages=[fit]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    backwards = tmp_path / "backwards.txt"
+    backwards.write_text(text_file.read_text()[::-1])
+    assert evaluate(checkpoint, "test", [f"task.path={backwards}"]) != evaluate(checkpoint, "test", [])
+    with pytest.raises(UserError, match=r"nothing\.txt"):
+        evaluate(checkpoint, "test", ["task.path=nothing.txt"])
+    other = tmp_path / "other.txt"
+    other.write_text("another alphabet " * 500)
+    with pytest.raises(UserError, match="vocabulary"):
+        evaluate(checkpoint, "test", [f"task.path={other}"])
+    with pytest.raises(UserError, match="weights do not fit"):
+        evaluate(checkpoint, "test", ["model.hidden_size=9"])
+
+
+def test_testing_again_keeps_the_record_of_the_training(job: Job, tmp_path: Path) -> None:
+    run_job(job())
+    directory = tmp_path / "run"
+    before, table = result(directory), rows(directory)
+    run_job(job("stages=[test]", f"ckpt_path={directory}/checkpoints/best.ckpt"))
+    after = result(directory)
+    assert rows(directory) == table
+    for name in ("score", "best", "final", "steps", "samples", "fit_seconds", "test"):
+        assert after[name] == before[name], name
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_record(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    before = result(tmp_path / "run")
+    run_job(job("stages=[fit]", "ckpt_path=last"))
+    after = result(tmp_path / "run")
+    assert {**before["final"], "steps": before["steps"]} == {**after["final"], "steps": after["steps"]}  # type: ignore[dict-item]
+    assert after["fit_seconds"] >= before["fit_seconds"]  # type: ignore[operator]
+    assert after["score"] == before["score"]
+
+
+@pytest.mark.parametrize(
+    "option", ["optimizer.lr=0.1", "model.hidden_size=9", "task.alphabet=5", "seed=2", "scheduler=cosine"]
+)
+def test_a_resume_with_other_options_is_refused(job: Job, tmp_path: Path, option: str) -> None:
+    """The checkpoint's optimiser would win over the command line, and the record would say otherwise."""
+    run_job(job("stages=[fit]"))
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match="goes on with the options it was trained with"):
+        run_job(job("ckpt_path=last", option))
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+
+
+def test_rows_of_accumulated_steps_cover_all_their_batches(job: Job, tmp_path: Path) -> None:
+    options = ("trainer.accumulate_grad_batches=3", "task.val_every=6", "trainer.log_every_n_steps=2", "stages=[fit]")
+    run_job(job(*options))
+    assert [(row["step"], row["samples"]) for row in rows(tmp_path / "run")] == [("2", "90"), ("4", "180")]
+
+
+def test_sanity_validation_is_no_part_of_the_record(job: Job, tmp_path: Path) -> None:
+    run_job(job("trainer.num_sanity_val_steps=1", "stages=[fit]"))
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["2", "4"]
+
+
+def test_a_used_up_clock_is_said(job: Job) -> None:
+    options = ("trainer.max_time=00:00:00:01", "trainer.max_steps=100000", "task.val_every=100000", "stages=[fit]")
+    run_job(job(*options))
+    with pytest.raises(UserError, match=r"raise it"):
+        run_job(job(*options, "ckpt_path=last"))
+
+
+def test_two_runs_do_not_share_a_directory(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UserError, match="another run is writing"):
+        run_job(job())
+
+
+def test_the_profile_is_printed(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run_job(job("debug=profile", "trainer.max_steps=2", "stages=[fit]"))
+    assert "run_training_batch" in caplog.text

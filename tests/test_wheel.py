@@ -26,7 +26,7 @@ def test_the_wheel_carries_configuration_launcher_and_kernel(wheel: Path) -> Non
     assert conf <= names
     assert {
         "hydra_plugins/gridlstm_launcher/process_launcher.py",
-        "gridlstm/fused.c",
+        "gridlstm/engine/fused.c",
         "gridlstm/train.py",
         "gridlstm/report/page.html",
     } <= names

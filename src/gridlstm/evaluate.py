@@ -16,24 +16,30 @@ USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [key=val
 Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
 
   ckpt    a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
-  split   val: the whole validation set as the run uses it; test (default)
+  split   test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols)
   key     any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
 
 
-def load_config(checkpoint: Path) -> DictConfig:
-    """The configuration of the run that wrote a checkpoint.
+def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that wrote a checkpoint, with other options.
 
     Raises:
-        UserError: there is no such checkpoint, or no config.yaml in a directory above it.
+        UserError: there is no such checkpoint or option, or no run directory above it.
     """
+    from gridlstm.runtime.preflight import run_directory
+
     if not checkpoint.is_file():
         raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
-    for directory in checkpoint.resolve().parents:
-        if (directory / "config.yaml").is_file():
-            config = OmegaConf.load(directory / "config.yaml")
-            assert isinstance(config, DictConfig)
-            return config
-    raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
+    if (directory := run_directory(checkpoint)) is None:
+        raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
+    config = OmegaConf.load(directory / "config_source.yaml")  # in which task.path still reaches task.data.path
+    assert isinstance(config, DictConfig)
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with_dotlist(overrides)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{str(error).splitlines()[0]}. Options are those of {directory}/config.yaml.") from error
+    return config
 
 
 def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, float]:
@@ -45,31 +51,31 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, fl
         overrides: dotted ``key=value``, of options that the run has.
 
     Raises:
-        UserError: no such checkpoint, split or option.
+        UserError: no such checkpoint, split or option, or weights that do not fit.
     """
     if split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {split!r}.")
-    config = load_config(checkpoint)
-    OmegaConf.set_struct(config, True)
-    try:
-        config.merge_with_dotlist(overrides)
-    except OmegaConfBaseException as error:
-        raise UserError(
-            f"{str(error).splitlines()[0]}. Options are those of {checkpoint.parents[1]}/config.yaml."
-        ) from error
-    config.logger = None
-    config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
-    config.trainer.enable_checkpointing = False
+    # Imported here, so that --help need not wait for torch.
+    import torch
 
-    # Imported here, so that a misspelt path need not wait for torch.
     from gridlstm.runtime.build import build
     from gridlstm.runtime.job import quiet
     from gridlstm.runtime.record import metrics
 
+    config = load_config(checkpoint, overrides)
+    config.logger = None
+    config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
+    config.trainer.enable_checkpointing = False
     quiet()
     run = build(config)
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    run.data.load_state_dict(content[type(run.data).__qualname__])  # refuses another vocabulary
+    try:
+        run.task.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"the weights do not fit a model of these sizes: {error}") from error
     go = run.trainer.validate if split == "val" else run.trainer.test
-    go(run.task, run.data, ckpt_path=checkpoint, verbose=False)
+    go(run.task, run.data, verbose=False)
     return {name: value for name, value in metrics(run).items() if name.startswith(f"{split}/")}
 
 

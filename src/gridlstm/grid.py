@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import Cell, HiddenMemory
-from gridlstm.dispatch import SweepName, check_sides, check_sweep_name, sweep_named
+from gridlstm.engine.dispatch import SweepName, check_sides, check_sweep_name, sweep_named
 from gridlstm.errors import UserError
 from gridlstm.regularizers import Draw, Regularizer, combine
 from gridlstm.scan import Block, Masks, Weights, columns_of

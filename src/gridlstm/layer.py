@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
-from gridlstm.dispatch import SweepName
+from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 
@@ -39,7 +39,9 @@ class GridLSTM(nn.Module):
     ``grid.transforms.{time,depth}.bias``   (*copies, 4d)           (u, f, o, c)
     ======================================  ======================  =================================================
 
-    ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o).
+    ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o). Other differences: the state is a ``GridLSTMState``;
+    options after ``num_layers`` go by name; biases, the output equation and dropout belong to the cells (``time``,
+    ``depth``) and to ``Grid``; there is no bidirectional, projected or packed-sequence form.
 
     Args:
         input_size: features per step.
@@ -58,6 +60,7 @@ class GridLSTM(nn.Module):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
+        *,
         batch_first: bool = False,
         time: Cell = LSTM(bias=True),
         depth: Cell = LSTM(bias=True),
@@ -67,8 +70,8 @@ class GridLSTM(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}.")
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -116,6 +119,11 @@ class GridLSTM(nn.Module):
         return cast(tuple[Tensor, GridLSTMState], super().__call__(x, state))
 
     def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise UserError(
+                f"expected x as a tensor, got {type(x).__name__}; "
+                f"a packed sequence goes through pad_packed_sequence first."
+            )
         weight = self.input.weight
         layout = "(B, T, input_size)" if self.batch_first else "(T, B, input_size)"
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or 0 in x.shape:
@@ -134,6 +142,11 @@ class GridLSTM(nn.Module):
         sizes = (self.hidden_size, self.memory_sizes[0])
         if state is None:
             return HiddenMemory(*(weight.new_zeros(self.num_layers, B, size) for size in sizes))
+        if not isinstance(state, tuple) or not isinstance(state[0], HiddenMemory):
+            raise UserError(
+                f"expected the state that a call returned, or GridLSTMState(HiddenMemory(h, m)), got "
+                f"{type(state).__name__}: torch.nn.LSTM's (h, c) has only one dimension's vectors."
+            )
         for name, value, size in zip(("h", "m"), state[0], sizes, strict=True):
             expected = (self.num_layers, B, size) if batched else (self.num_layers, size)
             if tuple(value.shape) != expected:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,7 +28,12 @@ def _job(cfg: DictConfig) -> float:
     # Imported here, so that --help, --cfg and a misspelt option need not wait for torch.
     from gridlstm.runtime.job import run_job
 
-    return run_job(cfg)
+    try:
+        return run_job(cfg)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(f"error: {error}")  # past Hydra, which would print the command line's options once more
+        raise
 
 
 def main() -> None:
@@ -40,6 +47,14 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, sys.argv[1:])}")
+    except OSError as error:
+        sys.exit(f"error: {error}. A run writes into hydra.run.dir, by default below ./outputs.")
+    except ValueError as error:
+        if "Config group override must be" not in str(error):
+            raise
+        sys.exit(
+            "error: a group cannot be null; leave out single nodes instead, such as callbacks.learning_curve=null."
+        )
 
 
 def explain(error: Exception, arguments: list[str]) -> str:

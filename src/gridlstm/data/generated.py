@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from gridlstm.data.base import Batch, SequenceData, owned_rows
+from gridlstm.errors import UserError
 
 TRAIN, VAL, TEST = range(3)
 """The splits, as parts of the random key: no sample of one is a sample of another but by chance."""
@@ -51,6 +52,9 @@ class GeneratedData(SequenceData):
 
     def __init__(self, batch_size: int, seed: int, num_val: int, num_test: int) -> None:
         super().__init__(batch_size, seed)
+        for name, size in (("num_val", num_val), ("num_test", num_test)):
+            if size < 1:
+                raise UserError(f"task.data.{name} must be at least 1, got {size}.")
         self.sizes = {VAL: num_val, TEST: num_test}
 
     def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
-from gridlstm.dispatch import SweepName
+from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.base import InputProjection, SequenceModel

@@ -16,7 +16,8 @@ class CSVLogger(Logger):
     """Writes all metrics of one step into one row of one file.
 
     Lightning's own logger deletes the file of the interrupted run when that is resumed. This one reads it, and drops
-    only the rows past the checkpoint that the run goes on from.
+    only the rows past the checkpoint that the training goes on from. A test belongs to the step of its weights and
+    drops nothing.
 
     Args:
         path: the file. It is rewritten as a whole and atomically, at most every ``every_seconds``.
@@ -44,10 +45,11 @@ class CSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         assert step is not None, "every row belongs to a step"
-        self._rows = [row for row in self._rows if int(row["step"]) <= step]
-        if not self._rows or int(self._rows[-1]["step"]) < step:
-            self._rows.append({"step": step})
-        self._rows[-1].update(metrics)
+        if not all(name.startswith("test/") for name in metrics):
+            self._rows = [row for row in self._rows if int(row["step"]) <= step]
+        rows = {int(row["step"]): row for row in self._rows}
+        rows.setdefault(step, {"step": step}).update(metrics)
+        self._rows = [rows[key] for key in sorted(rows)]
         if time.monotonic() - self._written >= self.every_seconds:
             self.save()
 

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gridlstm import choices
+from gridlstm.engine import choices
 
 
 class EngineChoices(Callback):

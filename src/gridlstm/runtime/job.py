@@ -1,24 +1,23 @@
 """One job: build, fit, test, record."""
 
 import logging
+import shlex
 import time
 import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
+from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
+from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
 from gridlstm.runtime.progress_file import best_checkpoint
-from gridlstm.runtime.record import Record, describe, metrics, recording
+from gridlstm.runtime.record import Record, describe, metrics, recording, write_config
 
 log = logging.getLogger(__name__)
-
-STAGES = ("fit", "test")
 
 
 def run_job(cfg: DictConfig) -> float:
@@ -30,17 +29,26 @@ def run_job(cfg: DictConfig) -> float:
     Raises:
         UserError: the configuration cannot work.
     """
-    _check(cfg)
+    check(cfg)
     quiet()
-    with recording(cfg) as record:
+    checkpoint = resume_from(cfg)
+    if checkpoint is not None:
+        check_resume(cfg, checkpoint)
+    elif cfg.ckpt_path == "last":
+        log.info("no checkpoint in %s yet: starting from scratch", cfg.run.dir)
+    goes_on = checkpoint is not None and run_directory(checkpoint) == Path(cfg.run.dir).resolve()
+    with recording(cfg, goes_on) as record:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
+        _check_monitor(cfg, run)
+        if provenance.rank() == 0 and "fit" in cfg.stages:
+            write_config(cfg)
         record.fields |= describe(run)
         for logger in run.trainer.loggers:
             logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
         _announce(cfg, run, record)
         try:
-            score = _run_stages(cfg, run, record)
+            score = _run_stages(cfg, run, record, checkpoint)
         except BaseException:
             _finish_loggers(run, failed=True)
             raise
@@ -49,30 +57,38 @@ def run_job(cfg: DictConfig) -> float:
     return score
 
 
-def _run_stages(cfg: DictConfig, run: Run, record: Record) -> float:
-    checkpoint: str | None = cfg.ckpt_path
+def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | None) -> float:
     score: float | None = None
+    weights = None if checkpoint is None else str(checkpoint)
     if "fit" in cfg.stages:
         start = time.monotonic()
-        run.trainer.fit(run.task, run.data, ckpt_path=checkpoint)
-        score, checkpoint = _best(cfg, run)
+        run.trainer.fit(run.task, run.data, ckpt_path=weights)
+        score, weights = _best(cfg, run)
+        earlier = record.earlier
         record.fields |= {
-            "best": {cfg.task.monitor: score, "checkpoint": checkpoint},
-            "final": metrics(run),
+            "best": {cfg.task.monitor: score, "checkpoint": weights},
+            "final": metrics(run) or earlier.get("final", {}),
             "steps": run.trainer.global_step,
             "samples": run.task.samples_seen,
-            "fit_seconds": round(time.monotonic() - start, 3),
+            "fit_seconds": round(earlier.get("fit_seconds", 0) + time.monotonic() - start, 3),
+            "score": score,
         }
         record.write()  # before the test, which may be long
     if "test" in cfg.stages:
-        log.info("testing %s", _short(checkpoint) if checkpoint else "the final weights")
-        run.trainer.test(run.task, run.data, ckpt_path=checkpoint, verbose=False)
+        log.info("testing %s", _short(weights) if weights else "the final weights")
+        run.trainer.test(run.task, run.data, ckpt_path=weights, verbose=False)
         tested = {name: value for name, value in metrics(run).items() if name.startswith("test/")}
         record.fields["test"] = tested
         score = score if score is not None else tested[cfg.task.monitor.replace("val/", "test/")]
-    assert score is not None, "_check refuses a job without stages"
-    record.fields["score"] = score
+    assert score is not None, "check refuses a job without stages"
+    record.fields.setdefault("score", score)
     return score
+
+
+def _check_monitor(cfg: DictConfig, run: Run) -> None:
+    names = [f"val/{name}" for name in run.task.metric_names]
+    if cfg.task.monitor not in names:
+        raise UserError(f"task.monitor must be one of {', '.join(names)}, got {cfg.task.monitor!r}.")
 
 
 def _best(cfg: DictConfig, run: Run) -> tuple[float, str | None]:
@@ -81,43 +97,18 @@ def _best(cfg: DictConfig, run: Run) -> tuple[float, str | None]:
         return best
     if (final := run.trainer.callback_metrics.get(cfg.task.monitor)) is None:
         raise UserError(
-            f"training ended without a value of {cfg.task.monitor}, by which this task is judged. Metrics there are: "
-            f"{', '.join(sorted(run.trainer.callback_metrics)) or 'none'}; is trainer.limit_val_batches=0?"
+            f"training ended after {run.trainer.global_step} steps without a value of {cfg.task.monitor}, by which "
+            f"this task is judged: give trainer.max_steps or trainer.max_time room for a step, and "
+            f"trainer.limit_val_batches for a validation."
         )
     return float(final), None
 
 
-def _check(cfg: DictConfig) -> None:
-    """What no component can know for itself."""
-    unknown = [stage for stage in cfg.stages if stage not in STAGES]
-    if unknown or not cfg.stages:
-        raise UserError(f"stages must be some of {list(STAGES)}, got {list(cfg.stages)}.")
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
-    if type(cfg.seed) is not int or cfg.seed < 0:
-        raise UserError(f"seed must be a whole number of at least 0, got {cfg.seed!r}.")
-    if cfg.ckpt_path is None and "fit" not in cfg.stages:
-        raise UserError("stages=[test] needs trained weights: ckpt_path=outputs/…/checkpoints/best.ckpt")
-    if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).is_file():
-        raise UserError(f"ckpt_path={cfg.ckpt_path} is no file. Give a checkpoint, or ckpt_path=last.")
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and _processes(cfg) != 1:
-        raise UserError(
-            "a sweep over distributed runs needs a process tree of its own for every job, or the ranks would sweep "
-            "each for itself. Leave out hydra/launcher, whose default does that."
-        )
-
-
-def _processes(cfg: DictConfig) -> int | str:
-    """Ranks that the trainer would start; -1 and "auto" stand for as many as there are devices."""
-    devices = cfg.trainer.devices
-    several = cfg.trainer.strategy not in ("auto", None)
-    return devices if isinstance(devices, int) and devices > 1 else (-1 if several and devices in (-1, "auto") else 1)
-
-
 def quiet() -> None:
     """Turns down messages that say nothing about this run."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what it prints was asked for
     # Batches are slices of memory or made on the device: worker processes would only cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A checkpoint that is only evaluated needs none of the callbacks that wrote it.
@@ -149,6 +140,7 @@ def _announce(cfg: DictConfig, run: Run, record: Record) -> None:
 def _finish_loggers(run: Run, failed: bool) -> None:
     """Ends every logger's run, as failed where it failed: a W&B run would else go on into the next job of a sweep."""
     for logger in run.trainer.loggers:
+        logger.save()
         end: Any = getattr(logger, "finish", None)
         if end is not None:
             end(failed)
@@ -167,17 +159,18 @@ def _summary(cfg: DictConfig, record: Record) -> None:
         log.info("  learning curve     %s", _short(picture))
     if best and best["checkpoint"]:
         log.info("  evaluate again     python -m gridlstm.evaluate ckpt=%s split=test", _short(best["checkpoint"]))
-    log.info("  try next           %s", NEXT.get(cfg.run.model, NEXT["grid2d"]))
+    log.info("  try next           %s", NEXT.get(cfg.run.task, NEXT["memorization"]))
 
 
 def _short(path: str | Path) -> str:
-    """Relative to the working directory where it lies below that: as a person would type it."""
+    """As a person would type it: relative to the working directory where it lies below that, quoted where it must."""
     path = Path(path)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 NEXT = {
-    "grid2d": "python train.py model=stacked_lstm            (the same task without memory along depth)",
-    "stacked_lstm": "python train.py task=text task.path=README.md   (a character model of any text)",
+    "memorization": "the same without memory along depth: python train.py model=stacked_lstm",
+    "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
+    "enwik8": "the same with a stacked LSTM: add model=stacked_lstm",
 }
-"""What a newcomer may try after a run of this model."""
+"""What a newcomer may try after a run of this task."""

@@ -23,6 +23,12 @@ class LearningCurve(Callback):
         self.dir = Path(dir)
         self.monitor = monitor
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        if (self.dir / "metrics.csv").exists():  # an early failure has nothing to draw
+            self.on_train_end(trainer, pl_module)
+
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in trainer.loggers:

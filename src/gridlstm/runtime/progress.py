@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, Timer
 from tqdm import tqdm
 
+from gridlstm.errors import UserError
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,20 @@ class Progress(ProgressBar):
         self.every_seconds = every_seconds
         self._bar: Any = None
         self._enabled = True
+        self._evaluating = 0.0  # seconds of validations during this fit
 
     def disable(self) -> None:
         self._enabled = False
 
     def enable(self) -> None:
         self._enabled = True
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for timer in _timers(trainer):
+            if (left := timer.time_remaining()) is not None and left <= 0:
+                raise UserError(
+                    "trainer.max_time counts the whole run, and its earlier legs have used it up: raise it."
+                )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first_step = trainer.global_step
@@ -59,7 +68,7 @@ class Progress(ProgressBar):
         self._validation_start = time.monotonic()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._evaluating += time.monotonic() - self._validation_start
             self._line_at = time.monotonic()
             self._say(trainer, pl_module, prefix="val/")
@@ -135,10 +144,13 @@ def seconds_left(trainer: L.Trainer, first_step: int, seconds: float) -> float |
     done = trainer.global_step - first_step
     if (last := last_step(trainer)) and done:
         left.append(seconds / done * (last - trainer.global_step))
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Timer) and (remaining := callback.time_remaining()) is not None:
-            left.append(remaining)
+    left += [remaining for timer in _timers(trainer) if (remaining := timer.time_remaining()) is not None]
     return max(min(left), 0.0) if left else None
+
+
+def _timers(trainer: L.Trainer) -> list[Timer]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Timer)]
 
 
 def _compact(number: float) -> str:

@@ -22,6 +22,10 @@ def commit() -> str:
     root = Path(gridlstm.__file__).parents[2]
     git = ["git", "-C", str(root)]
     try:
+        # An installed wheel may lie inside somebody else's repository.
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
+        if Path(top.strip()) != root:
+            return "unknown"
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

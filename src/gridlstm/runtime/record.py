@@ -2,17 +2,20 @@
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_leaves
 
 from gridlstm.atomic import write_text
+from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run
 
@@ -22,13 +25,17 @@ log = logging.getLogger(__name__)
 class Record:
     """Collects what result.json holds.
 
-    ``fields`` goes into the file as it is; ``write`` may be called again and again.
+    ``fields`` goes into the file as it is; ``write`` may be called again and again. A run that goes on in its directory
+    keeps what its earlier legs recorded until it knows better; seconds add up.
     """
 
-    def __init__(self, dir: Path, cfg: DictConfig) -> None:
+    def __init__(self, dir: Path, cfg: DictConfig, goes_on: bool) -> None:
         self.dir = dir
         self.start = time.monotonic()
+        earlier = dir / "result.json"
+        self.earlier: dict[str, Any] = json.loads(earlier.read_text()) if goes_on and earlier.exists() else {}
         self.fields: dict[str, Any] = {
+            **{name: value for name, value in self.earlier.items() if name != "error"},
             "status": "running",
             "task": cfg.run.task,
             "model": cfg.run.model,
@@ -39,27 +46,67 @@ class Record:
 
     def write(self) -> None:
         """Writes result.json, on rank zero."""
-        self.fields["seconds"] = round(time.monotonic() - self.start, 3)
+        self.fields["seconds"] = round(self.earlier.get("seconds", 0) + time.monotonic() - self.start, 3)
         if provenance.rank() == 0:
             write_text(self.dir / "result.json", json.dumps(self.fields, indent=2, default=_plain) + "\n")
 
 
+def write_config(cfg: DictConfig) -> None:
+    """Writes config.yaml, resolved, and config_source.yaml, the same before its references were resolved.
+
+    The second is what other options can still be applied to: there task.path reaches all that refers to it.
+    """
+    source = cfg.copy()
+    source.run = OmegaConf.create(cast(dict[str, Any], OmegaConf.to_container(cfg.run, resolve=True)))
+    for name, node, resolve in (("config_source.yaml", source, False), ("config.yaml", cfg, True)):
+        write_text(Path(cfg.run.dir) / name, OmegaConf.to_yaml(node, resolve=resolve))
+
+
 @contextmanager
-def recording(cfg: DictConfig) -> Iterator[Record]:
-    """Writes config.yaml, yields the record, and writes result.json with status completed, interrupted or failed."""
+def _alone(directory: Path) -> Iterator[None]:
+    """Refuses a second run in one directory at one time: each would overwrite the other's files."""
+    if provenance.rank() != 0:
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"another run is writing into {directory}. Give this one its own: hydra.run.dir=…") from None
+
+
+@contextmanager
+def recording(cfg: DictConfig, goes_on: bool) -> Iterator[Record]:
+    """Yields the record, and writes result.json with status completed, interrupted or failed.
+
+    Args:
+        goes_on: this run takes up what is in its directory.
+
+    Raises:
+        UserError: another run is using the directory.
+    """
     directory = Path(cfg.run.dir)
-    record = Record(directory, cfg)
-    if provenance.rank() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        # Resolved and without the launcher's own node, so that it means the same in any other process.
-        write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    with _alone(directory), _recording(cfg, directory, goes_on) as record:
+        yield record
+
+
+@contextmanager
+def _recording(cfg: DictConfig, directory: Path, goes_on: bool) -> Iterator[Record]:
+    record = Record(directory, cfg, goes_on)
+    if provenance.rank() == 0 and not (directory / "config.yaml").exists():
+        write_config(cfg)  # so that a run that cannot be built leaves it too; an older one is not overwritten yet
     record.write()
     try:
         yield record
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        if interrupted and (directory / "checkpoints" / "last.ckpt").exists():
-            log.info("interrupted. Go on with the same command and ckpt_path=last hydra.run.dir=%s", directory)
+        if interrupted:
+            there = (directory / "checkpoints" / "last.ckpt").exists()
+            options = "ckpt_path=last " + shlex.quote(f"hydra.run.dir='{directory}'")
+            log.info(
+                "interrupted%s", f". Go on with the same command and {options}" if there else " before a checkpoint"
+            )
         record.fields |= {
             "status": "interrupted" if interrupted else "failed",
             "error": f"{type(error).__name__}: {error}",

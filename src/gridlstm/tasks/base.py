@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from gridlstm.data.base import Batch, Spec, owned_rows
 from gridlstm.errors import UserError
+from gridlstm.grid import Grid
 from gridlstm.metrics import RatioOfSums
 from gridlstm.models.base import SequenceModel, State
 
@@ -59,6 +60,8 @@ class SequenceTask(L.LightningModule):
         self.metrics = nn.ModuleDict({stage: self.make_metrics() for stage in ("train_", "val_", "test_")})
         self.latest: dict[str, float] = {}
         """The training metrics logged last, for the progress bar."""
+        self._logged_step = 0
+        self._checkpoint_step: int | None = None
         self._state: State = None
         self._evaluation_state: State = None
         self._restored: list[Tensor] | None = None
@@ -76,6 +79,12 @@ class SequenceTask(L.LightningModule):
         y, state = self.model(x, state)
         return self.head(y), state
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        steps = self.trainer.max_steps
+        for module in self.model.modules():
+            if isinstance(module, Grid) and steps > 0:  # without a last step, no share of the training is known
+                module.progress = self.global_step / steps
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits, nats, self._state = self._step(batch, self._training_state(len(batch.reset)))
         with torch.no_grad():
@@ -86,8 +95,10 @@ class SequenceTask(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set, but not annotated
-        if every == 0 or self.global_step % every != 0:
+        # With accumulated gradients several batches end at one step: its row is written after the last of them.
+        if self.global_step % every != 0 or self.global_step == self._logged_step:
             return
+        self._logged_step = self.global_step
         values = {f"train/{name}": float(metric.compute()) for name, metric in self._metrics("train").items()}
         for metric in self._metrics("train").values():
             metric.reset()
@@ -97,7 +108,10 @@ class SequenceTask(L.LightningModule):
                 f"(optimizer.lr) or clip the gradients (trainer.gradient_clip_val=1)."
             )
         self.latest = values
-        self._log_row(values | {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], "samples": self.samples_seen})
+        self._log_row(
+            values | {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], "samples": self.samples_seen},
+            self.global_step,
+        )
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation_state = None
@@ -106,10 +120,19 @@ class SequenceTask(L.LightningModule):
         self._evaluation_state = None
 
     def on_validation_end(self) -> None:
-        self._log_row(self.logged("val/") | {"samples": self.samples_seen})
+        if not self.trainer.sanity_checking:
+            self._log_row(self.logged("val/") | {"samples": self.samples_seen}, self.global_step)
 
     def on_test_end(self) -> None:
-        self._log_row(self.logged("test/"))
+        # The row of the step that wrote the weights, which is not the last one's.
+        self._log_row(
+            self.logged("test/"), self.global_step if self._checkpoint_step is None else self._checkpoint_step
+        )
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What is measured, without the prefix of a stage."""
+        return list(self._metrics("val"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -144,6 +167,7 @@ class SequenceTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get("carried_state")
+        self._checkpoint_step = self._logged_step = int(checkpoint["global_step"])
 
     def _gather_rows(self, leaves: list[Tensor]) -> list[Tensor]:
         if self.trainer.world_size == 1:
@@ -198,7 +222,7 @@ class SequenceTask(L.LightningModule):
         for name, metric in self._metrics(stage).items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=1)
 
-    def _log_row(self, values: dict[str, float]) -> None:
-        """One row at this step for every logger; Lightning's own path would log without the samples seen."""
+    def _log_row(self, values: dict[str, float], step: int) -> None:
+        """One row for every logger; Lightning's own path would log without the samples seen."""
         for logger in self.loggers:
-            logger.log_metrics(values, step=self.global_step)
+            logger.log_metrics(values, step=step)

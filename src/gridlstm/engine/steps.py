@@ -7,10 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gridlstm.buffers import Buffers, put, take
 from gridlstm.cell import HiddenMemory
-from gridlstm.plan import Diagonal
-from gridlstm.pointwise import pointwise
+from gridlstm.engine.buffers import Buffers, put, take
+from gridlstm.engine.plan import Diagonal
+from gridlstm.engine.pointwise import pointwise
 
 
 class Step(Protocol):

@@ -7,9 +7,9 @@ ranks of one job call ``force`` with the first rank's.
 import logging
 from dataclasses import dataclass
 
-from gridlstm import fused, matmul
-from gridlstm.fused import PointwiseStep
-from gridlstm.matmul import Product
+from gridlstm.engine import fused, matmul
+from gridlstm.engine.fused import PointwiseStep
+from gridlstm.engine.matmul import Product
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The diagonal wavefront: all blocks whose coordinates have the same sum at once, for any number of dimensions.
 
-Shape legend: as in ``gridlstm.buffers``.
+Shape legend: as in ``gridlstm.engine.buffers``.
 """
 
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gridlstm.buffers import Buffers
-from gridlstm.matmul import multiply
-from gridlstm.packed import Packed, steps
-from gridlstm.plan import Diagonal, Order
+from gridlstm.engine.buffers import Buffers
+from gridlstm.engine.matmul import multiply
+from gridlstm.engine.packed import Packed, steps
+from gridlstm.engine.plan import Diagonal, Order
 
 
 class Wavefront:

@@ -6,7 +6,7 @@ together. A block writes what leaves it where its successor reads it, so nothing
 products. Gradients of the pre-activations are kept, and the weight gradient is formed from all of them at once, outside
 the chain of dependent steps.
 
-Shape legend: as in ``gridlstm.buffers``.
+Shape legend: as in ``gridlstm.engine.buffers``.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gridlstm.buffers import Buffers, Layout, empty
 from gridlstm.cell import HiddenMemory
+from gridlstm.engine.buffers import Buffers, Layout, empty
+from gridlstm.engine.fused import FusedStep, can_fuse
+from gridlstm.engine.matmul import fastest_product, multiply
+from gridlstm.engine.plan import Order
+from gridlstm.engine.steps import EagerStep, Step
 from gridlstm.errors import UserError
-from gridlstm.fused import FusedStep, can_fuse
-from gridlstm.matmul import fastest_product, multiply
-from gridlstm.plan import Order
 from gridlstm.scan import Block, Masks, Weights
-from gridlstm.steps import EagerStep, Step
 
 
 class Schedule(Protocol):

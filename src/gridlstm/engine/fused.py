@@ -19,9 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gridlstm.buffers import Buffers
 from gridlstm.cell import LSTM
-from gridlstm.plan import Diagonal
+from gridlstm.engine.buffers import Buffers
+from gridlstm.engine.plan import Diagonal
 
 log = logging.getLogger(__name__)
 

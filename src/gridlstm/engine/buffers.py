@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gridlstm.plan import Order, Plan, Runs, plan
-from gridlstm.pointwise import Inputs
+from gridlstm.engine.plan import Order, Plan, Runs, plan
+from gridlstm.engine.pointwise import Inputs
 from gridlstm.scan import Block, Masks, columns_of, expand_masks
 
 HUGE_PAGE = 1 << 21

@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 
 from gridlstm.cell import HiddenMemory
+from gridlstm.engine.layer_major import layer_major, layer_major_fits
+from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
-from gridlstm.layer_major import layer_major, layer_major_fits
 from gridlstm.scan import Block, Masks, Weights, scan
-from gridlstm.wavefront import recomputing_wavefront, wavefront
 
 log = logging.getLogger(__name__)
 

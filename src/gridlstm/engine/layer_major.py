@@ -6,17 +6,17 @@ are products over all rows of the layer. Of a 2-D block's arithmetic three quart
 untied along the last axis, where a diagonal of the grid has products of B rows only, this is much faster; with tied
 weights a diagonal is better.
 
-Shape legend: as in ``gridlstm.buffers``; a layer has r blocks.
+Shape legend: as in ``gridlstm.engine.buffers``; a layer has r blocks.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from gridlstm.buffers import Buffers
-from gridlstm.matmul import multiply
-from gridlstm.packed import Packed, steps
-from gridlstm.plan import Order
+from gridlstm.engine.buffers import Buffers
+from gridlstm.engine.matmul import multiply
+from gridlstm.engine.packed import Packed, steps
+from gridlstm.engine.plan import Order
 from gridlstm.scan import Block
 
 

@@ -58,15 +58,16 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add
 @contextmanager
 def fastest_product(like: Tensor) -> Iterator[None]:
     """Runs products of tensors like this one with ``product()``; the global setting is restored afterwards."""
-    if like.dtype != torch.float32 or like.device.type != "cpu" or product() == "native":
-        yield
-        return
-    with _onednn():
+    with using(product() if like.dtype == torch.float32 and like.device.type == "cpu" else "native"):
         yield
 
 
 @contextmanager
-def _onednn() -> Iterator[None]:
+def using(name: Product) -> Iterator[None]:
+    """Runs products with this one; the global setting is restored afterwards."""
+    if name == "native":
+        yield
+        return
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import, so without a type
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
@@ -76,21 +77,36 @@ def _onednn() -> Iterator[None]:
         setting.fp32_precision = before
 
 
+def onednn_is_exact() -> bool:
+    """Whether oneDNN's product has float32's accuracy here."""
+    return torch.backends.mkldnn.is_available() and _relative_error() < EXACT
+
+
+def _problem() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(256, 512, generator=generator), torch.randn(512, 1024, generator=generator)
+
+
+def _relative_error() -> float:
+    x, weight = _problem()
+    exact, out = x.double() @ weight.double(), torch.empty(256, 1024)
+    with using("onednn"):
+        _seconds(x, weight, out)
+    return ((out.double() - exact).norm() / exact.norm()).item()
+
+
 def _probe() -> Product:
-    """Times both on a product of middle size, alternating, the best of a few (20 ms in all)."""
+    """Times both on a product of middle size, alternating, the best of a few (some 50 ms in all)."""
     if not torch.backends.mkldnn.is_available():
         return "native"
-    generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(256, 512, generator=generator), torch.randn(512, 1024, generator=generator)
-    exact = x.double() @ weight.double()
+    x, weight = _problem()
     out = torch.empty(256, 1024)
-    best = {"native": float("inf"), "onednn": float("inf")}
+    best: dict[Product, float] = {"native": float("inf"), "onednn": float("inf")}
     for _ in range(6):
-        best["native"] = min(best["native"], _seconds(x, weight, out))
-        with _onednn():
-            best["onednn"] = min(best["onednn"], _seconds(x, weight, out))
-    error = ((out.double() - exact).norm() / exact.norm()).item()  # of the last one, oneDNN's
-    speedup = best["native"] / best["onednn"]
+        for name in best:
+            with using(name):
+                best[name] = min(best[name], _seconds(x, weight, out))
+    error, speedup = _relative_error(), best["native"] / best["onednn"]
     chosen: Product = "onednn" if error < EXACT and speedup > WORTHWHILE else "native"
     log.info("matrix product: %s (oneDNN: %.2f times native, relative error %.1e)", chosen, speedup, error)
     return chosen

@@ -1,0 +1,168 @@
+"""python -m gridlstm.bench: the sweeps beside a naive loop, ``torch.nn.LSTM`` and this machine's matrix products.
+
+All contenders of one shape take turns, so that ratios hold on a busy machine; the best of all turns counts. Nothing is
+timed before it agrees with the reference.
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gridlstm.contenders import Contender, Shape, grid_contender, lstm_contender, product_contender
+from gridlstm.engine import choices, matmul
+from gridlstm.engine.layer_major import layer_major
+from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
+from gridlstm.scan import scan
+
+# The paper's memorization, addition and (a shorter window and batch) character networks.
+SHAPES = (Shape(43, 100, 42, 15), Shape(18, 400, 49, 15), Shape(6, 1000, 20, 50))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    shape: Shape
+    contender: str
+    direction: str
+    seconds: float
+    gflops: float
+    share: float
+    """Of the best exact float32 product rate at the sweep's own shapes, in the same run."""
+
+
+def take_turns(contenders: dict[str, Contender], repeats: int, threads: int) -> dict[tuple[str, bool], float]:
+    """Best seconds of every contender, forward alone (False) and with the backward pass (True)."""
+    # One thread's own processor time is free of other processes; with several only the wall clock is meaningful.
+    clock = time.process_time if threads == 1 else time.perf_counter
+    best: dict[tuple[str, bool], float] = {}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            # Twice each: the first run after a naive loop, which leaves memory in small pieces, pays for that.
+            for backward in (False, False, True, True):
+                start = clock()
+                run(backward)
+                seconds = clock() - start
+                best[name, backward] = min(seconds, best.get((name, backward), seconds))
+    return best
+
+
+def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
+    """All contenders at one shape."""
+    products = {
+        "product, float32, native": product_contender(shape, "native", torch.float32),
+        "product, float32, oneDNN": product_contender(shape, "onednn", torch.float32),
+    }
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere it is emulated, twenty times slower than float32
+        products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16)
+    grids = {
+        "naive loop": grid_contender(scan, shape),
+        "wavefront": grid_contender(wavefront, shape),
+        "wavefront, priority": grid_contender(wavefront, shape, ((0,), (1,))),
+        "recompute": grid_contender(recomputing_wavefront, shape),
+        "untied: naive loop": grid_contender(scan, shape, untied=True),
+        "untied: wavefront": grid_contender(wavefront, shape, untied=True),
+        "untied: layer-major": grid_contender(layer_major, shape, untied=True),
+        "nn.LSTM, equal arithmetic": lstm_contender(shape, 2 * shape.L),
+        "nn.LSTM, equal parameters": lstm_contender(shape, 2),
+    }
+    best = take_turns(products | grids, repeats, threads)
+    exact = [name for name in products if "float32" in name and (matmul.onednn_is_exact() or "native" in name)]
+    rows = []
+    for (name, backward), seconds in best.items():
+        flops = shape.flops(backward) / (shape.L if "equal parameters" in name else 1)
+        rate = max(shape.flops(backward) / best[product, backward] for product in exact)
+        direction = "forward+backward" if backward else "forward"
+        rows.append(Row(shape, name, direction, seconds, flops / seconds / 1e9, flops / seconds / rate))
+    return rows
+
+
+def scaling(base: Shape, repeats: int, threads: int) -> dict[str, tuple[list[int], list[float]]]:
+    """Seconds of a step as T, L and B grow one at a time."""
+    curves = {}
+    for letter in "TLB":
+        values = [getattr(base, letter) * factor for factor in (1, 2, 3, 4)]
+        shapes = {str(value): Shape(**{**vars(base), letter: value}) for value in values}
+        best = take_turns({name: grid_contender(wavefront, s) for name, s in shapes.items()}, repeats, threads)
+        curves[letter] = values, [best[str(value), True] for value in values]
+    return curves
+
+
+def plot(rows: Sequence[Row], curves: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
+    """Shares of the product rate, and time against T, L and B with its least-squares line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    figure, axes = plt.subplots(1, len(shapes) + 1, figsize=(5 * (len(shapes) + 1), 4.5), layout="constrained")
+    for axis, shape in zip(axes, shapes, strict=False):
+        shown = [row for row in rows if row.shape == shape and row.direction != "forward"]
+        axis.barh([row.contender for row in shown], [row.share for row in shown])
+        axis.invert_yaxis()
+        axis.set(title=str(shape), xlabel="share of the float32 product rate, forward+backward")
+    for letter, (values, seconds) in curves.items():
+        measured, factors = np.array(seconds), np.array(values) / values[0]
+        predicted = np.polyval(np.polyfit(factors, measured, 1), factors)
+        unexplained = np.square(predicted - measured).sum() / np.square(measured - measured.mean()).sum()
+        (line,) = axes[-1].plot(factors, measured * 1e3, "o", label=f"{letter}, R² = {1 - unexplained:.4f}")
+        axes[-1].plot(factors, predicted * 1e3, color=line.get_color())
+    axes[-1].set(title="time of a step", xlabel="times the smallest T, L or B", ylabel="ms", ylim=(0, None))
+    axes[-1].legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints a table and writes bench.csv and bench.png."""
+    parser = argparse.ArgumentParser(prog="python -m gridlstm.bench", description=__doc__)
+    parser.add_argument("--shape", nargs=4, type=int, action="append", metavar=("L", "d", "T", "B"), help="repeatable")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5, help="turns; every contender runs twice a turn")
+    parser.add_argument("--dir", type=Path, default=Path("bench"), help="where bench.csv and bench.png go")
+    options = parser.parse_args(arguments)
+    if options.threads < 1 or options.repeats < 1 or any(n < 1 for shape in options.shape or [] for n in shape):
+        parser.error("threads, repeats and every part of a shape must be at least 1")
+    torch.set_num_threads(options.threads)
+    chosen = choices.current()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} thread(s)"
+    print(f"{machine}, torch {torch.__version__}, {chosen}")
+    rows: list[Row] = []
+    for shape in [Shape(*numbers) for numbers in options.shape or []] or SHAPES:
+        new = measure(shape, options.repeats, options.threads)
+        rows += new
+        print(f"\n{shape!s:<28}{'forward':>12}{'':>10}{'':>8}{'with backward':>18}")
+        for name in dict.fromkeys(row.contender for row in new):
+            forward, both = (row for row in new if row.contender == name)
+            cells = [f"{row.seconds * 1e3:9.1f} ms{row.gflops:6.0f} GF/s{row.share:7.1%}" for row in (forward, both)]
+            print(f"{name:<28}{'   '.join(cells)}", flush=True)
+    smallest = rows[0].shape
+    curves = scaling(
+        Shape(max(1, smallest.L // 4), smallest.d, max(1, smallest.T // 4), smallest.B),
+        options.repeats,
+        options.threads,
+    )
+    options.dir.mkdir(parents=True, exist_ok=True)
+    with (options.dir / "bench.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["L", "d", "T", "B", "contender", "direction", "ms", "gflops_per_second", "share"])
+        for row in rows:
+            s = row.shape
+            numbers = (f"{row.seconds * 1e3:.4g}", f"{row.gflops:.3g}", f"{row.share:.3g}")
+            writer.writerow([s.L, s.d, s.T, s.B, row.contender, row.direction, *numbers])
+    plot(rows, curves, options.dir / "bench.png")
+    print(f"\nwrote {options.dir / 'bench.csv'} and {options.dir / 'bench.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What no component can know for itself, checked before anything is written."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from gridlstm.errors import UserError
+
+STAGES = ("fit", "test")
+
+# Where a run finds things, how it computes and how much it evaluates may change on a resume.
+_FREE = {
+    "model": {"sweep"},
+    "task.data": {"path", "data_dir", "url", "cache_dir", "num_val", "num_test", "val_symbols"},
+    "optimizer": set[str](),
+    "scheduler": set[str](),
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises UserError for a job that cannot work, whatever its components."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
+    _check_stages(cfg)
+    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
+    for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
+        if type(value := cfg.trainer[name]) is int and value < 1:
+            raise UserError(f"trainer.{name} must be at least 1, got {value}.")
+    if (clip := cfg.trainer.gradient_clip_val) is not None and not clip > 0:
+        raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
+    if cfg.scheduler and cfg.scheduler.get("T_max", 1) < 1:
+        raise UserError(
+            f"scheduler.T_max must be at least 1, got {cfg.scheduler.T_max}: this schedule needs the number of steps, "
+            f"so give trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.T_max."
+        )
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and _several_processes(cfg):
+        raise UserError(
+            "a sweep over distributed runs needs a process tree of its own for every job, or the ranks would sweep "
+            "each for itself. Leave out hydra/launcher, whose default does that."
+        )
+
+
+def _check_stages(cfg: DictConfig) -> None:
+    if isinstance(cfg.stages, str):
+        raise UserError(f"stages must be a list: stages=[{cfg.stages}].")
+    if not cfg.stages or [stage for stage in cfg.stages if stage not in STAGES]:
+        raise UserError(f"stages must be some of {list(STAGES)}, got {list(cfg.stages or ())}.")
+    if cfg.ckpt_path is None and "fit" not in cfg.stages:
+        raise UserError("stages=[test] needs trained weights: ckpt_path=outputs/…/checkpoints/best.ckpt")
+    if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).is_file():
+        raise UserError(f"ckpt_path={cfg.ckpt_path} is no file. Give a checkpoint, or ckpt_path=last.")
+
+
+def _several_processes(cfg: DictConfig) -> bool:
+    devices = cfg.trainer.devices
+    if isinstance(devices, int) and devices >= 0:
+        return devices > 1
+    return cfg.trainer.strategy not in ("auto", None)  # -1 and "auto": as many as there are
+
+
+def resume_from(cfg: DictConfig) -> Path | None:
+    """The checkpoint that ``ckpt_path`` names; for "last" this run's own last one, None where there is none."""
+    if cfg.ckpt_path is None:
+        return None
+    if cfg.ckpt_path != "last":
+        return Path(cfg.ckpt_path)
+    last = Path(cfg.run.dir) / "checkpoints" / "last.ckpt"
+    return last if last.exists() else None
+
+
+def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
+    """Refuses to go on with other options than the checkpoint's run: its optimiser's state would silently win.
+
+    Raises:
+        UserError: naming every option that differs.
+    """
+    if "fit" not in cfg.stages or (directory := run_directory(checkpoint)) is None:
+        return
+    before = OmegaConf.load(directory / "config.yaml")
+    differences = [f"seed={cfg.seed}, there {before.seed}"] if before.seed != cfg.seed else []
+    for node, free in _FREE.items():
+        now, then = _flat(OmegaConf.select(cfg, node)), _flat(OmegaConf.select(before, node))
+        differences += [
+            f"{node}.{name}={now.get(name)!r}, there {then.get(name)!r}"
+            for name in {**now, **then}
+            if now.get(name) != then.get(name) and name.split(".")[0] not in free
+        ]
+    if differences:
+        raise UserError(
+            f"{checkpoint} goes on with the options it was trained with, and here they differ:\n  "
+            + "\n  ".join(differences)
+            + "\nLeave them as they were (trainer.max_steps and trainer.max_time may grow), or start a new run."
+        )
+
+
+def run_directory(checkpoint: Path) -> Path | None:
+    """The run directory that a checkpoint lies in: the nearest with a config.yaml; None outside of any."""
+    for directory in checkpoint.resolve().parents:
+        if (directory / "config.yaml").is_file():
+            return directory
+    return None
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and resolved values of a node."""
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    if not isinstance(plain, dict):
+        return {} if plain is None else {prefix.rstrip("."): plain}
+    return {name: value for key, child in plain.items() for name, value in _flat(child, f"{prefix}{key!s}.").items()}
