@@ -116,6 +116,12 @@ def test_a_sweep_without_jobs_is_an_error(tmp_path: Path, launcher: str) -> None
     assert "seed=range(3,3) has no values" in done.stderr
 
 
+def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
+    done = sweep("hydra.launcher.jobs=0", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: hydra.launcher.jobs must be a whole number of at least 1 or null, got 0.\n"
+
+
 def test_a_sweep_over_experiments_that_declare_sweeps_is_an_error(tmp_path: Path) -> None:
     """Hydra alone drops the sweeps that they declare."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)

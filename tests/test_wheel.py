@@ -28,6 +28,7 @@ def test_the_wheel_carries_configuration_launcher_and_kernel(wheel: Path) -> Non
         "hydra_plugins/gridlstm_launcher/process_launcher.py",
         "gridlstm/engine/fused.c",
         "gridlstm/train.py",
+        "gridlstm/report/page.html",
     } <= names
     assert not any("tests" in name or name.startswith(("hydra_plugins/__init__", "multirun")) for name in names)
 

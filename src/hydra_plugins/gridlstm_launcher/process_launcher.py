@@ -37,11 +37,12 @@ class ProcessLauncher(Launcher):
     """
 
     def __init__(self, jobs: int | None = None) -> None:
-        if jobs is not None and (type(jobs) is not int or jobs < 1):
-            raise UserError(f"hydra.launcher.jobs must be a whole number of at least 1 or null, got {jobs!r}.")
         self.jobs = jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        # Not in the constructor, whose errors Hydra wraps in three lines of its own.
+        if self.jobs is not None and (type(self.jobs) is not int or self.jobs < 1):
+            raise UserError(f"hydra.launcher.jobs must be a whole number of at least 1 or null, got {self.jobs!r}.")
         self.hydra_context = hydra_context
         self.config = config
 
