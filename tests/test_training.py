@@ -110,6 +110,10 @@ def test_evaluate_names_what_is_wrong(job: Job, tmp_path: Path) -> None:
         evaluate(checkpoint, "train", [])
     with pytest.raises(UserError, match="lenght"):
         evaluate(checkpoint, "test", ["task.lenght=3"])
+    source = tmp_path / "run" / "config_source.yaml"
+    source.rename(tmp_path / "elsewhere.yaml")
+    with pytest.raises(UserError, match=r"config_source\.yaml is missing"):
+        evaluate(checkpoint, "test", [])
     stray = tmp_path / "stray.ckpt"
     stray.write_bytes(checkpoint.read_bytes())
     with pytest.raises(UserError, match=r"no config\.yaml"):

@@ -32,7 +32,12 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
         raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
     if (directory := run_directory(checkpoint)) is None:
         raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
-    config = OmegaConf.load(directory / "config_source.yaml")  # in which task.path still reaches task.data.path
+    source = directory / "config_source.yaml"  # in which task.path still reaches task.data.path
+    if not source.is_file():
+        raise UserError(
+            f"{source} is missing: it stands beside config.yaml in every run directory, so restore it there."
+        )
+    config = OmegaConf.load(source)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)
     try:
