@@ -38,6 +38,14 @@ class SequenceModel(nn.Module):
         return cast(tuple[Tensor, State], super().__call__(x, state))
 
 
+def check_sizes(hidden_size: int, num_layers: int) -> None:
+    """Raises UserError for a network without units or layers."""
+    if hidden_size < 1 or num_layers < 1:
+        raise UserError(
+            f"hidden_size and num_layers must be at least 1, got hidden_size={hidden_size}, num_layers={num_layers}."
+        )
+
+
 class InputProjection(nn.Module):
     """x -> W x without bias; for symbols, the column of W that the one-hot product selects.
 

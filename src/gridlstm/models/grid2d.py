@@ -13,7 +13,7 @@ from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
-from gridlstm.models.base import InputProjection, SequenceModel
+from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 from gridlstm.regularizers import Regularizer
 
 
@@ -63,11 +63,7 @@ class Grid2d(SequenceModel):
         depth_regularizers: Sequence[Regularizer] = (),
     ) -> None:
         super().__init__()
-        if hidden_size < 1 or num_layers < 1:
-            raise UserError(
-                f"hidden_size and num_layers must be at least 1, "
-                f"got hidden_size={hidden_size}, num_layers={num_layers}."
-            )
+        check_sizes(hidden_size, num_layers)
         if priority not in (None, "time", "depth"):
             raise UserError(f"priority must be depth, time or null, got {priority!r}.")
         self.input_size = input_size

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell
-from gridlstm.errors import UserError
 from gridlstm.grid import Transform
-from gridlstm.models.base import InputProjection, SequenceModel
+from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 
 
 class StackedLSTMState(NamedTuple):
@@ -46,11 +45,7 @@ class StackedLSTM(SequenceModel):
         tied: bool = False,
     ) -> None:
         super().__init__()
-        if hidden_size < 1 or num_layers < 1:
-            raise UserError(
-                f"hidden_size and num_layers must be at least 1, "
-                f"got hidden_size={hidden_size}, num_layers={num_layers}."
-            )
+        check_sizes(hidden_size, num_layers)
         self.input_size = input_size
         self.output_size = hidden_size
         self.hidden_size = hidden_size

@@ -1,7 +1,7 @@
 """metrics.csv: one row a logged step, kept over a resume."""
 
 import csv
-import os
+import io
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from gridlstm.atomic import write_text
 
 
 class CSVLogger(Logger):
@@ -57,14 +59,11 @@ class CSVLogger(Logger):
     def save(self) -> None:
         if not self._rows:
             return
-        columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        os.replace(partial, self.path)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, list(dict.fromkeys(name for row in self._rows for name in row)))
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self.path, table.getvalue())
         self._written = time.monotonic()
 
     @rank_zero_only
