@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine import fused
-from gridlstm.engine.wavefront import wavefront
+from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.scan import Block, Weights
 
 # Values are of order 1, so float32 rounds them at 6e-8; gradients here sum a few hundred terms.
@@ -23,7 +24,14 @@ def fresh_library() -> Iterator[None]:
     fused.library.cache_clear()
 
 
-def run(dtype: torch.dtype, d: int, cell: Cell, stages: tuple[tuple[int, ...], ...], scale: float) -> list[Tensor]:
+def run(
+    dtype: torch.dtype,
+    d: int,
+    cell: Cell,
+    stages: tuple[tuple[int, ...], ...],
+    scale: float,
+    sweep: Sweep = wavefront,
+) -> list[Tensor]:
     """Values and gradients of a grid of 4 x 3."""
     generator = torch.Generator().manual_seed(0)
 
@@ -33,7 +41,7 @@ def run(dtype: torch.dtype, d: int, cell: Cell, stages: tuple[tuple[int, ...], .
     block = Block((cell, LSTM("standard")), (d, d), stages)
     weights = [Weights(random(4 * d, 2 * d), None) for _ in range(2)]
     sides = [HiddenMemory(random(extent, 2, d), random(extent, 2, d)) for extent in (3, 4)]
-    out = [x for side in wavefront(block, weights, sides, (4, 3)) for x in side]
+    out = [x for side in sweep(block, weights, sides, (4, 3), None) for x in side]
     leaves = [w.weight for w in weights] + [x for side in sides for x in side]
     return [*out, *torch.autograd.grad(sum(x.square().sum() for x in out), leaves)]  # type: ignore[arg-type]
 
@@ -44,10 +52,13 @@ needs_compiler = pytest.mark.skipif(fused.library() is None, reason="no C compil
 @needs_compiler
 @pytest.mark.parametrize("d", [1, 15, 16, 17, 33])  # around the vector length of the source
 @pytest.mark.parametrize("stages", [((0, 1),), ((0,), (1,)), ((1,), (0,))])
-def test_fused_step_equals_float64(d: int, stages: tuple[tuple[int, ...], ...]) -> None:
+@pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront])
+def test_fused_step_equals_float64(d: int, stages: tuple[tuple[int, ...], ...], sweep: Sweep) -> None:
     scale = 0.5 / d**0.25
     for single, double in zip(
-        run(torch.float32, d, LSTM(), stages, scale), run(torch.float64, d, LSTM(), stages, scale), strict=True
+        run(torch.float32, d, LSTM(), stages, scale, sweep),
+        run(torch.float64, d, LSTM(), stages, scale, sweep),
+        strict=True,
     ):
         torch.testing.assert_close(single.double(), double, **ROUNDING)
 

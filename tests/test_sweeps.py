@@ -177,7 +177,8 @@ def test_hand_written_gradient_against_finite_differences(stages: tuple[tuple[in
         out = wavefront(case.block, [Weights(*p) for p in pairs[:2]], [HiddenMemory(*p) for p in pairs[2:]], (2, 3))
         return tuple(x for side in out for x in side)
 
-    assert torch.autograd.gradcheck(run, flat)
+    # A second backward pass forms the gates again, in one product whose sums run in another order.
+    assert torch.autograd.gradcheck(run, flat, nondet_tol=1e-12)
 
 
 def grid_of_two(sweep: str = "wavefront", priority: tuple[str, ...] = ()) -> Grid:
@@ -257,12 +258,30 @@ def test_second_backward_through_one_graph_repeats_the_first() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, parameters), first, **EXACT)
 
 
-def test_recomputed_gates_are_the_kept_ones_bit_for_bit() -> None:
+def test_recomputed_gates_are_the_kept_ones() -> None:
     case = Case(Block((LSTM(), HighwayLSTM(bias=True)), (3, 4), ((0,), (1,)), untied=(1,)), (4, 3), 2)
     inputs = random_inputs(case)
     expected = values_and_gradients(wavefront, case, *inputs)
     got = values_and_gradients(recomputing_wavefront, case, *inputs)
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("untied", [(), (1,)])
+@pytest.mark.parametrize("sweep", [wavefront, layer_major])
+def test_without_gradients_nothing_is_kept_and_the_values_are_the_same(
+    sweep: Sweep, untied: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    case = Case(Block((LSTM(), LSTM()), (20, 20), ((0,), (1,)), untied), (5, 3), 2)
+    weights, sides = random_inputs(case)
+    weights = [Weights(w.weight.to(dtype), w.bias if w.bias is None else w.bias.to(dtype)) for w in weights]
+    sides = [HiddenMemory(h.to(dtype), m.to(dtype)) for h, m in sides]
+    kept = sweep(case.block, weights, sides, case.extents, None)
+    with torch.no_grad():
+        alone = sweep(case.block, weights, sides, case.extents, None)
+    assert all(torch.equal(a, b) for x, y in zip(kept, alone, strict=True) for a, b in zip(x, y, strict=True))
+    assert kept[0].h.grad_fn is not None
+    assert alone[0].h.grad_fn is None
 
 
 def saved_numbers(sweep: Sweep, extents: tuple[int, int], d: int) -> int:

@@ -100,7 +100,8 @@ class Buffers:
         X: for each stage what its product multiplies, (rows, B, D): slots that predecessors fill. A dimension of an
             earlier stage appears there already updated.
         M: each dimension's incoming memory, (rows, B, memory size).
-        Z: each stage's pre-activations, then what a cell keeps of them, then their gradients: (C, B, G).
+        Z: each stage's pre-activations, then what a cell keeps of them, then their gradients: (C, B, G). A sweep that
+            keeps nothing for a backward pass has room for ``plan.largest`` blocks alone: see ``begin``.
         vectors: each dimension's other parameters, (copies, length).
         drop: factors of what products read, (C, B, D); None for none.
         keep: each dimension's (keep_h, keep_m), (C, B, size); None for none.
@@ -120,6 +121,7 @@ class Buffers:
     ) -> None:
         self.layout = layout
         self.X, self.M, self.Z = X, M, Z
+        self.first = 0  # the row that stands first in Z
         self.vectors = [tuple(x.reshape(-1, x.shape[-1]) for x in own) for own in vectors]
         self.drop: Tensor | None = None
         self.keep: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(M)
@@ -144,6 +146,15 @@ class Buffers:
                 if (drop := rows(mask.drop)) is not None:
                     self.drop[:, :, columns] = drop
 
+    def begin(self, rows: slice) -> None:
+        """These rows are computed next; where Z has no room for all, they take the place of those before."""
+        if len(self.Z[0]) < self.layout.plan.blocks:
+            self.first = rows.start
+
+    def z(self, k: int, rows: slice) -> Tensor:
+        """Stage k's part of Z: (r, B, G)."""
+        return self.Z[k][rows.start - self.first : rows.stop - self.first]
+
     def operand(self, k: int, rows: slice) -> Tensor:
         """What stage k's product multiplies: (r, B, D)."""
         return self.X[k][rows] if self.drop is None else self.X[k][rows] * self.drop[rows]
@@ -156,7 +167,7 @@ class Buffers:
         )
         keep_h, keep_m = (None if keep is None else keep[rows].flatten(0, 1) for keep in self.keep[n])
         return Inputs(
-            self.Z[k][rows, :, self.layout.gates[n]].flatten(0, 1),
+            self.z(k, rows)[:, :, self.layout.gates[n]].flatten(0, 1),
             self.X[k][rows, :, self.layout.columns[n]].flatten(0, 1),
             self.M[n][rows].flatten(0, 1),
             vectors,

@@ -65,15 +65,19 @@ static inline float tanh_(float x) {
     return p / (p + 2.0f);
 }
 
-static inline void forward_step(float *restrict u, float *restrict f, float *restrict o, float *restrict c,
-                                const float *restrict m, float *restrict new_m, float *restrict new_h, int standard) {
+static inline void gates_step(float *restrict u, float *restrict f, float *restrict o, float *restrict c) {
     for (int i = 0; i < V; i++) {
         u[i] = sigmoid(u[i]);
         f[i] = sigmoid(f[i]);
         o[i] = sigmoid(o[i]);
         c[i] = tanh_(c[i]);
-        new_m[i] = f[i] * m[i] + u[i] * c[i];
     }
+}
+
+static inline void forward_step(float *restrict u, float *restrict f, float *restrict o, float *restrict c,
+                                const float *restrict m, float *restrict new_m, float *restrict new_h, int standard) {
+    gates_step(u, f, o, c);
+    for (int i = 0; i < V; i++) new_m[i] = f[i] * m[i] + u[i] * c[i];
     if (standard)
         for (int i = 0; i < V; i++) new_h[i] = o[i] * tanh_(new_m[i]);
     else
@@ -129,6 +133,23 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
         }
         for (int stage = 1; stage < self->stages; stage++)
             memcpy(self->h[stage] + (stage <= self->stage ? next : row) * self->h_stride, new_h, d * sizeof(float));
+    }
+}
+
+/* As lstm_forward, but only z is written. */
+void lstm_gates(const Dimension *self, int64_t first, int64_t count) {
+    const int64_t B = self->B, d = self->d, full = d - d % V, rest = d - full;
+    const size_t bytes = rest * sizeof(float);
+#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
+    for (int64_t row = first * B; row < (first + count) * B; row++) {
+        float *z = self->z + row * self->z_stride;
+        for (int64_t i = 0; i < full; i += V) gates_step(z + i, z + d + i, z + 2 * d + i, z + 3 * d + i);
+        if (rest) {
+            float gates[4][V] = {{0}};
+            for (int g = 0; g < 4; g++) memcpy(gates[g], z + g * d + full, bytes);
+            gates_step(gates[0], gates[1], gates[2], gates[3]);
+            for (int g = 0; g < 4; g++) memcpy(z + g * d + full, gates[g], bytes);
+        }
     }
 }
 

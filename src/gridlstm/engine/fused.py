@@ -96,7 +96,7 @@ def library() -> ctypes.CDLL | None:
         reason = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else error
         log.info("pointwise: fused.c could not be built (%s), plain PyTorch instead", reason)
         return None
-    for function in (loaded.lstm_forward, loaded.lstm_backward):
+    for function in (loaded.lstm_forward, loaded.lstm_gates, loaded.lstm_backward):
         function.argtypes = [ctypes.POINTER(Dimension), ctypes.c_int64, ctypes.c_int64]
         function.restype = None
     log.info("pointwise: fused (%s)", built)
@@ -141,9 +141,11 @@ class FusedStep:
         Z = buffers.Z[stage]
         self.successors = layout.plan.successors[n]
         self.later_stride = layout.B * layout.D * Z.element_size()
+        self.z_stride = layout.B * Z.shape[-1] * Z.element_size()
+        self.z = Z.data_ptr() + layout.gates[n].start * Z.element_size()
         self.here = buffers.dH.data_ptr() + column * Z.element_size() if backward else None
         self.dimension = Dimension(
-            z=Z.data_ptr() + layout.gates[n].start * Z.element_size(),
+            z=self.z,
             m=buffers.M[n].data_ptr(),
             h=(ctypes.c_void_p * MOST_STAGES)(*(x.data_ptr() + column * x.element_size() for x in buffers.X)),
             successor=self.successors.data_ptr(),
@@ -160,10 +162,12 @@ class FusedStep:
         )
 
     def forward(self, diagonal: Diagonal) -> None:
+        # Rows count from the first one of all buffers, also where Z holds only those of this diagonal.
+        self.dimension.z = self.z - self.buffers.first * self.z_stride
         self.library.lstm_forward(self.dimension, diagonal.rows.start, diagonal.size)
 
-    def restore(self, diagonal: Diagonal) -> None:
-        self.forward(diagonal)  # the same arithmetic: what it writes to the slots is there already, bit for bit
+    def restore(self, rows: slice) -> None:
+        self.library.lstm_gates(self.dimension, rows.start, rows.stop - rows.start)
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> None:
         first = diagonal.rows.start

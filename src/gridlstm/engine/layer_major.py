@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gridlstm.engine.buffers import Buffers
-from gridlstm.engine.matmul import multiply
+from gridlstm.engine.matmul import affine, multiply
 from gridlstm.engine.packed import Packed, steps
-from gridlstm.engine.plan import Order
+from gridlstm.engine.plan import Diagonal, Order
 from gridlstm.scan import Block
 
 
@@ -26,75 +26,79 @@ def layer_major_fits(block: Block) -> bool:
     return last > 0 and last in block.stages[-1] and set(block.untied) <= {last}
 
 
+class _Layer:
+    """One layer's products, with the weights as they came: packing all layers' would cost as much as a small batch."""
+
+    def __init__(
+        self, buffers: Buffers, layer: Diagonal, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> None:
+        layout, copy = buffers.layout, layer.copies[0][0]
+        self.buffers = buffers
+        self.rows = layer.rows
+        self.lowered = layout.lowered
+        self.weights = [w.reshape(-1, *w.shape[-2:])[copy].to(layout.lowered or w.dtype) for w in weights]  # (G_n, D)
+        self.biases = [None if bias is None else bias.reshape(-1, bias.shape[-1])[copy] for bias in biases]
+
+    def z(self, n: int, rows: slice) -> Tensor:
+        """Dimension n's part of Z, blocks and batch rows in one: (r B, G_n)."""
+        layout = self.buffers.layout
+        return self.buffers.z(layout.stage_of[n], rows)[:, :, layout.gates[n]].flatten(0, 1)
+
+    def read(self, n: int, rows: slice, part: slice) -> Tensor:
+        """Some columns of what dimension n's product multiplies: (r B, columns)."""
+        return self.buffers.operand(self.buffers.layout.stage_of[n], rows).flatten(0, 1)[:, part]
+
+    def give_back(self, n: int, rows: slice, part: slice, weight: Tensor, add: bool = True) -> None:
+        """dH of some columns += the gradient that dimension n's product, (G_n, columns) of its weights, hands down."""
+        dz, buffers = self.z(n, rows), self.buffers
+        if buffers.drop is None:
+            multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.lowered, add)
+            return
+        gradient = (dz.to(weight.dtype) @ weight).view(-1, buffers.layout.B, weight.shape[-1])
+        gradient = gradient * buffers.drop[rows, :, part]
+        here = buffers.dH[rows, :, part]
+        here.copy_(here + gradient if add else gradient)
+
+
 class LayerMajor:
     """The schedule."""
 
     order: Order = "layer"
 
-    def forward(
-        self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None], again: bool
-    ) -> None:
+    def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         layout, pointwise = buffers.layout, steps(buffers)
-        columns, last = layout.columns[-1], len(layout.columns) - 1
+        last, columns, everything = len(layout.columns) - 1, layout.columns[-1], slice(0, layout.D)
         before = slice(0, columns.start)  # the other dimensions' columns
-        packed, biases = layout.pack_weights_transposed(weights), layout.pack_biases(biases, buffers.X[0])
-        for layer, diagonals in layout.plan.layers:
-            copy = layer.copies[0][0]
-            for k, stage in enumerate(layout.block.stages):
-                bias = biases[k]
-                z = buffers.Z[k][layer.rows].flatten(0, 1)
-                for n in (n for n in stage if n != last):
-                    gates = layout.gates[n]
-                    x = buffers.operand(k, layer.rows).flatten(0, 1)[:, columns]
-                    multiply(x, packed[k][copy, columns, gates], z[:, gates], layout.lowered)
-                    if bias is not None:
-                        z[:, gates] += bias[copy, gates]
-            # Contiguous, because every step of the chain reads them again.
-            recurrent = {n: packed[layout.stage_of[n]][copy, before, layout.gates[n]].contiguous() for n in range(last)}
+        for group, diagonals in layout.plan.layers:
+            buffers.begin(group.rows)
+            layer = _Layer(buffers, group, weights, biases)
+            for n in range(last):
+                x, weight = layer.read(n, group.rows, columns), layer.weights[n][:, columns].t()
+                affine(x, weight, layer.biases[n], layer.z(n, group.rows), layer.lowered)
+            # Contiguous and transposed, because every step of the chain multiplies few rows by them.
+            recurrent = [layer.weights[n][:, before].t().contiguous() for n in range(last)]
             for diagonal in diagonals:
-                for k, stage in enumerate(layout.block.stages):
-                    x = buffers.operand(k, diagonal.rows).flatten(0, 1)[:, before]
-                    z = buffers.Z[k][diagonal.rows].flatten(0, 1)
+                for stage in layout.block.stages:
                     for n in (n for n in stage if n != last):
-                        multiply(x, recurrent[n], z[:, layout.gates[n]], layout.lowered, add=True)
-                        if again:
-                            pointwise[n].restore(diagonal)
-                        else:
-                            pointwise[n].forward(diagonal)
-            k, gates = layout.stage_of[last], layout.gates[last]
-            z = buffers.Z[k][layer.rows].flatten(0, 1)
-            multiply(
-                buffers.operand(k, layer.rows).flatten(0, 1), packed[k][copy, :, gates], z[:, gates], layout.lowered
-            )
-            if (bias := biases[k]) is not None:
-                z[:, gates] += bias[copy, gates]
-            if again:
-                pointwise[last].restore(layer)
-            else:
-                pointwise[last].forward(layer)
+                        x = layer.read(n, diagonal.rows, before)
+                        multiply(x, recurrent[n], layer.z(n, diagonal.rows), layer.lowered, add=True)
+                        pointwise[n].forward(diagonal)
+            x, weight = layer.read(last, group.rows, everything), layer.weights[last].t()
+            affine(x, weight, layer.biases[last], layer.z(last, group.rows), layer.lowered)
+            pointwise[last].forward(group)
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
-        layout, dH, drop = buffers.layout, buffers.dH, buffers.drop
-        columns, last = layout.columns[-1], len(layout.columns) - 1
+        layout, dH = buffers.layout, buffers.dH
+        last, columns, everything = len(layout.columns) - 1, layout.columns[-1], slice(0, layout.D)
         before, stages = slice(0, columns.start), layout.block.stages
-        packed, pointwise = layout.pack_weights(weights), steps(buffers, backward=True)
-
-        dtype = packed[0].dtype
-
-        def read(rows: slice, part: slice, gradient: Tensor) -> Tensor:
-            """Gradient of some columns of X from that of what the product read: (r, B, columns)."""
-            gradient = gradient.view(-1, layout.B, gradient.shape[-1])
-            return gradient if drop is None else gradient * drop[rows, :, part]
-
-        for layer, diagonals in reversed(layout.plan.layers):
-            copy = layer.copies[0][0]
-            k, gates, everything = layout.stage_of[last], layout.gates[last], slice(0, layout.D)
-            direct = pointwise[last].backward(layer, None)
-            dz = buffers.Z[k][layer.rows, :, gates].flatten(0, 1)
-            dH[layer.rows] = read(layer.rows, everything, dz.to(dtype) @ packed[k][copy, gates])
+        pointwise = steps(buffers, backward=True)
+        for group, diagonals in reversed(layout.plan.layers):
+            layer = _Layer(buffers, group, weights, [None] * (last + 1))
+            direct = pointwise[last].backward(group, None)
+            layer.give_back(last, group.rows, everything, layer.weights[last], add=False)
             if direct is not None:
-                dH[layer.rows, :, columns] += direct
-            recurrent = {n: packed[layout.stage_of[n]][copy, layout.gates[n], before].contiguous() for n in range(last)}
+                dH[group.rows, :, columns] += direct
+            recurrent = [layer.weights[n][:, before].contiguous() for n in range(last)]
             for diagonal in reversed(diagonals):
                 here = dH[diagonal.rows]
                 for k in range(len(stages) - 1, -1, -1):
@@ -107,12 +111,9 @@ class LayerMajor:
                         if own is not None:
                             here[:, :, layout.columns[n]] += own
                     for n in (n for n in stages[k] if n != last):
-                        dz = buffers.Z[k][diagonal.rows, :, layout.gates[n]].flatten(0, 1)
-                        here[:, :, before] += read(diagonal.rows, before, dz.to(dtype) @ recurrent[n])
+                        layer.give_back(n, diagonal.rows, before, recurrent[n])
             for n in range(last):
-                k, gates = layout.stage_of[n], layout.gates[n]
-                dz = buffers.Z[k][layer.rows, :, gates].flatten(0, 1)
-                dH[layer.rows, :, columns] += read(layer.rows, columns, dz.to(dtype) @ packed[k][copy, gates, columns])
+                layer.give_back(n, group.rows, columns, layer.weights[n][:, columns])
 
 
 layer_major = Packed(LayerMajor())

@@ -55,6 +55,16 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add
     return out.addmm_(x, y) if add else torch.mm(x, y, out=out)
 
 
+def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, lowered: torch.dtype | None) -> None:
+    """out = x y + bias for matrices; ``lowered`` as for ``multiply``, the bias is added in the type of ``out``."""
+    if bias is not None and lowered is None:
+        torch.addmm(bias, x, y, out=out)
+        return
+    multiply(x, y, out, lowered)
+    if bias is not None:
+        out += bias
+
+
 @contextmanager
 def fastest_product(like: Tensor) -> Iterator[None]:
     """Runs products of tensors like this one with ``product()``; the global setting is restored afterwards."""

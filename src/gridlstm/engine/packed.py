@@ -19,7 +19,7 @@ from torch import Tensor
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty
 from gridlstm.engine.fused import FusedStep, can_fuse
-from gridlstm.engine.matmul import fastest_product, multiply
+from gridlstm.engine.matmul import affine, fastest_product, multiply
 from gridlstm.engine.plan import Order
 from gridlstm.engine.steps import EagerStep, Step
 from gridlstm.errors import UserError
@@ -31,10 +31,8 @@ class Schedule(Protocol):
 
     order: Order
 
-    def forward(
-        self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None], again: bool
-    ) -> None:
-        """Fills Z and all slots from what enters the grid; ``again`` fills Z alone, from complete slots."""
+    def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Fills Z and all slots from what enters the grid."""
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
         """From the gradients of what leaves the grid, those of all pre-activations (into Z) and of all slots."""
@@ -48,8 +46,8 @@ class Packed:
 
     Args:
         schedule: the order of computation.
-        recompute: save no gates, 2 D numbers instead of 6 D for LSTM cells; the backward pass computes them again,
-            bit for bit, which costs a forward sweep.
+        recompute: save no gates, 2 D numbers instead of 6 D for LSTM cells; the backward pass computes them again in
+            one product over all blocks, equal to rounding.
 
     Under autocast, matrix products run in its type; states, weights and their gradients stay as they are.
     """
@@ -74,9 +72,11 @@ class Packed:
         """
         N, device = len(extents), sides[0].h.device.type
         lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        keep_gates = torch.is_grad_enabled() and not self.recompute
         with torch.autocast(device, enabled=False):
             flat = _PackedSweep.apply(
-                self,
+                self.schedule,
+                keep_gates,
                 block,
                 tuple(extents),
                 masks,
@@ -112,7 +112,8 @@ class _PackedSweep(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        sweep: Packed,
+        schedule: Schedule,
+        keep_gates: bool,
         block: Block,
         extents: tuple[int, ...],
         masks: Sequence[Masks] | None,
@@ -123,11 +124,11 @@ class _PackedSweep(torch.autograd.Function):
         weights, biases, side_h, side_m = (tensors[i * N : (i + 1) * N] for i in range(4))
         vectors = tensors[4 * N :]
         like, B = side_h[0], side_h[0].shape[-2]
-        layout = Layout(block, extents, B, like.device, sweep.schedule.order, lowered)
+        layout = Layout(block, extents, B, like.device, schedule.order, lowered)
         rows, C = layout.plan.rows, layout.plan.blocks
         X = [empty(rows, B, layout.D, like=like) for _ in block.stages]
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
-        Z = [empty(C, B, G, like=like) for G in layout.num_gates]
+        Z = [empty(C if keep_gates else layout.plan.largest, B, G, like=like) for G in layout.num_gates]
         for n, columns in enumerate(layout.columns):
             entries = layout.plan.entries[n]
             for k in range(layout.stage_of[n] + 1):
@@ -135,9 +136,9 @@ class _PackedSweep(torch.autograd.Function):
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
         with fastest_product(like):
             buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
-            sweep.schedule.forward(buffers, weights, biases, again=False)
+            schedule.forward(buffers, weights, biases)
 
-        ctx.sweep, ctx.layout, ctx.masks, ctx.Z = sweep, layout, masks, None if sweep.recompute else Z
+        ctx.schedule, ctx.layout, ctx.masks, ctx.Z = schedule, layout, masks, Z if keep_gates else None
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
         ctx.save_for_backward(*weights, *biases, *vectors, *X, *M)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
@@ -170,11 +171,11 @@ class _PackedSweep(torch.autograd.Function):
             leaving = slice(C, C + layout.plan.exits[n])
             dH[leaving, :, columns] = grads[n].reshape(-1, B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
-        needed = ctx.needs_input_grad[5 + N : 5 + 2 * N]
+        needed = ctx.needs_input_grad[6 + N : 6 + 2 * N]
         with fastest_product(dH):
             if kept is None:
-                ctx.sweep.schedule.forward(buffers, weights, biases, again=True)
-            ctx.sweep.schedule.backward(buffers, weights)
+                _restore_gates(buffers, weights, biases)
+            ctx.schedule.backward(buffers, weights)
             gradients = _weight_gradients(
                 buffers, weights, [bias if need else None for bias, need in zip(biases, needed, strict=True)]
             )
@@ -183,7 +184,29 @@ class _PackedSweep(torch.autograd.Function):
         grad_m = [dM[n].index_select(0, entries[n]).view(ctx.shapes[1][n]) for n in range(N)]
         flat = [gradient for own in buffers.grad_vectors for gradient in own]
         grad_vectors = [gradient.view(vector.shape) for gradient, vector in zip(flat, vectors, strict=True)]
-        return None, None, None, None, None, *gradients, *grad_h, *grad_m, *grad_vectors
+        return None, None, None, None, None, None, *gradients, *grad_h, *grad_m, *grad_vectors
+
+
+def _rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
+    """A view of contiguous rows, a copy of others."""
+    return buffer[rows] if isinstance(rows, slice) else buffer.index_select(0, rows)
+
+
+def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    """What the forward pass left in Z. With all slots filled no block waits for another: one product a weight copy."""
+    layout = buffers.layout
+    packed, bias = layout.pack_weights(weights), layout.pack_biases(biases, buffers.X[0])
+    everything = slice(0, layout.plan.blocks)
+    for k, Z in enumerate(buffers.Z):
+        x = buffers.operand(k, everything)
+        for copy, rows in enumerate(layout.plan.by_copy):
+            constant = None if (own := bias[k]) is None else own[copy]
+            z = _rows(Z, rows)
+            affine(_rows(x, rows).flatten(0, 1), packed[k][copy].t(), constant, z.flatten(0, 1), layout.lowered)
+            if isinstance(rows, Tensor):
+                Z.index_copy_(0, rows, z)
+    for step in steps(buffers):
+        step.restore(everything)
 
 
 def _weight_gradients(
@@ -203,10 +226,8 @@ def _weight_gradients(
         grad_bias = empty(len(by_copy), dz.shape[-1], like=dz)  # (copies, G)
         has_bias = any(biases[n] is not None for n in stage)
         for copy, rows in enumerate(by_copy):
-            a, b = (
-                (dz[rows], x[rows]) if isinstance(rows, slice) else (dz.index_select(0, rows), x.index_select(0, rows))
-            )
-            multiply(a.flatten(0, 1).t(), b.flatten(0, 1), grad_weight[copy], layout.lowered)
+            a = _rows(dz, rows)
+            multiply(a.flatten(0, 1).t(), _rows(x, rows).flatten(0, 1), grad_weight[copy], layout.lowered)
             if has_bias:
                 torch.sum(a, (0, 1), out=grad_bias[copy])
         for n in stage:

@@ -81,6 +81,11 @@ class Plan:
         """Rows of a buffer that also holds what leaves the grid."""
         return self.blocks + max(self.exits)
 
+    @property
+    def largest(self) -> int:
+        """Most blocks that are computed before the next ones begin: of a diagonal, or of a layer."""
+        return max(group.size for group in (*self.diagonals, *(layer for layer, _ in self.layers)))
+
 
 def _runs(targets: list[int]) -> Runs:
     """[7, 8, 9, 4] -> the pieces (0..3 to 7..10) and (3..4 to 4..5)."""

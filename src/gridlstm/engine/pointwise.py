@@ -45,6 +45,9 @@ class Pointwise(Protocol):
     def forward(self, inputs: Inputs) -> HiddenMemory:
         """(h', m'); leaves in ``z`` what ``backward`` reads there."""
 
+    def restore(self, inputs: Inputs) -> None:
+        """Leaves in ``z`` what ``forward`` left there."""
+
     def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
         """Gradients with respect to the inputs from those with respect to ``new`` = (h', m')."""
 
@@ -56,12 +59,15 @@ class LSTMPointwise:
         self.paper = cell.output == "paper"
 
     def forward(self, inputs: Inputs) -> HiddenMemory:
-        z, m, d = inputs.z, inputs.m, inputs.m.shape[-1]
+        self.restore(inputs)
+        u, f, o, c = inputs.z.chunk(4, dim=-1)
+        new_m = torch.addcmul(f * inputs.m, u, c)
+        return HiddenMemory((o * new_m).tanh_() if self.paper else o * new_m.tanh(), new_m)
+
+    def restore(self, inputs: Inputs) -> None:
+        z, d = inputs.z, inputs.m.shape[-1]
         z[:, : 3 * d].sigmoid_()
         z[:, 3 * d :].tanh_()
-        u, f, o, c = z.chunk(4, dim=-1)
-        new_m = torch.addcmul(f * m, u, c)
-        return HiddenMemory((o * new_m).tanh_() if self.paper else o * new_m.tanh(), new_m)
 
     def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
         u, f, o, c = inputs.z.chunk(4, dim=-1)
@@ -93,6 +99,9 @@ class LocalAutograd:
         z, h, m, vectors, keep_h, keep_m = inputs
         new_h, new_m = self.cell.pointwise(z, h, m, *vectors)
         return HiddenMemory(mix(keep_h, h, new_h), mix(keep_m, m, new_m))
+
+    def restore(self, inputs: Inputs) -> None:
+        """``forward`` leaves z as it is."""
 
     def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
         with torch.enable_grad():

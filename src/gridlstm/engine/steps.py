@@ -19,7 +19,7 @@ class Step(Protocol):
     def forward(self, diagonal: Diagonal) -> None:
         """From z and m of the diagonal's blocks, writes h' and m' where successors read them."""
 
-    def restore(self, diagonal: Diagonal) -> None:
+    def restore(self, rows: slice) -> None:
         """As ``forward`` where every slot is filled already: only z becomes what ``backward`` reads there."""
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
@@ -51,8 +51,8 @@ class EagerStep:
                 slots[diagonal.rows, :, self.columns] = h
         put(self.buffers.M[n], to, m)
 
-    def restore(self, diagonal: Diagonal) -> None:
-        self.cell.forward(self.buffers.inputs(self.n, diagonal.rows))
+    def restore(self, rows: slice) -> None:
+        self.cell.restore(self.buffers.inputs(self.n, rows))
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
         n, buffers, to = self.n, self.buffers, diagonal.successors[self.n]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.engine.buffers import Buffers
-from gridlstm.engine.matmul import multiply
+from gridlstm.engine.matmul import affine, multiply
 from gridlstm.engine.packed import Packed, steps
 from gridlstm.engine.plan import Diagonal, Order
 
@@ -19,20 +19,16 @@ class Wavefront:
 
     order: Order = "diagonal"
 
-    def forward(
-        self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None], again: bool
-    ) -> None:
+    def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         layout, pointwise = buffers.layout, steps(buffers)
         packed, bias = layout.pack_weights_transposed(weights), layout.pack_biases(biases, buffers.X[0])
         for diagonal in layout.plan.diagonals:
+            buffers.begin(diagonal.rows)
             for k, stage in enumerate(layout.block.stages):
-                x, z = buffers.operand(k, diagonal.rows), buffers.Z[k][diagonal.rows]
+                x, z = buffers.operand(k, diagonal.rows), buffers.z(k, diagonal.rows)
                 _product(diagonal, x, packed[k], bias[k], out=z)
                 for n in stage:
-                    if again:
-                        pointwise[n].restore(diagonal)
-                    else:
-                        pointwise[n].forward(diagonal)
+                    pointwise[n].forward(diagonal)
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
         layout, dH = buffers.layout, buffers.dH
@@ -48,7 +44,7 @@ class Wavefront:
                 if later is not None:
                     for columns, _ in direct:
                         here[:, :, columns] = 0
-                dz = buffers.Z[k][diagonal.rows]
+                dz = buffers.z(k, diagonal.rows)
                 if buffers.drop is None:
                     _product(diagonal, dz, packed[k], None, out=here, add=later is not None)
                 else:
@@ -76,12 +72,10 @@ def _product(
     start = 0
     for copy, count in diagonal.copies:
         operand, product = (part[start : start + count].flatten(0, 1) for part in (x, out))
-        if bias is None or lowered is not None:
-            multiply(operand, weight[copy], product, lowered, add)
-            if bias is not None:
-                product += bias[copy]
+        if add:
+            multiply(operand, weight[copy], product, lowered, add=True)
         else:
-            torch.addmm(bias[copy], operand, weight[copy], out=product)
+            affine(operand, weight[copy], None if bias is None else bias[copy], product, lowered)
         start += count
 
 
