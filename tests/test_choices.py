@@ -24,7 +24,7 @@ def test_probe_is_exact_and_restores_the_setting() -> None:
     name = matmul.product()
     assert torch.backends.mkldnn.matmul.fp32_precision == before
     x, weight = torch.randn(64, 128), torch.randn(128, 64)
-    with matmul.fastest_product(x):
+    with matmul.fastest_product(x, matmul.SMALL):
         out = x @ weight
     exact = x.double() @ weight.double()
     assert (out.double() - exact).norm() / exact.norm() < matmul.EXACT
@@ -51,10 +51,16 @@ def test_faster_exact_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert matmul.product() == "onednn"
 
 
+def test_small_products_stay_with_pytorch() -> None:
+    matmul.force_product("onednn")
+    with matmul.fastest_product(torch.zeros(1), matmul.SMALL - 1):
+        assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+
+
 def test_setting_is_restored_after_an_error() -> None:
     matmul.force_product("onednn")
     before = torch.backends.mkldnn.matmul.fp32_precision
-    with pytest.raises(RuntimeError, match="shapes"), matmul.fastest_product(torch.zeros(1)):
+    with pytest.raises(RuntimeError, match="shapes"), matmul.fastest_product(torch.zeros(1), matmul.SMALL):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 

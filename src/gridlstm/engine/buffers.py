@@ -63,6 +63,18 @@ class Layout:
                 G += rows
             self.num_gates.append(G)
 
+    @property
+    def product_flops(self) -> float:
+        """Arithmetic of most matrix products: on a diagonal, or in the chain of a layer."""
+        plan = self.plan
+        if plan.layers:
+            steps = sum(len(diagonals) for _, diagonals in plan.layers)
+            inner, outer = self.columns[-1].start, self.gates[0].stop - self.gates[0].start
+        else:
+            steps = sum(len(diagonal.copies) for diagonal in plan.diagonals)
+            inner, outer = self.D, max(self.num_gates)
+        return 2 * self.B * inner * outer * plan.blocks / steps
+
     def pack_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Each stage's weights as (copies, G, D)."""
         packed = [torch.cat([weights[n] for n in stage], dim=-2) for stage in self.block.stages]

@@ -7,6 +7,7 @@ are measured, once per process, and oneDNN is taken only where it is exact and c
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,12 @@ Product = Literal["native", "onednn"]
 
 # Relative to the norm of the result. float32 gives 1e-7 to 1e-6, bfloat16 3e-3.
 EXACT = 1e-5
-# A smaller gain may be noise, and two ranks should not differ for noise.
-WORTHWHILE = 1.15
+# A smaller gain may be noise. Ranks and resumed runs do not measure: they use the first rank's, or the stored, choice.
+WORTHWHILE = 1.05
+# (rows, columns, inner): a step of a chain and a diagonal. oneDNN may win at few rows and merely draw at many.
+PROBED = ((15, 1600, 400), (256, 1024, 512))
+# Below so much arithmetic oneDNN's overhead of a call decides, some 10 microseconds.
+SMALL = 4e6
 
 _chosen: Product | None = None
 
@@ -66,9 +71,14 @@ def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, lowered: torc
 
 
 @contextmanager
-def fastest_product(like: Tensor) -> Iterator[None]:
-    """Runs products of tensors like this one with ``product()``; the global setting is restored afterwards."""
-    with using(product() if like.dtype == torch.float32 and like.device.type == "cpu" else "native"):
+def fastest_product(like: Tensor, flops: float) -> Iterator[None]:
+    """Runs products of tensors like this one with ``product()``; the global setting is restored afterwards.
+
+    Args:
+        flops: arithmetic of most of the products.
+    """
+    probed = like.dtype == torch.float32 and like.device.type == "cpu" and flops >= SMALL
+    with using(product() if probed else "native"):
         yield
 
 
@@ -92,31 +102,36 @@ def onednn_is_exact() -> bool:
     return torch.backends.mkldnn.is_available() and _relative_error() < EXACT
 
 
-def _problem() -> tuple[Tensor, Tensor]:
+def _problem(rows: int, columns: int, inner: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(256, 512, generator=generator), torch.randn(512, 1024, generator=generator)
+    return torch.randn(rows, inner, generator=generator), torch.randn(inner, columns, generator=generator)
 
 
 def _relative_error() -> float:
-    x, weight = _problem()
-    exact, out = x.double() @ weight.double(), torch.empty(256, 1024)
+    x, weight = _problem(*PROBED[-1])
+    exact, out = x.double() @ weight.double(), torch.empty(len(x), weight.shape[1])
     with using("onednn"):
         _seconds(x, weight, out)
     return ((out.double() - exact).norm() / exact.norm()).item()
 
 
-def _probe() -> Product:
-    """Times both on a product of middle size, alternating, the best of a few (some 50 ms in all)."""
-    if not torch.backends.mkldnn.is_available():
-        return "native"
-    x, weight = _problem()
-    out = torch.empty(256, 1024)
+def _speedup(rows: int, columns: int, inner: int) -> float:
+    """Of oneDNN over PyTorch's own: both in alternation, the best of several."""
+    x, weight = _problem(rows, columns, inner)
+    out = torch.empty(rows, columns)
     best: dict[Product, float] = {"native": float("inf"), "onednn": float("inf")}
-    for _ in range(6):
+    for _ in range(10):
         for name in best:
             with using(name):
                 best[name] = min(best[name], _seconds(x, weight, out))
-    error, speedup = _relative_error(), best["native"] / best["onednn"]
+    return best["native"] / best["onednn"]
+
+
+def _probe() -> Product:
+    """Some 0.1 seconds in all."""
+    if not torch.backends.mkldnn.is_available():
+        return "native"
+    error, speedup = _relative_error(), math.prod(_speedup(*shape) for shape in PROBED) ** (1 / len(PROBED))
     chosen: Product = "onednn" if error < EXACT and speedup > WORTHWHILE else "native"
     log.info("matrix product: %s (oneDNN: %.2f times native, relative error %.1e)", chosen, speedup, error)
     return chosen

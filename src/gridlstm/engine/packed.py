@@ -134,7 +134,7 @@ class _PackedSweep(torch.autograd.Function):
             for k in range(layout.stage_of[n] + 1):
                 X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(-1, B, block.sizes[n]))
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
-        with fastest_product(like):
+        with fastest_product(like, layout.product_flops):
             buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
             schedule.forward(buffers, weights, biases)
 
@@ -172,7 +172,7 @@ class _PackedSweep(torch.autograd.Function):
             dH[leaving, :, columns] = grads[n].reshape(-1, B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
         needed = ctx.needs_input_grad[6 + N : 6 + 2 * N]
-        with fastest_product(dH):
+        with fastest_product(dH, layout.product_flops):
             if kept is None:
                 _restore_gates(buffers, weights, biases)
             ctx.schedule.backward(buffers, weights)
