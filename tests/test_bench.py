@@ -41,10 +41,11 @@ def test_a_sweep_that_is_wrong_is_not_timed() -> None:
         return [HiddenMemory(h * (1 + 1e-6), m) for h, m in scan(block, weights, sides, extents, masks)]
 
     with pytest.raises(UserError, match="differs from the reference"):
-        contenders.grid_contender(wrong, contenders.Shape(2, 3, 2, 1))
+        contenders.grid_contender(wrong, contenders.Shape((2, 2), 3, 1))
 
 
 def test_arithmetic_is_that_of_the_products() -> None:
     # One block and row: two transforms of (4d x 2d), 2 operations a weight, and backward twice that.
-    assert contenders.Shape(1, 10, 1, 1).flops(backward=False) == 2 * 2 * (40 * 20)
-    assert contenders.Shape(1, 10, 1, 1).flops(backward=True) == 3 * 2 * 2 * (40 * 20)
+    assert contenders.Shape((1, 1), 10, 1).flops(backward=False) == 2 * 2 * (40 * 20)
+    assert contenders.Shape((1, 1), 10, 1).flops(backward=True) == 3 * 2 * 2 * (40 * 20)
+    assert contenders.Shape((2, 1, 1), 10, 3).flops(backward=False) == 2 * 3 * 2 * 3 * (40 * 30)

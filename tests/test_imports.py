@@ -20,7 +20,6 @@ LAYERS = [
     ["engine.dispatch"],
     ["grid"],
     ["layer", "contenders"],
-    ["bench"],
     ["models"],
     ["data"],
     ["metrics"],
@@ -28,7 +27,7 @@ LAYERS = [
     ["runtime"],
     ["multirun"],
     ["report"],
-    ["train", "evaluate"],
+    ["train", "evaluate", "bench"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

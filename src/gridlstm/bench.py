@@ -8,8 +8,6 @@ Shape legend: B batch rows, T time steps, L layers, d hidden size.
 
 import argparse
 import csv
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +19,16 @@ from gridlstm.contenders import Contender, Shape, grid_contender, lstm_contender
 from gridlstm.engine import choices, matmul
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
+from gridlstm.runtime import provenance
 from gridlstm.scan import scan
 
-# The paper's memorization, addition and (a shorter window and batch) character networks.
-SHAPES = (Shape(43, 100, 42, 15), Shape(18, 400, 49, 15), Shape(6, 1000, 20, 50))
+# The paper's memorization, addition and (a shorter window and batch) character networks, and a 3-D grid as for images.
+SHAPES = (
+    Shape((42, 43), 100, 15),
+    Shape((49, 18), 400, 15),
+    Shape((20, 6), 1000, 50),
+    Shape((14, 14, 4), 100, 32),
+)
 
 
 @dataclass(frozen=True)
@@ -62,24 +66,26 @@ def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
         "product, float32, native": product_contender(shape, "native", torch.float32),
         "product, float32, oneDNN": product_contender(shape, "onednn", torch.float32),
     }
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere it is emulated, twenty times slower than float32
-        products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16)
     grids = {
         "naive loop": grid_contender(scan, shape),
         "wavefront": grid_contender(wavefront, shape),
-        "wavefront, priority": grid_contender(wavefront, shape, ((0,), (1,))),
+        "wavefront, priority": grid_contender(wavefront, shape, priority=True),
         "recompute": grid_contender(recomputing_wavefront, shape),
         "untied: naive loop": grid_contender(scan, shape, untied=True),
         "untied: wavefront": grid_contender(wavefront, shape, untied=True),
         "untied: layer-major": grid_contender(layer_major, shape, untied=True),
-        "nn.LSTM, equal arithmetic": lstm_contender(shape, 2 * shape.L),
-        "nn.LSTM, equal parameters": lstm_contender(shape, 2),
     }
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere it is emulated, twenty times slower than float32
+        products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16)
+        grids["wavefront, bfloat16"] = grid_contender(wavefront, shape, lowered=torch.bfloat16)
+    if len(shape.extents) == 2:
+        grids["nn.LSTM, equal arithmetic"] = lstm_contender(shape, 2 * shape.layers)
+        grids["nn.LSTM, equal parameters"] = lstm_contender(shape, 2)
     best = take_turns(products | grids, repeats, threads)
     exact = [name for name in products if "float32" in name and (matmul.onednn_is_exact() or "native" in name)]
     rows = []
     for (name, backward), seconds in best.items():
-        flops = shape.flops(backward) / (shape.L if "equal parameters" in name else 1)
+        flops = shape.flops(backward) / (shape.layers if "equal parameters" in name else 1)
         rate = max(shape.flops(backward) / best[product, backward] for product in exact)
         direction = "forward+backward" if backward else "forward"
         rows.append(Row(shape, name, direction, seconds, flops / seconds / 1e9, flops / seconds / rate))
@@ -89,10 +95,16 @@ def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
 def scaling(base: Shape, repeats: int, threads: int) -> dict[str, tuple[list[int], list[float]]]:
     """Seconds of a step as T, L and B grow one at a time."""
     curves = {}
-    for letter in "TLB":
-        values = [getattr(base, letter) * factor for factor in (1, 2, 3, 4)]
-        shapes = {str(value): Shape(**{**vars(base), letter: value}) for value in values}
-        best = take_turns({name: grid_contender(wavefront, s) for name, s in shapes.items()}, repeats, threads)
+    T, L = base.extents
+    grown = {
+        "T": lambda factor: Shape((T * factor, L), base.d, base.B),
+        "L": lambda factor: Shape((T, L * factor), base.d, base.B),
+        "B": lambda factor: Shape(base.extents, base.d, base.B * factor),
+    }
+    for letter, shape_of in grown.items():
+        values = [{"T": T, "L": L, "B": base.B}[letter] * factor for factor in (1, 2, 3, 4)]
+        contenders = {str(value): grid_contender(wavefront, shape_of(k)) for k, value in enumerate(values, 1)}
+        best = take_turns(contenders, repeats, threads)
         curves[letter] = values, [best[str(value), True] for value in values]
     return curves
 
@@ -135,10 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("threads, repeats and every part of a shape must be at least 1")
     torch.set_num_threads(options.threads)
     chosen = choices.current()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} thread(s)"
-    print(f"{machine}, torch {torch.__version__}, {chosen}")
+    machine, source = provenance.device(torch.device("cpu")), provenance.commit()
+    print(f"{machine}, torch {torch.__version__}, {chosen}, commit {source}")
     rows: list[Row] = []
-    for shape in [Shape(*numbers) for numbers in options.shape or []] or SHAPES:
+    for shape in [Shape((T, L), d, B) for L, d, T, B in options.shape or []] or SHAPES:
         new = measure(shape, options.repeats, options.threads)
         rows += new
         print(f"\n{shape!s:<28}{'forward':>12}{'':>10}{'':>8}{'with backward':>18}")
@@ -146,20 +158,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             forward, both = (row for row in new if row.contender == name)
             cells = [f"{row.seconds * 1e3:9.1f} ms{row.gflops:6.0f} GF/s{row.share:7.1%}" for row in (forward, both)]
             print(f"{name:<28}{'   '.join(cells)}", flush=True)
-    smallest = rows[0].shape
-    curves = scaling(
-        Shape(max(1, smallest.L // 4), smallest.d, max(1, smallest.T // 4), smallest.B),
-        options.repeats,
-        options.threads,
-    )
+    T, L = (max(1, extent // 4) for extent in rows[0].shape.extents)
+    curves = scaling(Shape((T, L), rows[0].shape.d, rows[0].shape.B), options.repeats, options.threads)
     options.dir.mkdir(parents=True, exist_ok=True)
     with (options.dir / "bench.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["L", "d", "T", "B", "contender", "direction", "ms", "gflops_per_second", "share"])
+        writer.writerow(
+            ["shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit"]
+        )
         for row in rows:
-            s = row.shape
             numbers = (f"{row.seconds * 1e3:.4g}", f"{row.gflops:.3g}", f"{row.share:.3g}")
-            writer.writerow([s.L, s.d, s.T, s.B, row.contender, row.direction, *numbers])
+            where = (machine, torch.__version__, source)
+            writer.writerow([str(row.shape), row.contender, row.direction, *numbers, *where])
     plot(rows, curves, options.dir / "bench.png")
     print(f"\nwrote {options.dir / 'bench.csv'} and {options.dir / 'bench.png'}")
 

@@ -1,10 +1,11 @@
 """What the benchmark compares: sweeps, ``torch.nn.LSTM`` and this machine's matrix products.
 
-Shape legend: B batch rows, T time steps, L layers, d hidden size.
+Shape legend: B batch rows, T time steps, L layers, d hidden size, N dimensions.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +13,39 @@ from torch import Tensor, nn
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.engine import matmul
 from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.plan import plan
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Weights, scan
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A tied 2-LSTM."""
+    """A grid of LSTM cells of one size.
 
-    L: int
+    Args:
+        extents: (T, L), or more of them.
+        d: units of every dimension.
+        B: batch rows.
+    """
+
+    extents: tuple[int, ...]
     d: int
-    T: int
     B: int
 
+    @property
+    def layers(self) -> int:
+        """L, the last extent."""
+        return self.extents[-1]
+
     def __str__(self) -> str:
-        return f"{self.L}x{self.d} T{self.T} B{self.B}"
+        if len(self.extents) == 2:
+            return f"{self.layers}x{self.d} T{self.extents[0]} B{self.B}"
+        return f"{'x'.join(map(str, self.extents))} d{self.d} B{self.B}"
 
     def flops(self, backward: bool) -> float:
-        """Of all matrix products: 32 d^2 a block and row forward, twice that again backward."""
-        return (96 if backward else 32) * self.d**2 * self.T * self.L * self.B
+        """Of all matrix products: N transforms of 4 d x N d, 8 N^2 d^2 a block and row; twice that again backward."""
+        forward = 8 * len(self.extents) ** 2 * self.d**2 * prod(self.extents) * self.B
+        return 3 * forward if backward else forward
 
 
 Contender = Callable[[bool], None]
@@ -38,17 +53,26 @@ Contender = Callable[[bool], None]
 
 
 def grid_contender(
-    sweep: Sweep, shape: Shape, stages: tuple[tuple[int, ...], ...] = ((0, 1),), untied: bool = False
+    sweep: Sweep, shape: Shape, priority: bool = False, untied: bool = False, lowered: torch.dtype | None = None
 ) -> Contender:
-    """A 2-D grid with the paper's cells; agreement with the reference is checked at a small size first."""
-    _check_agreement(sweep, stages, untied)
+    """A grid with the paper's cells; agreement with the reference is checked at a small size first.
+
+    Args:
+        priority: the last dimension sees the others' new hidden vectors.
+        untied: weights of its own for every layer.
+        lowered: the type of matrix products, by autocast.
+    """
+    N = len(shape.extents)
+    stages = ((*range(N - 1),), (N - 1,)) if priority else ((*range(N),),)
+    _check_agreement(sweep, stages, untied, lowered)
     block, weights, sides, leaves = _problem(shape, stages, untied, torch.float32)
 
     def run(backward: bool) -> None:
         with torch.set_grad_enabled(backward):
-            time, depth = sweep(block, weights, sides, (shape.T, shape.L), None)
+            with torch.autocast("cpu", lowered, enabled=lowered is not None):
+                leaving = sweep(block, weights, sides, shape.extents, None)
             if backward:
-                torch.autograd.grad(depth.h.sum() + depth.m.sum() + time.h.sum(), leaves)
+                torch.autograd.grad(leaving[-1].m.sum() + sum(side.h.sum() for side in leaving), leaves)
 
     return run
 
@@ -61,25 +85,31 @@ def _problem(
     def random(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=dtype)
 
-    L, d, T, B = shape.L, shape.d, shape.T, shape.B
-    block = Block((LSTM(), LSTM()), (d, d), stages, untied=(1,) if untied else ())
-    copies = (L,) if untied else ()
+    N, d, B = len(shape.extents), shape.d, shape.B
+    block = Block((LSTM(),) * N, (d,) * N, stages, untied=(N - 1,) if untied else ())
+    copies = (shape.layers,) if untied else ()
     constant = LSTM().constant_bias(d)
     assert constant is not None
     bias = constant.to(dtype).expand(*copies, -1)
-    weights = [Weights((random(*copies, 4 * d, 2 * d) / (2 * d) ** 0.5).requires_grad_(), bias) for _ in range(2)]
-    sides = [HiddenMemory(*(random(n, B, d).requires_grad_() for _ in range(2))) for n in (L, T)]
+    weights = [Weights((random(*copies, 4 * d, N * d) / (N * d) ** 0.5).requires_grad_(), bias) for _ in range(N)]
+    leading = [tuple(extent for axis, extent in enumerate(shape.extents) if axis != n) for n in range(N)]
+    sides = [HiddenMemory(*(random(*rest, B, d).requires_grad_() for _ in range(2))) for rest in leading]
     return block, weights, sides, [*(w.weight for w in weights), *(x for side in sides for x in side)]
 
 
-def _check_agreement(sweep: Sweep, stages: tuple[tuple[int, ...], ...], untied: bool) -> None:
+def _check_agreement(
+    sweep: Sweep, stages: tuple[tuple[int, ...], ...], untied: bool, lowered: torch.dtype | None
+) -> None:
     """Raises UserError unless values and gradients equal the reference's in float64 and, to rounding, in float32."""
-    # float64 sums in another order; float32 sums of up to 1e3 terms.
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
+    extents = (5, 4, 3)[: sum(map(len, stages))]
+    # float64 sums in another order; float32 sums of up to 1e3 terms; bfloat16 has 8 bits, gradients are of order 10.
+    checks = [(torch.float64, 1e-10), (torch.float32, 1e-3)] if lowered is None else [(torch.float32, 1.0)]
+    for dtype, tolerance in checks:
         results = []
         for contender in (sweep, scan):
-            block, weights, sides, leaves = _problem(Shape(4, 24, 5, 3), stages, untied, dtype)
-            out = [x for side in contender(block, weights, sides, (5, 4), None) for x in side]
+            block, weights, sides, leaves = _problem(Shape(extents, 24, 3), stages, untied, dtype)
+            with torch.autocast("cpu", lowered, enabled=lowered is not None and contender is sweep):
+                out = [x for side in contender(block, weights, sides, extents, None) for x in side]
             results.append([*out, *torch.autograd.grad(sum(x.sum() for x in out), leaves)])  # type: ignore[arg-type]
         error = max((a - b).abs().max().item() for a, b in zip(*results, strict=True))
         if not error < tolerance:
@@ -89,7 +119,7 @@ def _check_agreement(sweep: Sweep, stages: tuple[tuple[int, ...], ...], untied: 
 def lstm_contender(shape: Shape, layers: int) -> Contender:
     """``torch.nn.LSTM`` of the same width. A grid block is as much arithmetic as two of its layers."""
     network = nn.LSTM(shape.d, shape.d, layers)
-    x = torch.randn(shape.T, shape.B, shape.d, requires_grad=True)
+    x = torch.randn(shape.extents[0], shape.B, shape.d, requires_grad=True)
 
     def run(backward: bool) -> None:
         with torch.set_grad_enabled(backward):
@@ -102,11 +132,13 @@ def lstm_contender(shape: Shape, layers: int) -> Contender:
 
 def product_contender(shape: Shape, product: matmul.Product, dtype: torch.dtype) -> Contender:
     """The products of a widest diagonal and of the weight gradient, as often as the sweep's arithmetic has them."""
-    rows, K, d = min(shape.T, shape.L) * shape.B, shape.T * shape.L * shape.B, shape.d
-    x, z = torch.randn(rows, 2 * d, dtype=dtype), torch.randn(rows, 8 * d, dtype=dtype)
-    weight, transposed = torch.randn(8 * d, 2 * d, dtype=dtype), torch.randn(2 * d, 8 * d, dtype=dtype)
-    X, Z = torch.randn(K, 2 * d, dtype=dtype), torch.randn(K, 8 * d, dtype=dtype)
-    gradient = torch.empty(8 * d, 2 * d, dtype=dtype)
+    D = len(shape.extents) * shape.d
+    rows = plan(shape.extents, (), torch.device("cpu"), "diagonal").largest * shape.B
+    K = prod(shape.extents) * shape.B
+    x, z = torch.randn(rows, D, dtype=dtype), torch.randn(rows, 4 * D, dtype=dtype)
+    weight, transposed = torch.randn(4 * D, D, dtype=dtype), torch.randn(D, 4 * D, dtype=dtype)
+    X, Z = torch.randn(K, D, dtype=dtype), torch.randn(K, 4 * D, dtype=dtype)
+    gradient = torch.empty(4 * D, D, dtype=dtype)
 
     def run(backward: bool) -> None:
         with matmul.using(product):

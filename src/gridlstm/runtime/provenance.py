@@ -46,7 +46,7 @@ def device(used: torch.device) -> str:
     """The device a run computed on, in words."""
     if used.type == "cuda":
         return torch.cuda.get_device_name(used)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
 
 
 def command() -> str:
