@@ -1,6 +1,6 @@
 """The compiled pointwise step computes what plain PyTorch computes, to float32 rounding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,9 @@ from torch import Tensor
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine import fused
 from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
-from gridlstm.scan import Block, Weights
+from gridlstm.scan import Block, Masks, Weights
 
 # Values are of order 1, so float32 rounds them at 6e-8; gradients here sum a few hundred terms.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
@@ -60,6 +61,39 @@ def test_fused_step_equals_float64(d: int, stages: tuple[tuple[int, ...], ...], 
         run(torch.float64, d, LSTM(), stages, scale, sweep),
         strict=True,
     ):
+        torch.testing.assert_close(single.double(), double, **ROUNDING)
+
+
+@needs_compiler
+@pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront, layer_major])
+@pytest.mark.parametrize("d", [5, 32])
+@pytest.mark.parametrize("kind", ["padding", "zoneout", "mixture", "memory"])
+def test_held_back_steps_equal_float64(kind: str, d: int, sweep: Sweep) -> None:
+    generator = torch.Generator().manual_seed(1)
+    keep = torch.rand(2, 4, 3, 2, d, generator=generator)
+    h, m = {
+        "padding": (torch.arange(4)[:, None, None, None] >= torch.tensor([2, 4])[:, None],) * 2,
+        "zoneout": (keep[0] < 0.5, keep[1] < 0.5),
+        "mixture": (keep[0], None),
+        "memory": (None, keep[1]),
+    }[kind]
+    masks = [Masks(h, m), Masks(drop=torch.full((1,), 0.7))]
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        cast = [Masks(*(x.to(dtype) if x is not None and x.is_floating_point() else x for x in mask)) for mask in masks]
+
+        def masked(
+            block: Block,
+            weights: Sequence[Weights],
+            sides: Sequence[HiddenMemory],
+            extents: Sequence[int],
+            _: object,
+            cast: Sequence[Masks] = cast,
+        ) -> list[HiddenMemory]:
+            return sweep(block, weights, sides, extents, cast)
+
+        results.append(run(dtype, d, LSTM(), ((0,), (1,)), 0.4, masked))
+    for single, double in zip(*results, strict=True):
         torch.testing.assert_close(single.double(), double, **ROUNDING)
 
 

@@ -19,6 +19,8 @@ typedef struct {
     float *grad_h;              /* as h; backward only, like all that follow */
     float *grad_m;              /* as m */
     const float *later;         /* (r, B, h_stride) gradients of h' from later stages of the same block, or NULL */
+    const float *keep_h;        /* (C, B, d), or NULL: h' becomes keep_h h + (1 - keep_h) h' */
+    const float *keep_m;        /* likewise */
     int64_t z_stride, h_stride, B, d;
     int32_t stages;             /* how many h there are */
     int32_t stage;              /* this dimension's: h' goes to the successor's row of h[0..stage], to its own after */
@@ -111,9 +113,85 @@ static inline void backward_step(float *restrict u, float *restrict f, float *re
     }
 }
 
+/* Vectors of V elements at any place, n of which exist: the last ones of a row, and all where steps are held back. */
+static inline void load(float *to, const float *from, int64_t n) {
+    if (n == V) {
+        memcpy(to, from, V * sizeof(float));
+        return;
+    }
+    memset(to, 0, V * sizeof(float));
+    memcpy(to, from, n * sizeof(float));
+}
+
+static inline void store(float *to, const float *from, int64_t n) {
+    memcpy(to, from, (n == V ? V : n) * sizeof(float));
+}
+
+/* keep old + (1 - keep) new, and exactly one of them where keep is 0 or 1, whatever the other. */
+static inline void hold_back(const float *restrict keep, const float *restrict old, float *restrict new_) {
+    for (int i = 0; i < V; i++) {
+        float mixed = keep[i] * old[i] + (1.0f - keep[i]) * new_[i];
+        mixed = keep[i] == 0.0f ? new_[i] : mixed;
+        new_[i] = keep[i] == 1.0f ? old[i] : mixed;
+    }
+}
+
+static void forward_part(const Dimension *self, int64_t row, int64_t next, int64_t i, int64_t n) {
+    const int64_t d = self->d;
+    float *z = self->z + row * self->z_stride + i;
+    float gates[4][V], old_m[V], old_h[V], keep[V], new_m[V], new_h[V];
+    for (int g = 0; g < 4; g++) load(gates[g], z + g * d, n);
+    load(old_m, self->m + row * d + i, n);
+    forward_step(gates[0], gates[1], gates[2], gates[3], old_m, new_m, new_h, self->standard);
+    if (self->keep_h) {
+        load(keep, self->keep_h + row * d + i, n);
+        load(old_h, self->h[self->stage] + row * self->h_stride + i, n);
+        hold_back(keep, old_h, new_h);
+    }
+    if (self->keep_m) {
+        load(keep, self->keep_m + row * d + i, n);
+        hold_back(keep, old_m, new_m);
+    }
+    for (int g = 0; g < 4; g++) store(z + g * d, gates[g], n);
+    store(self->m + next * d + i, new_m, n);
+    store(self->h[0] + next * self->h_stride + i, new_h, n);
+}
+
+/* Where a step is held back, the slots hold mixtures: the step's own results are formed again. The caller adds
+ * keep_h dh' to the gradient of h. */
+static void backward_part(const Dimension *self, int64_t row, int64_t next, int64_t i, int64_t n) {
+    const int64_t d = self->d;
+    float *z = self->z + row * self->z_stride + i;
+    float gates[4][V], old_m[V], new_m[V], new_h[V], dh[V], new_dm[V], dm[V], keep_h[V] = {0}, keep_m[V] = {0};
+    for (int g = 0; g < 4; g++) load(gates[g], z + g * d, n);
+    load(old_m, self->m + row * d + i, n);
+    load(dh, self->grad_h + next * self->h_stride + i, n);
+    load(new_dm, self->grad_m + next * d + i, n);
+    if (self->keep_h || self->keep_m) {
+        if (self->keep_h) load(keep_h, self->keep_h + row * d + i, n);
+        if (self->keep_m) load(keep_m, self->keep_m + row * d + i, n);
+        for (int j = 0; j < V; j++) {
+            new_m[j] = gates[1][j] * old_m[j] + gates[0][j] * gates[3][j];
+            new_h[j] = tanh_(gates[2][j] * new_m[j]);
+            dh[j] *= 1.0f - keep_h[j];
+        }
+    } else {
+        load(new_m, self->m + next * d + i, n);
+        load(new_h, self->h[0] + next * self->h_stride + i, n);
+    }
+    float passed[V];
+    for (int j = 0; j < V; j++) {
+        passed[j] = keep_m[j] * new_dm[j];
+        new_dm[j] -= passed[j];
+    }
+    backward_step(gates[0], gates[1], gates[2], gates[3], old_m, new_m, new_h, dh, new_dm, dm, self->standard);
+    for (int j = 0; j < V; j++) dm[j] += passed[j];
+    for (int g = 0; g < 4; g++) store(z + g * d, gates[g], n);
+    store(self->grad_m + row * d + i, dm, n);
+}
+
 void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
-    const int64_t B = self->B, d = self->d, full = d - d % V, rest = d - full;
-    const size_t bytes = rest * sizeof(float);
+    const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V;
 #pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
     for (int64_t r = 0; r < count * B; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
@@ -122,15 +200,7 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
         float *new_h = self->h[0] + next * self->h_stride;
         for (int64_t i = 0; i < full; i += V)
             forward_step(z + i, z + d + i, z + 2 * d + i, z + 3 * d + i, m + i, new_m + i, new_h + i, self->standard);
-        if (rest) {
-            float gates[4][V] = {{0}}, old[V] = {0}, out_m[V], out_h[V];
-            for (int g = 0; g < 4; g++) memcpy(gates[g], z + g * d + full, bytes);
-            memcpy(old, m + full, bytes);
-            forward_step(gates[0], gates[1], gates[2], gates[3], old, out_m, out_h, self->standard);
-            for (int g = 0; g < 4; g++) memcpy(z + g * d + full, gates[g], bytes);
-            memcpy(new_m + full, out_m, bytes);
-            memcpy(new_h + full, out_h, bytes);
-        }
+        for (int64_t i = full; i < d; i += V) forward_part(self, row, next, i, d - i < V ? d - i : V);
         for (int stage = 1; stage < self->stages; stage++)
             memcpy(self->h[stage] + (stage <= self->stage ? next : row) * self->h_stride, new_h, d * sizeof(float));
     }
@@ -138,24 +208,22 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
 
 /* As lstm_forward, but only z is written. */
 void lstm_gates(const Dimension *self, int64_t first, int64_t count) {
-    const int64_t B = self->B, d = self->d, full = d - d % V, rest = d - full;
-    const size_t bytes = rest * sizeof(float);
+    const int64_t B = self->B, d = self->d, full = d - d % V;
 #pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
     for (int64_t row = first * B; row < (first + count) * B; row++) {
         float *z = self->z + row * self->z_stride;
         for (int64_t i = 0; i < full; i += V) gates_step(z + i, z + d + i, z + 2 * d + i, z + 3 * d + i);
-        if (rest) {
-            float gates[4][V] = {{0}};
-            for (int g = 0; g < 4; g++) memcpy(gates[g], z + g * d + full, bytes);
+        if (full < d) {
+            float gates[4][V];
+            for (int g = 0; g < 4; g++) load(gates[g], z + g * d + full, d - full);
             gates_step(gates[0], gates[1], gates[2], gates[3]);
-            for (int g = 0; g < 4; g++) memcpy(z + g * d + full, gates[g], bytes);
+            for (int g = 0; g < 4; g++) store(z + g * d + full, gates[g], d - full);
         }
     }
 }
 
 void lstm_backward(const Dimension *self, int64_t first, int64_t count) {
-    const int64_t B = self->B, d = self->d, full = d - d % V, rest = d - full;
-    const size_t bytes = rest * sizeof(float);
+    const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V;
 #pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
     for (int64_t r = 0; r < count * B; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
@@ -168,17 +236,6 @@ void lstm_backward(const Dimension *self, int64_t first, int64_t count) {
         for (int64_t i = 0; i < full; i += V)
             backward_step(z + i, z + d + i, z + 2 * d + i, z + 3 * d + i, m + i, new_m + i, new_h + i, dh + i,
                           new_dm + i, dm + i, self->standard);
-        if (rest) {
-            float gates[4][V] = {{0}}, old[V] = {0}, out_m[V] = {0}, out_h[V] = {0}, in_h[V] = {0}, in_m[V] = {0}, out[V];
-            for (int g = 0; g < 4; g++) memcpy(gates[g], z + g * d + full, bytes);
-            memcpy(old, m + full, bytes);
-            memcpy(out_m, new_m + full, bytes);
-            memcpy(out_h, new_h + full, bytes);
-            memcpy(in_h, dh + full, bytes);
-            memcpy(in_m, new_dm + full, bytes);
-            backward_step(gates[0], gates[1], gates[2], gates[3], old, out_m, out_h, in_h, in_m, out, self->standard);
-            for (int g = 0; g < 4; g++) memcpy(z + g * d + full, gates[g], bytes);
-            memcpy(dm + full, out, bytes);
-        }
+        for (int64_t i = full; i < d; i += V) backward_part(self, row, next, i, d - i < V ? d - i : V);
     }
 }

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM
-from gridlstm.engine.buffers import Buffers
+from gridlstm.engine.buffers import Buffers, take
 from gridlstm.engine.plan import Diagonal
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class Dimension(ctypes.Structure):
         ("grad_h", ctypes.c_void_p),
         ("grad_m", ctypes.c_void_p),
         ("later", ctypes.c_void_p),
+        ("keep_h", ctypes.c_void_p),
+        ("keep_m", ctypes.c_void_p),
         ("z_stride", ctypes.c_int64),
         ("h_stride", ctypes.c_int64),
         ("B", ctypes.c_int64),
@@ -119,7 +121,6 @@ def can_fuse(n: int, buffers: Buffers) -> bool:
     like = buffers.X[0]
     return (
         type(buffers.layout.block.cells[n]) is LSTM
-        and buffers.keep[n] == (None, None)
         and like.dtype == torch.float32
         and like.device.type == "cpu"
         and len(buffers.X) <= MOST_STAGES
@@ -137,12 +138,18 @@ class FusedStep:
         loaded = library()
         assert loaded is not None
         self.library = loaded
+        self.n = n
         self.buffers = buffers
+        self.columns = layout.columns[n]
         Z = buffers.Z[stage]
         self.successors = layout.plan.successors[n]
         self.later_stride = layout.B * layout.D * Z.element_size()
         self.z_stride = layout.B * Z.shape[-1] * Z.element_size()
         self.z = Z.data_ptr() + layout.gates[n].start * Z.element_size()
+        # Booleans as 0 and 1. Held here, because the source sees an address alone.
+        self.keep_h, self.keep_m = (
+            None if keep is None else keep.to(torch.float32).contiguous() for keep in buffers.keep[n]
+        )
         self.here = buffers.dH.data_ptr() + column * Z.element_size() if backward else None
         self.dimension = Dimension(
             z=self.z,
@@ -151,6 +158,8 @@ class FusedStep:
             successor=self.successors.data_ptr(),
             grad_h=self.here,
             grad_m=buffers.dM[n].data_ptr() if backward else None,
+            keep_h=None if self.keep_h is None else self.keep_h.data_ptr(),
+            keep_m=None if self.keep_m is None else self.keep_m.data_ptr(),
             z_stride=Z.shape[-1],
             h_stride=layout.D,
             B=layout.B,
@@ -169,9 +178,13 @@ class FusedStep:
     def restore(self, rows: slice) -> None:
         self.library.lstm_gates(self.dimension, rows.start, rows.stop - rows.start)
 
-    def backward(self, diagonal: Diagonal, later: Tensor | None) -> None:
+    def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
         first = diagonal.rows.start
         assert self.here is not None
         # ``later`` is always the diagonal's own rows of dH.
         self.dimension.later = None if later is None else self.here + first * self.later_stride
         self.library.lstm_backward(self.dimension, first, diagonal.size)
+        if self.keep_h is None:
+            return None
+        grad_h = take(self.buffers.dH[:, :, self.columns], diagonal.successors[self.n])
+        return grad_h * self.keep_h[diagonal.rows]
