@@ -182,3 +182,40 @@ def test_what_is_passed_as_for_nn_lstm_but_means_something_else_is_refused() -> 
         layer(x, (torch.zeros(2, 2, 4), torch.zeros(2, 2, 4)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="pad_packed_sequence"):
         layer(torch.nn.utils.rnn.pack_padded_sequence(x, [5, 4]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"priority": "depth"}, {"time": GRU()}, {"batch_first": True, "tied": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_padded_batch_equals_its_rows_one_by_one(options: dict[str, Any], dtype: torch.dtype) -> None:
+    model, lengths = layer(**options).to(dtype), torch.tensor([7, 1, 4])
+    x = torch.randn(3, 7, 5, dtype=dtype)
+    x[1, 1:] = float("nan")  # what is behind the end must not matter
+    time_first = not options.get("batch_first")
+
+    def run(rows: Tensor, *rest: Any) -> tuple[Tensor, GridLSTMState]:
+        y, state = model(rows.transpose(0, 1) if time_first else rows, *rest)
+        return y.transpose(0, 1) if time_first else y, state
+
+    output, state = run(x, None, lengths)
+    gradients = torch.autograd.grad(output.sum() + state.time.h.sum(), list(model.parameters()))
+    total = [torch.zeros_like(p) for p in model.parameters()]
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
+    for row, length in enumerate(lengths.tolist()):
+        y, own = run(x[row : row + 1, :length])
+        torch.testing.assert_close(output[row : row + 1, :length], y, **tolerance)
+        assert output[row, length:].eq(0).all()
+        for got, expected in zip(state.time, own.time, strict=True):
+            torch.testing.assert_close(got[:, row : row + 1], expected, **tolerance)
+        for sum_, gradient in zip(
+            total, torch.autograd.grad(y.sum() + own.time.h.sum(), list(model.parameters())), strict=True
+        ):
+            sum_ += gradient
+    torch.testing.assert_close(list(gradients), total, **tolerance)
+
+
+@pytest.mark.parametrize(
+    "lengths", [torch.tensor([1, 8]), torch.tensor([0, 3]), torch.tensor([3]), torch.tensor([1.0, 2.0]), [1, 2]]
+)
+def test_lengths_that_do_not_fit_are_refused(lengths: Any) -> None:
+    with pytest.raises(UserError, match="lengths as whole numbers from 1 to T=7, one for each of the 2 rows"):
+        layer()(torch.zeros(7, 2, 5), None, lengths)

@@ -12,6 +12,7 @@ from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
+from gridlstm.scan import Masks
 
 
 class GridLSTMState(NamedTuple):
@@ -41,7 +42,8 @@ class GridLSTM(nn.Module):
 
     ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o). Other differences: the state is a ``GridLSTMState``;
     options after ``num_layers`` go by name; biases, the output equation and dropout belong to the cells (``time``,
-    ``depth``) and to ``Grid``; there is no bidirectional, projected or packed-sequence form.
+    ``depth``) and to ``Grid``; there is no bidirectional or projected form; a packed sequence is a padded one with
+    ``lengths``.
 
     Args:
         input_size: features per step.
@@ -87,18 +89,22 @@ class GridLSTM(nn.Module):
             sweep=sweep,
         )
 
-    def forward(self, x: Tensor, state: GridLSTMState | None = None) -> tuple[Tensor, GridLSTMState]:
-        """Runs the grid over a sequence.
+    def forward(
+        self, x: Tensor, state: GridLSTMState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, GridLSTMState]:
+        """Runs the grid over a sequence, or a padded batch of sequences.
 
         Args:
             x: (T, B, input_size), with ``batch_first`` (B, T, input_size); or one sequence, (T, input_size).
             state: what a previous call returned; None for zeros. For one sequence its tensors lack the batch axis.
+            lengths: (B,) whole numbers from 1 to T, on x's device: the steps of each row that count. What follows them
+                changes nothing: the state of time is that of the row's last step, outputs behind it are 0.
 
         Returns:
             The top h of every step, shaped as x but with d features, and the state.
 
         Raises:
-            UserError: when the rank, size, data type or device of x or of the state does not fit.
+            UserError: when the rank, size, data type or device of x, of the state or of the lengths does not fit.
         """
         self._check_input(x)
         batched = x.dim() == 3
@@ -107,22 +113,31 @@ class GridLSTM(nn.Module):
         elif self.batch_first:
             x = x.transpose(0, 1)
         before = self._incoming(state, x, batched)
+        padding = None if lengths is None else self._padding(lengths, x, batched)  # (T, B)
+        if padding is not None:
+            x = x.masked_fill(padding[..., None], 0)  # it may be anything, also NaN
         bottom = self.input(x).split([self.hidden_size, self.memory_sizes[1]], dim=-1)
-        time, depth = self.grid([before, HiddenMemory(*bottom)], (x.shape[0], self.num_layers))
+        held = None if padding is None else padding[:, None, :, None]
+        masks = None if held is None else [Masks(held, held), Masks()]
+        time, depth = self.grid([before, HiddenMemory(*bottom)], (x.shape[0], self.num_layers), masks)
+        if padding is not None:
+            depth = HiddenMemory(*(part.masked_fill(padding[..., None], 0) for part in depth))
         if not batched:
             time, depth = (HiddenMemory(h.squeeze(1), m.squeeze(1)) for h, m in (time, depth))
         output = depth.h.transpose(0, 1) if batched and self.batch_first else depth.h
         return output, GridLSTMState(time, depth)
 
     # nn.Module's own __call__ is untyped.
-    def __call__(self, x: Tensor, state: GridLSTMState | None = None) -> tuple[Tensor, GridLSTMState]:
-        return cast(tuple[Tensor, GridLSTMState], super().__call__(x, state))
+    def __call__(
+        self, x: Tensor, state: GridLSTMState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, GridLSTMState]:
+        return cast(tuple[Tensor, GridLSTMState], super().__call__(x, state, lengths))
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise UserError(
                 f"expected x as a tensor, got {type(x).__name__}; "
-                f"a packed sequence goes through pad_packed_sequence first."
+                f"a packed sequence goes through pad_packed_sequence, which returns the lengths for this call too."
             )
         weight = self.input.weight
         layout = "(B, T, input_size)" if self.batch_first else "(T, B, input_size)"
@@ -135,6 +150,18 @@ class GridLSTM(nn.Module):
             raise UserError(f"expected x on {weight.device} like the weights, got {x.device}: use x.to(...).")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise UserError(f"expected x of type {weight.dtype} like the weights, got {x.dtype}: use x.to(...).")
+
+    def _padding(self, lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
+        """Which steps do not count: (T, B)."""
+        T, B = x.shape[:2]
+        fits = isinstance(lengths, Tensor) and batched and tuple(lengths.shape) == (B,) and lengths.device == x.device
+        if not fits or lengths.is_floating_point() or not ((lengths >= 1) & (lengths <= T)).all():
+            got = f"{lengths.dtype} of shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else f"{lengths!r}"
+            raise UserError(
+                f"expected lengths as whole numbers from 1 to T={T}, one for each of the {B} rows of a batch, "
+                f"on {x.device}, got {got}."
+            )
+        return torch.arange(T, device=x.device)[:, None] >= lengths
 
     def _incoming(self, state: GridLSTMState | None, x: Tensor, batched: bool) -> HiddenMemory:
         """The (L, B, size) hidden and memory vectors before the first step."""
