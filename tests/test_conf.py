@@ -124,7 +124,8 @@ def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.tied=3", "model.tied must be true or false, got 3"),
+        ("model.tied=3", "model.tied must be true or false or a list, got 3"),
+        ("model.tied=[width]", r"tied must be true, false or a list of time and depth, got 'width'"),
         ("model.num_layers=2.5", "model.num_layers must be a whole number, got 2.5"),
         ("model.priority=7", "model.priority must be text or null, got 7"),
         ("model.time.bias=yes please", "model.time.bias must be true or false, got 'yes please'"),

@@ -9,8 +9,9 @@ import torch
 from tests.test_vector_models import MAKE as VECTOR_MODELS
 from torch.utils._pytree import tree_leaves
 
+from gridlstm import cells
 from gridlstm.cell import LSTM
-from gridlstm.cells import CoupledLSTM, PeepholeLSTM
+from gridlstm.cells import CoupledLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid1d import Grid1d
@@ -26,6 +27,10 @@ MAKE: dict[str, Callable[[], SequenceModel]] = {
     "grid2d untied": lambda: Grid2d(5, 4, 3, tied=False),
     "grid2d depth first": lambda: Grid2d(5, 4, 3, priority="time"),
     "grid2d standard, prioritised": lambda: Grid2d(5, 4, 3, time=STANDARD, depth=STANDARD, priority="depth"),
+    "grid2d one transform tied": lambda: Grid2d(5, 4, 3, tied=["depth"], memory_at_ends=False),
+    "grid2d shared": lambda: Grid2d(5, 4, 3, shared=True),
+    "grid2d depth without memory": lambda: Grid2d(5, 4, 3, depth=NonLSTM("sigmoid")),
+    "grid2d gru": lambda: Grid2d(5, 4, 3, time=cells.GRU(), depth=cells.GRU()),
     "stacked_lstm": lambda: StackedLSTM(5, 4, 3),
     "stacked_lstm tied standard": lambda: StackedLSTM(5, 4, 3, time=STANDARD, tied=True),
     "stacked_lstm peephole": lambda: StackedLSTM(5, 4, 3, time=PeepholeLSTM(peepholes="fo")),
@@ -90,7 +95,7 @@ def test_gradients_reach_every_parameter_and_the_initial_state(model: SequenceMo
     for leaf in state:
         leaf.requires_grad_()
     model(torch.randint(5, (2, 6)), state)[0].square().sum().backward()
-    used = [*model.parameters(), *state]
+    used = [*model.parameters(), *(leaf for leaf in state if leaf.numel())]  # a GRU has memory vectors of length 0
     assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in used)
 
 

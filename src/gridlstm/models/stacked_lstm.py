@@ -63,7 +63,11 @@ class StackedLSTM(SequenceModel):
         self.cell = time
         self.input = InputProjection(input_size, hidden_size)
         self.layers = Transform(
-            time, hidden_size, 2 * hidden_size, slice(hidden_size, None), copies=() if tied else (num_layers,)
+            time,
+            hidden_size,
+            2 * hidden_size,
+            slice(hidden_size, 2 * hidden_size),
+            copies=() if tied else (num_layers,),
         )
         self.tied = tied
         self.dropout = dropout
