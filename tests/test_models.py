@@ -16,6 +16,7 @@ from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid1d import Grid1d
 from gridlstm.models.grid2d import Grid2d
+from gridlstm.models.mdlstm2d import MDLSTM2d
 from gridlstm.models.recurrent import GRU, RNN
 from gridlstm.models.stacked_lstm import StackedLSTM
 
@@ -35,6 +36,7 @@ MAKE: dict[str, Callable[[], SequenceModel]] = {
     "stacked_lstm tied standard": lambda: StackedLSTM(5, 4, 3, time=STANDARD, tied=True),
     "stacked_lstm peephole": lambda: StackedLSTM(5, 4, 3, time=PeepholeLSTM(peepholes="fo")),
     "stacked_lstm coupled": lambda: StackedLSTM(5, 4, 3, time=CoupledLSTM()),
+    "mdlstm": lambda: MDLSTM2d(5, 4, 3),
     "rnn": lambda: RNN(5, 4, 3),
     "gru": lambda: GRU(5, 4, 3),
     "lstm": lambda: StackedLSTM(5, 4, 3, time=STANDARD),
@@ -108,7 +110,7 @@ def test_refuses_other_inputs(model: SequenceModel, x: torch.Tensor) -> None:
 
 
 def test_refuses_impossible_sizes() -> None:
-    for make in (Grid2d, StackedLSTM, RNN, GRU, Grid1d):
+    for make in (Grid2d, StackedLSTM, MDLSTM2d, RNN, GRU, Grid1d):
         with pytest.raises(UserError, match="at least 1"):
             make(5, 0, 1)
         with pytest.raises(UserError, match="at least 1"):
