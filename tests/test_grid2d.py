@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from tests.conftest import compose
 
 from gridlstm.cell import LSTM, Cell
 from gridlstm.cells import GRU, NonLSTM
 from gridlstm.errors import UserError
 from gridlstm.grid import Transform
-from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.stacked_lstm import StackedLSTM
 
@@ -146,46 +143,3 @@ def test_choices_that_contradict_each_other_are_refused() -> None:
         Grid2d(5, 4, 3, tied=["depth"], shared=True)
     with pytest.raises(UserError, match="dropout must be a probability"):
         Grid2d(5, 4, 3, dropout=-0.1)
-
-
-def published_size(name: str, num_layers: int = 6) -> int:
-    """Parameters of a named model with 1000 units and 205 symbols, without its read-out."""
-    config = compose(f"model={name}", "model.hidden_size=1000", f"model.num_layers={num_layers}")
-    with torch.device("meta"):
-        model: SequenceModel = instantiate(config.model, input_size=205, _convert_="all")
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        # 4 d 2 d weights a transform; 205 d, or 2 d with memory at the ends, for the input.
-        ("grid2d", 2 * 8_000_000 + 410_000),
-        ("grid2d_priority", 2 * 8_000_000 + 410_000),
-        ("grid2d_shared_transforms", 8_000_000 + 410_000),
-        ("grid2d_untied", 12 * 8_000_000 + 410_000),
-        ("grid2d_relu_depth", 8_000_000 + 2_000_000 + 205_000),
-        ("grid2d_identity_depth", 8_000_000 + 2_000_000 + 205_000),
-        ("grid2d_gru", 2 * (6_000_000 + 4_000) + 205_000),
-        ("grid2d_torch7", 7 * (8_000_000 + 4_000) + 205_000),
-        ("stacked_lstm_torch7", 6 * (8_000_000 + 4_000) + 205_000),
-    ],
-)
-def test_sizes_at_6_x_1000(name: str, size: int) -> None:
-    assert published_size(name) == size
-
-
-def test_torch7_grid_has_56_5_million_parameters() -> None:
-    """Torch7's had a bias for each of the two halves of H, whose sum is ours, and the read-out is 1000 to 205."""
-    assert published_size("grid2d_torch7") + 7 * 4_000 + 1000 * 205 + 205 == 56_466_205
-
-
-@pytest.mark.parametrize("name", ["grid2d_torch7", "stacked_lstm_torch7"])
-def test_torch7_recipe(name: str) -> None:
-    config = compose(f"model={name}", "model.hidden_size=40", "model.num_layers=2")
-    model: SequenceModel = instantiate(config.model, input_size=205, _convert_="all")
-    for key, parameter in model.named_parameters():
-        if key.endswith("bias"):
-            assert parameter.unique().tolist() == [0, 1], "only the forget gate's bias is 1"
-        else:
-            assert 0.079 < parameter.abs().max() <= 0.08
