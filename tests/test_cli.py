@@ -34,7 +34,14 @@ def refused(*arguments: str, cwd: Path = ROOT) -> str:
 def test_help_names_groups_and_first_commands() -> None:
     done = run("train.py", "--help")
     assert done.returncode == 0
-    for words in ("Start here", "model: grid2d, stacked_lstm", "task: enwik8, memorization, text", "trainer.max_time"):
+    for words in (
+        "Start here",
+        "model: ",
+        "grid2d, grid2d_gru",
+        "stacked_lstm",
+        "task: enwik8, memorization, text",
+        "trainer.max_time",
+    ):
         assert words in done.stdout
     assert "$" not in done.stdout, "a placeholder was not filled in"
 

@@ -14,6 +14,7 @@ from gridlstm.data.enwik8 import Enwik8Data
 from gridlstm.data.memorization import MemorizationData
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
+from gridlstm.models.base import VectorModel
 from gridlstm.runtime.build import build, check_types
 from gridlstm.train import CONF
 
@@ -49,7 +50,7 @@ def test_types_of_all_options_are_right(file: str) -> None:
 def test_every_model_is_made(file: str) -> None:
     config = compose(*choice(file), "model.hidden_size=3", "model.num_layers=2", *RUN)
     model = instantiate(config.model, input_size=5, _convert_="all")
-    y, _ = model(torch.zeros(2, 3, dtype=torch.int64))
+    y = model(torch.ones(2, 5)) if isinstance(model, VectorModel) else model(torch.zeros(2, 3, dtype=torch.int64))[0]
     assert y.isfinite().all()
 
 
@@ -123,7 +124,8 @@ def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.tied=3", "model.tied must be true or false, got 3"),
+        ("model.tied=3", "model.tied must be true or false or a list, got 3"),
+        ("model.tied=[width]", r"tied must be true, false or a list of time and depth, got 'width'"),
         ("model.num_layers=2.5", "model.num_layers must be a whole number, got 2.5"),
         ("model.priority=7", "model.priority must be text or null, got 7"),
         ("model.time.bias=yes please", "model.time.bias must be true or false, got 'yes please'"),

@@ -18,7 +18,7 @@ LAYERS = [
     ["engine.choices", "engine.packed"],
     ["engine.wavefront", "engine.layer_major"],
     ["engine.dispatch"],
-    ["grid"],
+    ["grid", "mdlstm"],
     ["layer", "contenders"],
     ["models"],
     ["data"],

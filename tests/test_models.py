@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.test_vector_models import MAKE as VECTOR_MODELS
 from torch.utils._pytree import tree_leaves
 
+from gridlstm import cells
 from gridlstm.cell import LSTM
+from gridlstm.cells import CoupledLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
+from gridlstm.models.grid1d import Grid1d
 from gridlstm.models.grid2d import Grid2d
+from gridlstm.models.mdlstm2d import MDLSTM2d
+from gridlstm.models.recurrent import GRU, RNN
 from gridlstm.models.stacked_lstm import StackedLSTM
 
 GOLDEN = Path(__file__).parent / "golden" / "parameters.json"
@@ -22,8 +28,18 @@ MAKE: dict[str, Callable[[], SequenceModel]] = {
     "grid2d untied": lambda: Grid2d(5, 4, 3, tied=False),
     "grid2d depth first": lambda: Grid2d(5, 4, 3, priority="time"),
     "grid2d standard, prioritised": lambda: Grid2d(5, 4, 3, time=STANDARD, depth=STANDARD, priority="depth"),
+    "grid2d one transform tied": lambda: Grid2d(5, 4, 3, tied=["depth"], memory_at_ends=False),
+    "grid2d shared": lambda: Grid2d(5, 4, 3, shared=True),
+    "grid2d depth without memory": lambda: Grid2d(5, 4, 3, depth=NonLSTM("sigmoid")),
+    "grid2d gru": lambda: Grid2d(5, 4, 3, time=cells.GRU(), depth=cells.GRU()),
     "stacked_lstm": lambda: StackedLSTM(5, 4, 3),
     "stacked_lstm tied standard": lambda: StackedLSTM(5, 4, 3, time=STANDARD, tied=True),
+    "stacked_lstm peephole": lambda: StackedLSTM(5, 4, 3, time=PeepholeLSTM(peepholes="fo")),
+    "stacked_lstm coupled": lambda: StackedLSTM(5, 4, 3, time=CoupledLSTM()),
+    "mdlstm": lambda: MDLSTM2d(5, 4, 3),
+    "rnn": lambda: RNN(5, 4, 3),
+    "gru": lambda: GRU(5, 4, 3),
+    "lstm": lambda: StackedLSTM(5, 4, 3, time=STANDARD),
 }
 
 
@@ -81,7 +97,7 @@ def test_gradients_reach_every_parameter_and_the_initial_state(model: SequenceMo
     for leaf in state:
         leaf.requires_grad_()
     model(torch.randint(5, (2, 6)), state)[0].square().sum().backward()
-    used = [*model.parameters(), *state]
+    used = [*model.parameters(), *(leaf for leaf in state if leaf.numel())]  # a GRU has memory vectors of length 0
     assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in used)
 
 
@@ -94,7 +110,7 @@ def test_refuses_other_inputs(model: SequenceModel, x: torch.Tensor) -> None:
 
 
 def test_refuses_impossible_sizes() -> None:
-    for make in (Grid2d, StackedLSTM):
+    for make in (Grid2d, StackedLSTM, MDLSTM2d, RNN, GRU, Grid1d):
         with pytest.raises(UserError, match="at least 1"):
             make(5, 0, 1)
         with pytest.raises(UserError, match="at least 1"):
@@ -110,7 +126,8 @@ def test_parameters_are_those_on_record() -> None:
 
 
 def described() -> dict[str, dict[str, list[int]]]:
-    return {name: {key: list(value.shape) for key, value in make().state_dict().items()} for name, make in MAKE.items()}
+    made = {**MAKE, **VECTOR_MODELS}
+    return {name: {key: list(value.shape) for key, value in make().state_dict().items()} for name, make in made.items()}
 
 
 def record() -> None:

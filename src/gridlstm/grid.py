@@ -24,6 +24,7 @@ class Dimension:
         size: length of its hidden vectors.
         untied_extent: None where blocks along it share their weights, else the number of blocks along it, each with
             weights of its own.
+        tied: where another dimension is untied, its transform has one weight set all the same.
         reverse: blocks pass on along it from the last coordinate to the first.
         shares: the dimension whose weights it uses; None for its own (section 3.5).
         regularizers: noise on it.
@@ -33,6 +34,7 @@ class Dimension:
     cell: Cell
     size: int
     untied_extent: int | None = None
+    tied: bool = False
     reverse: bool = False
     shares: str | None = None
     regularizers: tuple[Regularizer, ...] = ()
@@ -78,6 +80,18 @@ class Transform(nn.Module):
             tuple(self.vectors.values()),
         )
 
+    def packed_for(self, copies: tuple[int, ...]) -> Weights:
+        """``packed`` with the untied extents of the grid: one weight set stands for all its copies."""
+        weights = self.packed
+        if self.weight.dim() == 2 + len(copies):
+            return weights
+
+        def expand(x: Tensor) -> Tensor:
+            return x.expand(*copies, *x.shape)
+
+        bias = None if weights.bias is None else expand(weights.bias)
+        return Weights(expand(weights.weight), bias, tuple(map(expand, weights.vectors)))
+
 
 class Grid(nn.Module):
     """An N-dimensional grid of Grid LSTM blocks (section 3).
@@ -113,11 +127,12 @@ class Grid(nn.Module):
         copies = tuple(d.untied_extent for d in dimensions if d.untied_extent is not None)
         self.transforms = nn.ModuleDict(
             {
-                d.name: Transform(d.cell, d.size, sum(self.block.sizes), columns, copies)
+                d.name: Transform(d.cell, d.size, sum(self.block.sizes), columns, () if d.tied else copies)
                 for d, columns in zip(dimensions, columns_of(self.block), strict=True)
                 if d.shares is None
             }
         )
+        self.copies = copies
         self.sources = [d.name if d.shares is None else d.shares for d in dimensions]
         self.regularizers = [tuple(d.regularizers) for d in dimensions]
         self.progress = 0.0
@@ -134,7 +149,7 @@ class Grid(nn.Module):
         Raises:
             UserError: when shapes, data types or devices of the sides do not fit the grid.
         """
-        weights = [cast(Transform, self.transforms[source]).packed for source in self.sources]
+        weights = [cast(Transform, self.transforms[source]).packed_for(self.copies) for source in self.sources]
         if torch.is_autocast_enabled(weights[0].weight.device.type):
             # States and sums stay in the weights' precision; the sweep lowers the products alone.
             sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gridlstm.cell import fan_in_uniform
 from gridlstm.errors import UserError
 
 State = Any
@@ -38,12 +39,49 @@ class SequenceModel(nn.Module):
         return cast(tuple[Tensor, State], super().__call__(x, state))
 
 
+class VectorModel(nn.Module):
+    """``forward(x) -> y``: a network of depth alone, without time and so without state.
+
+    x is (B, input_size) floats, the whole input at once, such as the bits of a string; y is (B, output_size).
+    """
+
+    input_size: int
+    output_size: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    # nn.Module's own __call__ is untyped.
+    def __call__(self, x: Tensor) -> Tensor:
+        return cast(Tensor, super().__call__(x))
+
+
 def check_sizes(hidden_size: int, num_layers: int) -> None:
     """Raises UserError for a network without units or layers."""
     if hidden_size < 1 or num_layers < 1:
         raise UserError(
             f"hidden_size and num_layers must be at least 1, got hidden_size={hidden_size}, num_layers={num_layers}."
         )
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises UserError unless it is a probability below 1."""
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must be a probability in [0, 1), got {dropout}.")
+
+
+@torch.no_grad()
+def start_weights_within(model: nn.Module, bound: float) -> None:
+    """Initialises every weight with U(-bound, bound); biases stay.
+
+    Raises:
+        UserError: the bound is not above 0.
+    """
+    if bound <= 0:
+        raise UserError(f"init_bound must be above 0, got {bound}.")
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight"):
+            parameter.uniform_(-bound, bound)
 
 
 class InputProjection(nn.Module):
@@ -74,3 +112,25 @@ class InputProjection(nn.Module):
             f"expected symbols (B, T) of an integer type or floats (B, T, {self.input_size}), "
             f"got {x.dtype} of shape {tuple(x.shape)}."
         )
+
+
+class VectorProjection(nn.Linear):
+    """x -> W x without bias, for whole vectors x.
+
+    Args:
+        input_size: length of x.
+        output_size: length of the projection.
+    """
+
+    def __init__(self, input_size: int, output_size: int) -> None:
+        super().__init__(input_size, output_size, bias=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        fan_in_uniform(self.weight, 1.0)  # inputs of unit variance, such as -1 and 1, are projected to unit variance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, input_size) -> (B, output_size)."""
+        if x.dim() != 2 or x.shape[-1] != self.in_features or not x.is_floating_point():
+            raise UserError(f"expected floats (B, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}.")
+        return super().forward(x)

@@ -1,6 +1,7 @@
 """The one place where configuration becomes objects: the wiring diagram of a run."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -79,6 +80,7 @@ _KIND_NAMES: dict[type, str] = {
     int: "a whole number",
     float: "a number",
     str: "text",
+    Sequence: "a list",
     type(None): "null",
 }
 

@@ -1,0 +1,58 @@
+"""A multidimensional LSTM over time and depth: the network that the paper sets the 2-D grid against (section 2.3).
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.mdlstm import MDLSTM
+from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
+from gridlstm.models.grid2d import Grid2dState
+
+
+class MDLSTM2d(SequenceModel):
+    """``Grid2d`` with the block of ``MDLSTM``: H = [h_time; h_depth], m' = f_1 . m_time + f_2 . m_depth + u . c.
+
+    Input and output are the grid's: each step is projected into the h and m that enter below, and y = [h; m] of the
+    top. All blocks share one set of 10 d^2 weights.
+
+    Args:
+        input_size: symbols, or features per step.
+        hidden_size: d.
+        num_layers: L, the blocks along depth.
+        cell: output equation, biases and start of each gate.
+        sweep: see ``MDLSTM``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        cell: LSTM = LSTM(),
+        sweep: Literal["auto", "reference"] = "auto",
+    ) -> None:
+        super().__init__()
+        check_sizes(hidden_size, num_layers)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.output_size = 2 * hidden_size
+        self.input = InputProjection(input_size, 2 * hidden_size)
+        self.blocks = MDLSTM(0, hidden_size, 2, cell, sweep=sweep)
+
+    def initial_state(self, batch_size: int) -> Grid2dState:
+        zeros = self.input.weight.new_zeros(2, self.num_layers, batch_size, self.hidden_size)
+        return Grid2dState(*zeros)
+
+    def forward(self, x: Tensor, state: Grid2dState | None = None) -> tuple[Tensor, Grid2dState]:
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        bottom = HiddenMemory(*self.input(x).transpose(0, 1).chunk(2, dim=-1))  # 2 x (T, B, d)
+        no_input = bottom.h.new_zeros(x.shape[1], self.num_layers, x.shape[0], 0)
+        h, m = self.blocks(no_input, [HiddenMemory(*state), bottom])  # (T, L, B, d)
+        return torch.cat([h[:, -1], m[:, -1]], dim=-1).transpose(0, 1), Grid2dState(h[-1], m[-1])

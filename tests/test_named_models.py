@@ -1,0 +1,64 @@
+"""The models that are named in conf/model: their sizes at 6 x 1000 with 205 symbols, and their recipes."""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from tests.conftest import compose
+
+from gridlstm.models.base import SequenceModel
+
+M = 1_000_000
+
+
+def size(name: str) -> int:
+    """Parameters without the read-out, which is the task's."""
+    config = compose(f"model={name}", "model.hidden_size=1000", "model.num_layers=6")
+    with torch.device("meta"):
+        model = instantiate(config.model, input_size=205, _convert_="all")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # A transform of the 2-D grid: 4 d 2 d weights. The input: 205 d, or 2 d with memory at the ends.
+        ("grid2d", 2 * 8 * M + 410_000),
+        ("grid2d_priority", 2 * 8 * M + 410_000),
+        ("grid2d_shared_transforms", 8 * M + 410_000),
+        ("grid2d_untied", 12 * 8 * M + 410_000),
+        ("grid2d_relu_depth", (8 + 2) * M + 205_000),
+        ("grid2d_identity_depth", (8 + 2) * M + 205_000),
+        ("grid2d_gru", 2 * (6 * M + 4_000) + 205_000),
+        ("grid2d_torch7", 7 * (8 * M + 4_000) + 205_000),
+        ("mdlstm", 10 * M + 410_000),
+        ("stacked_lstm", 6 * 8 * M + 205_000),
+        ("stacked_lstm_peephole", 6 * (8 * M + 3_000) + 205_000),
+        ("stacked_lstm_coupled", 6 * 6 * M + 205_000),
+        ("stacked_lstm_torch7", 6 * (8 * M + 4_000) + 205_000),
+        ("lstm", 6 * (8 * M + 4_000) + 205_000),
+        ("gru", 6 * (6 * M + 6_000) + 205_000),
+        ("rnn", 6 * (2 * M + 2_000) + 205_000),
+        # Networks of depth alone read h, and the 1-LSTM has d 4 d weights for all layers.
+        ("grid1d", 4 * M + 410_000),
+        ("highway", 6 * (2 * M + 2_000) + 205_000),
+        ("feed_forward", 6 * (M + 1_000) + 205_000),
+    ],
+)
+def test_size_is_that_of_the_equations(name: str, expected: int) -> None:
+    assert size(name) == expected
+
+
+def test_torch7_grid_has_56_5_million_parameters() -> None:
+    """Torch7's had a bias for each of the two halves of H, whose sum is ours, and the read-out is 1000 to 205."""
+    assert size("grid2d_torch7") + 7 * 4_000 + 1000 * 205 + 205 == 56_466_205
+
+
+@pytest.mark.parametrize("name", ["grid2d_torch7", "stacked_lstm_torch7"])
+def test_torch7_recipe(name: str) -> None:
+    config = compose(f"model={name}", "model.hidden_size=40", "model.num_layers=2")
+    model: SequenceModel = instantiate(config.model, input_size=205, _convert_="all")
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            assert parameter.unique().tolist() == [0, 1], "only the forget gate's bias is 1"
+        else:
+            assert 0.079 < parameter.abs().max() <= 0.08
