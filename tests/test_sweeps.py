@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
-from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.dispatch import SWEEPS, Sweep, SweepName, sweep_named
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
@@ -336,3 +336,24 @@ def test_sides_that_do_not_fit_are_refused(
 def test_unknown_sweep_is_refused() -> None:
     with pytest.raises(UserError, match="sweep must be one of auto, reference, wavefront, recompute, layer-major"):
         grid_of_two(sweep="fast")
+
+
+@pytest.mark.parametrize(
+    ("untied", "extents", "size", "B", "expected"),
+    [
+        ((), (20, 6), 500, 50, "wavefront"),
+        ((1,), (20, 6), 500, 50, "layer-major"),
+        ((1,), (20, 6), 500, 1, "layer-major"),
+        ((1,), (20, 10), 32, 1, "wavefront"),  # a step of a layer's chain is too small to wait for
+        ((0,), (20, 6), 500, 50, "wavefront"),  # layer-major cannot
+        ((2,), (14, 14, 4), 100, 32, "layer-major"),
+    ],
+)
+def test_the_sweep_is_picked_by_shape(
+    untied: tuple[int, ...], extents: tuple[int, ...], size: int, B: int, expected: SweepName
+) -> None:
+    block = Block((LSTM(),) * len(extents), (size,) * len(extents), (tuple(range(len(extents))),), untied)
+    assert sweep_named("auto", block, extents, torch.empty(0, B, size, device="cpu")) is SWEEPS[expected]
+    if expected == "layer-major":
+        on_gpu = torch.empty(0, B, size, device="meta")  # like any device whose arithmetic is faster than its starts
+        assert sweep_named("auto", block, extents, on_gpu) is SWEEPS["wavefront"]

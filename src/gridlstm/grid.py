@@ -158,7 +158,7 @@ class Grid(nn.Module):
         if self.reversed:
             sides, weights = self._flip_sides(sides), [Weights(*map(self._flip_copies, w)) for w in weights]
             masks = masks and [Masks(*(x if x is None else self._flip_mask(x) for x in mask)) for mask in masks]
-        leaving = sweep_named(self.sweep, self.block)(self.block, weights, sides, extents, masks)
+        leaving = sweep_named(self.sweep, self.block, extents, sides[0].h)(self.block, weights, sides, extents, masks)
         return self._flip_sides(leaving) if self.reversed else leaving
 
     def _with_noise(
