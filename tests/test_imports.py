@@ -16,7 +16,7 @@ LAYERS = [
     ["engine.buffers"],
     ["engine.steps", "engine.fused"],
     ["engine.choices", "engine.packed"],
-    ["engine.wavefront", "engine.layer_major"],
+    ["engine.wavefront", "engine.layer_major", "engine.half_step"],
     ["engine.dispatch"],
     ["grid", "mdlstm"],
     ["layer", "contenders"],

@@ -11,6 +11,7 @@ from torch import Tensor
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.engine.dispatch import SWEEPS, Sweep, SweepName, sweep_named
+from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
@@ -150,6 +151,8 @@ def test_fast_sweeps_equal_reference(case: Case) -> None:
     assert_sweep_is_exact(recomputing_wavefront, case)
     if layer_major_fits(case.block):
         assert_sweep_is_exact(layer_major, case)
+    if half_step_fits(case.block):
+        assert_sweep_is_exact(half_step, case)
 
 
 @pytest.mark.parametrize("extents", [(1, 1), (1, 5), (5, 1), (2, 5), (5, 2), (9, 3)])
@@ -162,6 +165,8 @@ def test_wavefront_equals_reference_on_time_and_depth(
     assert_sweep_is_exact(wavefront, case)
     if stages != ((1,), (0,)):
         assert_sweep_is_exact(layer_major, case)
+    if len(stages) == 2 and not untied:
+        assert_sweep_is_exact(half_step, case)
 
 
 @pytest.mark.parametrize("stages", [((0, 1),), ((0,), (1,))])
@@ -334,7 +339,7 @@ def test_sides_that_do_not_fit_are_refused(
 
 
 def test_unknown_sweep_is_refused() -> None:
-    with pytest.raises(UserError, match="sweep must be one of auto, reference, wavefront, recompute, layer-major"):
+    with pytest.raises(UserError, match=r"sweep must be one of auto, reference, wavefront, .*, half-step, got 'fast'"):
         grid_of_two(sweep="fast")
 
 
@@ -355,5 +360,24 @@ def test_the_sweep_is_picked_by_shape(
     block = Block((LSTM(),) * len(extents), (size,) * len(extents), (tuple(range(len(extents))),), untied)
     assert sweep_named("auto", block, extents, torch.empty(0, B, size, device="cpu")) is SWEEPS[expected]
     if expected == "layer-major":
-        on_gpu = torch.empty(0, B, size, device="meta")  # like any device whose arithmetic is faster than its starts
-        assert sweep_named("auto", block, extents, on_gpu) is SWEEPS["wavefront"]
+        assert sweep_named("auto", block, extents, like_gpu(B, size)) is SWEEPS["wavefront"]
+
+
+def like_gpu(B: int, size: int) -> Tensor:
+    """On a device of no known speed, for which a GPU's is assumed."""
+    return torch.empty(0, B, size, device="meta")
+
+
+def test_half_steps_are_picked_where_starting_a_product_takes_longer_than_the_product() -> None:
+    priority = Block((LSTM(), LSTM()), (400, 400), ((0,), (1,)))
+    assert sweep_named("auto", priority, (49, 18), like_gpu(15, 400)) is SWEEPS["half-step"]
+    assert sweep_named("auto", priority, (49, 18), like_gpu(1500, 400)) is SWEEPS["wavefront"]
+    assert sweep_named("auto", priority, (49, 18), torch.empty(0, 15, 400)) is SWEEPS["wavefront"]
+    without = Block((LSTM(), LSTM()), (400, 400), ((0, 1),))
+    assert sweep_named("auto", without, (49, 18), like_gpu(15, 400)) is SWEEPS["wavefront"]
+
+
+def test_half_steps_refuse_what_they_cannot_do() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="sweep=half-step needs two stages"):
+        grid_of_two(sweep="half-step")([HiddenMemory(*torch.ones(2, 2, 1, 3).double())] * 2, (2, 2))

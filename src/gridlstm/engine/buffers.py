@@ -33,6 +33,13 @@ def empty(*shape: int, like: Tensor) -> Tensor:
     return buffer
 
 
+def empty_stages(widths: Sequence[int], rows: int, B: int, like: Tensor) -> list[Tensor]:
+    """(rows, B, width) for each stage, in one storage with the last stage first: see ``half_step``."""
+    storage = empty(rows * B * sum(widths), like=like)
+    pieces = storage.split([rows * B * width for width in reversed(widths)])
+    return [piece.view(rows, B, width) for piece, width in zip(reversed(pieces), widths, strict=True)]
+
+
 class Layout:
     """Where each dimension stands in the packed buffers."""
 
@@ -50,9 +57,12 @@ class Layout:
         self.lowered = lowered  # the type of products, where it is not that of the tensors
         self.B = B
         self.D = sum(block.sizes)
-        self.plan: Plan = plan(extents, block.untied, device, order)
         self.columns = columns_of(block)
         self.stage_of = {n: k for k, stage in enumerate(block.stages) for n in stage}
+        pace = tuple(self.stage_of[n] + 1 for n in range(len(extents))) if order == "half-step" else None
+        self.plan: Plan = plan(extents, block.untied, device, order, pace)
+        # Stages of two diagonals are under way at once in half-steps; elsewhere one diagonal or layer at a time.
+        self.at_once = self.plan.blocks if order == "half-step" else self.plan.largest
         self.gates: dict[int, slice] = {}  # of each dimension within its stage
         self.num_gates: list[int] = []  # G of each stage
         for stage in block.stages:
@@ -113,7 +123,7 @@ class Buffers:
             earlier stage appears there already updated.
         M: each dimension's incoming memory, (rows, B, memory size).
         Z: each stage's pre-activations, then what a cell keeps of them, then their gradients: (C, B, G). A sweep that
-            keeps nothing for a backward pass has room for ``plan.largest`` blocks alone: see ``begin``.
+            keeps nothing for a backward pass has room for ``layout.at_once`` blocks alone: see ``begin``.
         vectors: each dimension's other parameters, (copies, length).
         drop: factors of what products read, (C, B, D); None for none.
         keep: each dimension's (keep_h, keep_m), (C, B, size); None for none.

@@ -61,9 +61,9 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add
 
 
 def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, lowered: torch.dtype | None) -> None:
-    """out = x y + bias for matrices; ``lowered`` as for ``multiply``, the bias is added in the type of ``out``."""
+    """out = x y + bias; ``lowered`` as for ``multiply``, the bias is added in the type of ``out``."""
     if bias is not None and lowered is None:
-        torch.addmm(bias, x, y, out=out)
+        (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, y, out=out)
         return
     multiply(x, y, out, lowered)
     if bias is not None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
-from gridlstm.engine.buffers import Buffers, Layout, empty
+from gridlstm.engine.buffers import Buffers, Layout, empty, empty_stages
 from gridlstm.engine.fused import FusedStep, can_fuse
 from gridlstm.engine.matmul import affine, fastest_product, multiply
 from gridlstm.engine.plan import Order
@@ -126,9 +126,9 @@ class _PackedSweep(torch.autograd.Function):
         like, B = side_h[0], side_h[0].shape[-2]
         layout = Layout(block, extents, B, like.device, schedule.order, lowered)
         rows, C = layout.plan.rows, layout.plan.blocks
-        X = [empty(rows, B, layout.D, like=like) for _ in block.stages]
+        X = empty_stages([layout.D] * len(block.stages), rows, B, like)
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
-        Z = [empty(C if keep_gates else layout.plan.largest, B, G, like=like) for G in layout.num_gates]
+        Z = empty_stages(layout.num_gates, C if keep_gates else layout.at_once, B, like)
         for n, columns in enumerate(layout.columns):
             entries = layout.plan.entries[n]
             for k in range(layout.stage_of[n] + 1):
@@ -162,7 +162,7 @@ class _PackedSweep(torch.autograd.Function):
         # The first backward pass turns the kept gates into their gradients; a second one through the same graph
         # (retain_graph) computes them again.
         kept, ctx.Z = ctx.Z, None
-        Z = kept or [empty(C, B, G, like=X[0]) for G in layout.num_gates]
+        Z = kept or empty_stages(layout.num_gates, C, B, X[0])
         buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), ctx.masks)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]

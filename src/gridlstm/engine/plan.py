@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Order = Literal["diagonal", "layer"]
+Order = Literal["diagonal", "layer", "half-step"]
 Place = tuple[int, ...]
 Runs = tuple[tuple[slice, slice], ...]
 """Contiguous pieces of a diagonal, each with the contiguous rows to which it goes."""
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def largest(self) -> int:
-        """Most blocks that are computed before the next ones begin: of a diagonal, or of a layer."""
+        """Blocks of the largest diagonal or layer."""
         return max(group.size for group in (*self.diagonals, *(layer for layer, _ in self.layers)))
 
 
@@ -94,14 +94,22 @@ def _runs(targets: list[int]) -> Runs:
 
 
 @lru_cache(maxsize=64)
-def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device, order: Order) -> Plan:
+def plan(
+    extents: tuple[int, ...],
+    untied: tuple[int, ...],
+    device: torch.device,
+    order: Order,
+    pace: tuple[int, ...] | None = None,
+) -> Plan:
     """Numbers the blocks of a grid.
 
     Args:
         extents: number of blocks along each dimension, all positive.
         untied: axes along which weights differ; blocks of one diagonal that share weights are kept together.
         device: where row numbers are used.
-        order: "diagonal" goes by the sum of all coordinates, "layer" by the last one, then by the sum of the others.
+        order: "diagonal" and "half-step" go by the sum of all coordinates, "layer" by the last one, then by the sum of
+            the others.
+        pace: the weight of each coordinate in that sum; None for 1.
     """
 
     def copy(place: Place) -> Place:
@@ -110,10 +118,13 @@ def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device
     def layer(place: Place) -> int:
         return place[-1] if order == "layer" else 0
 
+    def moment(place: Place) -> int:
+        return sum(step * coordinate for step, coordinate in zip(pace or (1,) * N, place, strict=True))
+
     N = len(extents)
     # Reversed coordinates last: in two dimensions both successors of a diagonal are then contiguous.
     places = sorted(
-        product(*map(range, extents)), key=lambda place: (layer(place), sum(place), copy(place), place[::-1])
+        product(*map(range, extents)), key=lambda place: (layer(place), moment(place), copy(place), place[::-1])
     )
     row = {place: k for k, place in enumerate(places)}
     lexicographic = {place: k for k, place in enumerate(product(*map(range, extents)))}
@@ -141,7 +152,7 @@ def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device
         return Diagonal(slice(first, first + len(blocks)), tuple(successors), copies)
 
     def groups(blocks: list[Place]) -> tuple[Diagonal, ...]:
-        return tuple(group(list(together)) for _, together in groupby(blocks, key=sum))
+        return tuple(group(list(together)) for _, together in groupby(blocks, key=moment))
 
     def rows_of(c: Place) -> slice | Tensor:
         rows = [row[place] for place in places if copy(place) == c]
@@ -152,7 +163,7 @@ def plan(extents: tuple[int, ...], untied: tuple[int, ...], device: torch.device
     return Plan(
         blocks=len(places),
         exits=tuple(prod(extents) // extent for extent in extents),
-        diagonals=groups(places) if order == "diagonal" else (),
+        diagonals=groups(places) if order != "layer" else (),
         layers=tuple((group(blocks), groups(blocks)) for blocks in layers) if order == "layer" else (),
         entries=tuple(torch.tensor([row[place] for place in sides[n]], device=device) for n in range(N)),
         successors=tuple(torch.tensor([target[n][place] for place in places], device=device) for n in range(N)),

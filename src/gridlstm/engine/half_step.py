@@ -1,0 +1,125 @@
+"""Two stages in one product, for a priority whose steps are too small to keep a device busy.
+
+A diagonal with priority takes two products, one after the other: the second stage waits for the first one's h'. But
+the second stage of a diagonal and the first stage of the next one do not wait for each other, if the prioritised
+dimensions go at half the pace: block p is in group s = sum_n pace_n p_n, where pace_n is 1 for a dimension of the first
+stage and 2 for one of the second, and step s computes the first stage of group s together with the second stage of
+group s - 1, as a batch of two products. That makes T + 2 L - 1 steps, of a grid of time and depth, instead of
+2 (T + L - 1).
+
+Shape legend: as in ``gridlstm.engine.buffers``.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gridlstm.engine.buffers import Buffers, Layout
+from gridlstm.engine.matmul import affine, multiply
+from gridlstm.engine.packed import Packed, steps
+from gridlstm.engine.plan import Diagonal, Order
+from gridlstm.scan import Block
+
+
+def half_step_fits(block: Block) -> bool:
+    """Whether there are two stages with equally many gates, and one weight copy."""
+    gates = [sum(block.cells[n].num_gates * block.sizes[n] for n in stage) for stage in block.stages]
+    return len(gates) == 2 and gates[0] == gates[1] and not block.untied
+
+
+class HalfStep:
+    """The schedule. Wherever two things are stacked, the later stage's comes first: see ``_window``."""
+
+    order: Order = "half-step"
+
+    def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        layout, pointwise = buffers.layout, steps(buffers)
+        packed = _later_first(layout.pack_weights_transposed(weights))  # (2, D, G)
+        zero = buffers.X[0].new_zeros(1, layout.num_gates[0])
+        bias = _later_first([zero if b is None else b for b in layout.pack_biases(biases, buffers.X[0])])[:, None]
+        for late, early in _pipeline(layout):
+            shared = _shared(late, early, buffers)
+            if shared:
+                x, z = (_window(late, early, shared, *source) for source in (buffers.X[::-1], buffers.Z[::-1]))
+                affine(x, packed, bias, z, layout.lowered)
+            for k, rows in _rest(late, early, shared):
+                x, z = buffers.operand(k, rows).flatten(0, 1), buffers.z(k, rows).flatten(0, 1)
+                affine(x, packed[1 - k], bias[1 - k, 0], z, layout.lowered)
+            for k, group in ((0, early), (1, late)):
+                if group is not None:
+                    for n in layout.block.stages[k]:
+                        pointwise[n].forward(group)
+
+    def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
+        layout, dH = buffers.layout, buffers.dH
+        dH[: layout.plan.blocks] = 0
+        packed, pointwise = _later_first(layout.pack_weights(weights)), steps(buffers, backward=True)  # (2, G, D)
+        for late, early in reversed(_pipeline(layout)):
+            direct = []
+            for k, group in ((1, late), (0, early)):
+                if group is None:
+                    continue
+                # Until their stage a dimension's columns collect the gradient of the block's own h'.
+                here = dH[group.rows]
+                own = [
+                    (layout.columns[n], pointwise[n].backward(group, here if k == 0 else None))
+                    for n in layout.block.stages[k]
+                ]
+                if k == 0:
+                    for columns, _ in own:
+                        here[:, :, columns] = 0
+                direct += [(here[:, :, columns], gradient) for columns, gradient in own if gradient is not None]
+            shared = _shared(late, early, buffers)
+            if shared:
+                dz, both = _window(late, early, shared, *buffers.Z[::-1]), _window(late, early, shared, dH, dH)
+                multiply(dz, packed, both, layout.lowered, add=True)
+            for k, rows in _rest(late, early, shared):
+                read = dH[rows] if buffers.drop is None else torch.zeros_like(dH[rows])
+                dz = buffers.z(k, rows).flatten(0, 1)
+                multiply(dz, packed[1 - k], read.flatten(0, 1), layout.lowered, add=True)
+                if buffers.drop is not None:
+                    dH[rows] += read * buffers.drop[rows]
+            for into, gradient in direct:
+                into += gradient
+
+
+def _pipeline(layout: Layout) -> list[tuple[Diagonal | None, Diagonal | None]]:
+    """(late, early) of every step: the group whose second stage is due, and the one whose first stage is."""
+    groups: list[Diagonal | None] = list(layout.plan.diagonals)
+    if all(layout.extents[n] == 1 for n in layout.block.stages[0]):
+        # Nothing goes at full pace, so every second group is empty.
+        groups = [slot for group in groups for slot in (group, None)]
+    return list(zip([None, *groups], [*groups, None], strict=True))
+
+
+def _later_first(stages: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(reversed(stages)))
+
+
+def _shared(late: Diagonal | None, early: Diagonal | None, buffers: Buffers) -> int:
+    """How many blocks of both groups go into the batch of two: as many as the smaller one has."""
+    return 0 if late is None or early is None or buffers.drop is not None else min(late.size, early.size)
+
+
+def _rest(late: Diagonal | None, early: Diagonal | None, shared: int) -> Iterator[tuple[int, slice]]:
+    """The stage and the rows of what the batch leaves."""
+    for k, group in ((1, late), (0, early)):
+        if group is not None and group.size > shared:
+            yield k, slice(group.rows.start + shared, group.rows.stop)
+
+
+def _window(late: Diagonal | None, early: Diagonal | None, shared: int, first: Tensor, second: Tensor) -> Tensor:
+    """Rows of two stages as one batch, (2, shared * B, width), without copying.
+
+    Both stages lie in one storage, the later one first (``Buffers``), and its group's rows before the other group's: so
+    the distance between the two is positive, as a stride must be.
+    """
+    assert late is not None
+    assert early is not None
+    a = first[late.rows.start : late.rows.start + shared].flatten(0, 1)
+    b = second[early.rows.start : early.rows.start + shared].flatten(0, 1)
+    return a.as_strided((2, *a.shape), (b.storage_offset() - a.storage_offset(), *a.stride()))
+
+
+half_step = Packed(HalfStep())
