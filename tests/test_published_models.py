@@ -323,3 +323,18 @@ def test_scan_stays_exact_over_thousands_of_closed_gates() -> None:
     a = torch.full((1, 5000, 1), 0.01)
     y = linear_scan(a, torch.ones(1, 5000, 1), torch.zeros(1, 1))
     torch.testing.assert_close(y[0, -1], torch.tensor([1 / 0.99]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_autocast_lowers_products_and_no_state(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = MAKE[name](), torch.randint(5, (2, 9))
+    exact, _ = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = model(x[:, :4])
+        y, state = model(x[:, 4:], state)
+    assert all(a.dtype == b.dtype for a, b in zip(state, model.initial_state(2), strict=True))
+    # bfloat16 keeps 8 bits, and a few layers and steps pass its rounding on.
+    torch.testing.assert_close(y.float(), exact[:, 4:], rtol=0, atol=0.1)
+    assert not torch.equal(y.float(), exact[:, 4:])
+    y.float().square().sum().backward()

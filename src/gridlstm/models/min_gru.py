@@ -68,10 +68,11 @@ class _Mixer(nn.Module):
         reset_linear(self.gate_and_candidate, gain=1.0)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        z, candidate = self.gate_and_candidate(x).chunk(2, dim=-1)
+        # Autocast lowers the product alone: what is summed over time stays as precise as the state.
+        z, candidate = self.gate_and_candidate(x).to(h.dtype).chunk(2, dim=-1)
         positive = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
-        y = linear_scan((-z).sigmoid(), z.sigmoid() * positive, h.to(x.dtype))
-        return y, y[:, -1].to(h.dtype)
+        y = linear_scan((-z).sigmoid(), z.sigmoid() * positive, h)
+        return y, y[:, -1]
 
 
 def linear_scan(a: Tensor, b: Tensor, h: Tensor) -> Tensor:

@@ -67,6 +67,6 @@ class RecurrentHighway(SequenceModel):
             for n, (weight, bias) in enumerate(layers):
                 pre = F.linear(s, weight, bias)
                 z_h, z_t = (pre + z if n == 0 else pre).chunk(2, dim=-1)
-                s = torch.lerp(s, z_h.tanh(), z_t.sigmoid())
+                s = s + z_t.sigmoid() * (z_h.tanh() - s)
             outputs.append(s)
         return torch.stack(outputs, dim=1), RecurrentHighwayState(s[None])
