@@ -7,7 +7,7 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors", "threads", "atomic"],
+    ["errors", "threads", "atomic", "compose"],
     ["cell"],
     ["cells"],
     ["scan"],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from gridlstm.models.base import SequenceModel
 
@@ -140,6 +140,10 @@ _MORE_PRODUCTS: dict[Any, Callable[..., Any]] = {
     # In place, and fused: what torch's own counter passes over.
     aten.addmm_: _added_product_flops,
     aten.baddbmm_: _added_product_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda y, q, k, v, *_, **__: sdpa_backward_flop_count(y, q, k, v)
+    ),
     aten.mkldnn_rnn_layer: _rnn_flops,
     aten.mkldnn_rnn_layer_backward: lambda *shapes, **options: 2 * _rnn_flops(*shapes, **options),
 }
