@@ -28,7 +28,7 @@ LAYERS = [
     ["runtime"],
     ["multirun"],
     ["report"],
-    ["train", "evaluate", "bench"],
+    ["train", "evaluate", "bench", "list"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -14,9 +14,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gridlstm.compose import CONF
+from gridlstm.compose import CONF, MATRIX
 from gridlstm.errors import UserError
 from gridlstm.threads import wait_briefly
+
+# Read only for --help.
+OmegaConf.register_new_resolver("gridlstm.models", MATRIX.read_text, replace=True)
+
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
 def _job(cfg: DictConfig) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from omegaconf import DictConfig
 
-from gridlstm.compose import choices, compose_model
+from gridlstm.compose import choices, compose_model_here
 from gridlstm.cost import cost
 from gridlstm.data.base import Spec
 from gridlstm.errors import UserError
@@ -66,7 +66,7 @@ def match_size(cfg: DictConfig) -> None:
     if "hidden_size" not in cfg.model:
         raise UserError(f"model={cfg.run.model} has no hidden_size, by which match.{how} could size it.")
     reference = cfg.copy()
-    reference.model, reference.run.model = compose_model(name), name
+    reference.model, reference.run.model = compose_model_here(name), name
     check_fit(reference, f"match.{how}")
     spec = make_data(cfg).spec
     measure, unit = _MEASURES[str(how)]
