@@ -120,11 +120,12 @@ def test_a_model_without_hidden_size_is_refused(matched: Callable[..., DictConfi
         match_size(cfg)
 
 
+@pytest.mark.parametrize("guess", [1, 3, 50])
 @pytest.mark.parametrize(
     ("goal", "size"), [(9, 3), (10, 3), (12, 3), (13, 4), (1, 1), (100, 10), (2**30, 2**15), (2**50, None)]
 )
-def test_nearest_size(goal: int, size: int | None) -> None:
-    assert nearest(lambda n: n * n, goal) == size
+def test_nearest_size(goal: int, size: int | None, guess: int) -> None:
+    assert nearest(lambda n: n * n, goal, guess) == size
 
 
 def test_nearest_size_of_a_model_that_begins_late() -> None:

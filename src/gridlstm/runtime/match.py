@@ -4,6 +4,7 @@ configuration, without which no table of models is fair.
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from omegaconf import DictConfig
@@ -71,10 +72,11 @@ def match_size(cfg: DictConfig) -> None:
     spec = make_data(cfg).spec
     measure, unit = _MEASURES[str(how)]
     goal = measure(reference, spec)
-    sized = cfg.copy()
+    sized, default = cfg.copy(), cfg.model.hidden_size
     sized.model.hidden_size = _AMPLE
     count_parameters(sized, spec)  # refuses what is wrong at any size
 
+    @cache
     def count(hidden_size: int) -> int:
         sized.model.hidden_size = hidden_size
         try:
@@ -82,7 +84,9 @@ def match_size(cfg: DictConfig) -> None:
         except UserError:  # too small for this model
             return 0
 
-    best = nearest(count, goal)
+    # Nearly all weights are matrices between hidden vectors.
+    guess = round(default * (goal / count(default)) ** 0.5) if count(default) else default
+    best = nearest(count, goal, max(guess, 1))
     if best is None or (count(best) > goal and count(best - 1) == 0):
         has = "no hidden_size has as many" if best is None else f"already hidden_size={best} has {count(best):,}"
         raise UserError(f"model={cfg.run.model} cannot be sized to the {goal:,} {unit} of {name}: {has}.")
@@ -90,17 +94,22 @@ def match_size(cfg: DictConfig) -> None:
     log.info("hidden_size %d: %s %s (%s: %s)", best, f"{count(best):,}", unit, name, f"{goal:,}")
 
 
-def nearest(count: Callable[[int], int], goal: int) -> int | None:
+def nearest(count: Callable[[int], int], goal: int, guess: int = 1) -> int | None:
     """The size whose count, which never falls with size and is 0 where there is none, is nearest to the goal.
+
+    Args:
+        guess: sizes far above it are not tried, where a count may take much memory.
 
     Returns:
         None where none has as much.
     """
-    low, high = 0, 1
+    low = high = guess
     while count(high) < goal:
-        low, high = high, 2 * high
+        low, high = high, high + high // 8 + 1
         if high > _LARGEST:
             return None
+    while low > 0 and count(low) >= goal:
+        low, high = low - low // 8 - 1, low
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) < goal else (low, middle)
