@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help train test lint bench clean
+.PHONY: help train test lint list bench clean
 
 help:
 	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; two minutes by default"
 	@echo "make test                                     lint, types and the tests (without those marked slow)"
 	@echo "make lint                                     ruff and mypy"
+	@echo "make list                                     models and tasks that go together, and their parameters"
 	@echo "make bench                                    speed of the sweeps; half an hour"
 
 # The stamp is remade when what is installed changes.
@@ -29,6 +30,9 @@ lint: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+list: $(VENV)/installed
+	@$(BIN)/python -m gridlstm.list $(ARGS)
 
 bench: $(VENV)/installed
 	@$(BIN)/python -m gridlstm.bench $(ARGS)

@@ -48,7 +48,7 @@ def test_types_of_all_options_are_right(file: str) -> None:
 
 @pytest.mark.parametrize("file", [f for f in GROUPED if f.split("/")[0] in ("model", "transform")])
 def test_every_model_is_made(file: str) -> None:
-    config = compose(*choice(file), "model.hidden_size=3", "model.num_layers=2", *RUN)
+    config = compose(*choice(file), "model.hidden_size=8", "model.num_layers=2", *RUN)
     model = instantiate(config.model, input_size=5, _convert_="all")
     y = model(torch.ones(2, 5)) if isinstance(model, VectorModel) else model(torch.zeros(2, 3, dtype=torch.int64))[0]
     assert y.isfinite().all()

@@ -7,7 +7,7 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors", "threads", "atomic"],
+    ["errors", "threads", "atomic", "compose"],
     ["cell"],
     ["cells"],
     ["scan"],
@@ -21,13 +21,14 @@ LAYERS = [
     ["grid", "mdlstm"],
     ["layer", "contenders"],
     ["models"],
+    ["cost"],
     ["data"],
     ["metrics"],
     ["tasks"],
     ["runtime"],
     ["multirun"],
     ["report"],
-    ["train", "evaluate", "bench"],
+    ["train", "evaluate", "bench", "list"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -15,12 +14,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gridlstm.compose import CONF, MATRIX
 from gridlstm.errors import UserError
 from gridlstm.threads import wait_briefly
 
-_HERE = Path(__file__).parent
-CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf"
-"""The configuration: inside an installed wheel, else the repository's."""
+# Read only for --help.
+OmegaConf.register_new_resolver("gridlstm.models", MATRIX.read_text, replace=True)
 
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")

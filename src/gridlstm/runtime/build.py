@@ -12,7 +12,7 @@ from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig
 
-from gridlstm.data.base import SequenceData
+from gridlstm.data.base import SequenceData, Spec
 from gridlstm.errors import UserError
 from gridlstm.tasks.base import SequenceTask
 
@@ -33,22 +33,33 @@ def build(cfg: DictConfig) -> Run:
     Raises:
         UserError: a component refused its options.
     """
-    data: SequenceData = _make(cfg, "task.data")()
-    data.prepare_data()
+    data = make_data(cfg)
     data.setup("fit")
-    model = _make(cfg, "model")(input_size=data.spec.input_size)
-    task: SequenceTask = _make(cfg, "task.objective")(
-        model=model,
-        spec=data.spec,
-        optimizer=_make(cfg, "optimizer"),
-        scheduler=_make(cfg, "scheduler") if cfg.scheduler else None,
-    )
+    task = make_task(cfg, data.spec)
     trainer: L.Trainer = _make(cfg, "trainer")(
         # A node set to null is left out: callbacks.learning_curve=null.
         callbacks=[_make(cfg, f"callbacks.{name}")() for name, node in (cfg.callbacks or {}).items() if node],
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
     )
     return Run(data, task, trainer)
+
+
+def make_data(cfg: DictConfig) -> SequenceData:
+    """The data of a run, found or downloaded."""
+    data: SequenceData = _make(cfg, "task.data")()
+    data.prepare_data()
+    return data
+
+
+def make_task(cfg: DictConfig, spec: Spec) -> SequenceTask:
+    """The network of a run inside its task."""
+    task: SequenceTask = _make(cfg, "task.objective")(
+        model=_make(cfg, "model")(input_size=spec.input_size),
+        spec=spec,
+        optimizer=_make(cfg, "optimizer"),
+        scheduler=_make(cfg, "scheduler") if cfg.scheduler else None,
+    )
+    return task
 
 
 def check_types(node: DictConfig, path: str) -> None:

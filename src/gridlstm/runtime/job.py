@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
+from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording, write_config
@@ -31,6 +32,7 @@ def run_job(cfg: DictConfig) -> float:
     """
     check(cfg)
     quiet()
+    match_size(cfg)
     checkpoint = resume_from(cfg)
     if checkpoint is not None:
         check_resume(cfg, checkpoint)

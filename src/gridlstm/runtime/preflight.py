@@ -8,6 +8,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
+from gridlstm.runtime.fit import check_fit
 
 STAGES = ("fit", "test")
 
@@ -25,6 +26,9 @@ def check(cfg: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
     _check_stages(cfg)
+    check_fit(cfg)
+    if not set(cfg.match.values()) <= {None} and _given("model.hidden_size"):
+        raise UserError("match chooses model.hidden_size, so leave one of the two out.")
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
     for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
@@ -42,6 +46,12 @@ def check(cfg: DictConfig) -> None:
             "a sweep over distributed runs needs a process tree of its own for every job, or the ranks would sweep "
             "each for itself. Leave out hydra/launcher, whose default does that."
         )
+
+
+def _given(key: str) -> bool:
+    """Whether the command line says so."""
+    lines = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return any(line.lstrip("+").startswith(f"{key}=") for line in lines)
 
 
 def _check_stages(cfg: DictConfig) -> None:

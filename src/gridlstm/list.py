@@ -1,0 +1,149 @@
+"""Which model goes with which task, and what a model costs: ``python -m gridlstm.list``."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from gridlstm.atomic import write_text
+from gridlstm.compose import CONF, MATRIX, choices, compose, compose_model
+
+if TYPE_CHECKING:
+    from gridlstm.data.base import Spec
+
+USAGE = """python -m gridlstm.list [--write]
+
+Prints the models and tasks of conf/ that go together, with the parameters of the model at the task's default size.
+
+  --write   into conf/models.txt, which train.py --help shows, and with a table of costs into docs/models.md"""
+
+PAGE = CONF.parent / "docs" / "models.md"
+
+SYMBOLS = 205
+"""Assumed of a text that has not been read: those of enwik8."""
+HIDDEN_SIZE, NUM_LAYERS, STEPS, BITS = 128, 2, 32, 64
+"""What models are compared at; a model without time gets all bits at once."""
+
+
+def matrix() -> str:
+    """Models by tasks: parameters at the task's default size, "-" where they do not go together."""
+    from gridlstm.runtime.fit import fits
+    from gridlstm.runtime.match import count_parameters
+
+    tasks = {name: compose(f"task={name}") for name in choices("task")}
+    specs = {name: _spec(cfg) for name, cfg in tasks.items()}
+    rows = [["", *tasks]]
+    for model in choices("model"):
+        node, row = compose_model(model), [model]
+        for task, cfg in tasks.items():
+            if not fits(node, cfg.task):
+                row.append("-")
+                continue
+            cfg.model, spec = node.copy(), specs[task]
+            row.append("yes" if spec is None else f"{count_parameters(cfg, spec):,}")
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() + "\n" for row in rows
+    )
+
+
+def _spec(cfg: DictConfig) -> "Spec | None":
+    """Of the data of a task, without reading any; None where only the data can say."""
+    from hydra.utils import get_class
+
+    from gridlstm.data.base import Spec
+    from gridlstm.data.generated import GeneratedData
+    from gridlstm.data.text import TextData
+    from gridlstm.runtime.build import make_data
+
+    kind = get_class(cfg.task.data._target_)
+    if issubclass(kind, GeneratedData):
+        return make_data(cfg).spec
+    return Spec(SYMBOLS, SYMBOLS, cfg.task.data.window) if issubclass(kind, TextData) else None
+
+
+def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Of each model: name, what its file says of it, parameters, numbers of its state, FLOPs a step."""
+    from torch.utils._pytree import tree_leaves
+
+    from gridlstm.data.base import Spec
+    from gridlstm.runtime.build import make_task
+    from gridlstm.runtime.fit import fits
+    from gridlstm.runtime.match import count_flops, count_parameters
+
+    tasks = [compose(f"task={name}") for name in sorted(choices("task"), key=lambda name: name != "text")]
+    for model in models:
+        node = compose_model(model)
+        cfg = next((cfg for cfg in tasks if fits(node, cfg.task)), None)
+        if cfg is None:
+            continue
+        # Of the tasks, a text comes first: what has no use for it has none for time.
+        spec = Spec(SYMBOLS, SYMBOLS, STEPS) if cfg is tasks[0] else Spec(BITS, 2, 1)
+        cfg.model = node
+        cfg.model.hidden_size, cfg.model.num_layers = HIDDEN_SIZE, NUM_LAYERS
+        state = sum(leaf.numel() for leaf in tree_leaves(make_task(cfg, spec).model.initial_state(1)))
+        yield model, _comment(model), f"{count_parameters(cfg, spec):,}", f"{state:,}", f"{count_flops(cfg, spec):,}"
+
+
+def _comment(model: str) -> str:
+    """The lines at the top of a model's file, as one."""
+    lines = (CONF / "model" / f"{model}.yaml").read_text().splitlines()
+    return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def page(matrix: str, rows: Iterable[Sequence[str]]) -> str:
+    """docs/models.md."""
+    head = ["`model=`", "network", "parameters", "state", "FLOPs a step"]
+    lines = [head, ["---", "---", "---:", "---:", "---:"], *([f"`{row[0]}`", *row[1:]] for row in rows)]
+    table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return f"""# Models
+
+Written by `python -m gridlstm.list --write`; a test compares. Equations and how they were read stand in each
+class's docstring; each is tested against a transcription of its equations or PyTorch's own module.
+
+## What they cost
+
+At hidden_size={HIDDEN_SIZE} and num_layers={NUM_LAYERS}, with {SYMBOLS} symbols in and out; for networks without time a
+vector of {BITS} numbers and 2 classes. Parameters include the projection of the input and the read-out. State: numbers
+that one sequence carries from step to step. FLOPs: of all matrix products for one more step of one sequence, forward
+and backward, after {STEPS} steps (attention grows with them).
+
+{table}
+
+## Which goes with which task
+
+Parameters at the task's default size, for a text with {SYMBOLS} symbols; "-": the task cannot take the model.
+
+```
+{matrix.rstrip()}
+```
+
+To give a model as many parameters, or FLOPs a step, as another one has at a task, leave its hidden size to
+`match.parameters_to` or `match.flops_to`: `python train.py model=stacked_lstm match.parameters_to=grid2d`. The size
+that is found is in the run's config.yaml. With `-m model=grid2d,stacked_lstm,transformer` all of a sweep get as many.
+"""
+
+
+def main() -> None:
+    """The command line."""
+    arguments = sys.argv[1:]
+    if "-h" in arguments or "--help" in arguments:
+        print(USAGE)
+    elif not arguments:
+        print(matrix(), end="")
+    elif arguments != ["--write"]:
+        sys.exit(f"error: expected --write or nothing, got {' '.join(arguments)}.\n\n{USAGE}")
+    elif not Path(PAGE.parent).is_dir():
+        sys.exit(f"error: --write is for a checkout of the repository, and {PAGE.parent} is not there.")
+    else:
+        found = matrix()
+        write_text(MATRIX, found)
+        write_text(PAGE, page(found, costs(choices("model"))))
+
+
+if __name__ == "__main__":
+    main()

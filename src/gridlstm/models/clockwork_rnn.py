@@ -1,0 +1,120 @@
+"""The clockwork RNN (Koutnik, Greff, Gomez, Schmidhuber 2014, arXiv 1402.3511): parts of the state tick slower.
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size, g modules.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gridlstm.cell import fan_in_uniform
+from gridlstm.errors import UserError
+from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
+
+
+class ClockworkRNNState(NamedTuple):
+    """What travels along time."""
+
+    h: Tensor
+    """(L, B, d)"""
+    clock: Tensor
+    """(1, B) int64: the number t of the next step. Every row has its own, because rows may start afresh alone."""
+
+
+class ClockworkRNN(SequenceModel):
+    """CW-RNN: hidden units in g modules, of which module i is computed only at steps t with t mod T_i = 0.
+
+    h'_i = tanh(sum_{k >= i} W_H^{ik} h_k + W_I^i x + b_i) where t mod T_i = 0, else h'_i = h_i. Modules are ordered by
+    period, and a module sees itself and the slower ones alone: W_H is block upper triangular, and only its blocks are
+    parameters. The first step is t = 0, at which all modules are computed.
+
+    The paper has one layer; more are stacked, the second reading the first one's h'. All units are computed at every
+    step and those at rest then keep their value, so nothing of the time that the paper saves is saved here.
+
+    Args:
+        input_size: symbols, or features per step.
+        hidden_size: d, at least g; divided over the modules as evenly as it goes, the fastest getting the rest.
+        num_layers: L.
+        periods: T_1 < ... < T_g; the paper's are powers of two.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        periods: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
+    ) -> None:
+        super().__init__()
+        check_sizes(hidden_size, num_layers)
+        if not periods or min(periods) < 1 or sorted(set(periods)) != list(periods):
+            raise UserError(f"periods must be whole numbers from 1 that grow, such as [1, 2, 4], got {list(periods)}.")
+        if hidden_size < len(periods):
+            raise UserError(
+                f"every module needs a unit: expected hidden_size of at least {len(periods)} for periods="
+                f"{list(periods)}, got {hidden_size}. Raise it, or give fewer periods."
+            )
+        self.input_size = input_size
+        self.output_size = self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.input = InputProjection(input_size, hidden_size)
+        sizes = [len(part) for part in torch.arange(hidden_size, device="cpu").tensor_split(len(periods))]
+        self.layers = nn.ModuleList(_Layer(sizes) for _ in range(num_layers))
+        self.unit_periods: Tensor
+        self.register_buffer(
+            "unit_periods",
+            torch.tensor([period for period, size in zip(periods, sizes, strict=True) for _ in range(size)]),
+            persistent=False,
+        )
+
+    def initial_state(self, batch_size: int) -> ClockworkRNNState:
+        weight = self.input.weight
+        return ClockworkRNNState(
+            weight.new_zeros(self.num_layers, batch_size, self.hidden_size),
+            weight.new_zeros(1, batch_size, dtype=torch.int64),
+        )
+
+    def forward(self, x: Tensor, state: ClockworkRNNState | None = None) -> tuple[Tensor, ClockworkRNNState]:
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        y = self.input(x).transpose(0, 1)  # (T, B, d)
+        clock = state.clock + torch.arange(len(y), device=y.device)[:, None]  # (T, B)
+        active = clock[:, :, None] % self.unit_periods == 0  # (T, B, d)
+        last = []
+        for layer, h in zip(self.layers, state.h, strict=True):
+            y = layer(y, h, active)
+            last.append(y[-1])
+        return y.transpose(0, 1), ClockworkRNNState(torch.stack(last), state.clock + len(y))
+
+
+class _Layer(nn.Module):
+    """One layer over all time.
+
+    Args:
+        sizes: units of the modules, the fastest first.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        size = sum(sizes)
+        self.from_below = nn.Linear(size, size)
+        self.from_before = nn.ParameterList(torch.empty(rows, sum(sizes[module:])) for module, rows in enumerate(sizes))
+        """Row i of the block upper triangular W_H, from the diagonal on."""
+        with torch.no_grad():
+            fan_in_uniform(self.from_below.weight, gain=0.5**0.5)
+            self.from_below.bias.zero_()
+            for row in self.from_before:
+                fan_in_uniform(row, gain=0.5**0.5)
+
+    def forward(self, x: Tensor, h: Tensor, active: Tensor) -> Tensor:
+        """(T, B, d) hidden vectors of all steps."""
+        size = h.shape[-1]
+        weight = torch.cat([F.pad(row, (size - row.shape[1], 0)) for row in self.from_before])
+        outputs = []
+        for z, ticks in zip(self.from_below(x).unbind(), active.unbind(), strict=True):
+            h = torch.where(ticks, (z + F.linear(h, weight)).tanh(), h)
+            outputs.append(h)
+        return torch.stack(outputs)

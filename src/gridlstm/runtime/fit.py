@@ -1,0 +1,41 @@
+"""Which model suits which task: what a task's objective takes is the type of its ``model`` argument."""
+
+import inspect
+from typing import get_type_hints
+
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from gridlstm.compose import choices, compose_model
+from gridlstm.errors import UserError
+
+
+def accepted(task: DictConfig) -> type | None:
+    """The class of the models that a task takes; None where its objective does not say."""
+    objective = get_object(task.objective._target_)
+    hints = get_type_hints(inspect.getattr_static(objective, "__init__") if isinstance(objective, type) else objective)
+    kind = hints.get("model")
+    return kind if isinstance(kind, type) else None
+
+
+def fits(model: DictConfig, task: DictConfig) -> bool:
+    """Whether the nodes of a model and a task go together; what says nothing of its type is not refused here."""
+    kind, target = accepted(task), get_object(model._target_)
+    return kind is None or not isinstance(target, type) or issubclass(target, kind)
+
+
+def check_fit(cfg: DictConfig, option: str = "model") -> None:
+    """Raises UserError for a model that the task cannot take, with those that it can.
+
+    Args:
+        option: where the model was named.
+    """
+    if fits(cfg.model, cfg.task):
+        return
+    kind = accepted(cfg.task)
+    assert kind is not None, "nothing is refused without a type"
+    fitting = [name for name in choices("model") if fits(compose_model(name), cfg.task)]
+    raise UserError(
+        f"task={cfg.run.task} takes a {kind.__name__} and {option}={cfg.run.model} is none; models that fit: "
+        f"{', '.join(fitting) or 'none here'}."
+    )

@@ -1,0 +1,116 @@
+"""Sizes a model so that it has as many parameters, or takes as much arithmetic, as another: ``match`` in a run's
+configuration, without which no table of models is fair.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from omegaconf import DictConfig
+
+from gridlstm.compose import choices, compose_model_here
+from gridlstm.cost import cost
+from gridlstm.data.base import Spec
+from gridlstm.errors import UserError
+from gridlstm.models.base import VectorModel
+from gridlstm.runtime.build import make_data, make_task
+from gridlstm.runtime.fit import check_fit
+
+log = logging.getLogger(__name__)
+
+_AMPLE = 2**12
+"""A hidden size that is too small for no model."""
+_LARGEST = 2**20
+"""The largest hidden size that is tried."""
+
+
+def count_parameters(cfg: DictConfig, spec: Spec) -> int:
+    """Trained numbers of a run's whole network, projection of the input and read-out included."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in make_task(cfg, spec).parameters() if p.requires_grad)
+
+
+def count_flops(cfg: DictConfig, spec: Spec) -> int:
+    """Floating-point operations of a run's products for one step of one sequence, forward and backward, read-out
+    included: see ``gridlstm.cost.cost``.
+    """
+    task = make_task(cfg, spec)
+    at_once = any(isinstance(module, VectorModel) for module in task.model.modules())
+    model = cost(task.model, input_size=spec.input_size if at_once else None, steps=spec.sequence_length)
+    return model.flops_per_step + 6 * task.head.weight.numel()
+
+
+_MEASURES: dict[str, tuple[Callable[[DictConfig, Spec], int], str]] = {
+    "parameters_to": (count_parameters, "parameters"),
+    "flops_to": (count_flops, "FLOPs a step"),
+}
+
+
+def match_size(cfg: DictConfig) -> None:
+    """Sets ``model.hidden_size`` to that whose count is nearest to the count of the model that ``match`` names.
+
+    That model is taken as it is by itself at the same task; what else the command line says of ``model`` is said of
+    the one that is sized.
+
+    Raises:
+        UserError: no size can do that.
+    """
+    wanted = [(how, name) for how, name in cfg.match.items() if name is not None]
+    if not wanted:
+        return
+    if len(wanted) > 1:
+        raise UserError("match.parameters_to and match.flops_to cannot both be met: give one of them.")
+    ((how, name),) = wanted
+    if name not in choices("model"):
+        raise UserError(f"match.{how}={name} is no model. Choices: {', '.join(choices('model'))}.")
+    if "hidden_size" not in cfg.model:
+        raise UserError(f"model={cfg.run.model} has no hidden_size, by which match.{how} could size it.")
+    reference = cfg.copy()
+    reference.model, reference.run.model = compose_model_here(name), name
+    check_fit(reference, f"match.{how}")
+    spec = make_data(cfg).spec
+    measure, unit = _MEASURES[str(how)]
+    goal = measure(reference, spec)
+    sized, default = cfg.copy(), cfg.model.hidden_size
+    sized.model.hidden_size = _AMPLE
+    count_parameters(sized, spec)  # refuses what is wrong at any size
+
+    @cache
+    def count(hidden_size: int) -> int:
+        sized.model.hidden_size = hidden_size
+        try:
+            return measure(sized, spec) if hidden_size else 0
+        except UserError:  # too small for this model
+            return 0
+
+    # Nearly all weights are matrices between hidden vectors.
+    guess = round(default * (goal / count(default)) ** 0.5) if count(default) else default
+    best = nearest(count, goal, max(guess, 1))
+    if best is None or (count(best) > goal and count(best - 1) == 0):
+        has = "no hidden_size has as many" if best is None else f"already hidden_size={best} has {count(best):,}"
+        raise UserError(f"model={cfg.run.model} cannot be sized to the {goal:,} {unit} of {name}: {has}.")
+    cfg.model.hidden_size = best
+    log.info("hidden_size %d: %s %s (%s: %s)", best, f"{count(best):,}", unit, name, f"{goal:,}")
+
+
+def nearest(count: Callable[[int], int], goal: int, guess: int = 1) -> int | None:
+    """The size whose count, which never falls with size and is 0 where there is none, is nearest to the goal.
+
+    Args:
+        guess: sizes far above it are not tried, where a count may take much memory.
+
+    Returns:
+        None where none has as much.
+    """
+    low = high = guess
+    while count(high) < goal:
+        low, high = high, high + high // 8 + 1
+        if high > _LARGEST:
+            return None
+    while low > 0 and count(low) >= goal:
+        low, high = low - low // 8 - 1, low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < goal else (low, middle)
+    return low if count(low) > 0 and goal - count(low) <= count(high) - goal else high

@@ -1,0 +1,115 @@
+"""Which model goes with which task: every pair that does takes a step, any other is refused."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from tests.conftest import TOY_TASKS
+
+from gridlstm import list as listing
+from gridlstm.compose import CONF, MATRIX, choices, compose_model
+from gridlstm.data.base import Batch, SequenceData
+from gridlstm.errors import UserError
+from gridlstm.runtime.build import make_data, make_task
+from gridlstm.runtime.fit import fits
+from gridlstm.runtime.preflight import check
+
+MODELS = choices("model")
+TASKS = sorted(TOY_TASKS)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> dict[str, DictConfig]:
+    return {name: compose_model(name) for name in MODELS}
+
+
+def first_batch(data: SequenceData) -> Batch:
+    data.setup("fit")
+    batch: Batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    return batch
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_pair_that_fits_takes_a_step(
+    task: str, job: Callable[..., DictConfig], nodes: dict[str, DictConfig]
+) -> None:
+    cfg = job(task=task)
+    data = make_data(cfg)
+    batch = first_batch(data)
+    fitting = [name for name, node in nodes.items() if fits(node, cfg.task)]
+    assert fitting
+    for name in fitting:
+        cfg.model = nodes[name].copy()
+        cfg.model.hidden_size, cfg.model.num_layers = 8, 2
+        network = make_task(cfg, data.spec)
+        before = [parameter.clone() for parameter in network.parameters()]
+        logits, _ = network(batch.inputs, None)
+        F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).backward()
+        network.configure_optimizers().step()
+        assert logits.shape == (*batch.targets.shape, data.spec.output_size), name
+        assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)), name
+
+
+def test_the_refusal_names_the_models_that_fit(job: Callable[..., DictConfig], nodes: dict[str, DictConfig]) -> None:
+    cfg = job(model="grid1d")
+    with pytest.raises(UserError) as refused:
+        check(cfg)
+    fitting = ", ".join(name for name, node in nodes.items() if fits(node, cfg.task))
+    assert "grid2d" in fitting
+    assert str(refused.value) == (
+        f"task=memorization takes a SequenceModel and model=grid1d is none; models that fit: {fitting}."
+    )
+
+
+def test_models_of_the_users_own_are_judged_by_their_base(job: Callable[..., DictConfig]) -> None:
+    task = job().task
+    assert fits(OmegaConf.create({"_target_": "gridlstm.models.base.SequenceModel"}), task)
+    assert not fits(OmegaConf.create({"_target_": "gridlstm.models.base.VectorModel"}), task)
+    assert fits(OmegaConf.create({"_target_": "gridlstm.runtime.build.make_task"}), task)  # a function may make any
+
+
+def test_what_is_written_is_up_to_date() -> None:
+    """Otherwise: python -m gridlstm.list --write"""
+    assert MATRIX.read_text() == listing.matrix()
+    page = listing.PAGE.read_text()
+    assert MATRIX.read_text() in page.replace("\n```\n", "\n")
+    table = dict(re.findall(r"^(\| `(\w+)` \| .* \|)$", page, re.MULTILINE))
+    shown = [name for _, name in re.findall(r"^(\| `(\w+)` \| .* \|)$", page, re.MULTILINE)]
+    assert shown == [name for name in MODELS if not re.search(rf"^{name}[ -]+$", MATRIX.read_text(), re.MULTILINE)]
+    some = ["grid2d", "transformer"]  # all take half a minute
+    for row in listing.costs(some):
+        assert f"| `{row[0]}` | {row[1]} | {row[2]} | {row[3]} | {row[4]} |" in table
+
+
+def test_the_papers_count_is_in_the_matrix() -> None:
+    rows = [line.split() for line in MATRIX.read_text().splitlines()]
+    counts = dict(zip(rows[0], next(row[1:] for row in rows if row[0] == "grid2d"), strict=True))
+    assert counts["enwik8"] == "16,820,205"
+
+
+def test_commands_show_the_matrix() -> None:
+    """And the help need not wait for torch."""
+    code = (
+        "import sys; sys.argv = ['train.py', '--help']; from gridlstm.train import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    for line in MATRIX.read_text().splitlines():
+        assert line in done.stdout
+    assert "--write" in listing.USAGE
+    done = subprocess.run(
+        [sys.executable, "-m", "gridlstm.list", "--wrong"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert "expected --write or nothing, got --wrong" in done.stderr
+
+
+def test_every_task_has_a_toy_size_or_is_a_text() -> None:
+    assert set(TASKS) | {"enwik8"} == {path.stem for path in (CONF / "task").glob("*.yaml")}
