@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from gridlstm.multirun.devices import Demand, Pool, Share
 from gridlstm.multirun.jobs import Job
@@ -30,11 +31,31 @@ CONSOLE = "console.log"
 """The file of a job's directory with everything that its processes print."""
 
 
+class Process(Protocol):
+    """One job that was started: processes on this machine, or somewhere else."""
+
+    def state(self) -> str:
+        """running, or queued where it waits for a machine."""
+
+    def ended(self) -> str | None:
+        """How it ended, in words, "" for well; None while it has not."""
+
+    def interrupt(self) -> None:
+        """Asks it to end."""
+
+    def kill(self) -> None:
+        """Ends it at once."""
+
+
+Start = Callable[[Job, Demand, Share, int, bool], Process]
+"""(job, what it needs, what it has, threads of each process, whether it is alone) -> the job, started."""
+
+
 @dataclass
 class _Running:
     job: Job
     share: Share
-    tree: ProcessTree
+    process: Process
     start: float = field(default_factory=time.monotonic)
 
 
@@ -43,13 +64,13 @@ class Launch:
 
     Args:
         jobs: with what each demands.
-        pool: where they may run.
-        config_dirs: options of the command line that name configuration directories.
+        pool: what there is room for.
+        start: starts one of them.
     """
 
-    def __init__(self, jobs: Sequence[tuple[Job, Demand]], pool: Pool, config_dirs: Sequence[str]) -> None:
+    def __init__(self, jobs: Sequence[tuple[Job, Demand]], pool: Pool, start: Start) -> None:
         self.pool = pool
-        self.config_dirs = list(config_dirs)
+        self.start = start
         self.waiting = [(job, demand) for job, demand in jobs if not job.completed()]
         self.running: list[_Running] = []
         shared = set.intersection(*(set(job.overrides) for job, _ in jobs))
@@ -121,31 +142,24 @@ class Launch:
             if (share := self.pool.take(demand, self.threads[job.name])) is None:
                 return
             self.waiting.pop(0)
-            job.directory.mkdir(parents=True, exist_ok=True)
-            for name in ("result.json", "progress.json"):  # of an earlier attempt, which this one must not pass for
-                (job.directory / name).unlink(missing_ok=True)
-            tree = ProcessTree(
-                command(job, demand, self.config_dirs),
-                environment(os.environ, demand, share, self.threads[job.name], alone=self.at_once == 1),
-                job.directory / CONSOLE,
-            )
-            self.running.append(_Running(job, share, tree))
-            self.rows[job.name].state = "running"
+            process = self.start(job, demand, share, self.threads[job.name], self.at_once == 1)
+            self.running.append(_Running(job, share, process))
+            self.rows[job.name].state = process.state()
 
     def _collect(self) -> bool:
         """Takes note of jobs that have ended; whether any has."""
-        ended = [(running, status) for running in self.running if (status := running.tree.poll()) is not None]
-        for running, status in ended:
+        ended = [(running, how) for running in self.running if (how := running.process.ended()) is not None]
+        for running, how in ended:
             self.running.remove(running)
             self.pool.give_back(running.share)
-            self._note_end(running, status)
+            self._note_end(running, how)
         return bool(ended)
 
-    def _note_end(self, running: _Running, status: int) -> None:
+    def _note_end(self, running: _Running, how: str) -> None:
         job, row = running.job, self.rows[running.job.name]
-        if status != 0 and job.result().get("status") not in ("failed", "interrupted"):
-            job.record_end("failed", f"ended with {_words(status)}: {_last_line(job.directory / CONSOLE)}")
-        elif status == 0 and not job.completed():
+        if how and job.result().get("status") not in ("failed", "interrupted"):
+            job.record_end("failed", f"ended with {how}: {_last_line(job.directory / CONSOLE)}")
+        elif not how and not job.completed():
             job.record_end("failed", "ended with exit status 0 but left no score in result.json")
         result = job.result()
         row.state, row.seconds, row.best = result["status"], time.monotonic() - running.start, result.get("score")
@@ -155,14 +169,14 @@ class Launch:
         """Ends what still runs: asks, waits, kills. A second Ctrl-C does not wait."""
         stopped = list(self.running)
         for running in stopped:
-            running.tree.interrupt()
+            running.process.interrupt()
         deadline = time.monotonic() + _GRACE_SECONDS
         while len(interrupted) < 2 and time.monotonic() < deadline:
-            if all(running.tree.poll() is not None for running in stopped):
+            if all(running.process.ended() is not None for running in stopped):
                 break
             time.sleep(_POLL_SECONDS)
         for running in stopped:
-            running.tree.kill()  # of a tree that has ended, only what it may have left behind
+            running.process.kill()  # of a tree that has ended, only what it may have left behind
             self.running.remove(running)
             self.rows[running.job.name].state = "interrupted"
             if running.job.result().get("status") != "interrupted":
@@ -171,6 +185,9 @@ class Launch:
     def _show(self) -> None:
         for running in self.running:
             row, progress = self.rows[running.job.name], running.job.progress()
+            row.state = running.process.state()
+            if row.state == "queued":
+                running.start = time.monotonic()
             row.seconds = time.monotonic() - running.start
             if progress:
                 last = progress["last_step"]
@@ -179,20 +196,42 @@ class Launch:
         self.table.show(list(self.rows.values()))
 
 
-def command(job: Job, demand: Demand, config_dirs: Sequence[str]) -> list[str]:
-    """The command line of one job.
+def start_here(config_dirs: Sequence[str]) -> Start:
+    """Starts jobs on this machine.
 
-    Ranks are started by torchrun. Lightning would start rank 1 itself, from within rank 0, by this command line once
-    more; and when a rank dies, it kills rank 0, which then cannot record how the run ended. Torchrun starts all ranks
-    alike, ends the others when one fails, and finds a free port.
+    Args:
+        config_dirs: options of the command line that name configuration directories.
     """
-    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={demand.processes}"]
-    launcher = [sys.executable, *(ranks if demand.processes > 1 else [])]
-    overrides = list(job.overrides)
-    if (job.directory / "checkpoints" / "last.ckpt").exists():
+
+    def start(job: Job, demand: Demand, share: Share, threads: int, alone: bool) -> ProcessTree:
+        job.begin()
+        ranks = torchrun(demand.processes, ["--standalone"]) if demand.processes > 1 else []
+        return ProcessTree(
+            [sys.executable, *ranks, *command(job.directory, job.overrides, config_dirs)],
+            environment(os.environ, demand, share, threads, alone),
+            job.directory / CONSOLE,
+        )
+
+    return start
+
+
+def torchrun(processes: int, rendezvous: Sequence[str]) -> list[str]:
+    """What starts so many ranks on this machine.
+
+    Lightning would start rank 1 itself, from within rank 0, by its command line once more; and when a rank dies, it
+    kills rank 0, which then cannot record how the run ended. Torchrun starts all ranks alike, ends the others when one
+    fails, and finds a free port.
+    """
+    return ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={processes}"]
+
+
+def command(directory: Path, overrides: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
+    """What Python runs for the job of this directory: it goes on where the directory has a checkpoint."""
+    overrides = list(overrides)
+    if (directory / "checkpoints" / "last.ckpt").exists():
         overrides = [o for o in overrides if not o.startswith("ckpt_path=")] + ["ckpt_path=last"]
-    directory = str(job.directory.resolve()).replace("'", r"\'")
-    return [*launcher, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir='{directory}'"]
+    place = str(directory.resolve()).replace("'", r"\'")
+    return ["-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir='{place}'"]
 
 
 def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:
@@ -230,10 +269,8 @@ def _interruption() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _words(status: int) -> str:
-    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-
-
 def _last_line(path: Path) -> str:
+    if not path.exists():
+        return "it printed nothing"
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it printed nothing"

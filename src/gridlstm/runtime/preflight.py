@@ -41,6 +41,8 @@ def check(cfg: DictConfig) -> None:
             f"scheduler.T_max must be at least 1, got {cfg.scheduler.T_max}: this schedule needs the number of steps, "
             f"so give trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.T_max."
         )
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN and _launcher() == "slurm":
+        raise UserError("hardware=slurm submits the jobs of a sweep: add -m, also for a sweep of one job.")
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and _several_processes(cfg):
         raise UserError(
             "a sweep over distributed runs needs a process tree of its own for every job, or the ranks would sweep "
@@ -63,6 +65,10 @@ def _check_stages(cfg: DictConfig) -> None:
         raise UserError("stages=[test] needs trained weights: ckpt_path=outputs/…/checkpoints/best.ckpt")
     if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).is_file():
         raise UserError(f"ckpt_path={cfg.ckpt_path} is no file. Give a checkpoint, or ckpt_path=last.")
+
+
+def _launcher() -> str:
+    return str(HydraConfig.get().runtime.choices["hydra/launcher"])
 
 
 def _several_processes(cfg: DictConfig) -> bool:
