@@ -14,13 +14,19 @@ ROOT = Path(__file__).parents[1]
 
 def run(tmp_path: Path, text_file: Path, task: str, hardware: str, *overrides: str) -> Path:
     directory = tmp_path / hardware
-    size = {"memorization": ["task.data.num_val=11", "task.data.num_test=11"]}.get(task, [f"task.path={text_file}"])
-    small = ["task.data.window=10", "task.data.stream_length=100"] if task == "text" else ["task.length=2"]
+    data = {
+        "memorization": ["task.data.num_val=11", "task.data.num_test=11", "task.length=2"],
+        "finite": [
+            "task=memorization", "task.data._target_=tests.finite.FiniteMemorization", "task.data.num_val=11",
+            "task.data.num_test=11",
+        ],
+        "text": ["task=text", f"task.path={text_file}", "task.data.window=10", "task.data.stream_length=100"],
+    }[task]  # fmt: skip
     subprocess.run(
         [
-            sys.executable, "train.py", f"task={task}", f"hardware={hardware}", "logger=csv", "model.hidden_size=6",
+            sys.executable, "train.py", f"hardware={hardware}", "logger=csv", "model.hidden_size=6",
             "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12", "trainer.log_every_n_steps=1",
-            "task.val_every=6", "task.data.batch_size=5", f"hydra.run.dir={directory}", *size, *small, *overrides,
+            "task.val_every=6", "task.data.batch_size=5", f"hydra.run.dir={directory}", *data, *overrides,
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)},
@@ -30,7 +36,7 @@ def run(tmp_path: Path, text_file: Path, task: str, hardware: str, *overrides: s
     return directory
 
 
-@pytest.mark.parametrize("task", ["memorization", "text"])
+@pytest.mark.parametrize("task", ["memorization", "text", "finite"])
 def test_two_ranks_give_the_losses_of_one(tmp_path: Path, text_file: Path, task: str) -> None:
     """Five rows over two ranks: divided unevenly, weighted by count."""
     one, two = (run(tmp_path, text_file, task, hardware) for hardware in ("cpu", "ddp_cpu"))

@@ -207,7 +207,7 @@ def start_here(config_dirs: Sequence[str]) -> Start:
         job.begin()
         ranks = torchrun(demand.processes, ["--standalone"]) if demand.processes > 1 else []
         return ProcessTree(
-            [sys.executable, *ranks, *command(job.directory, job.overrides, config_dirs)],
+            command(job, ranks, config_dirs),
             environment(os.environ, demand, share, threads, alone),
             job.directory / CONSOLE,
         )
@@ -225,13 +225,17 @@ def torchrun(processes: int, rendezvous: Sequence[str]) -> list[str]:
     return ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={processes}"]
 
 
-def command(directory: Path, overrides: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
-    """What Python runs for the job of this directory: it goes on where the directory has a checkpoint."""
-    overrides = list(overrides)
-    if (directory / "checkpoints" / "last.ckpt").exists():
+def command(job: Job, ranks: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
+    """The command line of one job, which goes on where there is a checkpoint.
+
+    Args:
+        ranks: what ``torchrun`` returns; without, the job is one process.
+    """
+    overrides = list(job.overrides)
+    if (job.directory / "checkpoints" / "last.ckpt").exists():
         overrides = [o for o in overrides if not o.startswith("ckpt_path=")] + ["ckpt_path=last"]
-    place = str(directory.resolve()).replace("'", r"\'")
-    return ["-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir='{place}'"]
+    directory = str(job.directory.resolve()).replace("'", r"\'")
+    return [sys.executable, *ranks, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir='{directory}'"]
 
 
 def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:

@@ -6,10 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +60,12 @@ class Attempt:
     """What SLURM runs on each node of a job, and again when the job is requeued: it then goes on.
 
     Attributes:
-        directory, overrides: of the job.
         demand: of each node.
         threads: of each process.
         config_dirs: options of the command line that name configuration directories.
     """
 
-    directory: Path
-    overrides: list[str]
+    job: Job
     demand: Demand
     threads: int
     config_dirs: list[str]
@@ -87,14 +84,14 @@ class Attempt:
             head = place.hostnames[0]
             rendezvous = [f"--nnodes={place.num_nodes}", f"--node-rank={place.node}"]
             rendezvous += [f"--master-addr={head}", f"--master-port={port}"]
-        # In SLURM without torchrun, Lightning would save and requeue by itself, in the middle of a step.
-        line = [sys.executable, *torchrun(self.demand.processes, rendezvous)]
-        line += command(self.directory, [*self.overrides, "hydra/launcher=process"], self.config_dirs)
         asked_to_end: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: asked_to_end.append(number))
-        console = CONSOLE if place.node == 0 else f"node{place.node}-{CONSOLE}"
+        console = self.job.directory / (CONSOLE if place.node == 0 else f"node{place.node}-{CONSOLE}")
         tree = ProcessTree(
-            line, environment(os.environ, self.demand, Share((), 0), self.threads, alone=False), self.directory / console
+            # Also one rank: in SLURM without torchrun, Lightning would save in the middle of a step, and requeue.
+            command(self.job, torchrun(self.demand.processes, rendezvous), self.config_dirs),
+            environment(os.environ, self.demand, Share((), 0), self.threads, alone=False),
+            console,
         )
         try:
             while (how := tree.ended()) is None:
@@ -105,7 +102,7 @@ class Attempt:
         finally:
             tree.kill()  # also where submitit ends this process to requeue the job
         if how:
-            raise RuntimeError(f"ended with {how}; see {self.directory / console}")
+            raise RuntimeError(f"ended with {how}; see {console}")
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit has SLURM run next, after a preemption or at the time limit: the same."""
@@ -189,7 +186,7 @@ def start_in_queue(
         raise UserError("hardware=slurm needs SLURM, and there is no sbatch here: start the sweep on a login node.")
     queue = Queue()
 
-    def start(job: Job, demand: Demand, share: Share, threads: int, alone: bool) -> SlurmJob:
+    def start(job: Job, demand: Demand, share: Share, threads: int, only: bool) -> SlurmJob:
         if number := read_json(job.directory / SUBMITTED).get("job"):
             queue.watch(number)
             queue.ask()
@@ -197,7 +194,10 @@ def start_in_queue(
                 return left
         job.begin()
         executor = submitit.SlurmExecutor(folder, max_num_timeout=max_num_timeout)
-        attempt = Attempt(job.directory.resolve(), job.overrides, demand, threads, list(config_dirs))
+        # There it is no sweep any more.
+        overrides = [*job.overrides, "hydra/launcher=process"]
+        alone = replace(job, directory=job.directory.resolve(), overrides=overrides, config=DictConfig({}))
+        attempt = Attempt(alone, demand, threads, list(config_dirs))
         cpus = demand.processes * threads
         # torchrun starts the ranks of a node, so that a failing one ends the others. srun does not heed the number of
         # CPUs that sbatch was given.

@@ -1,5 +1,6 @@
 """What no component can know for itself, checked before anything is written."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,25 @@ _FREE = {
     "optimizer": set[str](),
     "scheduler": set[str](),
 }
+
+
+def check_start(cfg: DictConfig) -> None:
+    """Raises UserError for a run that is not to be started as it was: by hand, by torchrun or on one node."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return
+    if hydra.runtime.choices["hydra/launcher"] == "slurm":
+        raise UserError("hardware=slurm submits the jobs of a sweep: add -m, also for a sweep of one job.")
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    nodes = cfg.trainer.num_nodes
+    if nodes != 1 and not (by_torchrun or "SLURM_NTASKS" in os.environ):
+        raise UserError(
+            f"trainer.num_nodes={nodes}: start the run on every node, by torchrun --nnodes={nodes} --node-rank=… "
+            f"--master-addr=… --nproc-per-node=…, or as a sweep in SLURM's queue (docs/sweeps.md)."
+        )
+    named = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+    if by_torchrun and int(os.environ["WORLD_SIZE"]) > 1 and not named:
+        raise UserError("torchrun's ranks would each have a directory of their own: give them one by hydra.run.dir=…")
 
 
 def check(cfg: DictConfig) -> None:
@@ -41,8 +61,6 @@ def check(cfg: DictConfig) -> None:
             f"scheduler.T_max must be at least 1, got {cfg.scheduler.T_max}: this schedule needs the number of steps, "
             f"so give trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.T_max."
         )
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN and _launcher() == "slurm":
-        raise UserError("hardware=slurm submits the jobs of a sweep: add -m, also for a sweep of one job.")
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and _several_processes(cfg):
         raise UserError(
             "a sweep over distributed runs needs a process tree of its own for every job, or the ranks would sweep "
@@ -65,10 +83,6 @@ def _check_stages(cfg: DictConfig) -> None:
         raise UserError("stages=[test] needs trained weights: ckpt_path=outputs/…/checkpoints/best.ckpt")
     if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).is_file():
         raise UserError(f"ckpt_path={cfg.ckpt_path} is no file. Give a checkpoint, or ckpt_path=last.")
-
-
-def _launcher() -> str:
-    return str(HydraConfig.get().runtime.choices["hydra/launcher"])
 
 
 def _several_processes(cfg: DictConfig) -> bool:

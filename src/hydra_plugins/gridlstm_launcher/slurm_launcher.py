@@ -78,7 +78,8 @@ class SlurmLauncher(ProcessLauncher):
             raise UserError(f"hardware=slurm needs its extra: pip install gridlstm[slurm] ({error}).") from error
         from gridlstm.multirun.devices import Pool
 
-        start = start_in_queue(root / "slurm", self.options, self.max_num_timeout, self.config_dirs())
+        demands = [demand(trainer) for trainer in trainers]
         # SLURM has the devices: here all that counts is how many jobs are in its queue.
         pool = Pool((), cores=1, jobs=self.jobs or len(trainers), threads=self.cpus_per_process)
-        return [demand(trainer) for trainer in trainers], pool, start
+        start = start_in_queue(root / "slurm", self.options, self.max_num_timeout, self.config_dirs())
+        return demands, pool, start
