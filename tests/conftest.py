@@ -1,6 +1,7 @@
 """What several test files share: real data where it is, and jobs run in this process at toy size."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +61,12 @@ def job(tmp_path: Path, text_file: Path) -> Callable[..., DictConfig]:
         return compose(f"task={task}", f"model={model}", *TOY, *TOY_TASKS[task], *names, *data, *overrides)
 
     return make
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nothing listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

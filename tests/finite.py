@@ -1,7 +1,10 @@
-"""Map-style data for tests, in the place of memorization: task.data._target_=tests.finite.FiniteMemorization"""
+"""For runs in tests: map-style data in the place of memorization's, and a callback that notes what a rank has seen."""
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -12,7 +15,7 @@ from gridlstm.data.map_style import MapData
 
 
 class Strings(Dataset[Tensor]):
-    """Random strings over 1 to ``alphabet`` of 1 to ``length`` symbols, all different in their first two."""
+    """Random strings of 1 to ``length`` symbols from 1 to ``alphabet``."""
 
     def __init__(self, number: int, length: int, alphabet: int) -> None:
         generator = torch.Generator().manual_seed(number)
@@ -48,3 +51,29 @@ class FiniteMemorization(MapData):
         inputs = pad_sequence(samples, batch_first=True)
         mask = inputs > 0
         return Batch(inputs, inputs, mask, mask, reset=torch.ones(len(inputs), dtype=torch.bool))
+
+
+class Seen(L.Callback):
+    """Writes the rows of every batch that this rank has had into ``dir``."""
+
+    def __init__(self, dir: str) -> None:
+        self.dir = Path(dir)
+        self.rows: dict[str, list[list[str]]] = {"train": [], "validate": [], "test": []}
+
+    def _see(self, stage: str, batch: Batch) -> None:
+        tokens = zip(batch.inputs.tolist(), batch.targets.tolist(), batch.loss_mask.tolist(), strict=True)
+        self.rows[stage].append(
+            [str([pair for *pair, covered in zip(*row, strict=True) if covered]) for row in tokens if any(row[2])]
+        )
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
+        self._see("train", batch)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, *_: Any) -> None:
+        self._see("validate", batch)
+
+    def on_test_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, *_: Any) -> None:
+        self._see("test", batch)
+
+    def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
+        (self.dir / f"seen{trainer.global_rank}.json").write_text(json.dumps(self.rows))

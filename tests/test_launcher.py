@@ -162,11 +162,15 @@ def long_sweep(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        if process.poll() is None:  # the test has failed
-            process.terminate()
-            process.communicate()
+    try:
+        yield start
+    finally:  # where the test has failed
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+                process.communicate()
+        for left in processes_with(str(tmp_path)):
+            os.kill(left, signal.SIGKILL)
 
 
 def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(

@@ -1,6 +1,6 @@
 """Finite data: every epoch has every sample once, in an order of its own, whoever computes which rows."""
 
-from itertools import islice
+from itertools import chain, islice
 from types import SimpleNamespace
 
 import pytest
@@ -36,11 +36,11 @@ def numbers(data: Numbers, batches: int, loader: str = "train") -> list[list[int
 
 
 def test_every_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
-    stream = sum(numbers(Numbers(), batches=17), [])  # five epochs of 17 samples
+    stream = [*chain(*numbers(Numbers(), batches=17))]  # five epochs of 17 samples
     epochs = [stream[start : start + 17] for start in range(0, len(stream), 17)]
     assert all(sorted(epoch) == list(range(1, 18)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5
-    assert sum(numbers(Numbers(seed=4), batches=17), []) != stream
+    assert [*chain(*numbers(Numbers(seed=4), batches=17))] != stream
 
 
 def test_goes_on_in_the_middle_of_an_epoch() -> None:
@@ -58,8 +58,8 @@ def test_a_batch_may_be_larger_than_an_epoch() -> None:
 def test_ranks_share_each_batch_and_the_evaluation_set(world_size: int) -> None:
     ranks = [on_rank(Numbers(), rank, world_size) for rank in range(world_size)]
     parts = [numbers(rank, 7) for rank in ranks]
-    assert [sum((part[n] for part in parts), []) for n in range(7)] == numbers(Numbers(), 7)
-    assert sum((sum(numbers(rank, 9, "val"), []) for rank in ranks), []) == list(range(1, 8))
+    assert [[*chain(*(part[n] for part in parts))] for n in range(7)] == numbers(Numbers(), 7)
+    assert [*chain(*(chain(*numbers(rank, 9, "val")) for rank in ranks))] == list(range(1, 8))
 
 
 def test_a_split_without_samples_is_refused() -> None:

@@ -134,7 +134,7 @@ class Queue:
         except subprocess.SubprocessError as error:
             log.warning("SLURM does not answer, asking again: %s %s", error, getattr(error, "stderr", None) or "")
         else:
-            found: dict[str, str] = dict(row.split() for row in done.stdout.splitlines())  # type: ignore[misc]
+            found: dict[str, str] = dict(row.split() for row in done.stdout.splitlines())
             self._states = {number: found.get(number, _FORGOTTEN) for number in self._states}
         self._asked = time.monotonic()
 
@@ -168,9 +168,7 @@ class SlurmJob:
             self.interrupt()
 
 
-def start_in_queue(
-    folder: Path, options: dict[str, Any], max_num_timeout: int, config_dirs: Sequence[str]
-) -> Start:
+def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, config_dirs: Sequence[str]) -> Start:
     """Starts jobs by putting them into SLURM's queue; takes up those that an earlier sweep has left there.
 
     Args:
