@@ -15,7 +15,7 @@ from tests.conftest import compose
 
 from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Pool, demand
-from gridlstm.multirun.launch import environment
+from gridlstm.multirun.start import environment
 from gridlstm.multirun.table import Row, lines, sweep_seconds_left
 
 ROOT = Path(__file__).parents[1]

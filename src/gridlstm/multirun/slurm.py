@@ -20,8 +20,8 @@ from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Share
 from gridlstm.multirun.jobs import Job, read_json
-from gridlstm.multirun.launch import CONSOLE, Start, command, environment, torchrun
 from gridlstm.multirun.process_tree import ProcessTree
+from gridlstm.multirun.start import CONSOLE, Start, command, environment, torchrun
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +141,17 @@ class Queue:
 
 @dataclass
 class SlurmJob:
-    """A job in SLURM's queue."""
+    """A job in SLURM's queue.
+
+    Attributes:
+        number: SLURM's.
+        directory: the job's.
+        folder: submitit's.
+    """
 
     number: str
     directory: Path
+    folder: Path
     queue: Queue
 
     def state(self) -> str:
@@ -157,7 +164,9 @@ class SlurmJob:
             return None
         # Makes NFS look at the directory anew: another machine has written there.
         self.directory.chmod(self.directory.stat().st_mode)
-        return "" if state in ("COMPLETED", _FORGOTTEN) else f"SLURM state {state} of job {self.number}"
+        if state in ("COMPLETED", _FORGOTTEN):
+            return ""
+        return f"SLURM state {state}, see {self.folder}/{self.number}_*"
 
     def interrupt(self) -> None:
         """Takes it out of the queue."""
@@ -188,7 +197,7 @@ def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, 
         if number := read_json(job.directory / SUBMITTED).get("job"):
             queue.watch(number)
             queue.ask()
-            if (left := SlurmJob(number, job.directory, queue)).ended() is None:
+            if (left := SlurmJob(number, job.directory, folder, queue)).ended() is None:
                 return left
         job.begin()
         executor = submitit.SlurmExecutor(folder, max_num_timeout=max_num_timeout)
@@ -218,6 +227,6 @@ def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, 
             raise UserError(f"SLURM refuses {job.name}: {error}") from error
         write_text(job.directory / SUBMITTED, json.dumps({"job": number}) + "\n")
         queue.watch(number)
-        return SlurmJob(number, job.directory, queue)
+        return SlurmJob(number, job.directory, folder, queue)
 
     return start

@@ -37,7 +37,7 @@ def check_start(cfg: DictConfig) -> None:
             f"--master-addr=… --nproc-per-node=…, or as a sweep in SLURM's queue (docs/sweeps.md)."
         )
     named = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
-    if by_torchrun and int(os.environ["WORLD_SIZE"]) > 1 and not named:
+    if by_torchrun and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
         raise UserError("torchrun's ranks would each have a directory of their own: give them one by hydra.run.dir=…")
 
 

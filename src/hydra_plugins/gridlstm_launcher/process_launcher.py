@@ -23,7 +23,7 @@ from gridlstm.errors import UserError
 if TYPE_CHECKING:
     from gridlstm.multirun.devices import Demand, Pool
     from gridlstm.multirun.jobs import Job
-    from gridlstm.multirun.launch import Start
+    from gridlstm.multirun.start import Start
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class ProcessLauncher(Launcher):
     def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
         """What jobs with these ``trainer`` nodes need, what there is, and how one is started."""
         from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
-        from gridlstm.multirun.launch import start_here
+        from gridlstm.multirun.start import start_here
 
         gpus = visible_gpus(trainers)
         demands = [demand(trainer, len(gpus)) for trainer in trainers]
@@ -85,7 +85,7 @@ class ProcessLauncher(Launcher):
 
     def _returns(self, jobs: "Sequence[Job]") -> list[JobReturn]:
         """What the sweeper is told: the best value of the monitored metric, or an error that names all failures."""
-        from gridlstm.multirun.launch import CONSOLE
+        from gridlstm.multirun.start import CONSOLE
 
         failures = [
             f"{job.directory}: {job.result()['error'].splitlines()[0]}\n  {' '.join(job.overrides)}\n"

@@ -12,7 +12,7 @@ from hydra_plugins.gridlstm_launcher.process_launcher import ProcessLauncher
 
 if TYPE_CHECKING:
     from gridlstm.multirun.devices import Demand, Pool
-    from gridlstm.multirun.launch import Start
+    from gridlstm.multirun.start import Start
 
 
 class SlurmLauncher(ProcessLauncher):
