@@ -27,7 +27,8 @@ SMALL = [
 ]  # fmt: skip
 IN_QUEUE = ["hardware=slurm", "trainer.accelerator=cpu", "hydra.launcher.cpus_per_process=1", "hydra.sweep.dir=sweep"]
 
-# A requeued job must wait for cred_expire seconds. There is no systemd here to make cgroups, and no accounting.
+# A requeued job must wait for cred_expire seconds, and is then looked at every sched_interval. There is no systemd here
+# to make cgroups, and no accounting.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -51,6 +52,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+SchedulerParameters=sched_interval=1,bf_interval=1
 KillWait=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs=6 RealMemory=1000
 PartitionName=low Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=1
