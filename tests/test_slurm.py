@@ -226,7 +226,10 @@ def test_a_job_that_is_requeued_and_one_that_is_preempted_end_as_if_nothing_had_
 def test_a_sweep_takes_up_jobs_that_are_still_in_the_queue_and_cancels_them_at_ctrl_c(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    options = [PAUSING, "hydra.launcher.cpus_per_process=4", "seed=1,2"]
+    options = [
+        PAUSING, "seed=1,2", "hydra.launcher.cpus_per_process=4", "hydra.launcher.mem_gb=0.25",
+        "hydra.launcher.timeout_min=7", "+hydra.launcher.additional_parameters.comment=mine",
+    ]  # fmt: skip
     files = [tmp_path / "sweep" / f"{n}-memorization-grid2d-s{n + 1}" / "slurm.json" for n in range(2)]
     killed = start(*options)
     wait_for(lambda: all(file.exists() for file in files))
@@ -240,6 +243,9 @@ def test_a_sweep_takes_up_jobs_that_are_still_in_the_queue_and_cancels_them_at_c
             break
     assert set(states()) == set(before)
     assert [json.loads(file.read_text())["job"] for file in files] == numbers
+    shown = ask("scontrol", "show", "job", numbers[0])
+    for words in ("CPUs/Task=4", "MinMemoryNode=256M", "TimeLimit=00:07:00", "Comment=mine", "Requeue=1"):
+        assert words in shown
     again.send_signal(signal.SIGINT)
     _, errors = again.communicate(timeout=60)
     assert again.returncode == 128 + signal.SIGINT, errors
