@@ -21,6 +21,7 @@ LAYERS = [
     ["grid", "mdlstm"],
     ["layer", "contenders"],
     ["models"],
+    ["cost"],
     ["data"],
     ["metrics"],
     ["tasks"],

@@ -1,0 +1,145 @@
+"""What a sequence model costs: parameters, state, arithmetic and memory.
+
+Shape legend: B batch rows, T time steps.
+"""
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from gridlstm.models.base import SequenceModel
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one sequence (B = 1).
+
+    Attributes:
+        parameters: trained numbers.
+        state_size: numbers that travel from one time step to the next.
+        flops_per_step: floating-point operations of all matrix products (a multiplication and an addition are two) in
+            the forward and the backward pass, for one more time step.
+        saved_bytes_per_step: alive between the forward and the backward pass, for one more time step; the output is
+            part of it.
+    """
+
+    parameters: int
+    state_size: int
+    flops_per_step: int
+    saved_bytes_per_step: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward and backward pass took.
+
+    Attributes:
+        flops: of all matrix products.
+        saved_bytes: alive between the two passes, without parameters and input.
+        peak_bytes: the most that was alive at any time, the gradients of the parameters among it.
+    """
+
+    flops: int
+    saved_bytes: int
+    peak_bytes: int
+
+
+def cost(model: SequenceModel, input_size: int | None = None, steps: int = 8) -> Cost:
+    """Runs sequences of T = ``steps`` and 2 T through the model, forward and backward; what a step costs is the slope.
+
+    What does not grow with T falls out. For a model whose cost is no straight line in T, such as attention over all
+    earlier steps, the slope holds near T = ``steps`` only.
+
+    Args:
+        input_size: features of a step, as floats; None for symbols, whose projection is a look-up and no product.
+        steps: T; for a model with a rhythm of its own, a multiple of it.
+    """
+
+    def x(T: int) -> Tensor:
+        place = next(model.parameters())
+        if input_size is None:
+            return torch.zeros(1, T, dtype=torch.int64, device=place.device)
+        return place.new_zeros(1, T, input_size)
+
+    run_once(model, x(1))  # what is measured, built or cached once in a process
+    short, long = (run_once(model, x(T)) for T in (steps, 2 * steps))
+    return Cost(
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        state_size=sum(leaf.numel() for leaf in tree_leaves(model.initial_state(1))),
+        flops_per_step=round((long.flops - short.flops) / steps),
+        saved_bytes_per_step=round((long.saved_bytes - short.saved_bytes) / steps),
+    )
+
+
+def run_once(model: nn.Module, x: Tensor) -> Pass:
+    """One forward and backward pass of ``model(x)``, whose output is all trained for; gradients are thrown away."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    devices = [x.device] if x.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        FlopCounterMode(display=False, custom_mapping=_MORE_PRODUCTS) as flops,
+        _AliveBytes() as memory,
+    ):
+        outputs = [leaf for leaf in tree_leaves(model(x)) if leaf.requires_grad]
+        saved = memory.alive
+        torch.autograd.grad(outputs, trained, [torch.ones_like(y) for y in outputs], allow_unused=True)
+        return Pass(flops.get_total_flops(), saved, memory.peak)
+
+
+class _AliveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made inside and still held by anybody, also outside of autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if not isinstance(leaf, Tensor):
+                continue
+            storage = leaf.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key in given or key in self._known:  # a view
+                continue
+            self._known.add(key)
+            self.alive += size
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._release, key, size)
+        return out
+
+    def _release(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.alive -= size
+
+
+def _added_product_flops(_: Any, x: Any, y: Any, **__: Any) -> int:
+    """(…, a, b) times (…, b, c)."""
+    return 2 * math.prod(x) * int(y[-1])
+
+
+def _rnn_flops(x: Any, w_input: Any, w_hidden: Any, *_: Any, **__: Any) -> int:
+    """Of torch's own recurrent layer on the CPU: x (T, B, input), weights (gates, input) and (gates, hidden)."""
+    return 2 * int(x[0] * x[1] * w_input[0] * (w_input[1] + w_hidden[1]))
+
+
+_MORE_PRODUCTS: dict[Any, Callable[..., Any]] = {
+    # In place, and fused: what torch's own counter passes over.
+    aten.addmm_: _added_product_flops,
+    aten.baddbmm_: _added_product_flops,
+    aten.mkldnn_rnn_layer: _rnn_flops,
+    aten.mkldnn_rnn_layer_backward: lambda *shapes, **options: 2 * _rnn_flops(*shapes, **options),
+}
