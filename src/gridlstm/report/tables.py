@@ -18,7 +18,7 @@ class Spread(NamedTuple):
 
 Cell = str | int | float | Spread | None
 
-_NOT_VARIED = ("seed", "ckpt_path", "logger", "stages")
+_NOT_VARIED = ("seed", "ckpt_path", "logger", "stages", "run.name")
 """Overrides that say nothing about what was trained."""
 
 
