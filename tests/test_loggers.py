@@ -2,15 +2,20 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import wandb
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from tests.wandb_records import read_back
+from tests.wandb_server import server
 from wandb.proto.wandb_internal_pb2 import Record
 
 from gridlstm.errors import UserError
@@ -66,8 +71,10 @@ def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pyt
     assert offline()
     with pytest.raises(UserError, match="wandb login"):
         offline("online")
-    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password " + 40 * "a" + "\n")
-    assert not offline()
+    # Where wandb itself keeps a key of its own server, and where earlier versions kept it.
+    for host in (urlsplit(wandb.Settings().base_url).netloc, "api.wandb.ai"):
+        (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {40 * 'a'}\n")
+        assert not offline()
     assert offline("offline")
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert offline()
@@ -141,20 +148,27 @@ def test_a_resumed_directory_goes_on_in_its_run_wherever_it_lies(
     assert run_id("moved") != first, "from the start: another run, though in this directory"
 
 
-def test_online_the_same_id_resumes(nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").touch()
+TWO_LEGS = """
+from pathlib import Path
+from tests.conftest import TOY, TOY_TASKS, compose
+from gridlstm.runtime.job import run_job
+names = ["run.task=memorization", "run.model=grid2d", "run.group=test", f"run.dir={Path.cwd()}"]
+options = [*TOY, *TOY_TASKS["memorization"], *names, "logger=wandb", "stages=[fit]", "callbacks.learning_curve=null"]
+run_job(compose(*options))
+run_job(compose(*options, "ckpt_path=last", "trainer.max_steps=6"))
+"""
 
-    def given(ckpt_path: str | None) -> tuple[str, str]:
-        asked = make_logger(**OPTIONS, dir=str(tmp_path), mode="online", ckpt_path=ckpt_path)._wandb_init
-        return asked["id"], asked["resume"]
 
-    first = given(None)
-    assert given("last") == first
-    assert first[1] == "allow"
-    assert given(str(tmp_path / "checkpoints" / "last.ckpt")) == first
-    assert given(None)[0] != first[0]
+def test_online_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
+    with server() as wandb_server:
+        account = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": wandb_server.url, "WANDB_ERROR_REPORTING": "false"}
+        path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+        # In a process of its own: wandb reads its server's address once.
+        subprocess.run([sys.executable, "-c", TWO_LEGS], env=os.environ | account | path, cwd=tmp_path, check=True)
+        assert len(wandb_server.of("RunResumeStatus")) == 2, "it asks whether the run is there"
+        made = wandb_server.of("UpsertBucket")
+        assert len({asked["name"] for asked in made}) == 1
+        assert [asked["displayName"] for asked in made if asked["displayName"]] == 2 * ["memorization-grid2d-s1"]
 
 
 def test_a_failed_run_is_a_failed_run(nobody: None, job: Callable[..., DictConfig], tmp_path: Path) -> None:

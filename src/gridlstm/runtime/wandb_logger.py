@@ -1,22 +1,16 @@
 """The W&B logger, imported by the one config that names it."""
 
-import netrc
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
 from gridlstm.runtime.provenance import rank
-
-RUN_ID = "wandb/run-id"
-"""The file of a run directory that holds the id of its W&B run."""
+from gridlstm.runtime.wandb_account import logged_in, run_id
 
 
 class OneRunWandbLogger(WandbLogger):
@@ -90,7 +84,8 @@ def make_logger(
         group=group,
         tags=tags,
         save_dir=str(directory),
-        id=_run_id(directory, ckpt_path),
+        # The other ranks have no W&B run.
+        id=run_id(directory, _goes_on(directory, ckpt_path)) if rank() == 0 else None,
         resume="allow" if mode == "online" else None,
         log_model=mode == "online",
         # To wandb itself: Lightning's own "offline" would set WANDB_MODE for the rest of the process.
@@ -102,28 +97,9 @@ def make_logger(
     return logger
 
 
-def _run_id(directory: Path, ckpt_path: str | None) -> str:
-    checkpoint = None if ckpt_path is None else directory / "checkpoints" / "last.ckpt"
-    if ckpt_path not in (None, "last"):
-        checkpoint = Path(ckpt_path).resolve()
-    file = directory / RUN_ID
-    if checkpoint is not None and checkpoint.exists() and checkpoint.is_relative_to(directory) and file.exists():
-        return file.read_text().strip()
-    new = secrets.token_hex(6)
-    if rank() == 0:  # the other ranks have no W&B run
-        write_text(file, f"{new}\n")
-    return new
-
-
-def logged_in() -> bool:
-    """Whether `wandb login` has stored a key, or WANDB_API_KEY holds one; asks no server."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    if not path.exists():
+def _goes_on(directory: Path, ckpt_path: str | None) -> bool:
+    """Whether the job takes up a checkpoint of its own directory."""
+    if ckpt_path is None:
         return False
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except netrc.NetrcParseError as error:
-        raise UserError(f"cannot read the API key from {path}: {error}. Mend the file or use logger=csv.") from error
+    checkpoint = directory / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path).resolve()
+    return checkpoint.exists() and checkpoint.is_relative_to(directory)
