@@ -29,7 +29,7 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
         name = f"{number}-memorization-{model}-s{seed}"
         fault = ["trainer.limit_val_batches=0"] if number == 2 else []
         plan.append({"number": number, "name": name, "overrides": [f"model={model}", f"seed={seed}", *fault]})
-        names = [f"run.name=memorization-{model}-s{seed}", "+report.paper={test/accuracy: {grid2d: 0.99}}"]
+        names = [f"run.name=memorization-{model}-s{seed}", "report.paper={test/accuracy: {grid2d: 0.99}}"]
         if number == 2:
             with pytest.raises(UserError):
                 run_job(job(f"seed={seed}", *names, *fault, model=model, directory=f"sweep/{name}"))

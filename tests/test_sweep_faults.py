@@ -82,7 +82,7 @@ def test_a_failing_rank_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     optuna = [
-        "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=1",
+        "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1",
         "optimizer.lr=interval(0.1,3)", "hydra.sweeper.study_name=study",
         f"hydra.sweeper.storage=sqlite:///{tmp_path}/db", "hydra.sweep.dir=sweep", "hardware=ddp_cpu",
     ]  # fmt: skip
@@ -92,6 +92,7 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
         assert len(results(tmp_path)) == trials
     found = results(tmp_path)
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    # That of an accuracy: the direction is the task's.
     assert best["best_value"] == max(result["score"] for result in found.values())
     rates = set()
     for name, result in found.items():

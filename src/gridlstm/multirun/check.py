@@ -53,6 +53,11 @@ def check(config: DictConfig) -> None:
             _refuse_declared_sweeps(loader, str(config.hydra.job.config_name), _values(override))
 
 
+def direction(mode: str) -> str:
+    """What Optuna calls the ``mode`` of a task: "max" or "min"."""
+    return {"max": "maximize", "min": "minimize"}[mode]
+
+
 def _values(override: Override) -> list[str]:
     return list(override.sweep_string_iterator())
 
