@@ -45,7 +45,7 @@ def test_optuna_searches_as_the_task_is_judged(task: str, expected: str) -> None
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for more in ([], ["hydra.sweeper.direction=minimize"]):
-            options = ["hydra/sweeper=optuna", f"task={task}", *more]
+            options = ["hydra/sweeper=search", f"task={task}", *more]
             found = compose_with_hydra("train", options, return_hydra_config=True).hydra.sweeper.direction
             assert (found if more else instantiate(found)) == (more[0].split("=")[1] if more else expected)
 

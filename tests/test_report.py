@@ -73,6 +73,22 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
     assert all(isinstance(row[1], Spread) for row in table.rows)
 
 
+def test_a_job_that_never_began_varies_in_nothing_that_it_was_not_given(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_job(job("stages=[fit]", directory="sweep/0-began"))
+    plan = [{"number": n, "name": name, "overrides": [f"model={model}"]}
+            for n, (name, model) in enumerate([("0-began", "grid2d"), ("1-never", "stacked_lstm")])]  # fmt: skip
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": plan}))
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    (tmp_path / "sweep" / "wandb").mkdir()  # of the dashboard, and no run
+    runs = find_runs([tmp_path / "sweep"])
+    assert [(run.directory.name, run.status) for run in runs] == [("0-began", "completed"), ("1-never", "missing")]
+    (table,) = make_tables(runs)
+    assert table.varied == ("model",)
+    assert [row[0] for row in table.rows] == ["grid2d", "stacked_lstm"]
+
+
 def test_wrong_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no directory"):
         find_runs([tmp_path / "nothing"])
