@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from gridlstm.multirun.devices import Demand, Pool, Share
+from gridlstm.multirun.estimate import announce
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.process_tree import ProcessTree
 from gridlstm.multirun.table import LiveTable, Row
@@ -68,6 +69,14 @@ class Launch:
         self.at_once = self._room()
         metric = jobs[0][0].config.task.monitor
         self.table = LiveTable(metric, self.at_once)
+
+    def estimate(self) -> None:
+        """Says what a long sweep will take."""
+        if self.waiting and (
+            share := self.pool.take(demand := self.waiting[0][1], threads := max(self.threads.values()))
+        ):
+            self.pool.give_back(share)
+            announce(self.waiting, self.at_once, environment(os.environ, demand, share, threads, self.at_once == 1))
 
     def run(self) -> None:
         """Runs all jobs to whatever end; how each ended stands in its result.json.
@@ -191,8 +200,15 @@ def command(job: Job, demand: Demand, config_dirs: Sequence[str]) -> list[str]:
     overrides = list(job.overrides)
     if (job.directory / "checkpoints" / "last.ckpt").exists():
         overrides = [o for o in overrides if not o.startswith("ckpt_path=")] + ["ckpt_path=last"]
-    directory = str(job.directory.resolve()).replace("'", r"\'")
-    return [*launcher, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir='{directory}'"]
+    if not any(o.startswith("run.name=") for o in overrides):
+        overrides.append(f"run.name={_quoted(job.name)}")  # in the log and in W&B as in the table of jobs
+    directory = _quoted(str(job.directory.resolve()))
+    return [*launcher, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir={directory}"]
+
+
+def _quoted(text: str) -> str:
+    """As a value of an override."""
+    return "'" + text.replace("'", r"\'") + "'"
 
 
 def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:

@@ -68,7 +68,9 @@ class ProcessLauncher(Launcher):
                 pool = Pool(gpus, cores(), self.jobs, threads())
                 demands = [demand(trainer, len(gpus)) for trainer in trainers]
                 log.info("sweep directory: %s", root)
-                Launch(list(zip(jobs, demands, strict=True)), pool, self._config_dirs()).run()
+                launch = Launch(list(zip(jobs, demands, strict=True)), pool, self._config_dirs())
+                launch.estimate()
+                launch.run()
         except Timeout as error:
             raise UserError(f"another sweep runs in {root}. Wait for it, or give another hydra.sweep.dir.") from error
         return self._returns(jobs)
