@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -51,16 +52,24 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose("train", list(overrides))
 
 
-@pytest.fixture
-def job(tmp_path: Path, text_file: Path) -> Callable[..., DictConfig]:
-    """Composes a toy job whose run directory is below this test's own."""
+@pytest.fixture(scope="session")
+def job_in(text_file: Path) -> Callable[..., DictConfig]:
+    """Composes a toy job whose run directory is below a given one."""
 
-    def make(*overrides: str, directory: str = "run", task: str = "memorization", model: str = "grid2d") -> DictConfig:
-        names = [f"run.task={task}", f"run.model={model}", "run.group=test", f"run.dir={tmp_path / directory}"]
-        data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path / 'cache'}"] if task == "text" else []
+    def make(
+        root: Path, *overrides: str, directory: str = "run", task: str = "memorization", model: str = "grid2d"
+    ) -> DictConfig:
+        names = [f"run.task={task}", f"run.model={model}", "run.group=test", f"run.dir={root / directory}"]
+        data = [f"task.path={text_file}", f"task.data.cache_dir={root / 'cache'}"] if task == "text" else []
         return compose(f"task={task}", f"model={model}", *TOY, *TOY_TASKS[task], *names, *data, *overrides)
 
     return make
+
+
+@pytest.fixture
+def job(tmp_path: Path, job_in: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """Composes a toy job whose run directory is below this test's own."""
+    return partial(job_in, tmp_path)
 
 
 def free_ports(count: int) -> list[int]:

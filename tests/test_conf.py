@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose as compose_with_hydra
+from hydra import initialize_config_dir
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
@@ -36,6 +38,16 @@ def test_composes_and_resolves(file: str) -> None:
     config = compose(*choice(file), *RUN)
     assert not OmegaConf.missing_keys(config)
     OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize(("task", "expected"), [("memorization", "maximize"), ("enwik8", "minimize")])
+def test_optuna_searches_as_the_task_is_judged(task: str, expected: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for more in ([], ["hydra.sweeper.direction=minimize"]):
+            options = ["hydra/sweeper=search", f"task={task}", *more]
+            found = compose_with_hydra("train", options, return_hydra_config=True).hydra.sweeper.direction
+            assert (found if more else instantiate(found)) == (more[0].split("=")[1] if more else expected)
 
 
 @pytest.mark.parametrize("file", GROUPED)

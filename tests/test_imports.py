@@ -28,6 +28,7 @@ LAYERS = [
     ["runtime"],
     ["multirun"],
     ["report"],
+    ["dashboard"],
     ["train", "evaluate", "bench", "list"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}

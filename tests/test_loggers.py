@@ -1,13 +1,22 @@
 """The record that loggers keep."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import wandb
-from omegaconf import DictConfig
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
 from tests.wandb_records import read_back
+from tests.wandb_server import server
+from wandb.proto.wandb_internal_pb2 import Record
 
 from gridlstm.errors import UserError
 from gridlstm.runtime.csv_logger import CSVLogger
@@ -62,8 +71,10 @@ def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pyt
     assert offline()
     with pytest.raises(UserError, match="wandb login"):
         offline("online")
-    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password " + 40 * "a" + "\n")
-    assert not offline()
+    # Where wandb itself keeps a key of its own server, and where earlier versions kept it.
+    for host in (urlsplit(wandb.Settings().base_url).netloc, "api.wandb.ai"):
+        (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {40 * 'a'}\n")
+        assert not offline()
     assert offline("offline")
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert offline()
@@ -74,30 +85,116 @@ def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pyt
         offline()
 
 
-def test_one_offline_run_with_its_name_config_and_metrics(
+def run_file(directory: Path) -> Path:
+    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    return file
+
+
+def items(records: list[Record], kind: str) -> list[dict[str, Any]]:
+    """What each history or summary record says, by key."""
+    rows = [getattr(r, kind) for r in records]
+    lists = [row.item if kind == "history" else row.update for row in rows]
+    return [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in row} for row in lists]
+
+
+def test_one_offline_run_with_its_name_config_metrics_and_result(
     nobody: None, job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    run_job(job("logger=wandb", "stages=[fit]", directory="a"))
+    configs = {name: job("logger=[csv,wandb]", directory=name) for name in "ab"}
+    for cfg in configs.values():
+        run_job(cfg)
     assert wandb.run is None, "left open, it would swallow the next job"
-    run_job(job("logger=wandb", "stages=[fit]", directory="b"))
-    first, second = (next((tmp_path / name).glob("wandb/offline-run-*/run-*.wandb")) for name in "ab")
-    assert first.name != second.name, "each run directory is a run of its own"
-    found = read_back(first)
+    found, second = (read_back(run_file(tmp_path / name)) for name in "ab")
     run = found["run"][0].run
+    assert run.run_id != second["run"][0].run.run_id, "each run directory is a run of its own"
     assert (run.display_name, run.run_group, run.project) == ("memorization-grid2d-s1", "test", "gridlstm")
-    assert "hidden_size" in str(found) + str(run.config)
-    steps = [
-        {item.key or "/".join(item.nested_key): item.value_json for item in r.history.item} for r in found["history"]
-    ]
-    assert {"train/loss", "val/accuracy", "samples"} <= {key for step in steps for key in step}
+    recorded: dict[str, Any] = {}
+    for record in found.get("config", []):
+        recorded |= {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.config.update}
+    assert recorded["model"] == OmegaConf.to_container(configs["a"].model, resolve=True)
+    steps = items(found["history"], "history")
+    logged: dict[str, Any] = {key: value for step in steps for key, value in step.items()}
+    assert {"train/loss", "val/accuracy", "test/accuracy", "samples"} <= set(logged)
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    summary: dict[str, Any] = {key: v for row in items(found["summary"], "summary") for key, v in row.items()}
+    same = ("status", "score", "best", "test", "parameters", "samples", "commit", "versions", "command")
+    assert {name: summary[name] for name in same} == {name: result[name] for name in same}
+    files = tmp_path / "a" / "wandb" / "latest-run" / "files"
+    picture = files / logged["learning_curve.path"]
+    assert picture.read_bytes() == (tmp_path / "a" / "learning_curve.png").read_bytes()
+    table = json.loads((files / logged["result.path"]).read_text())
+    assert table["columns"] == ["metric", "best", "final", "test"]
+    row = next(row for row in table["data"] if row[0] == "val/accuracy")
+    assert row == ["val/accuracy", result["score"], result["final"]["val/accuracy"], result["test"]["test/accuracy"]]
     assert found["exit"][0].exit.exit_code == 0
+
+
+def test_a_resumed_directory_goes_on_in_its_run_wherever_it_lies(
+    nobody: None, job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    options = ["logger=wandb", "callbacks.learning_curve=null"]
+
+    def run_id(directory: str, *more: str) -> str:
+        run_job(job(*options, *more, directory=directory))
+        (file,) = (tmp_path / directory / "wandb" / "latest-run").glob("run-*.wandb")
+        return read_back(file)["run"][0].run.run_id
+
+    first = run_id("run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert run_id("moved", "trainer.max_steps=6", "ckpt_path=last") == first
+    best = f"ckpt_path={tmp_path}/moved/checkpoints/best.ckpt"
+    assert run_id("moved", best, "stages=[test]") == first
+    assert run_id("other", best, "stages=[test]") != first, "weights of elsewhere: a run of its own"
+    assert run_id("moved") != first, "from the start: another run, though in this directory"
+
+
+TWO_LEGS = """
+from pathlib import Path
+from tests.conftest import TOY, TOY_TASKS, compose
+from gridlstm.runtime.job import run_job
+names = ["run.task=memorization", "run.model=grid2d", "run.group=test", f"run.dir={Path.cwd()}"]
+options = [*TOY, *TOY_TASKS["memorization"], *names, "logger=wandb", "stages=[fit]", "callbacks.learning_curve=null"]
+run_job(compose(*options))
+run_job(compose(*options, "ckpt_path=last", "trainer.max_steps=6"))
+"""
+
+
+def test_online_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
+    with server() as wandb_server:
+        account = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": wandb_server.url, "WANDB_ERROR_REPORTING": "false"}
+        path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+        # In a process of its own: wandb reads its server's address once.
+        subprocess.run([sys.executable, "-c", TWO_LEGS], env=os.environ | account | path, cwd=tmp_path, check=True)
+        assert len(wandb_server.of("RunResumeStatus")) == 2, "it asks whether the run is there"
+        made = wandb_server.of("UpsertBucket")
+        assert len({asked["name"] for asked in made}) == 1
+        assert [asked["displayName"] for asked in made if asked["displayName"]] == 2 * ["memorization-grid2d-s1"]
 
 
 def test_a_failed_run_is_a_failed_run(nobody: None, job: Callable[..., DictConfig], tmp_path: Path) -> None:
     with pytest.raises(UserError):
         run_job(job("logger=wandb", "optimizer.lr=1e30"))
-    found = read_back(next((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")))
+    found = read_back(run_file(tmp_path / "run"))
     assert found["exit"][0].exit.exit_code == 1
+    assert "preempting" not in found
+    ends = [row for row in items(found["summary"], "summary") if "status" in row]
+    assert (ends[-1]["status"], ends[-1]["error"][:17]) == ("failed", "the training loss")
+
+
+class Interrupt(Callback):
+    """Ctrl-C after the first step."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_preempted(nobody: None, job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run_job(job("logger=wandb", "+callbacks.interrupt._target_=tests.test_loggers.Interrupt"))
+    found = read_back(run_file(tmp_path / "run"))
+    assert found["exit"][0].exit.exit_code == 1
+    assert len(found["preempting"]) == 1
+    assert [row for row in items(found["summary"], "summary") if "status" in row][-1]["status"] == "interrupted"
 
 
 def test_tensorboard_is_an_option(job: Callable[..., DictConfig], tmp_path: Path) -> None:

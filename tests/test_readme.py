@@ -61,14 +61,15 @@ def test_the_evaluation_command_runs_on_what_training_leaves(tmp_path: Path) -> 
     assert '"test/accuracy"' in done.stdout
 
 
-def test_the_report_command_runs_on_what_a_sweep_leaves(tmp_path: Path) -> None:
+def test_the_report_commands_run_on_what_a_sweep_leaves(tmp_path: Path) -> None:
     environment = {**os.environ, "WANDB_MODE": "offline"}
-    sweep = [sys.executable, str(ROOT / "train.py"), "-m", "seed=1", *SMALL]
+    sweep = [sys.executable, str(ROOT / "train.py"), "-m", "seed=1", *SMALL, "logger=default"]
     subprocess.run(sweep, cwd=tmp_path, env=environment, check=True, timeout=300)
     (directory,) = (tmp_path / "multirun" / "adhoc").iterdir()
-    (line,) = (line for line in COMMANDS if "gridlstm.report" in line)
-    subprocess.run(command(line.replace("RUN", directory.name), tmp_path), cwd=tmp_path, check=True, timeout=300)
-    assert (directory / "report.html").exists()
+    for module, file in (("report", "report.html"), ("dashboard", "workspace.json")):
+        (line,) = (line for line in COMMANDS if f"gridlstm.{module}" in line)
+        subprocess.run(command(line.replace("RUN", directory.name), tmp_path), cwd=tmp_path, check=True, timeout=300)
+        assert (directory / file).exists()
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])
@@ -77,7 +78,9 @@ def test_make_targets_exist(line: str) -> None:
 
 
 def test_every_command_is_covered() -> None:
-    assert all(re.match(r"make |python train.py|python -m gridlstm\.(evaluate|report) ", line) for line in COMMANDS)
+    assert all(
+        re.match(r"make |python train.py|python -m gridlstm\.(evaluate|report|dashboard) ", line) for line in COMMANDS
+    )
 
 
 def test_links_lead_somewhere() -> None:

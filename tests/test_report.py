@@ -29,7 +29,7 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
         name = f"{number}-memorization-{model}-s{seed}"
         fault = ["trainer.limit_val_batches=0"] if number == 2 else []
         plan.append({"number": number, "name": name, "overrides": [f"model={model}", f"seed={seed}", *fault]})
-        names = [f"run.name=memorization-{model}-s{seed}", "+report.paper={test/accuracy: {grid2d: 0.99}}"]
+        names = [f"run.name=memorization-{model}-s{seed}", "report.paper={test/accuracy: {grid2d: 0.99}}"]
         if number == 2:
             with pytest.raises(UserError):
                 run_job(job(f"seed={seed}", *names, *fault, model=model, directory=f"sweep/{name}"))
@@ -71,6 +71,22 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
     assert table.columns[0] == "optimizer.lr", "found in config.yaml: no overrides are on record"
     assert {row[0]: row[table.columns.index("seeds")] for row in table.rows} == {"0.003": 2, "0.5": 1}
     assert all(isinstance(row[1], Spread) for row in table.rows)
+
+
+def test_a_job_that_never_began_varies_in_nothing_that_it_was_not_given(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_job(job("stages=[fit]", directory="sweep/0-began"))
+    plan = [{"number": n, "name": name, "overrides": [f"model={model}"]}
+            for n, (name, model) in enumerate([("0-began", "grid2d"), ("1-never", "stacked_lstm")])]  # fmt: skip
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": plan}))
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    (tmp_path / "sweep" / "wandb").mkdir()  # of the dashboard, and no run
+    runs = find_runs([tmp_path / "sweep"])
+    assert [(run.directory.name, run.status) for run in runs] == [("0-began", "completed"), ("1-never", "missing")]
+    (table,) = make_tables(runs)
+    assert table.varied == ("model",)
+    assert [row[0] for row in table.rows] == ["grid2d", "stacked_lstm"]
 
 
 def test_wrong_directories_are_named(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_failing_rank_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     optuna = [
-        "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=1",
+        "hydra/sweeper=search", "hydra.sweeper.n_trials=1",
         "optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.study_name=study",
         "task.monitor=val/loss", "task.mode=max",  # the largest loss is not the last
         f"hydra.sweeper.storage=sqlite:///{tmp_path}/db", "hydra.sweep.dir=sweep", "hardware=ddp_cpu",
@@ -117,6 +117,7 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
         assert len(results(tmp_path)) == trials
     found = results(tmp_path)
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    # That of an accuracy: the direction is the task's.
     assert best["best_value"] == max(result["score"] for result in found.values())
     rates = set()
     for name, result in found.items():
@@ -128,6 +129,14 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
         rates |= {word for word in result["command"].split() if word.startswith("optimizer.lr=")}
     assert len(rates) == 2, "both ranks of a trial have its parameters from one command line"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "sweep"], "no rank swept for itself"
+
+
+def test_a_search_the_wrong_way_is_refused(tmp_path: Path) -> None:
+    """Optuna alone minimises, whatever the task."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
+    done = sweep("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,3)", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: this search would minimize val/accuracy, whose mode is max" in done.stderr
 
 
 @pytest.mark.parametrize("launcher", ["process", "basic"])

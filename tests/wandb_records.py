@@ -4,6 +4,7 @@ wandb 0.31 ships the records' classes but no longer a reader of the file for Pyt
 """
 
 import struct
+import time
 from pathlib import Path
 
 from wandb.proto.wandb_internal_pb2 import Record
@@ -14,10 +15,20 @@ _FULL, _FIRST, _MIDDLE, _LAST = range(1, 5)
 
 
 def read_back(run_file: Path) -> dict[str, list[Record]]:
-    """The records of one run, by kind."""
-    data = run_file.read_bytes()
-    assert data.startswith(b":W&B")
+    """The records of one run that has ended, by kind."""
+    # finish() returns a moment before wandb's service has written the end.
+    deadline = time.monotonic() + 30
+    while "exit" not in (found := _records(run_file.read_bytes())):
+        assert time.monotonic() < deadline, f"{run_file} has no end"
+        time.sleep(0.05)
+    return found
+
+
+def _records(data: bytes) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
+    if not data:
+        return found
+    assert data.startswith(b":W&B")
     at, parts = 7, b""  # seven bytes say what file this is
     while at + _HEADER.size <= len(data):
         if _BLOCK - at % _BLOCK < _HEADER.size:  # the rest of a block is too short for a record
@@ -25,6 +36,8 @@ def read_back(run_file: Path) -> dict[str, list[Record]]:
             continue
         _, length, kind = _HEADER.unpack_from(data, at)
         at += _HEADER.size
+        if at + length > len(data):  # being written
+            break
         parts = (b"" if kind in (_FULL, _FIRST) else parts) + data[at : at + length]
         at += length
         if kind in (_FULL, _LAST):

@@ -35,8 +35,10 @@ def check(config: DictConfig) -> None:
     """Checks the overrides of a sweep.
 
     Raises:
-        UserError: one of them has no values, or they sweep over experiments that declare sweeps.
+        UserError: one of them has no values, they sweep over experiments that declare sweeps, or a search would go
+            against the task's metric.
     """
+    _refuse_wrong_direction(config)
     loader = GlobalHydra.instance().config_loader()
     # Of the command line, and those that the experiment declares.
     declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
@@ -53,8 +55,27 @@ def check(config: DictConfig) -> None:
             _refuse_declared_sweeps(loader, str(config.hydra.job.config_name), _values(override))
 
 
+def direction(mode: str) -> str:
+    """What Optuna calls the ``mode`` of a task: "max" or "min"."""
+    return {"max": "maximize", "min": "minimize"}[mode]
+
+
 def _values(override: Override) -> list[str]:
     return list(override.sweep_string_iterator())
+
+
+def _refuse_wrong_direction(config: DictConfig) -> None:
+    asked = any(
+        override.lstrip("+").startswith("hydra.sweeper.direction=") for override in config.hydra.overrides.hydra
+    )
+    found = config.hydra.sweeper.get("direction")
+    name = getattr(found, "name", found)  # of an enumeration of Optuna's sweeper
+    right = direction(config.task.mode)
+    if isinstance(name, str) and name != right and not asked:
+        raise UserError(
+            f"this search would {name} {config.task.monitor}, whose mode is {config.task.mode}. Use "
+            f"hydra/sweeper=search, which takes the task's direction, or give hydra.sweeper.direction={right}."
+        )
 
 
 def _refuse_declared_sweeps(loader: Any, config_name: str, experiments: list[str]) -> None:

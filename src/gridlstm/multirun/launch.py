@@ -1,6 +1,7 @@
 """Runs the jobs of a sweep: as many at once as there is room for, each in a process tree of its own."""
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from gridlstm.multirun.devices import Demand, Pool, Share
+from gridlstm.multirun.estimate import announce
 from gridlstm.multirun.jobs import Job
-from gridlstm.multirun.start import CONSOLE, Process, Start
+from gridlstm.multirun.start import CONSOLE, Process, Start, environment
 from gridlstm.multirun.table import LiveTable, Row
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,14 @@ class Launch:
         self.at_once = self._room()
         metric = jobs[0][0].config.task.monitor
         self.table = LiveTable(metric, self.at_once)
+
+    def estimate(self) -> None:
+        """Says what a long sweep will take."""
+        if self.waiting and (
+            share := self.pool.take(demand := self.waiting[0][1], threads := max(self.threads.values()))
+        ):
+            self.pool.give_back(share)
+            announce(self.waiting, self.at_once, environment(os.environ, demand, share, threads, self.at_once == 1))
 
     def run(self) -> None:
         """Runs all jobs to whatever end; how each ended stands in its result.json.

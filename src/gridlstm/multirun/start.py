@@ -77,8 +77,15 @@ def command(job: Job, ranks: Sequence[str], config_dirs: Sequence[str]) -> list[
     overrides = list(job.overrides)
     if (job.directory / "checkpoints" / "last.ckpt").exists():
         overrides = [o for o in overrides if not o.startswith("ckpt_path=")] + ["ckpt_path=last"]
-    directory = str(job.directory.resolve()).replace("'", r"\'")
-    return [sys.executable, *ranks, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir='{directory}'"]
+    if not any(o.startswith("run.name=") for o in overrides):
+        overrides.append(f"run.name={_quoted(job.name)}")  # in the log and in W&B as in the table of jobs
+    directory = _quoted(str(job.directory.resolve()))
+    return [sys.executable, *ranks, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir={directory}"]
+
+
+def _quoted(text: str) -> str:
+    """As a value of an override."""
+    return "'" + text.replace("'", r"\'") + "'"
 
 
 def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:

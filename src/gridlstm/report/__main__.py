@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gridlstm.atomic import write_bytes, write_text
 from gridlstm.errors import UserError
+from gridlstm.report.arguments import parse
 from gridlstm.report.curves import picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import find_runs
@@ -49,15 +50,7 @@ def main() -> None:
         sys.exit(USAGE) if not arguments else print(USAGE)
         return
     try:
-        roots = [Path(a) for a in arguments if "=" not in a or Path(a).exists()]
-        options = dict(a.split("=", 1) for a in arguments if Path(a) not in roots)
-        if unknown := [key for key in options if key != "out"]:
-            raise UserError(f"there is no option {unknown[0]}.\n\n{USAGE}")
-        if not roots:
-            raise UserError(f"no directory is given.\n\n{USAGE}")
-        if len(roots) > 1 and "out" not in options:
-            raise UserError("a report on several directories needs a place of its own: out=DIRECTORY.")
-        out = Path(options.get("out", roots[0]))
+        roots, out, _ = parse(arguments, USAGE, ())
         print("\n".join(report(roots, out)))
         print(f"{out / 'report.html'}, report.md, report.csv, report.tex, curves.png")
     except UserError as error:

@@ -11,6 +11,9 @@ from yaml import YAMLError
 
 from gridlstm.errors import UserError
 
+_NO_RUNS = {"wandb", ".hydra"}
+"""Directories below runs and sweeps that hold none."""
+
 
 @dataclass
 class Run:
@@ -83,7 +86,7 @@ def find_runs(roots: list[Path]) -> list[Run]:
             raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
         found = {path.parent for name in ("config.yaml", "result.json") for path in _walk(root, name)}
         for path in _walk(root, "multirun.yaml"):
-            found |= {child for child in path.parent.iterdir() if child.is_dir()}
+            found |= {child for child in path.parent.iterdir() if child.is_dir() and child.name not in _NO_RUNS}
         planned = {
             path.parent / job["name"]: job["overrides"]
             for path in _walk(root, "sweep.json")
@@ -97,7 +100,7 @@ def find_runs(roots: list[Path]) -> list[Run]:
 
 
 def _walk(root: Path, name: str) -> list[Path]:
-    return [path for path in root.rglob(name) if not {"wandb", ".hydra"} & set(path.relative_to(root).parts)]
+    return [path for path in root.rglob(name) if not _NO_RUNS & set(path.relative_to(root).parts)]
 
 
 def _natural(directory: Path) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ class Spread(NamedTuple):
 
 Cell = str | int | float | Spread | None
 
-_NOT_VARIED = ("seed", "ckpt_path", "logger", "stages")
+_NOT_VARIED = ("seed", "ckpt_path", "logger", "stages", "run.name")
 """Overrides that say nothing about what was trained."""
 
 
@@ -40,6 +40,8 @@ class Table:
 
     monitor: str
     mode: str
+    varied: tuple[str, ...]
+    """The overrides or options in which the groups differ: the first columns."""
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     groups: tuple[Group, ...]
@@ -83,7 +85,8 @@ def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     keys = dict.fromkeys(["task", "model"])
     keys |= dict.fromkeys(key for group in groups for run in group for key in run.overrides)
     keys = {key: None for key in keys if key not in _NOT_VARIED and not key.startswith("hydra")}
-    varied = [key for key in keys if len({group[0].setting(key) for group in groups}) > 1]
+    # A run that never began says nothing of what it was not given.
+    varied = [key for key in keys if len({group[0].setting(key) for group in groups} - {""}) > 1]
     if len({tuple(group[0].setting(key) for key in varied) for group in groups}) < len(groups):
         options = dict.fromkeys(key for group in groups for key, _ in group[0].identity() if group[0].config)
         varied += [key for key in options if key not in varied and len({group[0].setting(key) for group in groups}) > 1]
@@ -104,7 +107,7 @@ def _table(monitor: str, members: Sequence[tuple[Run, ...]]) -> Table:
             columns.append(f"paper's {name}")
     columns += ["seeds", "parameters", "samples", "steps", "processes", "seconds", "device", "commit", "not completed"]
     rows = [_row(group, varied, monitor, list(tests), papers) for group in groups]
-    return Table(monitor, mode, tuple(columns), tuple(rows), tuple(groups))
+    return Table(monitor, mode, tuple(varied), tuple(columns), tuple(rows), tuple(groups))
 
 
 def _rank(group: Group, monitor: str, mode: str) -> tuple[bool, float]:

@@ -16,7 +16,7 @@ from gridlstm.runtime.build import Run, build
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
 from gridlstm.runtime.progress_file import best_checkpoint
-from gridlstm.runtime.record import Record, describe, metrics, recording, write_config
+from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ def run_job(cfg: DictConfig) -> float:
         _announce(cfg, run, record)
         try:
             score = _run_stages(cfg, run, record, checkpoint)
-        except BaseException:
-            _finish_loggers(run, failed=True)
+        except BaseException as error:
+            _finish_loggers(run, record, error)
             raise
-        _finish_loggers(run, failed=False)
+        _finish_loggers(run, record, None)
     _summary(cfg, record)
     return score
 
@@ -141,13 +141,14 @@ def _announce(cfg: DictConfig, run: Run, record: Record) -> None:
     log.info("run directory: %s", _short(cfg.run.dir))
 
 
-def _finish_loggers(run: Run, failed: bool) -> None:
+def _finish_loggers(run: Run, record: Record, error: BaseException | None) -> None:
     """Ends every logger's run, as failed where it failed: a W&B run would else go on into the next job of a sweep."""
+    result = record.fields | {"status": status_after(error)} | ({"error": str(error)} if error else {})
     for logger in run.trainer.loggers:
         logger.save()
         end: Any = getattr(logger, "finish", None)
         if end is not None:
-            end(failed)
+            end(result)
 
 
 def _summary(cfg: DictConfig, record: Record) -> None:

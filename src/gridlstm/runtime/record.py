@@ -85,21 +85,25 @@ def _recording(cfg: DictConfig, directory: Path, goes_on: bool) -> Iterator[Reco
     try:
         yield record
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        if interrupted:
+        record.fields["status"] = status_after(error)
+        if record.fields["status"] == "interrupted":
             there = (directory / "checkpoints" / "last.ckpt").exists()
             options = "ckpt_path=last " + shlex.quote(f"hydra.run.dir='{directory}'")
             log.info(
                 "interrupted%s", f". Go on with the same command and {options}" if there else " before a checkpoint"
             )
-        record.fields |= {
-            "status": "interrupted" if interrupted else "failed",
-            "error": f"{type(error).__name__}: {error}",
-        }
+        record.fields["error"] = f"{type(error).__name__}: {error}"
         record.write()
         raise
-    record.fields["status"] = "completed"
+    record.fields["status"] = status_after(None)
     record.write()
+
+
+def status_after(error: BaseException | None) -> str:
+    """How a run ends: completed, interrupted, which may go on, or failed."""
+    if error is None:
+        return "completed"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -1,25 +1,46 @@
 """The W&B logger, imported by the one config that names it."""
 
-import hashlib
-import netrc
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from gridlstm.errors import UserError
+from gridlstm.runtime.provenance import rank
+from gridlstm.runtime.wandb_account import logged_in, run_id
 
 
 class OneRunWandbLogger(WandbLogger):
     """A W&B run that ends with its job: left open, it would swallow the next job of the process."""
 
-    def finish(self, failed: bool) -> None:
-        """Ends the run, of which only rank zero has one; W&B shows it as failed where it failed."""
-        if wandb.run is not None:
-            wandb.finish(exit_code=1 if failed else 0)
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Ends the run, of which only rank zero has one, with what the job leaves.
+
+        ``result``, the content of result.json, becomes the run's summary and a table of metrics; learning_curve.png a
+        picture. W&B shows a run that failed as failed, and one that was interrupted, which may go on, as preempted.
+        """
+        if (run := wandb.run) is None:
+            return
+        run.summary.update(dict(result))
+        stages = [stage for stage in ("best", "final", "test") if result.get(stage)]
+        values = {stage: {_metric(name): v for name, v in result[stage].items()} for stage in stages}
+        metrics = dict.fromkeys(name for stage in stages for name in values[stage] if name != "checkpoint")
+        rows = [[name, *(values[stage].get(name) for stage in stages)] for name in metrics]
+        if rows:
+            run.log({"result": wandb.Table(columns=["metric", *stages], data=rows)})
+        if (picture := Path(self.save_dir or ".") / "learning_curve.png").exists():
+            run.log({"learning_curve": wandb.Image(str(picture))})
+        if result["status"] == "interrupted":
+            run.mark_preempting()
+        wandb.finish(exit_code=0 if result["status"] == "completed" else 1)
+
+
+def _metric(name: str) -> str:
+    """A test's metric is named as the validation's, beside which it stands."""
+    return name.replace("test/", "val/")
 
 
 def make_logger(
@@ -30,25 +51,27 @@ def make_logger(
     dir: str,
     mode: Literal["auto", "online", "offline"],
     tags: list[str],
+    ckpt_path: str | None = None,
 ) -> OneRunWandbLogger:
-    """One W&B run for one run directory: the same directory is the same run, so a resumed run goes on in it.
+    """One W&B run for one run directory, which a run that is resumed there goes on in, wherever it has moved to.
 
     Args:
         project, entity, name, group, tags: as W&B means them.
         dir: the run directory.
         mode: "auto" is the environment variable WANDB_MODE where set, else online where an API key is stored, else
             offline. Nothing ever asks for an account.
+        ckpt_path: the job's. "last" or a checkpoint of the directory goes on with its W&B run, others begin a new one.
 
     Raises:
         UserError: online was asked for without an API key.
     """
     if mode not in ("auto", "online", "offline"):
         raise UserError(f"logger.wandb.mode must be auto, online or offline, got {mode!r}.")
-    logged_in = _logged_in()
+    has_key = logged_in()
     if mode == "auto":
         asked = os.environ.get("WANDB_MODE")
-        mode = "online" if (asked == "online" or (asked is None and logged_in)) else "offline"
-    if mode == "online" and not logged_in:
+        mode = "online" if (asked == "online" or (asked is None and has_key)) else "offline"
+    if mode == "online" and not has_key:
         raise UserError(
             "logger.wandb.mode=online needs an account: run `wandb login`, or use logger.wandb.mode=offline."
         )
@@ -61,7 +84,8 @@ def make_logger(
         group=group,
         tags=tags,
         save_dir=str(directory),
-        id=hashlib.sha1(str(directory).encode()).hexdigest()[:12],
+        # The other ranks have no W&B run.
+        id=run_id(directory, _goes_on(directory, ckpt_path)) if rank() == 0 else None,
         resume="allow" if mode == "online" else None,
         log_model=mode == "online",
         # To wandb itself: Lightning's own "offline" would set WANDB_MODE for the rest of the process.
@@ -73,15 +97,9 @@ def make_logger(
     return logger
 
 
-def _logged_in() -> bool:
-    """Whether `wandb login` has stored a key, or WANDB_API_KEY holds one; asks no server."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    if not path.exists():
+def _goes_on(directory: Path, ckpt_path: str | None) -> bool:
+    """Whether the job takes up a checkpoint of its own directory."""
+    if ckpt_path is None:
         return False
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except netrc.NetrcParseError as error:
-        raise UserError(f"cannot read the API key from {path}: {error}. Mend the file or use logger=csv.") from error
+    checkpoint = directory / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path).resolve()
+    return checkpoint.exists() and checkpoint.is_relative_to(directory)

@@ -38,6 +38,9 @@ class ProcessLauncher(Launcher):
         jobs: how many at once; null: as many as there are free GPUs, or cores for all their threads.
     """
 
+    here = True
+    """Its jobs run on this machine, where what they take can be measured."""
+
     def __init__(self, jobs: int | None = None) -> None:
         self.jobs = jobs
 
@@ -64,7 +67,10 @@ class ProcessLauncher(Launcher):
             jobs = plan(root, points, initial_job_idx, self._compose)
             demands, pool, start = self.place(root, [job.config.trainer for job in jobs])
             log.info("sweep directory: %s", root)
-            Launch(list(zip(jobs, demands, strict=True)), pool, start).run()
+            launch = Launch(list(zip(jobs, demands, strict=True)), pool, start)
+            if self.here:
+                launch.estimate()
+            launch.run()
         return self._returns(jobs)
 
     def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":

@@ -33,6 +33,8 @@ class SlurmLauncher(ProcessLauncher):
         additional_parameters: any other option of sbatch, such as ``{exclude: node7}``.
     """
 
+    here = False
+
     def __init__(
         self,
         jobs: int | None,

@@ -1,0 +1,260 @@
+"""``python -m gridlstm.dashboard multirun/EXPERIMENT/TIME``: a W&B workspace for the runs of sweeps.
+
+Built with wandb-workspaces, W&B's own library.
+"""
+
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from PIL import Image
+
+from gridlstm.atomic import write_text
+from gridlstm.errors import UserError
+from gridlstm.multirun.jobs import read_json
+from gridlstm.report.arguments import parse
+from gridlstm.report.curves import picture
+from gridlstm.report.page import page
+from gridlstm.report.runs import Run, find_runs
+from gridlstm.report.tables import Table, make_tables
+from gridlstm.report.text import markdown, shown
+from gridlstm.runtime.wandb_account import known_run_id, logged_in, run_id
+
+try:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+    from wandb_workspaces.workspaces.internal import View
+except ImportError as error:
+    raise SystemExit("error: a dashboard needs one more package: pip install 'gridlstm[dashboard]'") from error
+
+USAGE = """python -m gridlstm.dashboard DIRECTORY … [out=DIRECTORY] [upload=true]
+
+Builds a W&B workspace for the runs of sweeps, checks it and writes workspace.json.
+
+  DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
+  out         where workspace.json goes; the sweep's own directory, if only one is given
+  upload      true: save it to W&B, and the report's tables and pictures as a run of their own; needs `wandb login`"""
+
+FILE = "workspace.json"
+_MOST_RUNS = 100
+_SAMPLES, _STEP, _TIME = "samples", "trainer/global_step", "RelativeTime(Process)"
+
+
+def build(runs: Sequence[Run], name: str) -> ws.Workspace:
+    """The workspace: results, learning curves, comparison, parameters, throughput and system of ``runs``.
+
+    Runs are grouped by experiment and by all that varies but the seed, as the rows of the report are.
+
+    Raises:
+        UserError: no run was logged to W&B, or they lie in several projects.
+    """
+    logged = [run for run in runs if known_run_id(run.directory) and run.config]
+    if not logged:
+        raise UserError("none of these runs was logged to W&B: run them with logger=default or logger=wandb.")
+    places = {(run.config.get("logger.wandb.entity"), run.config.get("logger.wandb.project")) for run in logged}
+    if len(places) > 1:
+        names = ", ".join(sorted(f"{entity or 'your own'}/{project}" for entity, project in places))
+        raise UserError(f"a workspace belongs to one W&B project, and these runs lie in {names}. Give them one by one.")
+    entity, project = places.pop()
+    tables = make_tables(runs)
+    parameters = _parameters(tables, logged)
+    return ws.Workspace(
+        entity=str(entity or ""),
+        project=str(project),
+        name=name,
+        sections=[
+            _results(tables, runs),
+            _curves(tables, logged),
+            _comparison(tables),
+            _parameter_section(parameters),
+            _throughput(),
+            _system(logged),
+        ],
+        settings=ws.WorkspaceSettings(x_axis=_SAMPLES, max_runs=_MOST_RUNS),
+        runset_settings=ws.RunsetSettings(
+            filters=[ws.Metric("ID").isin([known_run_id(run.directory) for run in logged])],
+            groupby=[ws.Metric("Group"), *(ws.Config(key) for key in parameters)],
+            order=[ws.Ordering(ws.Summary("score"), ascending=tables[0].mode == "min")],
+            pinned_columns=["run:displayName", "run:state", "summary:score"],
+        ),
+    )
+
+
+def _parameters(tables: Sequence[Table], runs: Sequence[Run]) -> list[str]:
+    """What varies, as keys of the runs' configuration in W&B: a group's choice is told by what it makes."""
+    config = next(run.config for run in runs if run.config)
+    found = ["run.model"]
+    for key in (key for table in tables for key in table.varied):
+        node = key.rpartition("@")[2]
+        candidates = (f"run.{key}", node, f"{node}._target_")
+        found += [candidate for candidate in candidates if candidate in config][:1]
+    return list(dict.fromkeys(found))
+
+
+def _results(tables: Sequence[Table], runs: Sequence[Run]) -> ws.Section:
+    text = markdown(tables, runs, Path.cwd()).replace("![learning curves](curves.png)\n\n", "")
+    return ws.Section(
+        name="Results",
+        is_open=True,
+        panels=[
+            wr.MarkdownPanel(markdown=text),
+            wr.MediaBrowser(title="Learning curves", media_keys=["learning_curve"]),
+        ],
+        layout_settings=ws.SectionLayoutSettings(columns=2, rows=1),
+    )
+
+
+def _curves(tables: Sequence[Table], runs: Sequence[Run]) -> ws.Section:
+    logged = dict.fromkeys(name for run in runs for name in run.curves)
+    panels: list[Any] = []
+    for name in dict.fromkeys([*(table.monitor for table in tables), "val/loss"]):
+        stages = [stage for stage in ("val", "train") if name.replace("val/", f"{stage}/") in logged]
+        lines: list[Any] = [name.replace("val/", f"{stage}/") for stage in stages] or [name]
+        for x, axis in ((_SAMPLES, "training samples"), (_STEP, "optimiser steps")):
+            panels.append(wr.LinePlot(title=f"{name.removeprefix('val/')} by {axis}", x=x, y=lines, title_x=axis))
+    return ws.Section(name="Learning curves", is_open=True, panels=panels, layout_settings=_two_columns())
+
+
+def _comparison(tables: Sequence[Table]) -> ws.Section:
+    monitored = " or ".join(table.monitor for table in tables)
+    tests = dict.fromkeys(name for table in tables for name in table.columns if name.startswith("test/"))
+    return ws.Section(
+        name="Comparison",
+        panels=[
+            wr.BarPlot(title=f"best {monitored}", metrics=[wr.SummaryMetric("score")]),
+            *(wr.BarPlot(title=name, metrics=[wr.SummaryMetric(name)]) for name in tests),
+            wr.RunComparer(diff_only="split"),
+        ],
+        layout_settings=_two_columns(),
+    )
+
+
+def _parameter_section(parameters: Sequence[str]) -> ws.Section:
+    columns = [wr.ParallelCoordinatesPlotColumn(wr.Config(key)) for key in parameters]
+    score = wr.SummaryMetric("score")
+    return ws.Section(
+        name="Parameters",
+        panels=[
+            wr.ParallelCoordinatesPlot(columns=[*columns, wr.ParallelCoordinatesPlotColumn(score)]),
+            wr.ParameterImportancePlot(with_respect_to="score"),
+            wr.ScatterPlot(title="score by size", x=wr.SummaryMetric("parameters"), y=score, log_x=True),
+        ],
+    )
+
+
+def _throughput() -> ws.Section:
+    return ws.Section(
+        name="Throughput",
+        panels=[
+            wr.LinePlot(title="samples by time", x=_TIME, y=[_SAMPLES]),
+            wr.LinePlot(title="optimiser steps by time", x=_TIME, y=[_STEP]),
+            wr.BarPlot(title="seconds", metrics=[wr.SummaryMetric("seconds")]),
+        ],
+    )
+
+
+def _system(runs: Sequence[Run]) -> ws.Section:
+    names = ["cpu", "proc.memory.rssMB", "memory_percent"]
+    if any(run.config.get("trainer.accelerator") != "cpu" for run in runs):
+        names += ["gpu.0.gpu", "gpu.0.memoryAllocated", "gpu.0.powerWatts"]
+    return ws.Section(name="System", panels=[wr.LinePlot(x=_TIME, y=[f"system/{name}"], title=name) for name in names])
+
+
+def _two_columns() -> ws.SectionLayoutSettings:
+    return ws.SectionLayoutSettings(columns=2, rows=2)
+
+
+def write(workspace: ws.Workspace, file: Path) -> None:
+    """Writes what W&B would be sent, once it reads back as the same workspace.
+
+    Raises:
+        UserError: it does not.
+    """
+    text = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
+    again = read(text)._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
+    if again != text:
+        raise UserError(
+            "the workspace does not read back as it was built: this version of wandb-workspaces "
+            "does not fit. Install the one in constraints.txt."
+        )
+    write_text(file, text + "\n")
+
+
+def read(text: str) -> ws.Workspace:
+    """The workspace of such a file."""
+    return ws.Workspace._from_model(View.model_validate_json(text))
+
+
+def log_report(
+    tables: Sequence[Table], runs: Sequence[Run], workspace: ws.Workspace, out: Path, mode: Literal["online", "offline"]
+) -> None:
+    """Logs the report's tables, picture and page as a W&B run, always the same for one ``out``."""
+    with wandb.init(
+        entity=workspace.entity or None,
+        project=workspace.project,
+        name=workspace.name,
+        group=str(next(run.config["run.group"] for run in runs if run.config)),
+        job_type="report",
+        id=run_id(out, goes_on=True),
+        resume="allow" if mode == "online" else None,
+        dir=out,
+        mode=mode,
+        settings=wandb.Settings(silent=True, console="off"),
+    ) as run:
+        for table in tables:
+            # A column of a W&B table has one type: text shows a mean and its range as the report does.
+            rows = [[shown(cell) for cell in row] for row in table.rows]
+            run.log({f"report/{table.monitor}": wandb.Table(columns=list(table.columns), data=rows)})
+        curves = Image.open(io.BytesIO(picture(tables)))
+        run.log({"report/curves": wandb.Image(curves), "report/page": wandb.Html(page(tables, runs, out))})
+
+
+def upload(workspace: ws.Workspace, runs: Sequence[Run], out: Path) -> str:
+    """Saves the workspace, over an earlier one of this directory, and the report; returns its address.
+
+    Raises:
+        UserError: W&B refuses, or cannot be reached.
+    """
+    try:
+        workspace.entity = workspace.entity or str(wandb.Api().default_entity or "")
+        log_report(make_tables(runs), runs, workspace, out, "online")
+        workspace.save()
+        return str(workspace.url)
+    except wandb.errors.Error as error:
+        raise UserError(f"W&B did not take the workspace: {error}. It is kept in {out / FILE}.") from error
+
+
+def main() -> None:
+    """The command line."""
+    arguments = sys.argv[1:]
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        sys.exit(USAGE) if not arguments else print(USAGE)
+        return
+    try:
+        roots, out, options = parse(arguments, USAGE, ("upload",))
+        if (online := options.get("upload", "false")) not in ("true", "false"):
+            raise UserError(f"upload must be true or false, got {online}.")
+        if online == "true" and not logged_in():
+            raise UserError("upload=true needs a W&B account: run `wandb login`, or leave it out and upload later.")
+        runs = find_runs(roots)
+        workspace = build(runs, out.resolve().name)
+        before = read_json(out / FILE)
+        workspace._internal_name, workspace._internal_id = before.get("name", ""), before.get("id", "")
+        write(workspace, out / FILE)
+        print(f"{out / FILE}: {', '.join(section.name for section in workspace.sections)}")
+        if online == "true":
+            print(upload(workspace, runs, out))
+            write(workspace, out / FILE)
+        if any(next(run.directory.glob("wandb/offline-run-*"), None) for run in runs):
+            where = shlex.join(map(str, roots))
+            print(f"runs that were logged offline come there by: wandb sync $(find {where} -name 'offline-run-*')")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

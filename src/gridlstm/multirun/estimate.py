@@ -1,0 +1,216 @@
+"""How long a sweep will take and how much memory its jobs need, before it starts."""
+
+import datetime
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gridlstm.multirun.devices import Demand
+from gridlstm.multirun.jobs import Job
+
+log = logging.getLogger(__name__)
+
+LEAST_STEPS = 2000
+"""A sweep whose jobs take fewer optimiser steps in all is started without an estimate, which takes seconds."""
+_LEAST_SECONDS = 3600.0
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one job: seconds of training, without validations; None where it has no last step. Bytes of all ranks."""
+
+    seconds: float | None
+    bytes: int
+
+
+def announce(jobs: Sequence[tuple[Job, Demand]], at_once: int, environment: Mapping[str, str]) -> None:
+    """Logs what a sweep will take where that is an hour or more, and a warning where memory will not do."""
+    steps = [_batches(job.config) for job, _ in jobs]
+    if sum(LEAST_STEPS if n is None else n for n in steps) < LEAST_STEPS or _clock_seconds(jobs) < _LEAST_SECONDS:
+        return
+    log.info("estimating time and memory by a few steps of the jobs")
+    found = estimates(jobs, environment)
+    known = {name: e for name, e in found.items() if isinstance(e, Estimate)}
+    for line in lines(list(known.values()), at_once):
+        log.info("%s", line)
+    on_cpu = {job.name for job, demand in jobs if not demand.gpus}
+    for line in warnings({name: e for name, e in known.items() if name in on_cpu}, at_once, _machine_bytes()):
+        log.warning("%s", line)
+    for reason in dict.fromkeys(e for e in found.values() if isinstance(e, str)):
+        names = [name for name, e in found.items() if e == reason]
+        log.info(
+            "no estimate for %s%s: %s",
+            names[0],
+            f" and {len(names) - 1} more" if names[1:] else "",
+            reason.partition("\n")[0],
+        )
+
+
+def lines(known: Sequence[Estimate], at_once: int) -> list[str]:
+    """What is said of the jobs that could be estimated; nothing of a sweep of less than an hour."""
+    ending = [e.seconds for e in known if e.seconds is not None]
+    if not known or (len(ending) == len(known) and sum(ending) < _LEAST_SECONDS):
+        return []
+    text = f"{len(known)} job{'' if len(known) == 1 else 's'}"
+    if ending:
+        each = " each" if len(ending) > 1 else ""
+        # No schedule is shorter than its longest job, nor than all the work over all the places.
+        whole = max(max(ending), sum(ending) / min(at_once, len(ending)))
+        text += f", about {_range([s / 3600 for s in ending])} h{each} of training"
+        text += f", {_number(sum(ending) / 3600)} h in all, {_number(whole / 3600)} h with {at_once} at once"
+    if len(ending) < len(known):
+        text += f", {len(known) - len(ending)} without a last step"
+    sizes = [e.bytes / _GIB for e in known]
+    return [f"estimate: {text}; {_range(sizes)} GiB of memory{' each' if len(known) > 1 else ''}"]
+
+
+def warnings(known: Mapping[str, Estimate], at_once: int, there: int) -> list[str]:
+    """Jobs that need more memory than the ``there`` bytes of the machine, alone or side by side."""
+    if too_large := [name for name, e in known.items() if e.bytes > there]:
+        most = max(known[name].bytes for name in too_large)
+        return [
+            f"{', '.join(too_large)}: needs about {_number(most / _GIB)} GiB of memory, and this machine has "
+            f"{_number(there / _GIB)}. A smaller task.data.batch_size with trainer.accumulate_grad_batches, or "
+            f"model.sweep=recompute where the model has it, needs less."
+        ]
+    together = sum(sorted((e.bytes for e in known.values()), reverse=True)[:at_once])
+    if together > there:
+        return [
+            f"{at_once} jobs at once need up to {_number(together / _GIB)} GiB of memory, and this machine has "
+            f"{_number(there / _GIB)}: run fewer with hydra.launcher.jobs."
+        ]
+    return []
+
+
+def estimates(jobs: Sequence[tuple[Job, Demand]], environment: Mapping[str, str]) -> dict[str, Estimate | str]:
+    """Each job's estimate, or why there is none. Jobs that differ in nothing that costs are measured once."""
+    kinds: dict[str, dict[str, Any]] = {}
+    kind_of: dict[str, str] = {}
+    result: dict[str, Estimate | str] = {}
+    for job, demand in jobs:
+        try:
+            kind = _kind(job.config, demand)
+        except OmegaConfBaseException as error:
+            result[job.name] = str(error).partition("\n")[0]
+            continue
+        key = json.dumps({**kind, "config": _without_seeds(kind["config"])}, sort_keys=True, default=str)
+        kinds.setdefault(key, kind)
+        kind_of[job.name] = key
+    measured = dict(zip(kinds, _measured(list(kinds.values()), environment), strict=True))
+    for job, demand in jobs:
+        if job.name in kind_of:
+            found = measured[kind_of[job.name]]
+            result[job.name] = found["error"] if "error" in found else _estimate(job.config, demand, found)
+    return result
+
+
+def _estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Estimate:
+    batches, clock = _batches(config), _seconds(config.trainer.max_time)
+    limits = [None if batches is None else batches * found["seconds"], clock]
+    return Estimate(min((s for s in limits if s is not None), default=None), found["bytes"] * demand.processes)
+
+
+def _batches(config: DictConfig) -> int | None:
+    """How many batches a job trains on; None where only a clock or a person ends it."""
+    steps = config.trainer.max_steps
+    return None if steps is None or steps < 0 else int(steps * config.trainer.accumulate_grad_batches)
+
+
+def _clock_seconds(jobs: Sequence[tuple[Job, Demand]]) -> float:
+    clocks = [_seconds(job.config.trainer.max_time) for job, _ in jobs]
+    return sum(math.inf if clock is None else clock for clock in clocks)
+
+
+def _seconds(max_time: str | None) -> float | None:
+    """Of DD:HH:MM:SS; anything else is for Lightning to judge."""
+    parts = str(max_time).split(":")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts):
+        return None
+    days, hours, minutes, seconds = map(int, parts)
+    return datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+
+
+def _kind(config: DictConfig, demand: Demand) -> dict[str, Any]:
+    """All of a job's configuration that its cost depends on, for one of its processes."""
+
+    def plain(key: str) -> Any:
+        return OmegaConf.to_container(config[key], resolve=True) if config[key] is not None else None
+
+    task, optimizer = plain("task"), plain("optimizer")
+    if "lr" in optimizer:
+        optimizer["lr"] = 0.0  # costs nothing
+    rows = -(-task["data"]["batch_size"] // demand.processes)
+    trainer = {
+        "_target_": config.trainer._target_,
+        "accelerator": config.trainer.accelerator if demand.gpus or config.trainer.accelerator == "auto" else "cpu",
+        "devices": 1,
+        "precision": config.trainer.precision,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return {
+        "config": {
+            "task": {"data": task["data"], "objective": task["objective"]},
+            "model": plain("model"),
+            "optimizer": optimizer,
+            "scheduler": None,
+            "trainer": trainer,
+            "callbacks": {},
+            "logger": {},
+        },
+        "rows": rows,
+    }
+
+
+def _without_seeds(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_seeds(value) for key, value in node.items() if key != "seed"}
+    return node
+
+
+def _measured(kinds: list[dict[str, Any]], environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    if not kinds:
+        return []
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gridlstm.multirun.measure"],
+            input=json.dumps(kinds),
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    except subprocess.TimeoutExpired:
+        reason = "it took more than five minutes"
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or [f"ended with status {error.returncode}"])[-1]
+    return [{"error": reason}] * len(kinds)
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _number(value: float) -> str:
+    """Two digits are more than an estimate has."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = _number(min(values)), _number(max(values))
+    return low if low == high else f"{low} to {high}"

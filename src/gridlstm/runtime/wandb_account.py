@@ -1,0 +1,53 @@
+"""Whether there is a W&B account, and which W&B run belongs to a directory: what needs neither W&B nor torch."""
+
+import netrc
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gridlstm.atomic import write_text
+from gridlstm.errors import UserError
+
+_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+"""Whose keys wandb 0.31 takes for W&B's own server: that of its login, and that of earlier versions."""
+
+_RUN_ID = "wandb/run-id"
+
+
+def logged_in() -> bool:
+    """Whether `wandb login` has stored a key, or WANDB_API_KEY holds one; asks no server.
+
+    Raises:
+        UserError: the file of keys is damaged.
+    """
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    server = os.environ.get("WANDB_BASE_URL")
+    hosts = [urlsplit(server).netloc] if server else _HOSTS
+    if not path.exists():
+        return False
+    try:
+        keys = netrc.netrc(path)
+    except netrc.NetrcParseError as error:
+        raise UserError(f"cannot read the API key from {path}: {error}. Mend the file or use logger=csv.") from error
+    return any(keys.authenticators(host) is not None for host in hosts)
+
+
+def known_run_id(directory: Path) -> str | None:
+    """The id of the W&B run of a directory; None where it has none."""
+    file = directory / _RUN_ID
+    return file.read_text().strip() if file.exists() else None
+
+
+def run_id(directory: Path, goes_on: bool) -> str:
+    """The id of a directory's W&B run: the old one if there is one and it goes on, else a new one, which is kept.
+
+    Kept in a file, because a directory may move, and directories on two machines may have the same path.
+    """
+    if goes_on and (known := known_run_id(directory)):
+        return known
+    new = secrets.token_hex(6)
+    write_text(directory / _RUN_ID, f"{new}\n")
+    return new

@@ -1,0 +1,88 @@
+"""What a sweep says of itself before it starts, beside what its jobs then take."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import pytest
+from tests.conftest import TOY_TASKS, compose
+
+from gridlstm.multirun.devices import Demand
+from gridlstm.multirun.estimate import Estimate, announce, estimates, lines, warnings
+from gridlstm.multirun.jobs import Job
+from gridlstm.multirun.measure import measure
+from gridlstm.runtime.build import build
+
+GIB, HOUR = 2**30, 3600.0
+SMALL = [*TOY_TASKS["memorization"], "hardware=cpu", "model.num_layers=2", "logger=csv"]
+
+
+def job(number: int, *overrides: str) -> Job:
+    return Job(number, f"job{number}", Path("nowhere"), list(overrides), compose(*SMALL, *overrides))
+
+
+def test_what_is_said() -> None:
+    two = [Estimate(31 * HOUR, 2 * GIB), Estimate(31 * HOUR, 2 * GIB)]
+    assert lines(two, at_once=1) == [
+        "estimate: 2 jobs, about 31 h each of training, 62 h in all, 62 h with 1 at once; 2.0 GiB of memory each"
+    ]
+    (text,) = lines([Estimate(4 * HOUR, GIB), Estimate(2 * HOUR, 3 * GIB), Estimate(None, GIB)], at_once=2)
+    assert "3 jobs, about 2.0 to 4.0 h each of training, 6.0 h in all, 4.0 h with 2 at once" in text
+    assert "1 without a last step; 1.0 to 3.0 GiB of memory each" in text
+    assert lines([Estimate(0.4 * HOUR, GIB), Estimate(0.5 * HOUR, GIB)], at_once=1) == [], "less than an hour"
+    assert lines([], at_once=1) == []
+
+
+def test_what_memory_will_not_do() -> None:
+    known = {"a": Estimate(HOUR, 6 * GIB), "b": Estimate(HOUR, 3 * GIB), "c": Estimate(HOUR, 3 * GIB)}
+    assert warnings(known, at_once=2, there=10 * GIB) == []
+    (text,) = warnings(known, at_once=3, there=10 * GIB)
+    assert "3 jobs at once need up to 12 GiB of memory, and this machine has 10: run fewer" in text
+    (text,) = warnings(known, at_once=1, there=4 * GIB)
+    assert text.startswith("a: needs about 6.0 GiB of memory, and this machine has 4.0")
+
+
+def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
+    base = [(job(0), Demand(1)), (job(1, "seed=2", "optimizer.lr=0.1", "trainer.max_steps=3000"), Demand(1))]
+    more = [
+        (job(2, "trainer.accumulate_grad_batches=2", "trainer.max_time=00:10:00:00"), Demand(1)),
+        (job(3, "trainer.max_steps=-1", "trainer.max_time=00:02:00:00"), Demand(1)),
+        (job(4, "trainer.max_steps=-1"), Demand(1)),
+        (job(5, "model.num_layers=0"), Demand(1)),
+        (job(6, "hardware=ddp_cpu"), Demand(2)),
+    ]
+    found = estimates([*base, *more], os.environ)
+    first, longer, accumulated, timed, endless, impossible, two = (found[f"job{i}"] for i in range(7))
+    assert isinstance(first, Estimate)
+    assert isinstance(longer, Estimate)
+    assert isinstance(accumulated, Estimate)
+    assert first.seconds is not None
+    assert longer.seconds == first.seconds * 2, "twice the steps; a seed and a learning rate cost nothing"
+    assert accumulated.seconds == first.seconds * 2
+    assert (timed.seconds, endless.seconds) == (2 * HOUR, None)  # type: ignore[union-attr]
+    assert isinstance(impossible, str)
+    assert "num_layers must be at least 1" in impossible
+    assert isinstance(two, Estimate)
+    assert two.bytes > 1.5 * first.bytes, "two processes, each with a Python of its own"
+
+
+def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:
+    size = ["model.hidden_size=32", "task.length=5", "task.alphabet=4", "trainer.enable_progress_bar=false"]
+    config = compose(*SMALL, *size, "callbacks={}", "logger={}", "trainer.max_steps=60", f"run.dir={tmp_path}")
+    config.callbacks, config.trainer.limit_val_batches = {}, 0
+    estimated, size_in_bytes = measure(build(config), rows=15)
+    run = build(config)
+    start = time.perf_counter()
+    run.trainer.fit(run.task, run.data)
+    taken = (time.perf_counter() - start) / run.trainer.global_step
+    # Lightning's own work is a good part of so small a step, and a busy machine stretches either.
+    assert 0.1 < estimated / taken < 5
+    assert size_in_bytes > sum(p.nbytes for p in run.task.parameters())
+
+
+def test_a_short_sweep_is_not_estimated(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    announce([(job(0, "trainer.max_steps=1000"), Demand(1))], 1, os.environ)
+    announce([(job(0, "trainer.max_steps=1000000", "trainer.max_time=00:00:01:00"), Demand(1))], 1, os.environ)
+    assert not caplog.records
