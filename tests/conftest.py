@@ -1,6 +1,7 @@
 """What several test files share: real data where it is, and jobs run in this process at toy size."""
 
 import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -69,3 +70,12 @@ def job_in(text_file: Path) -> Callable[..., DictConfig]:
 def job(tmp_path: Path, job_in: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     """Composes a toy job whose run directory is below this test's own."""
     return partial(job_in, tmp_path)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nothing listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

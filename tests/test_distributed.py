@@ -5,53 +5,156 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.conftest import free_ports
 
 ROOT = Path(__file__).parents[1]
+DATA = {
+    "memorization": ["task.data.num_val=11", "task.data.num_test=11", "task.length=2"],
+    "text": ["task=text", "task.data.window=10", "task.data.stream_length=100"],
+    "finite": ["task.data._target_=tests.finite.FiniteMemorization", "task.data.num_val=11", "task.data.num_test=11"],
+}
+SMALL = [
+    "logger=csv", "model.hidden_size=6", "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12",
+    "trainer.log_every_n_steps=1", "task.val_every=6", "task.data.batch_size=5",
+]  # fmt: skip
+
+Run = Callable[..., Path]
 
 
-def run(tmp_path: Path, text_file: Path, task: str, hardware: str, *overrides: str) -> Path:
-    directory = tmp_path / hardware
-    size = {"memorization": ["task.data.num_val=11", "task.data.num_test=11"]}.get(task, [f"task.path={text_file}"])
-    small = ["task.data.window=10", "task.data.stream_length=100"] if task == "text" else ["task.length=2"]
-    subprocess.run(
-        [
-            sys.executable, "train.py", f"task={task}", f"hardware={hardware}", "logger=csv", "model.hidden_size=6",
-            "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12", "trainer.log_every_n_steps=1",
-            "task.val_every=6", "task.data.batch_size=5", f"hydra.run.dir={directory}", *size, *small, *overrides,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)},
-        check=True,
-        timeout=600,
-    )  # fmt: skip
-    return directory
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
 
 
-@pytest.mark.parametrize("task", ["memorization", "text"])
-def test_two_ranks_give_the_losses_of_one(tmp_path: Path, text_file: Path, task: str) -> None:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Run:
+    """Runs train.py in a directory of this name, once, or again where it is to go on; returns the directory."""
+    root, done = tmp_path_factory.mktemp("distributed"), set[str]()
+
+    def run(name: str, task: str, *options: str) -> Path:
+        if name in done and not any(option.startswith("ckpt_path") for option in options):
+            return root / name
+        done.add(name)
+        data = [*DATA[task], *([f"task.path={text_file}"] if task == "text" else [])]
+        line = [sys.executable, "train.py", *SMALL, *data, f"hydra.run.dir={root / name}", *options]
+        line.append(f"+callbacks.seen={{_target_: tests.finite.Seen, dir: {root / name}}}")
+        subprocess.run(line, cwd=ROOT, env=environment(root), check=True, timeout=600)
+        return root / name
+
+    return run
+
+
+def one(run: Run, task: str) -> Path:
+    return run(f"{task}-cpu", task, "hardware=cpu")
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    with (directory / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def result(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    return found
+
+
+def seen(directory: Path, rank: int) -> dict[str, list[list[str]]]:
+    """The rows of every batch that a rank has had, by stage."""
+    found: dict[str, list[list[str]]] = json.loads((directory / f"seen{rank}.json").read_text())
+    return found
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    for row, same in zip(rows(one), rows(other), strict=True):
+        for name, value in row.items():
+            # float64 throughout; the ranks' sums are added in another order.
+            assert float(value or 0) == pytest.approx(float(same[name] or 0), abs=1e-9), name
+
+
+@pytest.mark.parametrize("task", DATA)
+def test_two_ranks_give_the_losses_of_one(run: Run, task: str) -> None:
     """Five rows over two ranks: divided unevenly, weighted by count."""
-    one, two = (run(tmp_path, text_file, task, hardware) for hardware in ("cpu", "ddp_cpu"))
-    assert json.loads((two / "result.json").read_text())["processes"] == 2
-    with (one / "metrics.csv").open() as a, (two / "metrics.csv").open() as b:
-        for row, other in zip(csv.DictReader(a), csv.DictReader(b), strict=True):
-            for name, value in row.items():
-                # float64 throughout; the ranks' sums are added in another order.
-                assert float(value or 0) == pytest.approx(float(other[name] or 0), abs=1e-9), name
+    two = run(f"{task}-ddp_cpu", task, "hardware=ddp_cpu")
+    assert result(two)["processes"] == 2
+    assert_same_losses(one(run, task), two)
 
 
-def test_a_run_of_two_ranks_is_resumed_by_one(tmp_path: Path, text_file: Path) -> None:
-    """The checkpoint holds the recurrent state of all rows, whoever computed them."""
-    two = run(tmp_path, text_file, "text", "ddp_cpu", "trainer.max_steps=6", "stages=[fit]")
-    whole = run(tmp_path / "whole", text_file, "text", "cpu", "stages=[fit]")
-    command = [f"ckpt_path={two}/checkpoints/last.ckpt", "stages=[fit]"]
-    parts = run(tmp_path / "parts", text_file, "text", "cpu", *command)
-    with (whole / "metrics.csv").open() as a, (parts / "metrics.csv").open() as b:
-        rows = {row["step"]: row for row in csv.DictReader(b)}
-        compared = [(row, rows[row["step"]]) for row in csv.DictReader(a) if row["step"] in rows]
-    assert [row["step"] for row, _ in compared] == [str(step) for step in range(7, 13)]
-    for row, other in compared:
-        # Adam divides by the gradient's size, which turns rounding of the first steps into 1e-9 of a loss.
-        assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), abs=1e-7)
+@pytest.mark.parametrize("task", DATA)
+def test_two_ranks_share_the_rows_of_one_in_their_order(run: Run, task: str) -> None:
+    """Lightning's own sampler would shuffle what comes in order, and fill up the evaluation with samples twice."""
+    whole = seen(one(run, task), 0)
+    first, second = (seen(run(f"{task}-ddp_cpu", task, "hardware=ddp_cpu"), rank) for rank in (0, 1))
+    assert [a + b for a, b in zip(first["train"], second["train"], strict=True)] == whole["train"]
+    assert {(len(a), len(b)) for a, b in zip(first["train"], second["train"], strict=True)} == {(2, 3)}
+    for stage in ("validate", "test"):
+        parts = Counter(chain(*first[stage], *second[stage]))
+        assert parts == Counter(chain(*whole[stage])), f"{stage}: every row once"
+
+
+def test_two_nodes_started_by_torchrun_are_one_run(run: Run, tmp_path: Path) -> None:
+    """Each with one process, on the loopback interface."""
+    (port,) = free_ports(1)
+    nodes = []
+    for node in (0, 1):
+        torchrun = ["--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+        line = [sys.executable, "-m", "torch.distributed.run", *torchrun, f"--master-port={port}", "train.py"]
+        line += [*SMALL, *DATA["memorization"], "trainer.accelerator=cpu", "trainer.strategy=ddp", "trainer.devices=1"]
+        line += ["trainer.num_nodes=2", f"hydra.run.dir={tmp_path / 'nodes'}"]
+        nodes.append(subprocess.Popen(line, cwd=ROOT, env=environment(tmp_path)))
+    try:
+        assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    finally:
+        for left in nodes:
+            left.kill()
+    assert result(tmp_path / "nodes")["processes"] == 2
+    assert_same_losses(one(run, "memorization"), tmp_path / "nodes")
+
+
+@pytest.mark.parametrize(
+    ("torchrun", "options", "message"),
+    [
+        ([], ["hardware=ddp_cpu", "trainer.num_nodes=2"], "start the run on every node, by torchrun --nnodes=2"),
+        (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], ["hardware=ddp_cpu"],
+            "error: torchrun's ranks would each have a directory of their own",
+        ),
+        (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+            ["hardware=ddp_cpu", "task.data.batch_size=1", "hydra.run.dir=run"],
+            "task.data.batch_size=1 is global and cannot be divided over 2 processes",
+        ),
+    ],
+)  # fmt: skip
+def test_what_ranks_cannot_do_is_refused(tmp_path: Path, torchrun: list[str], options: list[str], message: str) -> None:
+    line = [sys.executable, *torchrun, str(ROOT / "train.py"), "logger=csv", *options]
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_a_run_of_two_ranks_goes_on_in_its_directory_or_elsewhere_on_one(run: Run) -> None:
+    """The checkpoint holds the state of all rows, whoever computed them; in its directory, also what was best."""
+    # By the largest loss, so that the best checkpoint is of the first half.
+    largest = ["task.monitor=val/loss", "task.mode=max", "stages=[fit]"]
+    two = run("two", "text", "hardware=ddp_cpu", "trainer.max_steps=6", *largest)
+    best = result(two)["best"]
+    there = f"ckpt_path={two}/checkpoints/last.ckpt"
+    alone = {row["step"]: row for row in rows(run("alone", "text", "hardware=cpu", there, "stages=[fit]"))}
+    run("two", "text", "hardware=ddp_cpu", "ckpt_path=last", *largest)
+    whole = [row for row in rows(one(run, "text")) if row["train/loss"]]
+    assert [row["step"] for row in whole] == [str(step) for step in range(1, 13)]
+    for row, other in zip(whole, rows(two), strict=True):
+        assert row["step"] == other["step"]
+        assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), abs=1e-9)
+        if int(row["step"]) > 6:
+            assert float(row["train/loss"]) == pytest.approx(float(alone[row["step"]]["train/loss"]), abs=1e-9)
+    assert result(two)["best"] == best, "what was best before is best of all"
+    assert result(two)["steps"] == 12

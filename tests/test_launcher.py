@@ -15,7 +15,7 @@ from tests.conftest import compose
 
 from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Pool, demand
-from gridlstm.multirun.launch import environment
+from gridlstm.multirun.start import environment
 from gridlstm.multirun.table import Row, lines, sweep_seconds_left
 
 ROOT = Path(__file__).parents[1]
@@ -162,11 +162,15 @@ def long_sweep(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        if process.poll() is None:  # the test has failed
-            process.terminate()
-            process.communicate()
+    try:
+        yield start
+    finally:  # where the test has failed
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+                process.communicate()
+        for left in processes_with(str(tmp_path)):
+            os.kill(left, signal.SIGKILL)
 
 
 def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(

@@ -1,8 +1,9 @@
 """What goes wrong in sweeps with Hydra's and Lightning's own launchers, most of it silently, goes right here.
 
 With ``hydra/launcher=basic`` alone, Lightning starts rank 1 with the sweep's command line, so that every rank sweeps
-for itself; the environment of a distributed job stays for the next one, which then trains on a part of the data; and
-Optuna gives every rank parameters of its own. In all three cases the exit status is 0.
+for itself; the environment of a distributed job stays for the next one, which then trains on a part of the data;
+Optuna gives every rank parameters of its own; and one W&B run takes up the metrics of all jobs. In all these cases the
+exit status is 0. What a resume and Lightning's sampler do to ranks is in test_distributed.py.
 """
 
 import csv
@@ -15,19 +16,20 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.wandb_records import read_back
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
-    "logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
+    "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
     "task.data.num_test=15", "trainer.max_steps=4", "task.val_every=1", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 
 
-def sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def sweep(*arguments: str, cwd: Path, logger: str = "csv") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", *arguments, *SMALL],
+        [sys.executable, str(ROOT / "train.py"), "-m", *arguments, *SMALL, f"logger={logger}"],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -59,6 +61,28 @@ def test_ranks_do_not_sweep_and_jobs_do_not_leak(tmp_path: Path) -> None:
     assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == 2
 
 
+def test_each_job_is_a_wandb_run_of_its_own_which_fails_with_it(tmp_path: Path) -> None:
+    """In one process, the first job's run would take up the metrics of the second, and end well after its failure."""
+    done = sweep("hardware=ddp_cpu", "optimizer.lr=0.003,1e30", "hydra.sweep.dir=sweep", cwd=tmp_path, logger="wandb")
+    assert done.returncode == 1
+    found = results(tmp_path)
+    assert [result["status"] for result in found.values()] == ["completed", "failed"]
+    assert "the training loss became nan" in found["1-memorization-grid2d-s1"]["error"]
+    runs = []
+    for name in found:
+        # Rank one has none.
+        (file,) = (tmp_path / "sweep" / name / "wandb").glob("offline-run-*/run-*.wandb")
+        runs.append(read_back(file))
+    assert len({read["run"][0].run.run_id for read in runs}) == 2
+    assert [read["exit"][0].exit.exit_code for read in runs] == [0, 1]
+    steps = [[dict(item_of(item) for item in row.history.item) for row in read["history"]] for read in runs]
+    assert sum("train/loss" in row for row in steps[0]) == 4, "the first run has its own four steps alone"
+
+
+def item_of(item: Any) -> tuple[str, Any]:
+    return item.key or "/".join(item.nested_key), json.loads(item.value_json)
+
+
 def test_a_failing_rank_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 would wait in the collective for ever."""
     (tmp_path / "fragile.py").write_text(
@@ -83,7 +107,8 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     optuna = [
         "hydra/sweeper=search", "hydra.sweeper.n_trials=1",
-        "optimizer.lr=interval(0.1,3)", "hydra.sweeper.study_name=study",
+        "optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.study_name=study",
+        "task.monitor=val/loss", "task.mode=max",  # the largest loss is not the last
         f"hydra.sweeper.storage=sqlite:///{tmp_path}/db", "hydra.sweep.dir=sweep", "hardware=ddp_cpu",
     ]  # fmt: skip
     for trials in (1, 2):  # the study goes on, in a directory that no earlier trial has
@@ -97,8 +122,9 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
     rates = set()
     for name, result in found.items():
         with (tmp_path / "sweep" / name / "metrics.csv").open() as file:
-            validated = [float(row["val/accuracy"]) for row in csv.DictReader(file)]
-        assert result["score"] == max(validated), "the best, which need not be the last"
+            validated = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+        assert result["score"] == pytest.approx(max(validated), rel=1e-6), "a checkpoint's score is float32"
+        assert validated[-1] < 0.999 * max(validated), "the best is not the last"
         assert result["processes"] == 2
         rates |= {word for word in result["command"].split() if word.startswith("optimizer.lr=")}
     assert len(rates) == 2, "both ranks of a trial have its parameters from one command line"

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gridlstm.compose import CONF, MATRIX
 from gridlstm.errors import UserError
+from gridlstm.runtime.preflight import check_start
 from gridlstm.threads import wait_briefly
 
 # Read only for --help.
@@ -24,10 +25,11 @@ OmegaConf.register_new_resolver("gridlstm.models", MATRIX.read_text, replace=Tru
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
 def _job(cfg: DictConfig) -> float:
-    # Imported here, so that --help, --cfg and a misspelt option need not wait for torch.
-    from gridlstm.runtime.job import run_job
-
     try:
+        check_start(cfg)
+        # Imported here, so that --help, --cfg and a misspelt option need not wait for torch.
+        from gridlstm.runtime.job import run_job
+
         return run_job(cfg)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.RUN:

@@ -45,6 +45,12 @@ class Job:
         result = self.result()
         return result.get("status") == "completed" and result.get("score") is not None
 
+    def begin(self) -> None:
+        """Makes its directory, without what an earlier attempt left there that this one must not pass for."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for name in ("result.json", "progress.json"):
+            (self.directory / name).unlink(missing_ok=True)
+
     def record_end(self, status: str, error: str) -> None:
         """Writes how it ended into result.json, where the job itself could not say so."""
         write_text(

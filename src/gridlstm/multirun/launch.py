@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,28 +14,22 @@ from types import FrameType
 from gridlstm.multirun.devices import Demand, Pool, Share
 from gridlstm.multirun.estimate import announce
 from gridlstm.multirun.jobs import Job
-from gridlstm.multirun.process_tree import ProcessTree
+from gridlstm.multirun.start import CONSOLE, Process, Start, environment
 from gridlstm.multirun.table import LiveTable, Row
 
 log = logging.getLogger(__name__)
-
-_LEAKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
-"""What a distributed parent would hand to a child that is to start ranks of its own."""
 
 _POLL_SECONDS = 0.1
 _SHOW_SECONDS = 1.0
 _GRACE_SECONDS = 15.0
 """Between the request to end and the end. A rank that waits in a collective hears nothing."""
 
-CONSOLE = "console.log"
-"""The file of a job's directory with everything that its processes print."""
-
 
 @dataclass
 class _Running:
     job: Job
     share: Share
-    tree: ProcessTree
+    process: Process
     start: float = field(default_factory=time.monotonic)
 
 
@@ -44,13 +38,13 @@ class Launch:
 
     Args:
         jobs: with what each demands.
-        pool: where they may run.
-        config_dirs: options of the command line that name configuration directories.
+        pool: what there is room for.
+        start: starts one of them.
     """
 
-    def __init__(self, jobs: Sequence[tuple[Job, Demand]], pool: Pool, config_dirs: Sequence[str]) -> None:
+    def __init__(self, jobs: Sequence[tuple[Job, Demand]], pool: Pool, start: Start) -> None:
         self.pool = pool
-        self.config_dirs = list(config_dirs)
+        self.start = start
         self.waiting = [(job, demand) for job, demand in jobs if not job.completed()]
         self.running: list[_Running] = []
         shared = set.intersection(*(set(job.overrides) for job, _ in jobs))
@@ -130,31 +124,24 @@ class Launch:
             if (share := self.pool.take(demand, self.threads[job.name])) is None:
                 return
             self.waiting.pop(0)
-            job.directory.mkdir(parents=True, exist_ok=True)
-            for name in ("result.json", "progress.json"):  # of an earlier attempt, which this one must not pass for
-                (job.directory / name).unlink(missing_ok=True)
-            tree = ProcessTree(
-                command(job, demand, self.config_dirs),
-                environment(os.environ, demand, share, self.threads[job.name], alone=self.at_once == 1),
-                job.directory / CONSOLE,
-            )
-            self.running.append(_Running(job, share, tree))
-            self.rows[job.name].state = "running"
+            process = self.start(job, demand, share, self.threads[job.name], self.at_once == 1)
+            self.running.append(_Running(job, share, process))
+            self.rows[job.name].state = process.state()
 
     def _collect(self) -> bool:
         """Takes note of jobs that have ended; whether any has."""
-        ended = [(running, status) for running in self.running if (status := running.tree.poll()) is not None]
-        for running, status in ended:
+        ended = [(running, how) for running in self.running if (how := running.process.ended()) is not None]
+        for running, how in ended:
             self.running.remove(running)
             self.pool.give_back(running.share)
-            self._note_end(running, status)
+            self._note_end(running, how)
         return bool(ended)
 
-    def _note_end(self, running: _Running, status: int) -> None:
+    def _note_end(self, running: _Running, how: str) -> None:
         job, row = running.job, self.rows[running.job.name]
-        if status != 0 and job.result().get("status") not in ("failed", "interrupted"):
-            job.record_end("failed", f"ended with {_words(status)}: {_last_line(job.directory / CONSOLE)}")
-        elif status == 0 and not job.completed():
+        if how and job.result().get("status") not in ("failed", "interrupted"):
+            job.record_end("failed", f"ended with {how}: {_last_line(job.directory / CONSOLE)}")
+        elif not how and not job.completed():
             job.record_end("failed", "ended with exit status 0 but left no score in result.json")
         result = job.result()
         row.state, row.seconds, row.best = result["status"], time.monotonic() - running.start, result.get("score")
@@ -164,14 +151,14 @@ class Launch:
         """Ends what still runs: asks, waits, kills. A second Ctrl-C does not wait."""
         stopped = list(self.running)
         for running in stopped:
-            running.tree.interrupt()
+            running.process.interrupt()
         deadline = time.monotonic() + _GRACE_SECONDS
         while len(interrupted) < 2 and time.monotonic() < deadline:
-            if all(running.tree.poll() is not None for running in stopped):
+            if all(running.process.ended() is not None for running in stopped):
                 break
             time.sleep(_POLL_SECONDS)
         for running in stopped:
-            running.tree.kill()  # of a tree that has ended, only what it may have left behind
+            running.process.kill()  # of a tree that has ended, only what it may have left behind
             self.running.remove(running)
             self.rows[running.job.name].state = "interrupted"
             if running.job.result().get("status") != "interrupted":
@@ -180,50 +167,15 @@ class Launch:
     def _show(self) -> None:
         for running in self.running:
             row, progress = self.rows[running.job.name], running.job.progress()
+            row.state = running.process.state()
+            if row.state == "queued":
+                running.start = time.monotonic()
             row.seconds = time.monotonic() - running.start
             if progress:
                 last = progress["last_step"]
                 row.step = f"{progress['step']}/{last}" if last else str(progress["step"])
                 row.best, row.seconds_left = progress["best"], progress["seconds_left"]
         self.table.show(list(self.rows.values()))
-
-
-def command(job: Job, demand: Demand, config_dirs: Sequence[str]) -> list[str]:
-    """The command line of one job.
-
-    Ranks are started by torchrun. Lightning would start rank 1 itself, from within rank 0, by this command line once
-    more; and when a rank dies, it kills rank 0, which then cannot record how the run ended. Torchrun starts all ranks
-    alike, ends the others when one fails, and finds a free port.
-    """
-    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={demand.processes}"]
-    launcher = [sys.executable, *(ranks if demand.processes > 1 else [])]
-    overrides = list(job.overrides)
-    if (job.directory / "checkpoints" / "last.ckpt").exists():
-        overrides = [o for o in overrides if not o.startswith("ckpt_path=")] + ["ckpt_path=last"]
-    if not any(o.startswith("run.name=") for o in overrides):
-        overrides.append(f"run.name={_quoted(job.name)}")  # in the log and in W&B as in the table of jobs
-    directory = _quoted(str(job.directory.resolve()))
-    return [*launcher, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir={directory}"]
-
-
-def _quoted(text: str) -> str:
-    """As a value of an override."""
-    return "'" + text.replace("'", r"\'") + "'"
-
-
-def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:
-    """The environment of one job: the sweep's, with the job's share of the machine.
-
-    Args:
-        alone: no other job runs beside it.
-    """
-    variables = {name: value for name, value in given.items() if name not in _LEAKS}
-    if share.gpus and not demand.chosen:
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
-    if not alone or demand.processes > 1:
-        # torch would take all cores in each of the processes.
-        variables.setdefault("OMP_NUM_THREADS", str(threads))
-    return variables
 
 
 @contextmanager
@@ -246,10 +198,8 @@ def _interruption() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _words(status: int) -> str:
-    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-
-
 def _last_line(path: Path) -> str:
+    if not path.exists():
+        return "it printed nothing"
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it printed nothing"

@@ -36,9 +36,15 @@ class ProcessTree:
             )
         self._groups = {self._process.pid}
 
-    def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
-        return self._process.poll()
+    def state(self) -> str:
+        return "running"
+
+    def ended(self) -> str | None:
+        """How it ended, in words, "" for well; None while it runs."""
+        status = self._process.poll()
+        if not status:
+            return None if status is None else ""
+        return f"exit status {status}" if status > 0 else signal.Signals(-status).name
 
     def interrupt(self) -> None:
         """Asks the command to end. Torchrun passes that on to its ranks, which are sessions of their own.
@@ -89,5 +95,7 @@ def _prepare() -> None:
     """In the new process, before the command."""
     # What a shell starts in the background ignores SIGINT, and so would all that it starts.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # SLURM tells all processes of a job by it that the job is to be requeued. It would end ours before they must.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

@@ -13,6 +13,10 @@ log = logging.getLogger(__name__)
 _CLEAR_LINE = "\x1b[2K"
 _ESTIMATE_SECONDS = 30.0
 
+_STATES = ("failed", "running", "interrupted", "queued", "waiting", "completed", "skipped")
+"""The most urgent first; a queued job waits for SLURM, a waiting one for us."""
+_NOT_BEGUN = ("queued", "waiting")
+
 
 @dataclass
 class Row:
@@ -22,7 +26,7 @@ class Row:
     point: str
     """The overrides in which the jobs differ."""
     state: str
-    """waiting, running, completed, failed, interrupted or skipped"""
+    """One of ``_STATES``."""
     step: str = ""
     best: float | None = None
     seconds: float = 0.0
@@ -43,7 +47,8 @@ def sweep_seconds_left(rows: Sequence[Row], at_once: int) -> float | None:
     ]
     running = [row for row in rows if row.state == "running"]
     waiting = sum(row.state == "waiting" for row in rows)
-    if not whole or not (running or waiting) or any(row.seconds_left is None for row in running):
+    unknown = any(row.state == "queued" or (row.state == "running" and row.seconds_left is None) for row in rows)
+    if not whole or not (running or waiting) or unknown:
         return None
     left = [row.seconds_left or 0.0 for row in running]
     mean = sum(whole) / len(whole)
@@ -53,7 +58,7 @@ def sweep_seconds_left(rows: Sequence[Row], at_once: int) -> float | None:
 
 def lines(rows: Sequence[Row], metric: str, seconds_left: float | None, width: int, height: int) -> list[str]:
     """The table, at most ``height`` lines of at most ``width`` characters: what runs and what failed comes first."""
-    order = {"failed": 0, "running": 1, "interrupted": 2, "waiting": 3, "completed": 4, "skipped": 5}
+    order = {name: n for n, name in enumerate(_STATES)}
     room = max(height - 3, 1)
     shown = list(rows)
     if len(shown) > room:
@@ -63,7 +68,7 @@ def lines(rows: Sequence[Row], metric: str, seconds_left: float | None, width: i
     cells = [("job", "state", "step", "time", "ETA", f"best {metric}", "point")]
     for row in shown:
         best = "" if row.best is None else f"{row.best:.4g}"
-        seconds = duration(row.seconds) if row.state != "waiting" else ""
+        seconds = duration(row.seconds) if row.state not in _NOT_BEGUN else ""
         eta = duration(row.seconds_left) if row.state == "running" else ""
         cells.append((row.name, row.state, row.step, seconds, eta, best, row.point))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -110,7 +115,7 @@ class LiveTable:
     def _log_changes(self, rows: Sequence[Row], left: float | None) -> None:
         for row in rows:
             if self._states.get(row.name, "waiting") != row.state:
-                ended = sum(other.state not in ("waiting", "running") for other in rows)
+                ended = sum(other.state not in (*_NOT_BEGUN, "running") for other in rows)
                 best = f", best {self.metric} {row.best:.4g}" if row.best is not None else ""
                 took = f" after {duration(row.seconds)}" if row.state in ("completed", "failed", "interrupted") else ""
                 log.info(

@@ -41,6 +41,8 @@ def build(cfg: DictConfig) -> Run:
         callbacks=[_make(cfg, f"callbacks.{name}")() for name, node in (cfg.callbacks or {}).items() if node],
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
     )
+    # Lightning would do so only after it has loaded a checkpoint, and round its float64 weights to float32 on the way.
+    trainer.precision_plugin.convert_module(task)
     return Run(data, task, trainer)
 
 

@@ -22,7 +22,8 @@ class CSVLogger(Logger):
     drops nothing.
 
     Args:
-        path: the file. It is rewritten as a whole and atomically, at most every ``every_seconds``.
+        path: the file. It is rewritten as a whole and atomically: after every validation, which writes a checkpoint too
+            and may be followed by a sudden end, else at most every ``every_seconds``.
     """
 
     def __init__(self, path: str, every_seconds: float = 5.0) -> None:
@@ -52,7 +53,8 @@ class CSVLogger(Logger):
         rows = {int(row["step"]): row for row in self._rows}
         rows.setdefault(step, {"step": step}).update(metrics)
         self._rows = [rows[key] for key in sorted(rows)]
-        if time.monotonic() - self._written >= self.every_seconds:
+        validated = any(name.startswith("val/") for name in metrics)
+        if validated or time.monotonic() - self._written >= self.every_seconds:
             self.save()
 
     @rank_zero_only

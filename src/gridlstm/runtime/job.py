@@ -117,6 +117,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # A run goes on in its own directory.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # Sweeps reach SLURM by hardware=slurm, and a run beside it is no mistake.
+    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system.*")
     # Lightning's own use of an API that torch has begun to retire.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 

@@ -1,5 +1,6 @@
 """What no component can know for itself, checked before anything is written."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,25 @@ _FREE = {
     "optimizer": set[str](),
     "scheduler": set[str](),
 }
+
+
+def check_start(cfg: DictConfig) -> None:
+    """Raises UserError for a run that is not to be started as it was: by hand, by torchrun or on one node."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return
+    if hydra.runtime.choices["hydra/launcher"] == "slurm":
+        raise UserError("hardware=slurm submits the jobs of a sweep: add -m, also for a sweep of one job.")
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    nodes = cfg.trainer.num_nodes
+    if nodes != 1 and not (by_torchrun or "SLURM_NTASKS" in os.environ):
+        raise UserError(
+            f"trainer.num_nodes={nodes}: start the run on every node, by torchrun --nnodes={nodes} --node-rank=… "
+            f"--master-addr=… --nproc-per-node=…, or as a sweep in SLURM's queue (docs/sweeps.md)."
+        )
+    named = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+    if by_torchrun and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
+        raise UserError("torchrun's ranks would each have a directory of their own: give them one by hydra.run.dir=…")
 
 
 def check(cfg: DictConfig) -> None:

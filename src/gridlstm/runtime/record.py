@@ -5,17 +5,15 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_leaves
 
-from gridlstm.atomic import write_text
-from gridlstm.errors import UserError
+from gridlstm.atomic import only_writer, write_text
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run
 
@@ -63,20 +61,6 @@ def write_config(cfg: DictConfig) -> None:
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Refuses a second run in one directory at one time: each would overwrite the other's files."""
-    if provenance.rank() != 0:
-        yield
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(directory / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"another run is writing into {directory}. Give this one its own: hydra.run.dir=…") from None
-
-
-@contextmanager
 def recording(cfg: DictConfig, goes_on: bool) -> Iterator[Record]:
     """Yields the record, and writes result.json with status completed, interrupted or failed.
 
@@ -87,7 +71,8 @@ def recording(cfg: DictConfig, goes_on: bool) -> Iterator[Record]:
         UserError: another run is using the directory.
     """
     directory = Path(cfg.run.dir)
-    with _alone(directory), _recording(cfg, directory, goes_on) as record:
+    alone = only_writer(directory / ".lock", "run", "hydra.run.dir") if provenance.rank() == 0 else nullcontext()
+    with alone, _recording(cfg, directory, goes_on) as record:
         yield record
 
 

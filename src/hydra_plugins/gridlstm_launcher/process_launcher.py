@@ -21,7 +21,9 @@ from omegaconf import DictConfig, open_dict
 from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
+    from gridlstm.multirun.devices import Demand, Pool
     from gridlstm.multirun.jobs import Job
+    from gridlstm.multirun.start import Start
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ class ProcessLauncher(Launcher):
         jobs: how many at once; null: as many as there are free GPUs, or cores for all their threads.
     """
 
+    here = True
+    """Its jobs run on this machine, where what they take can be measured."""
+
     def __init__(self, jobs: int | None = None) -> None:
         self.jobs = jobs
 
@@ -47,10 +52,9 @@ class ProcessLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from filelock import FileLock, Timeout
         from hydra.core.utils import configure_log
 
-        from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
+        from gridlstm.atomic import only_writer
         from gridlstm.multirun.jobs import plan
         from gridlstm.multirun.launch import Launch
 
@@ -58,22 +62,25 @@ class ProcessLauncher(Launcher):
             raise UserError("this sweep has no jobs. Does a glob or a choice in it match nothing?")
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         root = Path(self.config.hydra.sweep.dir)
-        root.mkdir(parents=True, exist_ok=True)
         points = [list(filter_overrides(overrides)) for overrides in job_overrides]
-        try:
-            with FileLock(root / "sweep.lock", timeout=0):
-                jobs = plan(root, points, initial_job_idx, self._compose)
-                trainers = [job.config.trainer for job in jobs]
-                gpus = visible_gpus(trainers)
-                pool = Pool(gpus, cores(), self.jobs, threads())
-                demands = [demand(trainer, len(gpus)) for trainer in trainers]
-                log.info("sweep directory: %s", root)
-                launch = Launch(list(zip(jobs, demands, strict=True)), pool, self._config_dirs())
+        with only_writer(root / "sweep.lock", "sweep", "hydra.sweep.dir"):
+            jobs = plan(root, points, initial_job_idx, self._compose)
+            demands, pool, start = self.place(root, [job.config.trainer for job in jobs])
+            log.info("sweep directory: %s", root)
+            launch = Launch(list(zip(jobs, demands, strict=True)), pool, start)
+            if self.here:
                 launch.estimate()
-                launch.run()
-        except Timeout as error:
-            raise UserError(f"another sweep runs in {root}. Wait for it, or give another hydra.sweep.dir.") from error
+            launch.run()
         return self._returns(jobs)
+
+    def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
+        """What jobs with these ``trainer`` nodes need, what there is, and how one is started."""
+        from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
+        from gridlstm.multirun.start import start_here
+
+        gpus = visible_gpus(trainers)
+        demands = [demand(trainer, len(gpus)) for trainer in trainers]
+        return demands, Pool(gpus, cores(), self.jobs, threads()), start_here(self.config_dirs())
 
     def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, str]:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -84,7 +91,7 @@ class ProcessLauncher(Launcher):
 
     def _returns(self, jobs: "Sequence[Job]") -> list[JobReturn]:
         """What the sweeper is told: the best value of the monitored metric, or an error that names all failures."""
-        from gridlstm.multirun.launch import CONSOLE
+        from gridlstm.multirun.start import CONSOLE
 
         failures = [
             f"{job.directory}: {job.result()['error'].splitlines()[0]}\n  {' '.join(job.overrides)}\n"
@@ -102,7 +109,7 @@ class ProcessLauncher(Launcher):
         log.info("tables and curves: python -m gridlstm.report %s", self.config.hydra.sweep.dir)
         return returns
 
-    def _config_dirs(self) -> list[str]:
+    def config_dirs(self) -> list[str]:
         for source in self.config.hydra.runtime.config_sources:
             if source.provider == "command-line":
                 return ["--config-dir", source.path]

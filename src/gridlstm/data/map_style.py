@@ -1,0 +1,85 @@
+"""Base of the tasks with finite training data: samples that are chosen by their index, in a new order each epoch."""
+
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gridlstm.data.base import Batch, SequenceData, owned_rows
+from gridlstm.errors import UserError
+
+
+class MapData(SequenceData):
+    """Samples of a map-style ``torch.utils.data.Dataset``.
+
+    Training: the samples in an order drawn from (seed, 0), then all of them in an order drawn from (seed, 1), and so
+    on without end, cut into batches. So a batch may hold the last samples of an epoch and the first ones of the next,
+    and every epoch has all samples once. Batch n is a function of (seed, n) alone: a run goes on in the middle of an
+    epoch, and each rank takes its rows of it.
+
+    Evaluation: every sample once, a contiguous part on each rank.
+
+    Subclasses implement ``spec``, ``dataset`` and ``collate``; what they read, they read in ``setup``.
+
+    Args:
+        batch_size, seed: see ``SequenceData``.
+    """
+
+    def dataset(self, split: Literal["train", "val", "test"]) -> Dataset[Any]:
+        """The samples of a split; it has a length."""
+        raise NotImplementedError(f"{type(self).__name__} must define dataset")
+
+    def collate(self, samples: list[Any]) -> Batch:
+        """One batch of these samples; of different lengths, padded where ``loss_mask`` is false."""
+        raise NotImplementedError(f"{type(self).__name__} must define collate")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        dataset = self.dataset("train")
+        rows = _TrainingRows(_size(dataset), self.batch_size, self.rows, self.seed, first_batch=self.batches_seen)
+        return DataLoader(dataset, batch_sampler=rows, collate_fn=self.collate)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation(self.dataset("val"))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation(self.dataset("test"))
+
+    def _evaluation(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        owned, rows = list(owned_rows(_size(dataset), rank, world_size)), len(self.rows)
+        batches = [owned[first : first + rows] for first in range(0, len(owned), rows)]
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.collate)
+
+
+class _TrainingRows(Sampler[list[int]]):
+    """The indices of the rows that this rank owns, batch by batch without end, from the start for every iterator."""
+
+    def __init__(self, samples: int, batch_size: int, rows: range, seed: int, first_batch: int) -> None:
+        self.samples = samples
+        self.batch_size = batch_size
+        self.rows = rows
+        self.seed = seed
+        self.first_batch = first_batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in itertools.count(self.first_batch):
+            yield [self._index(batch * self.batch_size + row) for row in self.rows]
+
+    def _index(self, place: int) -> int:
+        epoch, place = divmod(place, self.samples)
+        return int(_order(self.seed, epoch, self.samples)[place])
+
+
+@lru_cache(maxsize=2)  # a batch may lie in two epochs
+def _order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
+def _size(dataset: Any) -> int:
+    if (size := len(dataset)) < 1:
+        raise UserError("a split of this data set has no samples.")
+    return size

@@ -1,0 +1,87 @@
+"""One sweep job = one job of SLURM. All work is in gridlstm.multirun.slurm, which needs the extra ``slurm``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from gridlstm.errors import UserError
+from hydra_plugins.gridlstm_launcher.process_launcher import ProcessLauncher
+
+if TYPE_CHECKING:
+    from gridlstm.multirun.devices import Demand, Pool
+    from gridlstm.multirun.start import Start
+
+
+class SlurmLauncher(ProcessLauncher):
+    """Runs the jobs of a sweep in SLURM's queue, each on ``trainer.num_nodes`` nodes with ``trainer.devices`` ranks.
+
+    All else is as with ``ProcessLauncher``. A job that is preempted, or reaches its time limit, is requeued and goes on
+    from its last checkpoint.
+
+    Args:
+        jobs: how many at once in the queue; null: all.
+        partition, account, qos, constraint: as sbatch means them; null: the cluster's own choice.
+        timeout_min: time limit in minutes.
+        max_num_timeout: how many times a job may reach it and go on.
+        signal_delay_s: seconds before the limit at which a job is requeued.
+        cpus_per_process: cores, and threads, of each rank.
+        mem_gb: of each node; null: the cluster's own choice.
+        setup: shell commands before the job, such as ``module load cuda``.
+        additional_parameters: any other option of sbatch, such as ``{exclude: node7}``.
+    """
+
+    here = False
+
+    def __init__(
+        self,
+        jobs: int | None,
+        timeout_min: int,
+        max_num_timeout: int,
+        signal_delay_s: int,
+        cpus_per_process: int,
+        partition: str | None = None,
+        account: str | None = None,
+        qos: str | None = None,
+        constraint: str | None = None,
+        mem_gb: float | None = None,
+        setup: Sequence[str] = (),
+        additional_parameters: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(jobs)
+        self.max_num_timeout = max_num_timeout
+        self.cpus_per_process = cpus_per_process
+        options = {
+            "time": timeout_min,
+            "signal_delay_s": signal_delay_s,
+            "partition": partition,
+            "account": account,
+            "qos": qos,
+            "constraint": constraint,
+            "mem": None if mem_gb is None else f"{int(mem_gb * 1024)}MB",
+            "setup": list(setup),
+            "additional_parameters": OmegaConf.to_container(OmegaConf.create(dict(additional_parameters or {}))),
+        }
+        self.options = {name: value for name, value in options.items() if value is not None}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        for name in ("timeout_min", "cpus_per_process"):
+            value = config.hydra.launcher[name]
+            if type(value) is not int or value < 1:
+                raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {value!r}.")
+
+    def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
+        try:
+            from gridlstm.multirun.slurm import demand, start_in_queue
+        except ModuleNotFoundError as error:
+            raise UserError(f"hardware=slurm needs its extra: pip install gridlstm[slurm] ({error}).") from error
+        from gridlstm.multirun.devices import Pool
+
+        demands = [demand(trainer) for trainer in trainers]
+        # SLURM has the devices: here all that counts is how many jobs are in its queue.
+        pool = Pool((), cores=1, jobs=self.jobs or len(trainers), threads=self.cpus_per_process)
+        start = start_in_queue(root / "slurm", self.options, self.max_num_timeout, self.config_dirs())
+        return demands, pool, start

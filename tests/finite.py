@@ -1,0 +1,79 @@
+"""For runs in tests: map-style data in the place of memorization's, and a callback that notes what a rank has seen."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from gridlstm.data.base import Batch, Spec
+from gridlstm.data.map_style import MapData
+
+
+class Strings(Dataset[Tensor]):
+    """Random strings of 1 to ``length`` symbols from 1 to ``alphabet``."""
+
+    def __init__(self, number: int, length: int, alphabet: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        draw = lambda size: torch.randint(1, alphabet + 1, (size,), generator=generator)  # noqa: E731
+        self.strings = [draw(1 + n % length) for n in range(number)]
+
+    def __len__(self) -> int:
+        return len(self.strings)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.strings[index]
+
+
+class FiniteMemorization(MapData):
+    """Say each symbol of a string as it is read; strings of many lengths, so that ranks have different counts."""
+
+    def __init__(
+        self, length: int, alphabet: int, batch_size: int, seed: int, num_val: int = 7, num_test: int = 7
+    ) -> None:
+        super().__init__(batch_size, seed)
+        self.alphabet = alphabet
+        self.datasets = {"train": Strings(17, length, alphabet), "val": Strings(num_val, length, alphabet)}
+        self.datasets["test"] = Strings(num_test, length, alphabet)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(input_size=self.alphabet + 1, output_size=self.alphabet + 1, sequence_length=9)
+
+    def dataset(self, split: Literal["train", "val", "test"]) -> Dataset[Any]:
+        return self.datasets[split]
+
+    def collate(self, samples: list[Tensor]) -> Batch:
+        inputs = pad_sequence(samples, batch_first=True)
+        mask = inputs > 0
+        return Batch(inputs, inputs, mask, mask, reset=torch.ones(len(inputs), dtype=torch.bool))
+
+
+class Seen(L.Callback):
+    """Writes the rows of every batch that this rank has had into ``dir``."""
+
+    def __init__(self, dir: str) -> None:
+        self.dir = Path(dir)
+        self.rows: dict[str, list[list[str]]] = {"train": [], "validate": [], "test": []}
+
+    def _see(self, stage: str, batch: Batch) -> None:
+        tokens = zip(batch.inputs.tolist(), batch.targets.tolist(), batch.loss_mask.tolist(), strict=True)
+        self.rows[stage].append(
+            [str([pair for *pair, covered in zip(*row, strict=True) if covered]) for row in tokens if any(row[2])]
+        )
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
+        self._see("train", batch)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, *_: Any) -> None:
+        self._see("validate", batch)
+
+    def on_test_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, *_: Any) -> None:
+        self._see("test", batch)
+
+    def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
+        (self.dir / f"seen{trainer.global_rank}.json").write_text(json.dumps(self.rows))

@@ -1,0 +1,67 @@
+"""Finite data: every epoch has every sample once, in an order of its own, whoever computes which rows."""
+
+from itertools import chain, islice
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.finite import FiniteMemorization
+
+from gridlstm.data.base import Batch
+from gridlstm.errors import UserError
+
+
+class Numbers(FiniteMemorization):
+    """Sample n is the number n + 1."""
+
+    def __init__(self, train: int = 17, val: int = 7, batch_size: int = 5, seed: int = 3) -> None:
+        super().__init__(1, 100, batch_size, seed)
+        self.datasets = {
+            name: torch.utils.data.TensorDataset(torch.arange(1, size + 1)[:, None])  # type: ignore[dict-item]
+            for name, size in {"train": train, "val": val, "test": val}.items()
+        }
+
+    def collate(self, samples: list[tuple[torch.Tensor]]) -> Batch:  # type: ignore[override]
+        return super().collate([sample for (sample,) in samples])
+
+
+def on_rank(data: Numbers, rank: int, world_size: int) -> Numbers:
+    # What the data reads of a trainer, and no more.
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
+    return data
+
+
+def numbers(data: Numbers, batches: int, loader: str = "train") -> list[list[int]]:
+    return [batch.inputs.flatten().tolist() for batch in islice(getattr(data, f"{loader}_dataloader")(), batches)]
+
+
+def test_every_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
+    stream = [*chain(*numbers(Numbers(), batches=17))]  # five epochs of 17 samples
+    epochs = [stream[start : start + 17] for start in range(0, len(stream), 17)]
+    assert all(sorted(epoch) == list(range(1, 18)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+    assert [*chain(*numbers(Numbers(seed=4), batches=17))] != stream
+
+
+def test_goes_on_in_the_middle_of_an_epoch() -> None:
+    data = Numbers()
+    data.load_state_dict({"batches_seen": 2})
+    assert numbers(data, 5) == numbers(Numbers(), 7)[2:]
+
+
+def test_a_batch_may_be_larger_than_an_epoch() -> None:
+    (batch,) = numbers(Numbers(train=2, batch_size=5), 1)
+    assert [sorted(batch[:2]), sorted(batch[2:4])] == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_each_batch_and_the_evaluation_set(world_size: int) -> None:
+    ranks = [on_rank(Numbers(), rank, world_size) for rank in range(world_size)]
+    parts = [numbers(rank, 7) for rank in ranks]
+    assert [[*chain(*(part[n] for part in parts))] for n in range(7)] == numbers(Numbers(), 7)
+    assert [*chain(*(chain(*numbers(rank, 9, "val")) for rank in ranks))] == list(range(1, 8))
+
+
+def test_a_split_without_samples_is_refused() -> None:
+    with pytest.raises(UserError, match="no samples"):
+        Numbers(train=0).train_dataloader()

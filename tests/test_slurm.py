@@ -1,0 +1,279 @@
+"""Sweeps in the queue of a real SLURM: a controller and a node on this machine, started and ended by these tests."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import compose, free_ports
+
+from gridlstm.multirun.process_tree import ProcessTree
+from gridlstm.runtime.job import run_job
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
+    "task.data.num_test=15", "trainer.max_steps=4", "task.val_every=2", "trainer.log_every_n_steps=1",
+    "trainer.precision=64-true",  # in float32, each process chooses among kernels that differ by rounding
+]  # fmt: skip
+IN_QUEUE = ["hardware=slurm", "trainer.accelerator=cpu", "hydra.launcher.cpus_per_process=1", "hydra.sweep.dir=sweep"]
+
+# A requeued job must wait for cred_expire seconds, and is then looked at every sched_interval. There is no systemd here
+# to make cgroups, and no accounting.
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket,cred_expire=5
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd.pid
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=sched_interval=1,bf_interval=1
+KillWait=1
+NodeName={host} NodeAddr=127.0.0.1 CPUs=6 RealMemory=1000
+PartitionName=low Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=1
+PartitionName=high Nodes=ALL State=UP PriorityTier=2
+"""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def ask(*line: str) -> str:
+    """What a program of SLURM prints."""
+    return subprocess.run(line, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def states() -> dict[str, str]:
+    """State of every job that SLURM knows, by number."""
+    return dict(row.split() for row in ask("squeue", "--noheader", "--states=all", "--format=%A %T").splitlines())  # type: ignore[misc]
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A SLURM of one node with six CPUs, as the programs of SLURM find it."""
+    missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"SLURM is not here ({', '.join(missing)}): apt-get install slurm-wlm munge")
+    if os.geteuid() != 0:
+        pytest.skip("only root can start SLURM's daemons")
+    directory = tmp_path_factory.mktemp("slurm")
+    for name in ("state", "spool"):
+        (directory / name).mkdir()
+    key = directory / "munge.key"
+    key.touch(mode=0o600)
+    key.write_bytes(os.urandom(128))
+    configuration = directory / "slurm.conf"
+    host = socket.gethostname().split(".")[0]
+    configuration.write_text(CONFIGURATION.format(host=host, ports=free_ports(2), directory=directory))
+    files = {"socket": "munge.socket", "pid-file": "munged.pid", "seed-file": "munge.seed", "log-file": "munge.log"}
+    munge = [f"--{option}={directory / name}" for option, name in files.items()]
+    commands = [
+        ["munged", "--foreground", "--force", f"--key-file={key}", *munge],
+        ["slurmctld", "-D", "-f", str(configuration)],
+        ["slurmd", "-D", "-f", str(configuration)],
+    ]
+    logs = [directory / f"{command[0]}.log" for command in commands]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(configuration))
+        daemons: list[ProcessTree] = []
+        try:
+            for command, file in zip(commands, logs, strict=True):
+                daemons.append(ProcessTree(command, os.environ, file))
+                if command[0] == "munged":
+                    wait_for((directory / "munge.socket").exists, 10)
+            line = ["sinfo", "--noheader", "--partition=low", "--format=%t"]
+            node = lambda: subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
+            wait_for(lambda: node() == "idle", 30)
+        except AssertionError:
+            _end(daemons)
+            pytest.skip("SLURM does not start here:\n" + "\n".join(file.read_text()[-500:] for file in logs))
+        yield
+        subprocess.run(["scancel", "--user=root"], check=True)
+        wait_for(lambda: not set(states().values()) & {"PENDING", "RUNNING", "COMPLETING"})
+        _end(daemons)
+
+
+def _end(daemons: list[ProcessTree]) -> None:
+    for daemon in reversed(daemons):
+        daemon.interrupt()
+        wait_for(lambda daemon=daemon: daemon.ended() is not None, 30)  # type: ignore[misc]
+        daemon.kill()
+
+
+@pytest.fixture
+def start(slurm: None, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a sweep in this test's directory; what still runs at the test's end is ended."""
+    (tmp_path / "pause.py").write_text(PAUSE)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        line = [sys.executable, str(ROOT / "train.py"), "-m", *IN_QUEUE, *SMALL, *arguments]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+    subprocess.run(["scancel", "--user=root"], check=True)
+
+
+PAUSE = """
+import pathlib, time, lightning as L
+
+class Pause(L.Callback):
+    'Waits before some steps, for ever if need be, until a file allows the step.'
+
+    def on_train_batch_start(self, trainer, *_):
+        step = trainer.global_step
+        while step in (3, 5) and not pathlib.Path(f"go{step}").exists():
+            pathlib.Path(f"waits{step}").touch()
+            time.sleep(0.1)
+"""
+PAUSING = "+callbacks.pause={_target_: pause.Pause}"
+
+
+def results(directory: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(directory.glob("sweep/*/result.json"))}
+
+
+def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    sweep = start("trainer.devices=2", "model.num_layers=0,1,2")
+    said, errors = sweep.communicate(timeout=300)
+    found = results(tmp_path)
+    assert [result["status"] for result in found.values()] == ["failed", "completed", "completed"], errors
+    assert sweep.returncode == 1
+    assert "error: 1 of 3 jobs failed." in errors
+    assert "0-memorization-grid2d-s1: UserError: model (gridlstm.models.grid2d.Grid2d)" in errors
+    assert [result["processes"] for result in list(found.values())[1:]] == [2, 2]
+    assert [result["samples"] for result in list(found.values())[1:]] == [60, 60]
+    numbers = [json.loads((tmp_path / "sweep" / name / "slurm.json").read_text())["job"] for name in found]
+    assert [states()[number] for number in numbers] == ["FAILED", "COMPLETED", "COMPLETED"]
+    assert "1-memorization-grid2d-s1 (model.num_layers=1): queued" in said
+
+    before = states()
+    again = start("trainer.devices=2", "model.num_layers=1,2")
+    said, errors = again.communicate(timeout=60)
+    assert again.returncode == 0, errors
+    assert "0 jobs (2 more completed earlier)" in said
+    assert states() == before, "nothing was submitted"
+
+
+def test_a_job_that_is_requeued_and_one_that_is_preempted_end_as_if_nothing_had_happened(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    sweep = start(PAUSING, "trainer.max_steps=6")
+    wait_for((tmp_path / "waits3").exists)
+    (number,) = (state for state in states() if states()[state] == "RUNNING")
+    subprocess.run(["scancel", "--signal=USR2", number], check=True)  # as before its time limit
+    wait_for(lambda: states()[number] != "RUNNING")
+    (tmp_path / "go3").touch()
+    wait_for((tmp_path / "waits5").exists)
+    more_urgent = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    subprocess.run(more_urgent, check=True, capture_output=True)
+    wait_for(lambda: states()[number] != "RUNNING")
+    (tmp_path / "go5").touch()
+    _, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, errors
+    job = tmp_path / "sweep" / "0-memorization-grid2d-s1"
+    assert (job / "console.log").read_text().count("run directory:") == 3, "three attempts"
+    assert ask("scontrol", "show", "job", number).count("Restarts=2") == 1
+
+    names = ["run.task=memorization", "run.model=grid2d", "run.group=test", f"run.dir={tmp_path / 'whole'}"]
+    assert results(tmp_path)[job.name]["score"] == run_job(
+        compose(*SMALL, "trainer.max_steps=6", "hardware=cpu", *names)
+    )
+    assert (job / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (job, tmp_path / "whole")]
+    assert [end["global_step"] for end in ends] == [6, 6]
+    for name, weight in ends[0]["state_dict"].items():
+        assert torch.equal(weight, ends[1]["state_dict"][name]), name
+
+
+def test_a_sweep_takes_up_jobs_that_are_still_in_the_queue_and_cancels_them_at_ctrl_c(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    options = [
+        PAUSING, "seed=1,2", "hydra.launcher.cpus_per_process=4", "hydra.launcher.mem_gb=0.25",
+        "hydra.launcher.timeout_min=7", "+hydra.launcher.additional_parameters.comment=mine",
+    ]  # fmt: skip
+    files = [tmp_path / "sweep" / f"{n}-memorization-grid2d-s{n + 1}" / "slurm.json" for n in range(2)]
+    killed = start(*options)
+    wait_for(lambda: all(file.exists() for file in files))
+    killed.kill()
+    killed.communicate()
+    before, numbers = states(), [json.loads(file.read_text())["job"] for file in files]
+    again = start(*options)
+    assert again.stdout is not None
+    for line in again.stdout:
+        if "1-memorization" in line:
+            break
+    assert set(states()) == set(before)
+    assert [json.loads(file.read_text())["job"] for file in files] == numbers
+    shown = ask("scontrol", "show", "job", numbers[0])
+    for words in ("CPUs/Task=4", "MinMemoryNode=256M", "TimeLimit=00:07:00", "Comment=mine", "Requeue=1"):
+        assert words in shown
+    again.send_signal(signal.SIGINT)
+    _, errors = again.communicate(timeout=60)
+    assert again.returncode == 128 + signal.SIGINT, errors
+    wait_for(lambda: {states()[number] for number in numbers} == {"CANCELLED"})
+    assert {result["status"] for result in results(tmp_path).values()} == {"interrupted"}
+
+
+def test_what_slurm_refuses_is_one_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+    sweep = start("hydra.launcher.partition=nowhere")
+    _, errors = sweep.communicate(timeout=60)
+    assert sweep.returncode == 1
+    assert "error: SLURM refuses 0-memorization-grid2d-s1: sbatch: error: invalid partition" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hardware=slurm"], "error: hardware=slurm submits the jobs of a sweep: add -m, also for a sweep of one job."),
+        (["-m", "hardware=slurm", "trainer.devices=-1"], "hardware=slurm needs the number of devices of each node"),
+        (["-m", "hardware=slurm", "hydra.launcher.timeout_min=0"], "hydra.launcher.timeout_min must be a whole number"),
+        (["-m", "hardware=slurm"], "error: hardware=slurm needs SLURM, and there is no sbatch here"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    line = [sys.executable, str(ROOT / "train.py"), *arguments]
+    environment = os.environ | {"PATH": str(tmp_path)}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
