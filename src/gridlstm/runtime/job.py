@@ -176,7 +176,7 @@ def _short(path: str | Path) -> str:
 NEXT = {
     "memorization": "the same without memory along depth: python train.py model=stacked_lstm",
     "addition": "the same with a stacked LSTM: python train.py task=addition model=stacked_lstm",
-    "parity": "ReLU layers in the place of LSTM cells: python train.py experiment=paper/parity_small model=feed_forward",
+    "parity": "the same with ReLU layers: python train.py experiment=paper/parity_small model=feed_forward",
     "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
     "enwik8": "the same with a stacked LSTM: add model=stacked_lstm",
 }
