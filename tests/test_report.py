@@ -118,9 +118,9 @@ def test_training_to_a_criterion_is_compared_by_its_samples(job: Callable[..., D
     paper_column = "paper's samples to solve (recalled)"
     assert [rows[layers][paper_column] for layers in "123"] == ["", "150000.0", ""]
     assert list(rows)[-1] == "3", "what is not solved comes last"
-    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "samples_to_solve.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "report.md").read_text()
-    assert "![depth](depth.png)" in text
+    assert "![samples_to_solve](samples_to_solve.png)" in text
     assert "| 150,000 |" in text
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from gridlstm.atomic import write_bytes, write_text
 from gridlstm.errors import UserError
 from gridlstm.report.arguments import parse
-from gridlstm.report.curves import depth_picture, picture
+from gridlstm.report.curves import criterion_picture, picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import find_runs
 from gridlstm.report.tables import make_tables
@@ -15,7 +15,7 @@ from gridlstm.report.text import comma_separated, latex, markdown, not_completed
 USAGE = """python -m gridlstm.report DIRECTORY … [out=DIRECTORY]
 
 Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html;
-depth.png too (samples to solve against the number of layers) where runs of several depths had a criterion.
+samples_to_solve.png too (against depth, and other sizes) where runs of several sizes had a criterion.
 
   DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
   out         where the report goes; the sweep's own directory, if only one is given
@@ -36,8 +36,8 @@ def report(roots: list[Path], out: Path) -> list[str]:
     tables = make_tables(runs)
     out.mkdir(parents=True, exist_ok=True)
     pictures = {"curves.png": picture(tables)}
-    if (depth := depth_picture(tables)) is not None:
-        pictures["depth.png"] = depth
+    if (solved := criterion_picture(tables)) is not None:
+        pictures["samples_to_solve.png"] = solved
     for name, content in pictures.items():
         write_bytes(out / name, content)
     write_text(out / "report.md", markdown(tables, runs, out, list(pictures)))

@@ -66,40 +66,50 @@ def picture(tables: Sequence[Table]) -> bytes:
     return out.getvalue()
 
 
-def depth_picture(tables: Sequence[Table]) -> bytes | None:
-    """A PNG of samples to solve against the number of layers, as the paper plots them; None for a single depth.
+_AXES = {"model.num_layers": "layers", "task.delay": "steps of delay", "task.bits": "bits", "task.digits": "digits"}
+"""Options against which samples to solve are drawn where they vary; the first is the paper's picture."""
 
-    One mark a run; a hollow one at the samples that it was given is a run that did not solve its task.
+
+def criterion_picture(tables: Sequence[Table]) -> bytes | None:
+    """A PNG of samples to solve against the number of layers, as the paper plots them, and against other sizes.
+
+    One mark a run; a hollow one, at the samples that it was given, is a run that did not solve its task. None where no
+    runs had a criterion, or all of them the same sizes.
     """
     from matplotlib.figure import Figure
 
-    points: dict[str, list[tuple[int, float, bool]]] = {}
-    for table in tables:
-        for group in table.groups:
-            kind = ", ".join(part for part in group.label.split(", ") if "num_layers=" not in part)
-            for run in group.completed:
-                layers = run.config.get("model.num_layers")
-                if layers is not None and SOLVED in run.result:
-                    samples = run.result[SOLVED]
-                    place = (int(layers), samples or run.result["samples"], samples is not None)
-                    points.setdefault(kind or run.setting("model"), []).append(place)
-    if len({layers for places in points.values() for layers, *_ in places}) < 2:
+    runs = [
+        (group, run, run.config[key], key)
+        for key in _AXES
+        for table in tables
+        for group in table.groups
+        for run in group.completed
+        if SOLVED in run.result and run.config.get(key) is not None
+    ]
+    keys = [key for key in _AXES if len({size for _, _, size, k in runs if k == key}) > 1]
+    if not keys:
         return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for n, (kind, places) in enumerate(points.items()):
-        for solved in (True, False):
-            some = [(layers, samples) for layers, samples, was in places if was == solved]
-            if some:
-                label = kind if solved else f"{kind}: not solved"
-                face = f"C{n % 10}" if solved else "none"
-                axes.scatter(*zip(*some, strict=True), label=label, facecolors=face, edgecolors=f"C{n % 10}")
-    axes.set_xlabel("layers")
-    axes.set_ylabel("training samples to solve")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    if len(points) <= 10:
-        axes.legend(fontsize="small")
+    figure = Figure(figsize=(7, 4 * len(keys)), layout="constrained")
+    for axes, key in zip(figure.subplots(len(keys), 1, squeeze=False)[:, 0], keys, strict=True):
+        marks: dict[str, list[tuple[int, float, bool]]] = {}
+        for group, run, size, k in runs:
+            if k == key:
+                kind = ", ".join(part for part in group.label.split(", ") if key.rpartition(".")[2] + "=" not in part)
+                samples = run.result[SOLVED]
+                mark = (size, samples or run.result["samples"], samples is not None)
+                marks.setdefault(kind or run.setting("model"), []).append(mark)
+        for n, (kind, places) in enumerate(marks.items()):
+            for solved in (True, False):
+                if some := [place[:2] for place in places if place[2] == solved]:
+                    face = f"C{n % 10}" if solved else "none"
+                    label = kind if solved else f"{kind}: not solved"
+                    axes.scatter(*zip(*some, strict=True), label=label, facecolors=face, edgecolors=f"C{n % 10}")
+        axes.set_xlabel(_AXES[key])
+        axes.set_ylabel("training samples to solve")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        if len(marks) <= 10:
+            axes.legend(fontsize="small")
     out = io.BytesIO()
     figure.savefig(out, dpi=100, format="png")
     return out.getvalue()
