@@ -39,7 +39,7 @@ def test_help_names_groups_and_first_commands() -> None:
         "model: ",
         "grid2d, grid2d_gru",
         "stacked_lstm",
-        "task: enwik8, memorization, text",
+        "task: addition, enwik8, memorization",
         "trainer.max_time",
     ):
         assert words in done.stdout
