@@ -83,7 +83,11 @@ def test_each_length_of_a_test_is_reported_for_itself(job: Job, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "kind"), [("parity", "grid2d", "Grid2d reads"), ("addition", "grid1d", "Grid1d takes")]
+    ("task", "model", "kind"),
+    [
+        ("parity", "grid2d", "takes a VectorModel and model=grid2d is none"),
+        ("addition", "grid1d", "takes a SequenceModel and model=grid1d is none"),
+    ],
 )
 def test_a_model_that_does_not_suit_the_task_is_refused(job: Job, task: str, model: str, kind: str) -> None:
     with pytest.raises(UserError, match=kind):

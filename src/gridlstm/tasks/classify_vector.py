@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from gridlstm.data.base import Spec
-from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel, VectorModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler
 from gridlstm.tasks.tag_sequence import TagSequence
@@ -35,17 +34,9 @@ class ClassifyVector(TagSequence):
     Args:
         model: of the whole vector.
         spec, optimizer, scheduler: see ``SequenceTask``.
-
-    Raises:
-        UserError: the model is one of sequences.
     """
 
     def __init__(
         self, model: VectorModel, spec: Spec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
     ) -> None:
-        if not isinstance(model, VectorModel):
-            raise UserError(
-                f"this task gives its input at once, and {type(model).__name__} reads sequences: choose a model of "
-                f"depth alone, such as model=grid1d."
-            )
         super().__init__(EachStep(model), spec, optimizer, scheduler)
