@@ -85,6 +85,12 @@ def test_two_ranks_give_the_losses_of_one(run: Run, task: str) -> None:
     assert_same_losses(one(run, task), two)
 
 
+def test_a_criterion_ends_all_ranks_at_the_same_step(run: Run) -> None:
+    met_at_once = ["callbacks=criterion", "callbacks.criterion.at_least=0", "trainer.max_steps=24"]
+    ended = result(run("criterion-ddp_cpu", "memorization", "hardware=ddp_cpu", *met_at_once))
+    assert (ended["processes"], ended["steps"], ended["samples_to_solve"]) == (2, 6, 30)
+
+
 @pytest.mark.parametrize("task", DATA)
 def test_two_ranks_share_the_rows_of_one_in_their_order(run: Run, task: str) -> None:
     """Lightning's own sampler would shuffle what comes in order, and fill up the evaluation with samples twice."""

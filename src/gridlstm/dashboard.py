@@ -96,7 +96,7 @@ def _parameters(tables: Sequence[Table], runs: Sequence[Run]) -> list[str]:
 
 
 def _results(tables: Sequence[Table], runs: Sequence[Run]) -> ws.Section:
-    text = markdown(tables, runs, Path.cwd()).replace("![learning curves](curves.png)\n\n", "")
+    text = markdown(tables, runs, Path.cwd(), pictures=[])
     return ws.Section(
         name="Results",
         is_open=True,

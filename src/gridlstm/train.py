@@ -66,6 +66,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if found := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
         group, name = found.groups()
         choices = sorted(_group_options(group))
+        if group.startswith("experiment/"):  # whose files lie in directories, and which is one group all the same
+            group, _, directory = group.partition("/")
+            name, choices = f"{directory}/{name}", [f"{directory}/{choice}" for choice in choices]
         return f"{group}={name} does not exist.{_nearest(name, choices)}\nChoices of {group}: {', '.join(choices)}"
     if found := re.search(r"Missing mandatory value: (\S+)", message):
         return f"{found.group(1)} must be given: {found.group(1)}=…"

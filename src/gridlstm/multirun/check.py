@@ -48,7 +48,7 @@ def check(config: DictConfig) -> None:
             if "glob(" in line:
                 raise UserError(
                     f"this sweep has no jobs: {line} matches nothing. A glob does not descend into directories: name "
-                    f"them, as in experiment=glob(paper/*)."
+                    f"the files, as in experiment=paper/addition."
                 )
             raise UserError(f"this sweep has no jobs: {line} has no values.")
         if override.key_or_group == "experiment" and override.is_discrete_sweep():

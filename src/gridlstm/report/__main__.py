@@ -6,7 +6,7 @@ from pathlib import Path
 from gridlstm.atomic import write_bytes, write_text
 from gridlstm.errors import UserError
 from gridlstm.report.arguments import parse
-from gridlstm.report.curves import picture
+from gridlstm.report.curves import criterion_picture, picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import find_runs
 from gridlstm.report.tables import make_tables
@@ -14,7 +14,8 @@ from gridlstm.report.text import comma_separated, latex, markdown, not_completed
 
 USAGE = """python -m gridlstm.report DIRECTORY … [out=DIRECTORY]
 
-Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html.
+Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html;
+samples_to_solve.png too (against depth, and other sizes) where runs of several sizes had a criterion.
 
   DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
   out         where the report goes; the sweep's own directory, if only one is given
@@ -34,10 +35,14 @@ def report(roots: list[Path], out: Path) -> list[str]:
     runs = find_runs(roots)
     tables = make_tables(runs)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "report.md", markdown(tables, runs, out))
+    pictures = {"curves.png": picture(tables)}
+    if (solved := criterion_picture(tables)) is not None:
+        pictures["samples_to_solve.png"] = solved
+    for name, content in pictures.items():
+        write_bytes(out / name, content)
+    write_text(out / "report.md", markdown(tables, runs, out, list(pictures)))
     write_text(out / "report.csv", "\n".join(comma_separated(table) for table in tables))
     write_text(out / "report.tex", latex(tables))
-    write_bytes(out / "curves.png", picture(tables))
     write_text(out / "report.html", page(tables, runs, out))
     lost = not_completed(runs, Path.cwd())
     return [summary(runs), *(f"  {name}: {status}. {error}" for name, status, error in lost)]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
+from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
 from gridlstm.runtime.progress_file import best_checkpoint
@@ -72,6 +73,7 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
             "final": metrics(run) or earlier.get("final", {}),
             "steps": run.trainer.global_step,
             "samples": run.task.samples_seen,
+            **solved(run.trainer),
             "fit_seconds": round(earlier.get("fit_seconds", 0) + time.monotonic() - start, 3),
             "score": score,
         }
@@ -175,6 +177,8 @@ def _short(path: str | Path) -> str:
 
 NEXT = {
     "memorization": "the same without memory along depth: python train.py model=stacked_lstm",
+    "addition": "the same with a stacked LSTM: python train.py task=addition model=stacked_lstm",
+    "parity": "the same with ReLU layers: python train.py experiment=paper/parity_small model=feed_forward",
     "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
     "enwik8": "the same with a stacked LSTM: add model=stacked_lstm",
 }
