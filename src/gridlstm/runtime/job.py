@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
+from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording, write_config
@@ -70,6 +71,7 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
             "final": metrics(run) or earlier.get("final", {}),
             "steps": run.trainer.global_step,
             "samples": run.task.samples_seen,
+            **solved(run.trainer),
             "fit_seconds": round(earlier.get("fit_seconds", 0) + time.monotonic() - start, 3),
             "score": score,
         }
