@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.test_vector_models import MAKE as VECTOR_MODELS
 from torch.utils._pytree import tree_leaves
 
 from gridlstm.cell import LSTM
@@ -110,7 +111,8 @@ def test_parameters_are_those_on_record() -> None:
 
 
 def described() -> dict[str, dict[str, list[int]]]:
-    return {name: {key: list(value.shape) for key, value in make().state_dict().items()} for name, make in MAKE.items()}
+    made = {**MAKE, **VECTOR_MODELS}
+    return {name: {key: list(value.shape) for key, value in make().state_dict().items()} for name, make in made.items()}
 
 
 def record() -> None:

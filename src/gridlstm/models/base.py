@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gridlstm.cell import fan_in_uniform
 from gridlstm.errors import UserError
 
 State = Any
@@ -36,6 +37,23 @@ class SequenceModel(nn.Module):
     # nn.Module's own __call__ is untyped.
     def __call__(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         return cast(tuple[Tensor, State], super().__call__(x, state))
+
+
+class VectorModel(nn.Module):
+    """``forward(x) -> y``: a network of depth alone, without time and so without state.
+
+    x is (B, input_size) floats, the whole input at once, such as the bits of a string; y is (B, output_size).
+    """
+
+    input_size: int
+    output_size: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    # nn.Module's own __call__ is untyped.
+    def __call__(self, x: Tensor) -> Tensor:
+        return cast(Tensor, super().__call__(x))
 
 
 def check_sizes(hidden_size: int, num_layers: int) -> None:
@@ -74,3 +92,25 @@ class InputProjection(nn.Module):
             f"expected symbols (B, T) of an integer type or floats (B, T, {self.input_size}), "
             f"got {x.dtype} of shape {tuple(x.shape)}."
         )
+
+
+class VectorProjection(nn.Linear):
+    """x -> W x without bias, for whole vectors x.
+
+    Args:
+        input_size: length of x.
+        output_size: length of the projection.
+    """
+
+    def __init__(self, input_size: int, output_size: int) -> None:
+        super().__init__(input_size, output_size, bias=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        fan_in_uniform(self.weight, 1.0)  # inputs of unit variance, such as -1 and 1, are projected to unit variance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, input_size) -> (B, output_size)."""
+        if x.dim() != 2 or x.shape[-1] != self.in_features or not x.is_floating_point():
+            raise UserError(f"expected floats (B, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}.")
+        return super().forward(x)

@@ -1,0 +1,68 @@
+"""Networks of depth alone, each against a NumPy transcription of its published equations."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from gridlstm.cell import LSTM
+from gridlstm.errors import UserError
+from gridlstm.models.base import VectorModel
+from gridlstm.models.grid1d import Grid1d
+
+MAKE: dict[str, Callable[[], VectorModel]] = {
+    "grid1d": lambda: Grid1d(5, 4, 3),
+    "grid1d untied": lambda: Grid1d(5, 4, 3, tied=False),
+}
+
+
+@pytest.fixture(params=MAKE)
+def model(request: pytest.FixtureRequest) -> VectorModel:
+    torch.manual_seed(0)
+    return MAKE[request.param]().double()
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def parts(model: Grid1d) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The projection (outputs, inputs) and the weight of every layer."""
+    weight = model.grid.transforms["depth"].weight.detach().numpy()  # type: ignore[union-attr]
+    layers = [weight] * model.num_layers if weight.ndim == 2 else list(weight)
+    return model.input.weight.detach().numpy(), layers
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_1_lstm_is_its_equations(tied: bool) -> None:
+    """h_0 = I_h x, m_0 = I_m x, then equations 1 to 3 with H = h, layer by layer."""
+    torch.manual_seed(0)
+    model = Grid1d(5, 4, 3, depth=LSTM(forget_bias=0.5), tied=tied).double()
+    projection, layers = parts(model)
+    x = np.random.default_rng(0).normal(size=(2, 5))
+    h, m = np.split(x @ projection.T, 2, axis=1)
+    for W in layers:
+        W_u, W_f, W_o, W_c = np.split(W, 4)
+        m, o = sigmoid(h @ W_f.T + 0.5) * m + sigmoid(h @ W_u.T) * np.tanh(h @ W_c.T), sigmoid(h @ W_o.T)
+        h = np.tanh(o * m)
+    # Rounding of float64.
+    np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), np.hstack([h, m]), rtol=0, atol=1e-14)
+
+
+def test_output_size_and_gradients(model: VectorModel) -> None:
+    y = model(torch.randn(6, 5, dtype=torch.float64))
+    assert y.shape == (6, model.output_size)
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_rows_of_a_batch_do_not_meet(model: VectorModel) -> None:
+    x = torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(model(x[1:2])[0], model(x)[1], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(5), torch.zeros(2, 4), torch.zeros(2, 5, dtype=torch.int64)])
+def test_refuses_other_inputs(model: VectorModel, x: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"expected floats \(B, 5\)"):
+        model(x)
