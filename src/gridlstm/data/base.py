@@ -3,7 +3,8 @@
 Shape legend: B batch rows, T time steps.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -16,7 +17,7 @@ class Batch(NamedTuple):
     """One step's worth of sequences; the only thing that passes from data to task."""
 
     inputs: Tensor
-    """(B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats."""
+    """(B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats; T = 1 for a single vector."""
     targets: Tensor
     """(B, T) int64 classes."""
     loss_mask: Tensor
@@ -37,6 +38,8 @@ class Spec:
     """Number of classes predicted at each step."""
     sequence_length: int
     """Time steps of one batch (T)."""
+    test_lengths: Mapping[str, int] = field(default_factory=dict)
+    """Names of the lengths by which the test is broken down, where it has several: {"20_digits": 64}."""
 
 
 def owned_rows(batch_size: int, rank: int, world_size: int) -> range:

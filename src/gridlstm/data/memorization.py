@@ -18,35 +18,56 @@ class MemorizationData(GeneratedData):
         targets - - - - a b c -
         answer  . . . . x x x .
 
-    One symbol a step, T = 2 * length + 2. The loss covers every step, "-" included (the paper does not say); accuracy
-    is judged on the answer.
+    With a delay of 2, "?" says when to answer, so that the network has to remember but not to count; it is the last
+    symbol, index alphabet + 1::
+
+        inputs  - a b c - - ? - - -
+        targets - - - - - - a b c -
+        answer  . . . . . . x x x .
+
+    One symbol a step, T = 2 * length + delay + 2. The loss covers every step, "-" included (the paper does not say);
+    accuracy is judged on the answer.
 
     Args:
         length: symbols to remember; the paper's 20.
         alphabet: distinct symbols; the paper's 64.
+        delay: steps between the string and the answer; the paper's 0.
         batch_size, seed, num_val, num_test: see ``GeneratedData``.
     """
 
     def __init__(
-        self, length: int, alphabet: int, batch_size: int, seed: int, num_val: int = 100, num_test: int = 1000
+        self,
+        length: int,
+        alphabet: int,
+        batch_size: int,
+        seed: int,
+        delay: int = 0,
+        num_val: int = 100,
+        num_test: int = 1000,
     ) -> None:
         super().__init__(batch_size, seed, num_val, num_test)
         if length < 1 or alphabet < 2:
             raise UserError(f"memorization needs task.length >= 1 and task.alphabet >= 2, got {length} and {alphabet}.")
+        if delay < 0:
+            raise UserError(f"task.delay must be at least 0, got {delay}.")
         self.length = length
         self.alphabet = alphabet
+        self.delay = delay
 
     @property
     def spec(self) -> Spec:
-        return Spec(input_size=self.alphabet + 1, output_size=self.alphabet + 1, sequence_length=2 * self.length + 2)
+        symbols = self.alphabet + (2 if self.delay else 1)
+        steps = 2 * self.length + self.delay + 2
+        return Spec(input_size=symbols, output_size=self.alphabet + 1, sequence_length=steps)
 
     def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
-        n = self.length
+        n, answer_from = self.length, self.length + self.delay + 1
         symbols = random_integers(key, index, n, self.alphabet) + 1  # (B, n)
-        inputs = symbols.new_zeros(len(index), 2 * n + 2)
+        inputs = symbols.new_zeros(len(index), self.spec.sequence_length)
         targets = inputs.clone()
         inputs[:, 1 : n + 1] = symbols
-        targets[:, n + 1 : 2 * n + 1] = symbols
+        if self.delay:
+            inputs[:, answer_from] = self.alphabet + 1
+        targets[:, answer_from : answer_from + n] = symbols
         everything = torch.ones_like(inputs, dtype=torch.bool)
-        answer = targets != 0
-        return Batch(inputs, targets, everything, answer, reset=everything[:, 0])
+        return Batch(inputs, targets, everything, answer_mask=targets != 0, reset=everything[:, 0])

@@ -40,6 +40,9 @@ class SequenceTask(L.LightningModule):
         scheduler: called with the optimizer, stepped once an optimiser step; None for a constant learning rate.
         carry_state: keep the recurrent state from batch to batch, without its gradient, where ``Batch.reset`` allows:
             truncated backpropagation through time. Otherwise every batch starts afresh.
+
+    Raises:
+        UserError: the model is none of sequences.
     """
 
     def __init__(
@@ -51,6 +54,11 @@ class SequenceTask(L.LightningModule):
         carry_state: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(model, SequenceModel):
+            raise UserError(
+                f"this task reads sequences, and {type(model).__name__} takes a whole input at once: choose a model of "
+                f"sequences, such as model=grid2d."
+            )
         self.model = model
         self.head = nn.Linear(model.output_size, spec.output_size)
         self.make_optimizer = optimizer

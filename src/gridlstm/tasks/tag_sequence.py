@@ -2,25 +2,45 @@
 
 from torch import Tensor, nn
 
-from gridlstm.data.base import Batch
+from gridlstm.data.base import Batch, Spec
 from gridlstm.metrics import RatioOfSums
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.models.base import SequenceModel
+from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, SequenceTask
+
+_JUDGED = ("accuracy", "sequence_accuracy")
 
 
 class TagSequence(SequenceTask):
     """Cross-entropy over all steps; accuracy over the answer.
 
     Metrics: ``loss`` (nats per step), ``accuracy`` (share of answer symbols that are right, the paper's measure),
-    ``sequence_accuracy`` (share of samples whose whole answer is right).
+    ``sequence_accuracy`` (share of samples whose whole answer is right). Where the data's test has samples of several
+    lengths, both accuracies are also reported for each, as in ``test/accuracy_20_digits``.
     """
 
+    def __init__(
+        self, model: SequenceModel, spec: Spec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
+    ) -> None:
+        super().__init__(model, spec, optimizer, scheduler)
+        self.test_lengths = spec.test_lengths
+        self.metrics["test_"].update(
+            {f"{metric}_{name}": RatioOfSums() for name in spec.test_lengths for metric in _JUDGED}
+        )
+
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({name: RatioOfSums() for name in ("loss", "accuracy", "sequence_accuracy")})
+        return nn.ModuleDict({name: RatioOfSums() for name in ("loss", *_JUDGED)})
 
     def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, logits: Tensor, nats: Tensor) -> None:
         right = (logits.argmax(dim=-1) == batch.targets) | ~batch.answer_mask  # (B, T)
-        wrong = ~right
-        answers = batch.answer_mask.sum()
         metrics["loss"].update(nats.double().sum(), batch.loss_mask.sum())
-        metrics["accuracy"].update(answers - wrong.sum(), answers)
-        metrics["sequence_accuracy"].update(right.all(dim=1).sum(), len(right))
+        self._judge(metrics, "", right, batch.answer_mask)
+        for name, steps in self.test_lengths.items():
+            if f"accuracy_{name}" in metrics:
+                rows = batch.loss_mask.sum(dim=1) == steps
+                self._judge(metrics, f"_{name}", right[rows], batch.answer_mask[rows])
+
+    @staticmethod
+    def _judge(metrics: dict[str, RatioOfSums], suffix: str, right: Tensor, answer: Tensor) -> None:
+        """Adds rows (B, T) in which all but wrong answers are right."""
+        metrics[f"accuracy{suffix}"].update(answer.sum() - (~right).sum(), answer.sum())
+        metrics[f"sequence_accuracy{suffix}"].update(right.all(dim=1).sum(), len(right))

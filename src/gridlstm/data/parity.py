@@ -1,0 +1,73 @@
+"""Parity of a string of bits that is given at once (section 4 of the paper's first version)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gridlstm.data.base import Batch, Spec
+from gridlstm.data.counter import random_words
+from gridlstm.data.generated import TRAIN, GeneratedData
+from gridlstm.errors import UserError
+
+_HALF = 2**62
+"""Of the range of ``random_words``."""
+
+
+class ParityData(GeneratedData):
+    """A string of k bits in one vector, and whether the number of its ones is odd.
+
+    Four bits, three of them ones::
+
+        inputs  [1 0 1 1]   one step, a vector of k numbers
+        target  1
+
+    Every string that is judged, in validation and test, has uniform bits. The paper does not say how its strings are
+    drawn, and uniform strings of many bits give a gradient little to climb: almost all have about k / 2 ones. With
+    ``density="drawn"`` each training string first draws its own probability of a one, p ~ U(0, 1), so that every number
+    of ones from 0 to k is equally frequent.
+
+    Args:
+        bits: k; the paper's 20 to 250.
+        density: of ones in training strings: "half", uniform strings, or "drawn".
+        curriculum: training samples before one bit more may be a one, from a single bit on; 0: all from the start.
+        batch_size, seed, num_val, num_test: see ``GeneratedData``.
+    """
+
+    unit = "strings"
+
+    def __init__(
+        self,
+        bits: int,
+        batch_size: int,
+        seed: int,
+        density: Literal["half", "drawn"] = "drawn",
+        curriculum: int = 0,
+        num_val: int = 100,
+        num_test: int = 1000,
+    ) -> None:
+        super().__init__(batch_size, seed, num_val, num_test)
+        if bits < 1 or curriculum < 0:
+            raise UserError(f"parity needs task.bits >= 1 and curriculum >= 0, got {bits} and {curriculum}.")
+        if density not in ("half", "drawn"):
+            raise UserError(f"task.data.density must be half or drawn, got {density!r}.")
+        self.bits = bits
+        self.density = density
+        self.curriculum = curriculum
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(input_size=self.bits, output_size=2, sequence_length=1)
+
+    def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
+        words = random_words(key, index, self.bits + 1)
+        training = key[1] == TRAIN
+        # A word below a uniform word: the probability of a one is itself uniform.
+        below = words[:, :1] if training and self.density == "drawn" else _HALF
+        ones = words[:, 1:] < below  # (B, k)
+        if training and self.curriculum:
+            ones &= torch.arange(self.bits, device=index.device) <= index[:, None] // self.curriculum
+        targets = ones.sum(dim=1, keepdim=True) % 2  # (B, 1)
+        everything = torch.ones_like(targets, dtype=torch.bool)
+        inputs = ones.to(torch.get_default_dtype())[:, None]  # (B, 1, k)
+        return Batch(inputs, targets, everything, everything, reset=everything[:, 0])

@@ -1,0 +1,51 @@
+"""One class for one vector: the parity of a string that is given at once."""
+
+from torch import Tensor
+
+from gridlstm.data.base import Spec
+from gridlstm.errors import UserError
+from gridlstm.models.base import SequenceModel, VectorModel
+from gridlstm.tasks.base import MakeOptimizer, MakeScheduler
+from gridlstm.tasks.tag_sequence import TagSequence
+
+
+class EachStep(SequenceModel):
+    """A network without time as one of sequences: every step by itself, y_t = model(x_t), and nothing to carry."""
+
+    def __init__(self, model: VectorModel) -> None:
+        super().__init__()
+        self.model = model
+        self.input_size = model.input_size
+        self.output_size = model.output_size
+
+    def initial_state(self, batch_size: int) -> tuple[()]:
+        return ()
+
+    def forward(self, x: Tensor, state: tuple[()] | None = None) -> tuple[Tensor, tuple[()]]:
+        y = self.model(x.flatten(0, 1).to(next(self.parameters()).dtype))
+        return y.unflatten(0, x.shape[:2]), ()
+
+
+class ClassifyVector(TagSequence):
+    """Cross-entropy of one class for each vector.
+
+    Metrics: those of ``TagSequence`` with an answer of one symbol, so ``accuracy`` and ``sequence_accuracy`` are both
+    the share of vectors that are classified right.
+
+    Args:
+        model: of the whole vector.
+        spec, optimizer, scheduler: see ``SequenceTask``.
+
+    Raises:
+        UserError: the model is one of sequences.
+    """
+
+    def __init__(
+        self, model: VectorModel, spec: Spec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
+    ) -> None:
+        if not isinstance(model, VectorModel):
+            raise UserError(
+                f"this task gives its input at once, and {type(model).__name__} reads sequences: choose a model of "
+                f"depth alone, such as model=grid1d."
+            )
+        super().__init__(EachStep(model), spec, optimizer, scheduler)
