@@ -1,11 +1,13 @@
 """Cells other than the LSTM against PyTorch's own modules and their published equations."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
-from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
+from gridlstm.cells import GRU, CoupledLSTM, Highway, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid, Transform
 from gridlstm.models.grid2d import Grid2d
@@ -79,6 +81,26 @@ def test_peepholes_see_the_old_memory_and_the_output_gate_the_new() -> None:
     )
 
 
+@pytest.mark.parametrize("peepholes", ["ufo", "uf", "uo", "fo", "u", "f", "o"])
+def test_gates_without_a_peephole_are_as_with_one_of_zero(
+    peepholes: Literal["ufo", "uf", "uo", "fo", "u", "f", "o"],
+) -> None:
+    z, m = torch.randn(5, 8).double(), torch.randn(5, 2).double()
+    given = torch.randn(len(peepholes), 2).double()
+    all_three = torch.zeros(3, 2).double()
+    all_three[["ufo".index(gate) for gate in peepholes]] = given
+    cell = PeepholeLSTM(peepholes=peepholes)
+    assert cell.vector_lengths(2) == {"peephole": given.numel()}
+    torch.testing.assert_close(
+        cell.pointwise(z, m, m, given.flatten()), PeepholeLSTM().pointwise(z, m, m, all_three.flatten()), **EXACT
+    )
+
+
+def test_unknown_peepholes_are_refused() -> None:
+    with pytest.raises(UserError, match="peepholes must be one of ufo, uf, uo, fo, u, f, o, got 'of'"):
+        PeepholeLSTM(peepholes="of")  # type: ignore[arg-type]
+
+
 def test_coupled_gates_are_an_lstm_with_u_equal_to_1_minus_f() -> None:
     z_f, z_o, z_c, m = torch.randn(4, 5, 2).double()
     # sigma(-x) = 1 - sigma(x), so an LSTM with z_u = -z_f is the same cell.
@@ -110,7 +132,9 @@ def test_layer_normalisation_of_gates_and_memory() -> None:
         LayerNormLSTM(bias=True)
 
 
-@pytest.mark.parametrize("cell", [GRU(), NonLSTM("relu"), PeepholeLSTM(), CoupledLSTM(bias=True), LayerNormLSTM()])
+@pytest.mark.parametrize(
+    "cell", [GRU(), NonLSTM("relu"), Highway(), PeepholeLSTM(peepholes="fo"), CoupledLSTM(bias=True), LayerNormLSTM()]
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_cell_trains_in_the_2_lstm(cell: Cell, tied: bool) -> None:
     torch.manual_seed(0)
@@ -123,5 +147,5 @@ def test_every_cell_trains_in_the_2_lstm(cell: Cell, tied: bool) -> None:
 
 
 def test_unknown_activation_is_refused() -> None:
-    with pytest.raises(UserError, match="activation must be identity, relu, tanh or a function"):
+    with pytest.raises(UserError, match="activation must be identity, relu, tanh, sigmoid or a function"):
         NonLSTM("gelu")  # type: ignore[arg-type]

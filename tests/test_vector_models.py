@@ -1,12 +1,14 @@
 """Networks of depth alone, each against a NumPy transcription of its published equations."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from gridlstm.cell import LSTM
+from gridlstm.cells import Highway, NonLSTM
 from gridlstm.errors import UserError
 from gridlstm.models.base import VectorModel
 from gridlstm.models.grid1d import Grid1d
@@ -14,6 +16,8 @@ from gridlstm.models.grid1d import Grid1d
 MAKE: dict[str, Callable[[], VectorModel]] = {
     "grid1d": lambda: Grid1d(5, 4, 3),
     "grid1d untied": lambda: Grid1d(5, 4, 3, tied=False),
+    "feed_forward": lambda: Grid1d(5, 4, 3, depth=NonLSTM("sigmoid", bias=True), tied=False),
+    "highway": lambda: Grid1d(5, 4, 3, depth=Highway(), tied=False),
 }
 
 
@@ -32,6 +36,14 @@ def parts(model: Grid1d) -> tuple[np.ndarray, list[np.ndarray]]:
     weight = model.grid.transforms["depth"].weight.detach().numpy()  # type: ignore[union-attr]
     layers = [weight] * model.num_layers if weight.ndim == 2 else list(weight)
     return model.input.weight.detach().numpy(), layers
+
+
+def random_biases(model: Grid1d) -> list[np.ndarray]:
+    """Fills the biases with noise: one row a layer."""
+    bias = model.grid.transforms["depth"].bias
+    assert isinstance(bias, torch.Tensor)
+    torch.nn.init.normal_(bias)
+    return list(bias.detach().expand(model.num_layers, -1).numpy())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -66,3 +78,47 @@ def test_rows_of_a_batch_do_not_meet(model: VectorModel) -> None:
 def test_refuses_other_inputs(model: VectorModel, x: torch.Tensor) -> None:
     with pytest.raises(UserError, match=r"expected floats \(B, 5\)"):
         model(x)
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": lambda z: np.maximum(z, 0),
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_feed_forward_is_its_equations(activation: Literal["relu", "tanh", "sigmoid"], tied: bool) -> None:
+    """h_0 = I x, then h_l = alpha(W_l h_{l-1} + b_l)."""
+    torch.manual_seed(0)
+    model = Grid1d(5, 4, 3, depth=NonLSTM(activation, bias=True), tied=tied).double()
+    biases = random_biases(model)
+    projection, layers = parts(model)
+    x = np.random.default_rng(0).normal(size=(2, 5))
+    h = x @ projection.T
+    for W, b in zip(layers, biases, strict=True):
+        h = ACTIVATIONS[activation](h @ W.T + b)
+    np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), h, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_highway_is_its_equations(activation: Literal["relu", "tanh"], tied: bool) -> None:
+    """Equation 3 of arXiv 1505.00387, y = H(x) . T(x) + x . (1 - T(x)), after a projection, layer by layer."""
+    torch.manual_seed(0)
+    model = Grid1d(5, 4, 3, depth=Highway(activation), tied=tied).double()
+    biases = random_biases(model)
+    projection, layers = parts(model)
+    x = np.random.default_rng(0).normal(size=(2, 5))
+    y = x @ projection.T
+    for W, b in zip(layers, biases, strict=True):
+        T = sigmoid(y @ W[:4].T + b[:4])
+        y = ACTIVATIONS[activation](y @ W[4:].T + b[4:]) * T + y * (1 - T)
+    np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), y, rtol=0, atol=1e-14)
+
+
+def test_a_highway_network_begins_as_nearly_the_identity() -> None:
+    model = Grid1d(5, 4, 3, depth=Highway(gate_bias=-30.0), tied=False).double()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    torch.testing.assert_close(model(x), model.input(x), rtol=0, atol=1e-11)  # sigma(-30) = 1e-13

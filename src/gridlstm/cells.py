@@ -21,21 +21,38 @@ class PeepholeLSTM(LSTM):
 
     u = sigma(z_u + p_u . m), f = sigma(z_f + p_f . m), c = tanh(z_c), m' = f . m + u . c,
     o = sigma(z_o + p_o . m'), then h' as in ``LSTM``. The vector ``peephole`` is [p_u; p_f; p_o] and starts at 0.
+
+    Args:
+        peepholes: the gates that have one, of "u", "f" and "o"; ``peephole`` holds these, in that order.
     """
 
+    peepholes: Literal["ufo", "uf", "uo", "fo", "u", "f", "o"] = "ufo"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.peepholes not in PEEPHOLES:
+            raise UserError(f"peepholes must be one of {', '.join(PEEPHOLES)}, got {self.peepholes!r}.")
+
     def vector_lengths(self, size: int) -> dict[str, int]:
-        return {"peephole": 3 * size}
+        return {"peephole": len(self.peepholes) * size}
 
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
         z_u, z_f, z_o, z_c = z.chunk(4, dim=-1)
-        p_u, p_f, p_o = vectors[0].chunk(3, dim=-1)
-        new_m = lstm_memory((z_u + p_u * m).sigmoid(), (z_f + p_f * m).sigmoid(), z_c.tanh(), m)
-        return HiddenMemory(OUTPUTS[self.output]((z_o + p_o * new_m).sigmoid(), new_m), new_m)
+        p = dict(zip(self.peepholes, vectors[0].chunk(len(self.peepholes), dim=-1), strict=True))
+
+        def gate(name: str, z: Tensor, m: Tensor) -> Tensor:
+            return (z + p[name] * m if name in p else z).sigmoid()
+
+        new_m = lstm_memory(gate("u", z_u, m), gate("f", z_f, m), z_c.tanh(), m)
+        return HiddenMemory(OUTPUTS[self.output](gate("o", z_o, new_m), new_m), new_m)
 
     @torch.no_grad()
     def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
         super().reset_parameters(weight, bias)
         vectors[0].zero_()
+
+
+PEEPHOLES = ("ufo", "uf", "uo", "fo", "u", "f", "o")
 
 
 @dataclass(frozen=True)
@@ -151,11 +168,23 @@ class GRU(Cell):
             bias.zero_()
 
 
+Activation = Literal["identity", "relu", "tanh", "sigmoid"] | Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "relu": torch.relu,
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
 }
+
+
+def _check_activation(name: object) -> None:
+    """Raises UserError unless it is a function or one of ``ACTIVATIONS``."""
+    if not callable(name) and name not in ACTIVATIONS:
+        raise UserError(f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {name!r}.")
+
+
+def _activation(name: Activation) -> Callable[[Tensor], Tensor]:
+    return name if callable(name) else ACTIVATIONS[name]
 
 
 @dataclass(frozen=True)
@@ -163,33 +192,67 @@ class NonLSTM(Cell):
     """A dimension without memory (section 3.3): h' = alpha(V H). With tanh this is a vanilla recurrent network.
 
     Args:
-        activation: alpha: "identity", "relu", "tanh", or any function of a tensor that keeps its shape.
+        activation: alpha: "identity", "relu", "tanh", "sigmoid", or any function of a tensor that keeps its shape.
         bias: learn a bias, which the paper does not write.
         gain: weights start uniform with variance gain^2 / D.
     """
 
-    activation: Literal["identity", "relu", "tanh"] | Callable[[Tensor], Tensor] = "identity"
+    activation: Activation = "identity"
     bias: bool = False
     gain: float = 1.0
 
     num_gates: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not callable(self.activation) and self.activation not in ACTIVATIONS:
-            raise UserError(
-                f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {self.activation!r}."
-            )
+        _check_activation(self.activation)
 
     @property
     def has_bias(self) -> bool:
         return self.bias
 
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
-        activation = self.activation if callable(self.activation) else ACTIVATIONS[self.activation]
-        return HiddenMemory(activation(z), m)
+        return HiddenMemory(_activation(self.activation)(z), m)
 
     @torch.no_grad()
     def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
         fan_in_uniform(weight, self.gain)
         if bias is not None:
             bias.zero_()
+
+
+@dataclass(frozen=True)
+class Highway(Cell):
+    """A highway layer (Srivastava et al. 2015, arXiv 1505.00387): a gate mixes what the layer makes with what it got.
+
+    t = sigma(W_t H + b_t), h' = t . alpha(W_c H + b_c) + (1 - t) . h. Packed order (t, c).
+
+    Args:
+        activation: alpha: "tanh", "relu", or another of ``NonLSTM``.
+        gate_bias: initial b_t. Below 0 a layer begins as nearly the identity: -1 to -3 for 10 to 30 layers.
+        gain: weights start uniform with variance gain^2 / D.
+    """
+
+    activation: Activation = "tanh"
+    gate_bias: float = -2.0
+    gain: float = 1.0
+
+    num_gates: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+    @property
+    def has_bias(self) -> bool:
+        return True
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        z_t, z_c = z.chunk(2, dim=-1)
+        t = z_t.sigmoid()
+        return HiddenMemory(t * _activation(self.activation)(z_c) + (1 - t) * h, m)
+
+    @torch.no_grad()
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        fan_in_uniform(weight, self.gain)
+        if bias is not None:
+            bias.zero_()
+            bias.chunk(2, dim=-1)[0].fill_(self.gate_bias)
