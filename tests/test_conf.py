@@ -6,27 +6,34 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 
+from gridlstm.data.addition import AdditionData
 from gridlstm.data.enwik8 import Enwik8Data
 from gridlstm.data.memorization import MemorizationData
+from gridlstm.data.parity import ParityData
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.models.base import VectorModel
 from gridlstm.runtime.build import build, check_types
+from gridlstm.runtime.criterion import Criterion
 from gridlstm.train import CONF
 
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 GROUPED = [file for file in FILES if "/" in file]
-RUN = ["run.task=t", "run.model=m", "run.group=g", "run.dir=nowhere"]
+RUN = ["run.task=t", "run.model=grid2d", "run.group=g", "run.dir=nowhere"]
 
 
 def choice(file: str) -> list[str]:
     group, _, name = file.rpartition("/")
     if group == "transform":
         return [f"transform@model.time={name}", f"transform@model.depth={name}"]
+    if group.startswith("experiment"):
+        return [f"experiment={file.removeprefix('experiment/')}"]
     extra = ["task.path=some.txt"] if file == "task/text" else []
     return [f"{group}={name}", *extra]
 
@@ -104,14 +111,45 @@ def test_every_target_is_importable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "kind"), [("memorization", MemorizationData), ("text", TextData), ("enwik8", Enwik8Data)]
+    ("task", "kind"),
+    [
+        ("memorization", MemorizationData),
+        ("addition", AdditionData),
+        ("parity", ParityData),
+        ("text", TextData),
+        ("enwik8", Enwik8Data),
+    ],
 )
 def test_every_task_names_its_data(task: str, kind: type) -> None:
     assert get_class(compose(f"task={task}").task.data._target_) is kind
 
 
 def test_every_task_is_covered_here() -> None:
-    assert {f for f in GROUPED if f.startswith("task/")} == {"task/memorization", "task/text", "task/enwik8"}
+    tasks = {"memorization", "addition", "parity", "text", "enwik8"}
+    assert {f for f in GROUPED if f.startswith("task/")} == {f"task/{task}" for task in tasks}
+
+
+def sweep(file: str) -> list[Override]:
+    """The overrides that an experiment sweeps over."""
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
+    params = ((node or {}).get("hydra", {}).get("sweeper", {}).get("params")) or {}  # type: ignore[union-attr]
+    return OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+
+
+@pytest.mark.parametrize("file", [f for f in GROUPED if f.startswith("experiment/")])
+@pytest.mark.parametrize("end", [0, -1])
+def test_every_experiment_is_made_at_both_ends_of_its_sweep(file: str, end: int, tmp_path: Path) -> None:
+    name = file.removeprefix("experiment/")
+    point = [f"{o.get_key_element()}={list(o.sweep_string_iterator())[end]}" for o in sweep(file)]
+    model = dict(part.split("=", 1) for part in point).get("model", "grid2d")
+    small = ["model.hidden_size=3", "task.network.num_layers=2", "logger=csv", "hardware=cpu"]
+    names = ["run.task=t", f"run.model={model}", "run.group=g", f"run.dir={tmp_path}"]
+    run = build(compose(f"experiment={name}", *point, *small, *names))
+    batch = run.data.on_after_batch_transfer(next(iter(run.data.val_dataloader())), 0)
+    logits, _ = run.task(batch.inputs[:2])
+    assert logits.shape == (2, batch.targets.shape[1], run.data.spec.output_size)
+    # A sweep without a criterion for its end would train every network to the last sample.
+    assert not point or [c for c in run.trainer.callbacks if isinstance(c, Criterion)]  # type: ignore[attr-defined]
 
 
 def test_the_first_line_of_an_experiment_says_what_it_is() -> None:

@@ -31,8 +31,10 @@ def result(directory: Path) -> dict[str, object]:
     return content
 
 
-@pytest.mark.parametrize("task", ["memorization", "text"])
-@pytest.mark.parametrize("model", ["grid2d", "stacked_lstm"])
+PAIRS = [(task, model) for task in ("memorization", "addition", "text") for model in ("grid2d", "stacked_lstm")]
+
+
+@pytest.mark.parametrize(("task", "model"), [*PAIRS, ("parity", "grid1d")])
 def test_every_model_runs_every_task_and_leaves_its_record(job: Job, tmp_path: Path, task: str, model: str) -> None:
     config = job(task=task, model=model)
     score = run_job(config)

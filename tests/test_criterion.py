@@ -1,0 +1,88 @@
+"""Training to a criterion."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+from tests.test_training import result, rows
+
+from gridlstm.errors import UserError
+from gridlstm.runtime.job import run_job
+
+Job = Callable[..., DictConfig]
+EASY = (
+    "callbacks=criterion", "task.length=1", "task.alphabet=2", "model.hidden_size=16", "task.val_every=10",
+    "trainer.max_steps=300", "stages=[fit]",
+)  # fmt: skip
+"""Solved after some dozens of steps."""
+
+
+def test_training_ends_when_all_is_right(job: Job, tmp_path: Path) -> None:
+    run_job(job(*EASY))
+    found = result(tmp_path / "run")
+    *before, last = (row for row in rows(tmp_path / "run") if row["val/loss"])
+    assert float(last["val/sequence_accuracy"]) == 1 > max(float(row["val/sequence_accuracy"]) for row in before)
+    assert found["samples_to_solve"] == found["samples"] == int(last["samples"]) == int(last["samples_to_solve"])
+    assert found["samples"] == 15 * int(last["step"]) < 15 * 300
+    assert found["score"] == 1
+
+
+def test_what_is_not_solved_trains_to_the_limit(job: Job, tmp_path: Path) -> None:
+    run_job(job(*EASY, "trainer.max_steps=20", "callbacks.criterion.at_least=1.01"))
+    found = result(tmp_path / "run")
+    assert found["samples_to_solve"] is None
+    assert found["steps"] == 20
+
+
+def test_without_a_criterion_nothing_is_said_of_it(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    assert "samples_to_solve" not in result(tmp_path / "run")
+
+
+def test_a_solved_run_that_is_resumed_stays_solved(job: Job, tmp_path: Path) -> None:
+    run_job(job(*EASY))
+    before = result(tmp_path / "run")
+    run_job(job(*EASY, "ckpt_path=last"))
+    after = result(tmp_path / "run")
+    for name in ("samples_to_solve", "samples", "steps", "score"):
+        assert after[name] == before[name], name
+
+
+def test_a_resumed_run_is_solved_when_an_uninterrupted_one_is(job: Job, tmp_path: Path) -> None:
+    run_job(job(*EASY, directory="whole"))
+    run_job(job(*EASY, "trainer.max_steps=20", directory="parts"))
+    assert result(tmp_path / "parts")["samples_to_solve"] is None
+    run_job(job(*EASY, "ckpt_path=last", directory="parts"))
+    assert result(tmp_path / "parts")["samples_to_solve"] == result(tmp_path / "whole")["samples_to_solve"]
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_another_criterion_asks_anew(job: Job, tmp_path: Path) -> None:
+    run_job(job(*EASY, "callbacks.criterion.at_least=0.1"))
+    early = result(tmp_path / "run")["samples_to_solve"]
+    run_job(job(*EASY, "ckpt_path=last"))
+    assert result(tmp_path / "run")["samples_to_solve"] > early  # type: ignore[operator]
+
+
+def test_an_unknown_metric_is_refused(job: Job) -> None:
+    with pytest.raises(UserError, match=r"must be one of val/loss, val/accuracy, .* got 'val/bpc'"):
+        run_job(job(*EASY, "callbacks.criterion.metric=val/bpc"))
+
+
+def test_each_length_of_a_test_is_reported_for_itself(job: Job, tmp_path: Path) -> None:
+    """And together they are the whole."""
+    run_job(job("task.data.test_digits=[1,2,4]", "task.data.num_test=30", task="addition"))
+    test: Any = result(tmp_path / "run")["test"]
+    shares = [test[f"test/sequence_accuracy_{n}_digits"] for n in (1, 2, 4)]
+    assert sum(shares) / 3 == pytest.approx(test["test/sequence_accuracy"])
+    symbols = sum((n + 1) * test[f"test/accuracy_{n}_digits"] for n in (1, 2, 4))
+    assert symbols / (2 + 3 + 5) == pytest.approx(test["test/accuracy"])
+    assert 0 < test["test/accuracy"] < 1
+
+
+@pytest.mark.parametrize(("task", "model", "kind"), [("parity", "grid2d", "Grid2d reads"), ("addition", "grid1d", "Grid1d takes")])
+def test_a_model_that_does_not_suit_the_task_is_refused(job: Job, task: str, model: str, kind: str) -> None:
+    with pytest.raises(UserError, match=kind):
+        run_job(job(task=task, model=model))
