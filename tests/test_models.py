@@ -10,6 +10,7 @@ from tests.test_vector_models import MAKE as VECTOR_MODELS
 from torch.utils._pytree import tree_leaves
 
 from gridlstm.cell import LSTM
+from gridlstm.cells import CoupledLSTM, PeepholeLSTM
 from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid2d import Grid2d
@@ -25,6 +26,9 @@ MAKE: dict[str, Callable[[], SequenceModel]] = {
     "grid2d standard, prioritised": lambda: Grid2d(5, 4, 3, time=STANDARD, depth=STANDARD, priority="depth"),
     "stacked_lstm": lambda: StackedLSTM(5, 4, 3),
     "stacked_lstm tied standard": lambda: StackedLSTM(5, 4, 3, time=STANDARD, tied=True),
+    "stacked_lstm peephole": lambda: StackedLSTM(5, 4, 3, time=PeepholeLSTM(peepholes="fo")),
+    "stacked_lstm coupled": lambda: StackedLSTM(5, 4, 3, time=CoupledLSTM()),
+    "lstm": lambda: StackedLSTM(5, 4, 3, time=STANDARD),
 }
 
 

@@ -64,6 +64,26 @@ def check_sizes(hidden_size: int, num_layers: int) -> None:
         )
 
 
+def check_dropout(dropout: float) -> None:
+    """Raises UserError unless it is a probability below 1."""
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must be a probability in [0, 1), got {dropout}.")
+
+
+@torch.no_grad()
+def start_weights_within(model: nn.Module, bound: float) -> None:
+    """Initialises every weight with U(-bound, bound); biases stay.
+
+    Raises:
+        UserError: the bound is not above 0.
+    """
+    if bound <= 0:
+        raise UserError(f"init_bound must be above 0, got {bound}.")
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight"):
+            parameter.uniform_(-bound, bound)
+
+
 class InputProjection(nn.Module):
     """x -> W x without bias; for symbols, the column of W that the one-hot product selects.
 

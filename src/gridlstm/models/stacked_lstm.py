@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell
 from gridlstm.grid import Transform
-from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
+from gridlstm.models.base import InputProjection, SequenceModel, check_dropout, check_sizes, start_weights_within
+from gridlstm.scan import Weights
 
 
 class StackedLSTMState(NamedTuple):
@@ -28,12 +29,18 @@ class StackedLSTM(SequenceModel):
 
     The output is the top h', of length d. Each layer has 8 d^2 weights.
 
+    The usual LSTM, ``LSTM(output="standard")``, runs on the kernel of ``torch.nn.LSTM`` (oneDNN, cuDNN); every other
+    cell, the paper's included, in a loop over time. Which of the two is a matter of speed alone.
+
     Args:
         input_size: symbols, or features per step.
         hidden_size: d.
         num_layers: L.
         time: the cell along time.
         tied: share one weight set over all layers.
+        dropout: probability with which elements of a layer's h' are dropped for the next layer and for the output, not
+            for the next step (Zaremba et al. 2014).
+        init_bound: start all weights in U(-init_bound, init_bound); None for the cell's own start.
     """
 
     def __init__(
@@ -43,9 +50,12 @@ class StackedLSTM(SequenceModel):
         num_layers: int,
         time: Cell = LSTM(),
         tied: bool = False,
+        dropout: float = 0.0,
+        init_bound: float | None = None,
     ) -> None:
         super().__init__()
         check_sizes(hidden_size, num_layers)
+        check_dropout(dropout)
         self.input_size = input_size
         self.output_size = hidden_size
         self.hidden_size = hidden_size
@@ -56,6 +66,9 @@ class StackedLSTM(SequenceModel):
             time, hidden_size, 2 * hidden_size, slice(hidden_size, None), copies=() if tied else (num_layers,)
         )
         self.tied = tied
+        self.dropout = dropout
+        if init_bound is not None:
+            start_weights_within(self, init_bound)
 
     def initial_state(self, batch_size: int) -> StackedLSTMState:
         zeros = self.input.weight.new_zeros
@@ -68,18 +81,47 @@ class StackedLSTM(SequenceModel):
         if state is None:
             state = self.initial_state(x.shape[0])
         y = self.input(x).transpose(0, 1)  # (T, B, d)
-        last_h, last_m = [], []
         copies = self.layers.packed.copies(0 if self.tied else 1)
-        for layer in range(self.num_layers):
-            weight, bias, vectors = copies[0 if self.tied else layer]
+        layers = copies * self.num_layers if self.tied else copies
+        if type(self.cell) is LSTM and self.cell.output == "standard":
+            return self._by_kernel(y, state, layers)
+        last_h, last_m = [], []
+        for (weight, bias, vectors), h, m in zip(layers, *state, strict=True):
             from_below, from_before = weight.split(self.hidden_size, dim=-1)  # 2 x (4d, d)
             z = F.linear(y, from_below, bias)  # (T, B, 4d): no step of it waits for another
-            h, m = state.h[layer], state.m[layer]
             outputs = []
             for z_t in z.unbind():
                 h, m = self.cell.pointwise(z_t + F.linear(h, from_before), h, m, *vectors)
                 outputs.append(h)
-            y = torch.stack(outputs)
+            y = F.dropout(torch.stack(outputs), self.dropout, self.training)
             last_h.append(h)
             last_m.append(m)
         return y.transpose(0, 1), StackedLSTMState(torch.stack(last_h), torch.stack(last_m))
+
+    def _by_kernel(self, y: Tensor, state: StackedLSTMState, layers: list[Weights]) -> tuple[Tensor, StackedLSTMState]:
+        """The rest of ``forward`` by the kernel of ``torch.nn.LSTM``."""
+        flat = []
+        for weight, bias, _ in layers:
+            flat += _torch_order(weight).split(self.hidden_size, dim=-1)
+            if bias is not None:
+                flat += [_torch_order(bias), torch.zeros_like(bias)]  # torch adds two
+        y, h, m = torch.lstm(
+            y,
+            tuple(x.contiguous() for x in state),
+            flat,
+            has_biases=len(flat) > 2 * self.num_layers,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            train=self.training,
+            bidirectional=False,
+            batch_first=False,
+        )
+        y = F.dropout(y, self.dropout, self.training)
+        # Autocast lowers what the kernel returns; a state stays as precise as it was.
+        return y.transpose(0, 1), StackedLSTMState(h.to(state.h.dtype), m.to(state.m.dtype))
+
+
+def _torch_order(packed: Tensor) -> Tensor:
+    """Gates (u, f, o, c) -> (u, f, c, o)."""
+    u, f, o, c = packed.chunk(4)
+    return torch.cat([u, f, c, o])

@@ -1,0 +1,126 @@
+"""The stacked LSTM: the loop against nn.LSTM, and nn.LSTM's kernel against the loop."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.cells import CoupledLSTM, PeepholeLSTM
+from gridlstm.errors import UserError
+from gridlstm.models.stacked_lstm import StackedLSTM, StackedLSTMState
+
+# float64, other order of sums.
+EXACT = {"rtol": 0.0, "atol": 1e-12}
+
+
+class Looped(LSTM):
+    """The same cell as another class, which no kernel serves."""
+
+
+def network(cell: Cell, tied: bool = False, dropout: float = 0.0) -> StackedLSTM:
+    torch.manual_seed(0)
+    model = StackedLSTM(5, 4, 3, time=cell, tied=tied, dropout=dropout).double()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return model
+
+
+def results(model: StackedLSTM) -> list[Tensor]:
+    """Output, state and all gradients."""
+    torch.manual_seed(1)
+    x, state = torch.randint(5, (2, 7)), StackedLSTMState(*torch.randn(2, 3, 2, 4).double().requires_grad_())
+    y, end = model(x, state)
+    loss = (y * torch.randn_like(y)).sum() + end.h.square().sum() + end.m.sum()
+    return [y, *end, *torch.autograd.grad(loss, [*state, *model.parameters()])]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("bias", "forget_bias"), [(True, 1.0), (False, 1.0), (False, 0.0)])
+def test_kernel_equals_loop_in_value_and_gradient(bias: bool, forget_bias: float, tied: bool) -> None:
+    kernel = results(network(LSTM("standard", bias, forget_bias), tied))
+    loop = results(network(Looped("standard", bias, forget_bias), tied))
+    for a, b in zip(kernel, loop, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+def test_kernel_in_single_precision_equals_loop_in_double() -> None:
+    """PyTorch takes another kernel there (oneDNN)."""
+    x = torch.randint(5, (2, 7))
+    single, double = network(LSTM("standard", bias=True)).float(), network(Looped("standard", bias=True))
+    torch.testing.assert_close(single(x)[0].double(), double(x)[0], rtol=0, atol=1e-5)  # float32's rounding
+
+
+@pytest.mark.parametrize("cell", [LSTM("standard", bias=True), Looped("standard", bias=True)])
+def test_it_is_torch_lstm_with_copied_weights(cell: LSTM) -> None:
+    model = network(cell)
+    reference = nn.LSTM(4, 4, 3, batch_first=True).double()
+    assert model.layers.bias is not None
+    with torch.no_grad():
+        for layer in range(3):
+            rows = torch.cat([torch.arange(8), torch.arange(12, 16), torch.arange(8, 12)])  # (u, f, c, o)
+            below, before = model.layers.weight[layer, rows].split(4, dim=-1)
+            reference.get_parameter(f"weight_ih_l{layer}").copy_(below)
+            reference.get_parameter(f"weight_hh_l{layer}").copy_(before)
+            reference.get_parameter(f"bias_ih_l{layer}").copy_(model.layers.bias[layer, rows])
+            reference.get_parameter(f"bias_hh_l{layer}").zero_()
+    x = torch.randint(5, (2, 7))
+    y, (h, m) = reference(model.input(x))
+    got, state = model(x)
+    for a, b in zip([got, *state], [y, h, m], strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("cell", [LSTM(), PeepholeLSTM(), CoupledLSTM(), LSTM("standard")])
+def test_layers_are_cells_of_input_and_hidden_vector(cell: Cell) -> None:
+    model = StackedLSTM(5, 4, 2, time=cell).double()
+    for vector in model.layers.vectors.values():
+        nn.init.normal_(vector)
+    x = torch.randint(5, (2, 6))
+    packed = model.layers.packed.copies(1)
+    states = [HiddenMemory(torch.zeros(2, 4).double(), torch.zeros(2, 4).double()) for _ in range(2)]
+    outputs = []
+    for t in range(6):
+        below = model.input(x)[:, t]
+        for layer, (weight, bias, vectors) in enumerate(packed):
+            z = torch.cat([below, states[layer].h], dim=-1) @ weight.T + (0 if bias is None else bias)
+            states[layer] = cell.pointwise(z, *states[layer], *vectors)
+            below = states[layer].h
+        outputs.append(below)
+    torch.testing.assert_close(model(x)[0], torch.stack(outputs, 1), **EXACT)
+
+
+@pytest.mark.parametrize("cell", [LSTM(), LSTM("standard")])
+def test_dropout_spares_the_recurrent_connections(cell: LSTM) -> None:
+    model = network(cell, dropout=0.9)
+    x = torch.randint(5, (2, 7))
+    y, state = model.train()(x)
+    assert 0.5 < (y == 0).double().mean() < 1  # the read-out's share of 56 elements
+    assert (state.h[0] != 0).all()
+    # What reaches the first layer is not dropped, so its state is that of evaluation.
+    torch.testing.assert_close(state.h[0], model.eval()(x)[1].h[0], **EXACT)
+    assert (model(x)[0] != 0).all()
+
+
+def test_state_stays_precise_under_autocast() -> None:
+    model = StackedLSTM(5, 4, 3, time=LSTM("standard"))
+    exact = model(torch.zeros(2, 7, dtype=torch.int64))[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = model(torch.zeros(2, 7, dtype=torch.int64))
+        _, state = model(torch.zeros(2, 7, dtype=torch.int64), state)
+    assert state.h.dtype == state.m.dtype == exact.h.dtype == torch.float32
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(UserError, match="dropout must be a probability"):
+        StackedLSTM(5, 4, 3, dropout=1.0)
+    with pytest.raises(UserError, match="init_bound must be above 0"):
+        StackedLSTM(5, 4, 3, init_bound=0.0)
+
+
+def test_all_weights_start_within_the_bound() -> None:
+    model = StackedLSTM(50, 40, 3, time=LSTM(bias=True), init_bound=0.08)
+    for weight in (model.input.weight, model.layers.weight):
+        assert 0.079 < weight.abs().max() <= 0.08
+    assert model.layers.bias is not None
+    assert model.layers.bias.unique().tolist() == [0, 1]
