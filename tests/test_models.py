@@ -13,7 +13,9 @@ from gridlstm.cell import LSTM
 from gridlstm.cells import CoupledLSTM, PeepholeLSTM
 from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
+from gridlstm.models.grid1d import Grid1d
 from gridlstm.models.grid2d import Grid2d
+from gridlstm.models.recurrent import GRU, RNN
 from gridlstm.models.stacked_lstm import StackedLSTM
 
 GOLDEN = Path(__file__).parent / "golden" / "parameters.json"
@@ -28,6 +30,8 @@ MAKE: dict[str, Callable[[], SequenceModel]] = {
     "stacked_lstm tied standard": lambda: StackedLSTM(5, 4, 3, time=STANDARD, tied=True),
     "stacked_lstm peephole": lambda: StackedLSTM(5, 4, 3, time=PeepholeLSTM(peepholes="fo")),
     "stacked_lstm coupled": lambda: StackedLSTM(5, 4, 3, time=CoupledLSTM()),
+    "rnn": lambda: RNN(5, 4, 3),
+    "gru": lambda: GRU(5, 4, 3),
     "lstm": lambda: StackedLSTM(5, 4, 3, time=STANDARD),
 }
 
@@ -99,7 +103,7 @@ def test_refuses_other_inputs(model: SequenceModel, x: torch.Tensor) -> None:
 
 
 def test_refuses_impossible_sizes() -> None:
-    for make in (Grid2d, StackedLSTM):
+    for make in (Grid2d, StackedLSTM, RNN, GRU, Grid1d):
         with pytest.raises(UserError, match="at least 1"):
             make(5, 0, 1)
         with pytest.raises(UserError, match="at least 1"):

@@ -1,0 +1,84 @@
+"""The vanilla recurrent network and the GRU: PyTorch's own modules on the contract of this package.
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size.
+"""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from gridlstm.errors import UserError
+from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
+
+
+class HiddenState(NamedTuple):
+    """What travels along time in a network without memory vectors."""
+
+    h: Tensor
+    """(L, B, d)"""
+
+
+class Recurrent(SequenceModel):
+    """L layers of a module of ``torch.nn``; the first reads the projected input, each other the h' of the one below.
+
+    The output is the top h', of length d. Weights start as PyTorch's, in U(-1/sqrt(d), 1/sqrt(d)).
+
+    Args:
+        input_size: symbols, or features per step.
+        layers: ``torch.nn.RNN`` or ``torch.nn.GRU`` with input and hidden size d.
+    """
+
+    def __init__(self, input_size: int, layers: nn.RNN | nn.GRU) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.output_size = layers.hidden_size
+        self.input = InputProjection(input_size, layers.hidden_size)
+        self.layers = layers
+
+    def initial_state(self, batch_size: int) -> HiddenState:
+        return HiddenState(self.input.weight.new_zeros(self.layers.num_layers, batch_size, self.layers.hidden_size))
+
+    def forward(self, x: Tensor, state: HiddenState | None = None) -> tuple[Tensor, HiddenState]:
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        y, h = self.layers(self.input(x), state.h.contiguous())
+        # Autocast lowers what the kernel returns; a state stays as precise as it was.
+        return y, HiddenState(h.to(state.h.dtype))
+
+
+class RNN(Recurrent):
+    """Vanilla (Elman 1990) network: h' = alpha(W x + b + V h + c), 2 d^2 weights a layer.
+
+    Args:
+        input_size: symbols, or features per step.
+        hidden_size: d.
+        num_layers: L.
+        activation: alpha, "tanh" or "relu".
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int, activation: Literal["tanh", "relu"] = "tanh"
+    ) -> None:
+        check_sizes(hidden_size, num_layers)
+        if activation not in ("tanh", "relu"):
+            raise UserError(f"activation must be tanh or relu, got {activation!r}.")
+        super().__init__(
+            input_size, nn.RNN(hidden_size, hidden_size, num_layers, nonlinearity=activation, batch_first=True)
+        )
+
+
+class GRU(Recurrent):
+    """Gated recurrent units (Cho et al. 2014), reset after the product as in cuDNN, 6 d^2 weights a layer:
+
+    r = sigma(W_r x + V_r h + b_r), s = sigma(W_s x + V_s h + b_s), n = tanh(W_n x + b_n + r . (V_n h + c_n)),
+    h' = (1 - s) . n + s . h.
+
+    Args:
+        input_size: symbols, or features per step.
+        hidden_size: d.
+        num_layers: L.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int) -> None:
+        check_sizes(hidden_size, num_layers)
+        super().__init__(input_size, nn.GRU(hidden_size, hidden_size, num_layers, batch_first=True))
