@@ -82,7 +82,9 @@ def test_each_length_of_a_test_is_reported_for_itself(job: Job, tmp_path: Path) 
     assert 0 < test["test/accuracy"] < 1
 
 
-@pytest.mark.parametrize(("task", "model", "kind"), [("parity", "grid2d", "Grid2d reads"), ("addition", "grid1d", "Grid1d takes")])
+@pytest.mark.parametrize(
+    ("task", "model", "kind"), [("parity", "grid2d", "Grid2d reads"), ("addition", "grid1d", "Grid1d takes")]
+)
 def test_a_model_that_does_not_suit_the_task_is_refused(job: Job, task: str, model: str, kind: str) -> None:
     with pytest.raises(UserError, match=kind):
         run_job(job(task=task, model=model))

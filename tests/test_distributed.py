@@ -33,7 +33,12 @@ def run(tmp_path: Path, text_file: Path, task: str, hardware: str, *overrides: s
 @pytest.mark.parametrize("task", ["memorization", "text"])
 def test_two_ranks_give_the_losses_of_one(tmp_path: Path, text_file: Path, task: str) -> None:
     """Five rows over two ranks: divided unevenly, weighted by count. A criterion ends both at the same step."""
-    solved_at_once = ["callbacks=criterion", "callbacks.criterion.at_least=0", "trainer.max_steps=24", "task.val_every=12"]
+    solved_at_once = [
+        "callbacks=criterion",
+        "callbacks.criterion.at_least=0",
+        "trainer.max_steps=24",
+        "task.val_every=12",
+    ]
     options = solved_at_once if task == "memorization" else []
     one, two = (run(tmp_path, text_file, task, hardware, *options) for hardware in ("cpu", "ddp_cpu"))
     results = [json.loads((directory / "result.json").read_text()) for directory in (one, two)]

@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
-from gridlstm.report.runs import find_runs
-from gridlstm.report.tables import Spread, make_tables
+from gridlstm.report.curves import best_ten
+from gridlstm.report.runs import Run, find_runs
+from gridlstm.report.tables import Group, Spread, Table, make_tables
 from gridlstm.runtime.job import run_job
 
 POINTS = [("grid2d", 1), ("grid2d", 2), ("stacked_lstm", 1), ("stacked_lstm", 2), ("stacked_lstm", 3)]
@@ -71,6 +72,56 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
     assert table.columns[0] == "optimizer.lr", "found in config.yaml: no overrides are on record"
     assert {row[0]: row[table.columns.index("seeds")] for row in table.rows} == {"0.003": 2, "0.5": 1}
     assert all(isinstance(row[1], Spread) for row in table.rows)
+
+
+def test_training_to_a_criterion_is_compared_by_its_samples(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """Against the paper's number for the network that it belongs to, and against depth; the unsolved stay in sight."""
+    paper = '+report.paper={samples_to_solve: {"model=grid2d model.num_layers=2": 150000}}'
+    solved: dict[str, list[int]] = {"1": [], "2": []}
+    for seed in (1, 2):
+        for layers in ("1", "2", "3"):
+            options = ["callbacks=criterion", "task.length=1", "task.alphabet=2", "model.hidden_size=16"]
+            options += [
+                f"model.num_layers={layers}",
+                f"seed={seed}",
+                "report.recalled=true",
+                paper,
+                "task.val_every=20",
+            ]
+            options += ["trainer.max_steps=300", f"callbacks.criterion.at_least={1.1 if layers == '3' else 1}"]
+            options += ["trainer.max_steps=20"] if layers == "3" else []
+            directory = tmp_path / "runs" / f"{layers}-{seed}"
+            run_job(job(*options, directory=f"runs/{layers}-{seed}"))
+            found = json.loads((directory / "result.json").read_text())["samples_to_solve"]
+            assert (found is None) == (layers == "3")
+            if found:
+                solved[layers].append(found)
+    report([tmp_path / "runs"], tmp_path)
+    with (tmp_path / "report.csv").open() as file:
+        rows = {row["model.num_layers"]: row for row in csv.DictReader(file)}
+    for layers, samples in solved.items():
+        assert float(rows[layers]["samples to solve"]) == sum(samples) / 2
+        assert float(rows[layers]["samples to solve max"]) == max(samples)
+    assert [rows[layers]["solved"] for layers in "123"] == ["2 of 2", "2 of 2", "0 of 2"]
+    paper_column = "paper's samples to solve (recalled)"
+    assert [rows[layers][paper_column] for layers in "123"] == ["", "150000.0", ""]
+    assert list(rows)[-1] == "3", "what is not solved comes last"
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "report.md").read_text()
+    assert "![depth](depth.png)" in text
+    assert "| 150,000 |" in text
+
+
+def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
+    curve = {"val/accuracy": [(1.0, 0.5)]}
+    runs = [
+        Run(tmp_path / f"{model}-{n}", {"run.model": model, "seed": n}, {"best": {"val/accuracy": n}}, {}, curve)
+        for model in ("a", "b")
+        for n in range(12)
+    ]
+    runs[0].result["samples_to_solve"] = 100
+    table = Table("val/accuracy", "max", (), (), (Group("a", tuple(runs[:12])), Group("b", tuple(runs[12:]))))
+    assert [run.seed for run in best_ten(table)] == [0, *range(11, 2, -1), *range(11, 1, -1)]
 
 
 def test_wrong_directories_are_named(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     """One step's worth of sequences; the only thing that passes from data to task."""
 
     inputs: Tensor
-    """(B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats; T = 1 for a single vector."""
+    """(B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats; for a single
+    vector T = 1."""
     targets: Tensor
     """(B, T) int64 classes."""
     loss_mask: Tensor

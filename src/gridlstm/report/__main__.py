@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gridlstm.atomic import write_bytes, write_text
 from gridlstm.errors import UserError
-from gridlstm.report.curves import picture
+from gridlstm.report.curves import depth_picture, picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import find_runs
 from gridlstm.report.tables import make_tables
@@ -13,7 +13,8 @@ from gridlstm.report.text import comma_separated, latex, markdown, not_completed
 
 USAGE = """python -m gridlstm.report DIRECTORY … [out=DIRECTORY]
 
-Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html.
+Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html;
+depth.png too (samples to solve against the number of layers) where runs of several depths had a criterion.
 
   DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
   out         where the report goes; the sweep's own directory, if only one is given
@@ -33,10 +34,14 @@ def report(roots: list[Path], out: Path) -> list[str]:
     runs = find_runs(roots)
     tables = make_tables(runs)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "report.md", markdown(tables, runs, out))
+    pictures = {"curves.png": picture(tables)}
+    if (depth := depth_picture(tables)) is not None:
+        pictures["depth.png"] = depth
+    for name, content in pictures.items():
+        write_bytes(out / name, content)
+    write_text(out / "report.md", markdown(tables, runs, out, list(pictures)))
     write_text(out / "report.csv", "\n".join(comma_separated(table) for table in tables))
     write_text(out / "report.tex", latex(tables))
-    write_bytes(out / "curves.png", picture(tables))
     write_text(out / "report.html", page(tables, runs, out))
     lost = not_completed(runs, Path.cwd())
     return [summary(runs), *(f"  {name}: {status}. {error}" for name, status, error in lost)]

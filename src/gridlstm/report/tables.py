@@ -18,6 +18,9 @@ class Spread(NamedTuple):
 
 Cell = str | int | float | Spread | None
 
+SOLVED = "samples_to_solve"
+"""What a run with a criterion says in result.json: after how many samples it was met, null where it was not."""
+
 _NOT_VARIED = ("seed", "ckpt_path", "logger", "stages")
 """Overrides that say nothing about what was trained."""
 
@@ -96,32 +99,48 @@ def _table(monitor: str, members: Sequence[tuple[Run, ...]]) -> Table:
     mode = next((str(run.config["task.mode"]) for group in groups for run in group.runs if run.config), "min")
     groups.sort(key=lambda group: _rank(group, monitor, mode))
     tests = dict.fromkeys(name for group in groups for run in group.runs for name in run.result.get("test", {}))
-    papers = [name for name in (monitor, *tests) if any(_paper(group, name) is not None for group in groups)]
+    to_criterion = [SOLVED] if any(SOLVED in run.result for group in groups for run in group.runs) else []
+    measured = [*to_criterion, monitor, *tests]
+    papers = [name for name in measured if any(_paper(group, name) is not None for group in groups)]
+    recalled = any(run.config.get("report.recalled") for group in groups for run in group.runs)
     columns = [*varied]
-    for name in (monitor, *tests):
-        columns.append(f"best {name}" if name == monitor else name)
+    for name in measured:
+        columns.append({monitor: f"best {monitor}", SOLVED: "samples to solve"}.get(name, name))
         if name in papers:
-            columns.append(f"paper's {name}")
+            columns.append(f"paper's {columns[-1].removeprefix('best ')}" + (" (recalled)" if recalled else ""))
+    columns += ["solved"] if to_criterion else []
     columns += ["seeds", "parameters", "samples", "steps", "processes", "seconds", "device", "commit", "not completed"]
-    rows = [_row(group, varied, monitor, list(tests), papers) for group in groups]
+    rows = [_row(group, varied, monitor, measured, papers) for group in groups]
     return Table(monitor, mode, tuple(columns), tuple(rows), tuple(groups))
 
 
-def _rank(group: Group, monitor: str, mode: str) -> tuple[bool, float]:
-    scores = [run.result["best"][monitor] for run in group.completed if monitor in run.result.get("best", {})]
-    if not scores:
-        return (True, 0.0)
-    return (False, statistics.fmean(scores) * (-1 if mode == "max" else 1))
+def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
+    """Most solved first, then fewest samples to solve, then the best score."""
+    scores = values(group, monitor, monitor)
+    solved = values(group, SOLVED, monitor)
+    score = statistics.fmean(scores) * (-1 if mode == "max" else 1) if scores else 0.0
+    return (not scores, -len(solved), statistics.fmean(solved) if solved else 0.0, score)
 
 
-def _row(group: Group, varied: list[str], monitor: str, tests: list[str], papers: list[str]) -> tuple[Cell, ...]:
+def values(group: Group, name: str, monitor: str) -> list[float]:
+    """Of the completed runs that have one: the best of the monitored metric, a test's, or samples to solve."""
+    stages: list[dict[str, Any]] = [
+        run.result if name == SOLVED else run.result.get("best" if name == monitor else "test", {})
+        for run in group.completed
+    ]
+    return [stage[name] for stage in stages if stage.get(name) is not None]
+
+
+def _row(group: Group, varied: list[str], monitor: str, measured: list[str], papers: list[str]) -> tuple[Cell, ...]:
     done = group.completed
     row: list[Cell] = [group.runs[0].setting(key) for key in varied]
-    for stage, name in (("best", monitor), *(("test", test) for test in tests)):
-        values = [run.result[stage][name] for run in done if name in run.result.get(stage, {})]
-        row.append(Spread(statistics.fmean(values), min(values), max(values)) if values else None)
+    for name in measured:
+        found = values(group, name, monitor)
+        row.append(Spread(statistics.fmean(found), min(found), max(found)) if found else None)
         if name in papers:
             row.append(_paper(group, name))
+    if SOLVED in measured:
+        row.append(f"{len(values(group, SOLVED, monitor))} of {len(done)}")
     row.append(len(done))
     for name in ("parameters", "samples", "steps", "processes", "seconds"):
         numbers = [run.result[name] for run in done if name in run.result]
@@ -134,10 +153,22 @@ def _row(group: Group, varied: list[str], monitor: str, tests: list[str], papers
 
 
 def _paper(group: Group, metric: str) -> float | None:
-    """What the experiment says that the paper reports, for all models or for this one."""
-    config = group.runs[0].config
-    value = config.get(f"report.paper.{metric}", config.get(f"report.paper.{metric}.{config.get('run.model')}"))
-    return None if value is None else float(value)
+    """What the experiment says that the paper reports: for all, for a model, or where all of several options hold.
+
+    Of {grid2d: 1} the key is a model's name, and of {"model=grid2d model.num_layers=43": 1} a list of options.
+    """
+    run, name = group.runs[0], f"report.paper.{metric}"
+    for key, value in run.config.items():
+        rest = key.removeprefix(name)
+        conditions = [part if "=" in part else f"model={part}" for part in rest.removeprefix(".").split()]
+        if key.startswith(name) and rest[:1] in ("", ".") and all(_holds(run, condition) for condition in conditions):
+            return None if value is None else float(value)
+    return None
+
+
+def _holds(run: Run, condition: str) -> bool:
+    key, _, value = condition.partition("=")
+    return run.setting(key).lower() == value.lower()
 
 
 def _short(commit: str) -> str:

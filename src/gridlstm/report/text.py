@@ -20,22 +20,24 @@ _LATEX = str.maketrans(
 
 
 def shown(cell: Cell) -> str:
-    """A cell for people: "mean (min to max)" of a metric over seeds, numbers with four digits."""
+    """A cell for people: "mean (min to max)" of a metric over seeds, numbers with four digits, large ones with all."""
     if cell is None:
         return ""
     if isinstance(cell, Spread):
-        return shown(cell.mean) + (f" ({cell.min:.4g} to {cell.max:.4g})" if cell.min != cell.max else "")
+        return shown(cell.mean) + (f" ({shown(cell.min)} to {shown(cell.max)})" if cell.min != cell.max else "")
     if isinstance(cell, int):
         return f"{cell:,}"
-    return f"{cell:.4g}" if isinstance(cell, float) else cell
+    return (f"{cell:,.0f}" if abs(cell) >= 10_000 else f"{cell:.4g}") if isinstance(cell, float) else cell
 
 
-def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
-    """All tables, and the runs that did not complete, named as seen from ``directory``, each with its error."""
-    parts = ["# Report\n", f"{summary(runs)}\n", "![learning curves](curves.png)\n"]
+def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pictures: Sequence[str]) -> str:
+    """Pictures, tables, and the runs that did not complete, named as seen from ``directory``, each with its error."""
+    parts = ["# Report\n", f"{summary(runs)}\n", *(f"![{Path(name).stem}]({name})\n" for name in pictures)]
     for table in tables:
         parts.append(f"## {table.monitor or 'no metric known'}\n")
         parts.append(f"Mean over seeds (min to max); {'larger' if table.mode == 'max' else 'smaller'} is better.\n")
+        if "solved" in table.columns:
+            parts.append("Samples to solve: over the runs that met their criterion, whose number is in a column.\n")
         lines = [table.columns, ["---"] * len(table.columns), *([shown(cell) for cell in row] for row in table.rows)]
         parts.append("\n".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines) + "\n")
     if lost := not_completed(runs, directory):

@@ -70,4 +70,5 @@ class Criterion(Callback):
 def solved(trainer: L.Trainer) -> dict[str, int | None]:
     """{"samples_to_solve": their number, None where it was not solved}, or {} for a training without a criterion."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # missing from its annotations
-    return {"samples_to_solve": c.samples_to_solve for c in callbacks if isinstance(c, Criterion)}
+    criteria = [callback for callback in callbacks if isinstance(callback, Criterion)]
+    return {"samples_to_solve": criteria[0].samples_to_solve} if criteria else {}

@@ -23,9 +23,9 @@ class TagSequence(SequenceTask):
     ) -> None:
         super().__init__(model, spec, optimizer, scheduler)
         self.test_lengths = spec.test_lengths
-        self.metrics["test_"].update(
-            {f"{metric}_{name}": RatioOfSums() for name in spec.test_lengths for metric in _JUDGED}
-        )
+        for name in spec.test_lengths:
+            for metric in _JUDGED:
+                self.metrics["test_"].add_module(f"{metric}_{name}", RatioOfSums())
 
     def make_metrics(self) -> nn.ModuleDict:
         return nn.ModuleDict({name: RatioOfSums() for name in ("loss", *_JUDGED)})
