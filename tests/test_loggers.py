@@ -161,7 +161,12 @@ run_job(compose(*options, "ckpt_path=last", "trainer.max_steps=6"))
 
 def test_online_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
     with server() as wandb_server:
-        account = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": wandb_server.url, "WANDB_ERROR_REPORTING": "false"}
+        account = {
+            "WANDB_API_KEY": 40 * "a",
+            "WANDB_BASE_URL": wandb_server.url,
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_MODE": "online",
+        }
         path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
         # In a process of its own: wandb reads its server's address once.
         subprocess.run([sys.executable, "-c", TWO_LEGS], env=os.environ | account | path, cwd=tmp_path, check=True)
