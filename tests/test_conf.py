@@ -11,6 +11,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_class, get_object, instantiate
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 
@@ -34,9 +35,10 @@ def choice(file: str) -> list[str]:
     group, _, name = file.rpartition("/")
     if group == "transform":
         return [f"transform@model.time={name}", f"transform@model.depth={name}"]
+    needs_text = file == "task/text" or "override /task: text" in (CONF / f"{file}.yaml").read_text()
+    extra = ["task.path=some.txt"] if needs_text else []
     if group.startswith("experiment"):
-        return [f"experiment={file.removeprefix('experiment/')}"]
-    extra = ["task.path=some.txt"] if file == "task/text" else []
+        return [f"experiment={file.removeprefix('experiment/')}", *extra]
     return [f"{group}={name}", *extra]
 
 
@@ -150,18 +152,20 @@ def sweep(file: str) -> list[Override]:
 
 @pytest.mark.parametrize("file", [f for f in GROUPED if f.startswith("experiment/")])
 @pytest.mark.parametrize("end", [0, -1])
-def test_every_experiment_is_made_at_both_ends_of_its_sweep(file: str, end: int, tmp_path: Path) -> None:
-    name = file.removeprefix("experiment/")
+def test_every_experiment_is_made_at_both_ends_of_its_sweep(
+    file: str, end: int, tmp_path: Path, text_file: Path
+) -> None:
     point = [f"{o.get_key_element()}={list(o.sweep_string_iterator())[end]}" for o in sweep(file)]
     model = dict(part.split("=", 1) for part in point).get("model", "grid2d")
     small = ["model.hidden_size=3", "task.network.num_layers=2", "logger=csv", "hardware=cpu"]
     names = ["run.task=t", f"run.model={model}", "run.group=g", f"run.dir={tmp_path}"]
-    run = build(compose(f"experiment={name}", *point, *small, *names))
+    data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path}"] if len(choice(file)) > 1 else []
+    run = build(compose(choice(file)[0], *point, *small, *names, *data))
     batch = run.data.on_after_batch_transfer(next(iter(run.data.val_dataloader())), 0)
     logits, _ = run.task(batch.inputs[:2])
-    assert logits.shape == (2, batch.targets.shape[1], run.data.spec.output_size)
-    # A sweep without a criterion for its end would train every network to the last sample.
-    assert not point or [c for c in run.trainer.callbacks if isinstance(c, Criterion)]  # type: ignore[attr-defined]
+    assert logits.shape == (len(batch.targets[:2]), batch.targets.shape[1], run.data.spec.output_size)
+    # A sweep without a criterion or a clock for its end would train every network to the last sample.
+    assert not point or [c for c in run.trainer.callbacks if isinstance(c, Criterion | Timer)]  # type: ignore[attr-defined]
 
 
 def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
