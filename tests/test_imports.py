@@ -8,6 +8,7 @@ import gridlstm
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
     ["errors", "threads", "atomic", "compose"],
+    ["command"],
     ["cell"],
     ["cells"],
     ["scan"],
@@ -29,7 +30,7 @@ LAYERS = [
     ["multirun"],
     ["report"],
     ["dashboard"],
-    ["train", "evaluate", "bench", "list"],
+    ["train", "evaluate", "sample", "bench", "list"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
