@@ -35,8 +35,10 @@ def choice(file: str) -> list[str]:
     group, _, name = file.rpartition("/")
     if group == "transform":
         return [f"transform@model.time={name}", f"transform@model.depth={name}"]
-    needs_text = file == "task/text" or "override /task: text" in (CONF / f"{file}.yaml").read_text()
+    needs_text = file in ("task/text", "task/penn_treebank") or "override /task: text" in (CONF / f"{file}.yaml").read_text()
     extra = ["task.path=some.txt"] if needs_text else []
+    if file == "scheduler/epoch_decay":  # what a run's data says
+        extra = ["scheduler.steps_per_epoch=1", "scheduler.first_epoch=1"]
     if group.startswith("experiment"):
         return [f"experiment={file.removeprefix('experiment/')}", *extra]
     return [f"{group}={name}", *extra]

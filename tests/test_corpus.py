@@ -204,7 +204,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path, cache: Path) -> None:
 
 
 def test_an_unknown_level_is_refused(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(UserError, match="byte, char or word, got 'word'"):
+    with pytest.raises(UserError, match="byte, char or word, got 'line'"):
         read_corpus(write(tmp_path / "a.txt", b"abc"), "line", cache)  # type: ignore[arg-type]
 
 

@@ -24,7 +24,7 @@ LAYERS = [
     ["models"],
     ["cost"],
     ["data"],
-    ["metrics"],
+    ["metrics", "schedules"],
     ["tasks"],
     ["runtime"],
     ["multirun"],

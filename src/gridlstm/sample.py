@@ -110,7 +110,8 @@ def _run(given: dict[str, str]) -> None:
         try:
             options[name] = kinds[name](value)
         except ValueError as error:
-            expected = {int: "a whole number", float: "a number"}.get(kinds[name], "true or false")
+            whole, real = kinds[name] is int, kinds[name] is float
+            expected = "a whole number" if whole else "a number" if real else "true or false"
             raise UserError(f"{name} must be {expected}, got {value!r}.") from error
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where a pipe does, as in "| head"

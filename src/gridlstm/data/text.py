@@ -160,6 +160,11 @@ class TextData(SequenceData):
         symbols = len(self.corpus.vocabulary)
         return Spec(input_size=symbols, output_size=symbols, sequence_length=self.window)
 
+    @property
+    def batches_per_epoch(self) -> int:
+        windows = self.streams.per_epoch * (self.stream_length // self.window)
+        return max(1, round(windows / self.batch_size))
+
     def train_dataloader(self) -> DataLoader[Batch]:
         first = self.batches_seen  # a second pass over this loader, as in overfitting, repeats the first
         return _loader(lambda: self._training_batches(first))

@@ -14,6 +14,7 @@ from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
 from gridlstm.runtime.criterion import solved
+from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
 from gridlstm.runtime.progress_file import best_checkpoint
@@ -44,6 +45,8 @@ def run_job(cfg: DictConfig) -> float:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
         _check_monitor(cfg, run)
+        if cfg.init_from is not None and checkpoint is None:
+            init_from(run, Path(cfg.init_from))
         if provenance.rank() == 0 and "fit" in cfg.stages:
             write_config(cfg)
         record.fields |= describe(run)
@@ -112,7 +115,8 @@ def quiet() -> None:
     """Turns down messages that say nothing about this run."""
     for name in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what it prints was asked for
+    for name in ("profilers", "callbacks.early_stopping"):  # what they print was asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     # Batches are slices of memory or made on the device: worker processes would only cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A checkpoint that is only evaluated needs none of the callbacks that wrote it.
