@@ -1,27 +1,36 @@
 """Evaluate a checkpoint: ``python -m gridlstm.evaluate ckpt=outputs/…/checkpoints/best.ckpt split=test``."""
 
 import json
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gridlstm.command import run_command
 from gridlstm.errors import UserError
 
-USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [key=value …]
+if TYPE_CHECKING:
+    from gridlstm.runtime.build import Run
+
+log = logging.getLogger(__name__)
+
+USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [positions=STEM] [key=value …]
 
 Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
 
-  ckpt    a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
-  split   test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols)
-  key     any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
+  ckpt       a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
+  split      test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols)
+  positions  of a language model: writes STEM.csv and STEM.png, the loss by symbols read since the state's reset
+  key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
 
 
-def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, float]:
+def evaluate(checkpoint: Path, split: str, overrides: list[str], positions: Path | None = None) -> dict[str, float]:
     """Metrics of a checkpoint.
 
     Args:
         checkpoint: inside its run directory.
         split: "val" or "test".
         overrides: dotted ``key=value``, of options that the run has.
+        positions: where the loss by position is written; see ``gridlstm.runtime.position_loss``.
 
     Raises:
         UserError: no such checkpoint, split or option, or weights that do not fit.
@@ -32,6 +41,7 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, fl
     from gridlstm.runtime.build import build
     from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
     from gridlstm.runtime.job import quiet
+    from gridlstm.runtime.position_loss import PositionLoss
     from gridlstm.runtime.record import metrics
 
     config = load_config(checkpoint, overrides)
@@ -43,14 +53,30 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, fl
     content = load_content(checkpoint)
     run.data.load_state_dict(data_state(config, content))  # refuses another vocabulary
     load_weights(run.task, content["state_dict"])
+    by_position = PositionLoss()
+    if positions is not None:
+        _check_positions(run)
+        run.trainer.callbacks.append(by_position)  # type: ignore[attr-defined]  # missing from its annotations
     go = run.trainer.validate if split == "val" else run.trainer.test
     go(run.task, run.data, verbose=False)
+    if positions is not None:
+        log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
     return {name: value for name, value in metrics(run).items() if name.startswith(f"{split}/")}
+
+
+def _check_positions(run: "Run") -> None:
+    if not run.task.carry_state:
+        raise UserError("positions is for language models, whose state is carried: leave it out here.")
+    if run.trainer.world_size > 1:
+        raise UserError("positions needs a single process: trainer.devices=1 trainer.strategy=auto.")
 
 
 def _run(given: dict[str, str]) -> None:
     checkpoint, split = Path(given.pop("ckpt")), given.pop("split", "test")
-    print(json.dumps(evaluate(checkpoint, split, [f"{key}={value}" for key, value in given.items()]), indent=2))
+    positions = Path(given.pop("positions")) if "positions" in given else None
+    print(
+        json.dumps(evaluate(checkpoint, split, [f"{key}={value}" for key, value in given.items()], positions), indent=2)
+    )
 
 
 def main() -> None:

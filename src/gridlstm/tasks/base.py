@@ -140,11 +140,11 @@ class SequenceTask(L.LightningModule):
         """What is measured, without the prefix of a stage."""
         return list(self._metrics("val"))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "test")
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
@@ -230,11 +230,13 @@ class SequenceTask(L.LightningModule):
 
         return tree_map(choose, state, self.model.initial_state(len(reset)))
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
+        """The nats (B, T) of each target."""
         logits, nats, self._evaluation_state = self._step(batch, self._evaluation_state)
         self.update_metrics(self._metrics(stage), batch, logits, nats)
         for name, metric in self._metrics(stage).items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=1)
+        return nats
 
     def _log_row(self, values: dict[str, float], step: int) -> None:
         """One row for every logger; Lightning's own path would log without the samples seen."""
