@@ -83,14 +83,23 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
         return _decode(path, level, max_words)
 
 
+def cache_directory(given: Path | None) -> Path:
+    """The directory given, else ``$XDG_CACHE_HOME/gridlstm``, or ``~/.cache/gridlstm``.
+
+    Raises:
+        OSError: there is no home directory.
+    """
+    if given is not None:
+        return given.expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise FileNotFoundError("no home directory: set XDG_CACHE_HOME")
+    return Path(base) / "gridlstm"
+
+
 def _entry(path: Path, stat: os.stat_result, level: Level, max_words: int | None, cache_dir: Path | None) -> Path:
-    if cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        if base.startswith("~"):
-            raise FileNotFoundError("no home directory: set XDG_CACHE_HOME")
-        cache_dir = Path(base) / "gridlstm"
     key = json.dumps([str(path), stat.st_size, stat.st_mtime_ns, level, max_words, FORMAT])
-    return cache_dir.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.ids"
+    return cache_directory(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.ids"
 
 
 def _load(entry: Path, level: Level) -> Corpus | None:

@@ -170,6 +170,8 @@ def _summary(cfg: DictConfig, record: Record) -> None:
         log.info("  learning curve     %s", _short(picture))
     if best and best["checkpoint"]:
         log.info("  evaluate again     python -m gridlstm.evaluate ckpt=%s split=test", _short(best["checkpoint"]))
+        if cfg.task.monitor == "val/bpc":
+            log.info("  let it write       python -m gridlstm.sample ckpt=%s", _short(best["checkpoint"]))
     log.info("  try next           %s", NEXT.get(cfg.run.task, NEXT["memorization"]))
 
 
@@ -184,6 +186,8 @@ NEXT = {
     "addition": "the same with a stacked LSTM: python train.py task=addition model=stacked_lstm",
     "parity": "the same with ReLU layers: python train.py experiment=paper/parity_small model=feed_forward",
     "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
-    "enwik8": "the same with a stacked LSTM: add model=stacked_lstm",
+    **dict.fromkeys(
+        ("enwik8", "text8", "penn_treebank", "hub"), "the same with a stacked LSTM: add model=stacked_lstm"
+    ),
 }
 """What a newcomer may try after a run of this task."""
