@@ -56,7 +56,14 @@ def last(directory: Path) -> dict[str, Any]:
 
 # The checkpoint lies before, at and after a row of the log; where a validation is due, a step later.
 @pytest.mark.parametrize(
-    ("step", "saved", "options"), [(1, 2, ()), (2, 3, ()), (3, 5, ()), (1, 3, ("trainer.accumulate_grad_batches=2",))]
+    ("step", "saved", "options"),
+    [
+        (1, 2, ()),
+        (2, 3, ()),
+        (3, 5, ()),
+        (1, 3, ("trainer.accumulate_grad_batches=2",)),
+        (2, 3, ("callbacks=[default,weight_averaging]",)),
+    ],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     job: Job, tmp_path: Path, at_step: Any, step: int, saved: int, options: tuple[str, ...]
@@ -84,6 +91,23 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
         assert torch.equal(value, parts["state_dict"][name]), name
     assert all(torch.equal(a, b) for a, b in zip(whole["carried_state"], parts["carried_state"], strict=True))
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    original = SequenceTask.on_train_batch_end
+
+    def record(task: SequenceTask, *arguments: Any) -> None:
+        seen.append(task.head.weight.detach().clone())
+        original(task, *arguments)
+
+    monkeypatch.setattr(SequenceTask, "on_train_batch_end", record)
+    run_job(job("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.decay=0.75", "stages=[fit]"))
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.75 * average + 0.25 * weight
+    assert len(seen) == 4
+    torch.testing.assert_close(last(tmp_path / "run")["state_dict"]["head.weight"], average)
 
 
 def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any) -> None:

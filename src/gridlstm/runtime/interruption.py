@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
 
 
-class SaveOnInterrupt(Callback):
+class SaveOnInterrupt(Checkpoint):
     """At Ctrl-C (SIGINT), finishes the training step, and the validation that may be due, writes last.ckpt and ends.
 
     A second Ctrl-C ends at once, and leaves the last.ckpt of the last validation. Where SIGINT is ignored, or training
-    is not in the main thread, nothing is changed.
+    is not in the main thread, nothing is changed. A ``Checkpoint``, so that Lightning calls it after other callbacks,
+    whose state it saves.
 
     Args:
         dirpath: of last.ckpt.
