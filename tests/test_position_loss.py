@@ -59,5 +59,5 @@ def test_the_loss_by_position_is_that_of_single_streams(
 
 def test_positions_are_for_language_models(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
-    with pytest.raises(UserError, match="positions is for language models"):
+    with pytest.raises(UserError, match="positions and dynamic_rate are for language models"):
         evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [], tmp_path / "positions")

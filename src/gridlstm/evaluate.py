@@ -20,10 +20,20 @@ Evaluates a checkpoint on the task it was trained for and prints the metrics as 
   ckpt       a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
   split      test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols)
   positions  of a language model: writes STEM.csv and STEM.png, the loss by symbols read since the state's reset
+  dynamic_rate, dynamic_decay
+             of a language model: it goes on learning from the text, at this rate, after it has predicted each window;
+             decay draws its weights back to the trained ones (0). One stream at a time: slow. Try 0.0001 and 0.01
   key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
 
 
-def evaluate(checkpoint: Path, split: str, overrides: list[str], positions: Path | None = None) -> dict[str, float]:
+def evaluate(
+    checkpoint: Path,
+    split: str,
+    overrides: list[str],
+    positions: Path | None = None,
+    dynamic_rate: float | None = None,
+    dynamic_decay: float = 0.0,
+) -> dict[str, float]:
     """Metrics of a checkpoint.
 
     Args:
@@ -31,6 +41,7 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str], positions: Path
         split: "val" or "test".
         overrides: dotted ``key=value``, of options that the run has.
         positions: where the loss by position is written; see ``gridlstm.runtime.position_loss``.
+        dynamic_rate, dynamic_decay: see ``gridlstm.tasks.dynamic``.
 
     Raises:
         UserError: no such checkpoint, split or option, or weights that do not fit.
@@ -53,9 +64,12 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str], positions: Path
     content = load_content(checkpoint)
     run.data.load_state_dict(data_state(config, content))  # refuses another vocabulary
     load_weights(run.task, content["state_dict"])
+    if positions is not None or dynamic_rate is not None:
+        _check_language_model(run, positions is not None and dynamic_rate is not None)
+    if dynamic_rate is not None:
+        return _dynamic(run, split, dynamic_rate, dynamic_decay)
     by_position = PositionLoss()
     if positions is not None:
-        _check_positions(run)
         run.trainer.callbacks.append(by_position)  # type: ignore[attr-defined]  # missing from its annotations
     go = run.trainer.validate if split == "val" else run.trainer.test
     go(run.task, run.data, verbose=False)
@@ -64,19 +78,37 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str], positions: Path
     return {name: value for name, value in metrics(run).items() if name.startswith(f"{split}/")}
 
 
-def _check_positions(run: "Run") -> None:
+def _check_language_model(run: "Run", both: bool) -> None:
+    names = "positions and dynamic_rate"
     if not run.task.carry_state:
-        raise UserError("positions is for language models, whose state is carried: leave it out here.")
+        raise UserError(f"{names} are for language models, whose state is carried: leave them out here.")
     if run.trainer.world_size > 1:
-        raise UserError("positions needs a single process: trainer.devices=1 trainer.strategy=auto.")
+        raise UserError(f"{names} need a single process: trainer.devices=1 trainer.strategy=auto.")
+    if both:
+        raise UserError(f"{names} do not go together: evaluate twice.")
+
+
+def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, float]:
+    from gridlstm.tasks.dynamic import DynamicEvaluation
+
+    task = run.task.to(run.trainer.strategy.root_device)
+    evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay)
+    run.data.setup("validate" if split == "val" else "test")
+    run.data.batch_size = 1  # what was learned from one place in the text is used for all that follows
+    loader = run.data.val_dataloader() if split == "val" else run.data.test_dataloader()
+    return {f"{split}/{name}": value for name, value in evaluation.evaluate(loader).items()}
 
 
 def _run(given: dict[str, str]) -> None:
     checkpoint, split = Path(given.pop("ckpt")), given.pop("split", "test")
     positions = Path(given.pop("positions")) if "positions" in given else None
-    print(
-        json.dumps(evaluate(checkpoint, split, [f"{key}={value}" for key, value in given.items()], positions), indent=2)
-    )
+    try:
+        rate = float(given.pop("dynamic_rate")) if "dynamic_rate" in given else None
+        decay = float(given.pop("dynamic_decay", "0"))
+    except ValueError as error:
+        raise UserError(f"dynamic_rate and dynamic_decay must be numbers: {error}.") from error
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    print(json.dumps(evaluate(checkpoint, split, overrides, positions, rate, decay), indent=2))
 
 
 def main() -> None:

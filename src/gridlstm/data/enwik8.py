@@ -82,8 +82,8 @@ class Enwik8Data(TextData):
             archives, not_archive = [named], _genuine([named], self.zip_size, self.zip_sha256)[1]
             if not_archive:
                 raise UserError(
-                    f"task.path is neither {self.name} ({not_file[0]}) nor {self._zip_name} ({not_archive[0]}). Name the "
-                    f"genuine one, or leave task.path out; for any other text, task=text task.path={named}."
+                    f"task.path is neither {self.name} ({not_file[0]}) nor {self._zip_name} ({not_archive[0]}). Name "
+                    f"the genuine one, or leave task.path out; for any other text, task=text task.path={named}."
                 )
         file, reasons = _genuine(files, self.size, self.sha256)
         if file is not None:
@@ -130,8 +130,8 @@ class Enwik8Data(TextData):
         tried = "".join(f"\n  - {reason}" for reason in reasons)
         return UserError(
             f"{self.name} was neither found nor could it be downloaded. Tried:{tried}\n"
-            f"Put {self.name} or {self._zip_name} (from {self.url}) into {self.data_dir} by hand, or name it with task.path=... "
-            f"Without any download: task=memorization, or task=text task.path=<any text file>."
+            f"Put {self.name} or {self._zip_name} (from {self.url}) into {self.data_dir} by hand, or name it with "
+            f"task.path=... Without any download: task=memorization, or task=text task.path=<any text file>."
         )
 
 

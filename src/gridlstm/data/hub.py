@@ -88,6 +88,7 @@ class HubTextData(PartedTextData):
             if not isinstance(text, str):
                 columns = ", ".join(name for name, value in document.items() if isinstance(value, str))
                 raise UserError(
-                    f"task.data.column={self.column} is no text of {self.data_set}; columns of text: {columns or 'none'}."
+                    f"task.data.column={self.column} is no text of {self.data_set}; columns of text: "
+                    f"{columns or 'none'}."
                 )
             yield text if text.endswith("\n") else text + "\n"
