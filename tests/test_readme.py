@@ -93,7 +93,8 @@ def test_make_targets_exist(line: str) -> None:
 
 def test_every_command_is_covered() -> None:
     assert all(
-        re.match(r"make |python train.py|python -m gridlstm\.(evaluate|sample|report|dashboard) ", line) for line in COMMANDS
+        re.match(r"make |python train.py|python -m gridlstm\.(evaluate|sample|report|dashboard) ", line)
+        for line in COMMANDS
     )
 
 
