@@ -37,7 +37,9 @@ def choice(file: str) -> list[str]:
     group, _, name = file.rpartition("/")
     if group == "transform":
         return [f"transform@model.time={name}", f"transform@model.depth={name}"]
-    needs_text = file in ("task/text", "task/penn_treebank") or "override /task: text" in (CONF / f"{file}.yaml").read_text()
+    needs_text = (
+        file in ("task/text", "task/penn_treebank") or "override /task: text" in (CONF / f"{file}.yaml").read_text()
+    )
     extra = ["task.path=some.txt"] if needs_text else []
     if file == "task/hub":
         extra = ["task.data.name=some/name"]
