@@ -27,6 +27,7 @@ TOY_TASKS = {
     "memorization": ["task.length=2", "task.alphabet=4", "task.data.num_val=20", "task.data.num_test=20"],
     "addition": ["task.digits=2", "task.data.num_val=20", "task.data.num_test=20"],
     "parity": ["task.bits=5", "task.data.num_val=20", "task.data.num_test=20"],
+    "hub": ["task.data.window=10", "task.data.stream_length=20", "task.data.batch_size=3"],
     "text": ["task.data.window=10", "task.data.stream_length=100", "task.data.batch_size=6"],
 }
 

@@ -39,7 +39,7 @@ def test_help_names_groups_and_first_commands() -> None:
         "model: ",
         "grid2d, grid2d_gru",
         "stacked_lstm",
-        "task: addition, enwik8, memorization",
+        "task: addition, enwik8, hub, memorization",
         "trainer.max_time",
     ):
         assert words in done.stdout
@@ -59,7 +59,7 @@ def test_cfg_job_prints_the_configuration() -> None:
         ("modle=grid2d", ["no option modle", "Did you mean model?", "Groups: "]),
         ("experiment=paper/parety", ["experiment=paper/parety does not exist", "Did you mean paper/parity"]),
         ("model=gird2d", ["model=gird2d does not exist", "Did you mean grid2d or ", "Choices of model: "]),
-        ("task=enwik9", ["Did you mean enwik8?", "enwik8, memorization, parity, text"]),
+        ("task=enwik9", ["Did you mean enwik8?", "enwik8, hub, memorization"]),
         ("model.hiden_size=3", ["no option model.hiden_size", "Did you mean model.hidden_size", "Options of model: "]),
         ("trainer.max_step=3", ["Did you mean trainer.max_steps"]),
         ("optimizer.learning_rate=3", ["Options of optimizer: ", "lr"]),

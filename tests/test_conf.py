@@ -16,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 
 from gridlstm.data.addition import AdditionData
-from gridlstm.data.enwik8 import Enwik8Data
+from gridlstm.data.enwik8 import Enwik8Data, Text8Data
+from gridlstm.data.hub import HubTextData
 from gridlstm.data.memorization import MemorizationData
 from gridlstm.data.parity import ParityData
+from gridlstm.data.penn_treebank import PennTreebankData
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.models.base import VectorModel
@@ -35,8 +37,14 @@ def choice(file: str) -> list[str]:
     group, _, name = file.rpartition("/")
     if group == "transform":
         return [f"transform@model.time={name}", f"transform@model.depth={name}"]
-    needs_text = file == "task/text" or "override /task: text" in (CONF / f"{file}.yaml").read_text()
+    needs_text = (
+        file in ("task/text", "task/penn_treebank") or "override /task: text" in (CONF / f"{file}.yaml").read_text()
+    )
     extra = ["task.path=some.txt"] if needs_text else []
+    if file == "task/hub":
+        extra = ["task.data.name=some/name"]
+    if file == "scheduler/epoch_decay":  # what a run's data says
+        extra = ["scheduler.steps_per_epoch=1", "scheduler.first_epoch=1"]
     if group.startswith("experiment"):
         return [f"experiment={file.removeprefix('experiment/')}", *extra]
     return [f"{group}={name}", *extra]
@@ -132,6 +140,9 @@ def test_every_target_is_importable() -> None:
         ("parity", ParityData),
         ("text", TextData),
         ("enwik8", Enwik8Data),
+        ("text8", Text8Data),
+        ("penn_treebank", PennTreebankData),
+        ("hub", HubTextData),
     ],
 )
 def test_every_task_names_its_data(task: str, kind: type) -> None:
@@ -139,7 +150,7 @@ def test_every_task_names_its_data(task: str, kind: type) -> None:
 
 
 def test_every_task_is_covered_here() -> None:
-    tasks = {"memorization", "addition", "parity", "text", "enwik8"}
+    tasks = {"memorization", "addition", "parity", "text", "enwik8", "text8", "penn_treebank", "hub"}
     assert {f for f in GROUPED if f.startswith("task/")} == {f"task/{task}" for task in tasks}
 
 

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gridlstm.data import corpus as corpus_module
 from gridlstm.data import entropy as entropy_module
+from gridlstm.data import vocabulary as vocabulary_module
 from gridlstm.data.corpus import Corpus, read_corpus
 from gridlstm.data.entropy import ngram_entropy
 from gridlstm.errors import UserError
@@ -110,7 +110,7 @@ def test_any_text_survives_whatever_the_chunks(text: str, chunk: int, tmp_path_f
     directory = tmp_path_factory.mktemp("drawn")
     path = write(directory / "a.txt", text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_module, "CHUNK", chunk)  # so that characters lie across chunks
+        patch.setattr(vocabulary_module, "CHUNK", chunk)  # so that characters lie across chunks
         for level in ("char", "byte"):
             found = read_corpus(path, level, directory / "cache")
             assert found.vocabulary.decode(found.ids) == text
@@ -160,7 +160,7 @@ def test_a_character_cut_by_the_end_of_the_file_is_dropped(
 def test_invalid_utf8_names_the_byte_and_the_way_out(
     content: bytes, offset: int, chunk: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_module, "CHUNK", chunk)
+    monkeypatch.setattr(vocabulary_module, "CHUNK", chunk)
     path = write(tmp_path / "a.txt", content)
     with pytest.raises(UserError, match=rf"not UTF-8 at byte offset {offset:,} .*task\.data\.level=byte"):
         read_corpus(path, "char", cache)
@@ -204,8 +204,8 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path, cache: Path) -> None:
 
 
 def test_an_unknown_level_is_refused(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(UserError, match="byte or char, got 'word'"):
-        read_corpus(write(tmp_path / "a.txt", b"abc"), "word", cache)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="byte, char or word, got 'line'"):
+        read_corpus(write(tmp_path / "a.txt", b"abc"), "line", cache)  # type: ignore[arg-type]
 
 
 def test_a_text_is_decoded_once(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -371,3 +371,36 @@ def test_entropy_equals_its_definition(ids: list[int], chunk: int) -> None:
         found = ngram_entropy(np.array(ids, dtype=np.uint8), 7)
     # Sums of under a hundred terms below 3 in float64, in another order.
     assert found == pytest.approx((unigram, bigram), abs=1e-12)
+
+
+def test_words_stand_between_white_space_and_lines_end_with_eos(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "a.txt", "the  cat saw\tthe dog\n\nthe größte \x0b end".encode())
+    found = read_corpus(path, "word", cache)
+    assert found.vocabulary.symbols == ("the", "<eos>", "cat", "dog", "end", "größte", "saw")  # frequent ones first
+    assert found.vocabulary.decode(found.ids) == "the cat saw the dog\n\nthe größte end"
+    assert found.vocabulary.encode("the dog\n").tolist() == [0, 3, 1]
+    with pytest.raises(UserError, match="'mouse' does not occur"):
+        found.vocabulary.encode("the mouse")
+    assert read_corpus(path, "word", cache).vocabulary == found.vocabulary, "from the cache"
+
+
+def test_all_but_the_most_frequent_words_are_unknown(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "a.txt", b"a b a c <unk> a d c\n")
+    found = read_corpus(path, "word", cache, max_words=3)
+    assert found.vocabulary.symbols == ("a", "c", "<unk>")
+    assert found.ids.tolist() == [0, 2, 0, 1, 2, 0, 2, 1, 2]
+    assert found.vocabulary.encode("a mouse").tolist() == [0, 2]
+    assert len(read_corpus(path, "word", cache, max_words=6).vocabulary) == 6, "no limit is hit"
+    for level, limit in (("word", 1), ("char", 5)):
+        with pytest.raises(UserError, match="max_words must be null, or at level word at least 2"):
+            read_corpus(path, level, cache, max_words=limit)  # type: ignore[arg-type]
+
+
+def test_words_do_not_depend_on_the_chunks(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_corpus(write(tmp_path / "a.txt", TEXT), "word", cache)
+    monkeypatch.setattr(vocabulary_module, "CHUNK", 7)
+    parts = read_corpus(write(tmp_path / "b.txt", TEXT), "word", cache)
+    assert parts.vocabulary == whole.vocabulary
+    assert np.array_equal(parts.ids, whole.ids)
+    with pytest.raises(UserError, match="not UTF-8 at byte offset 9 "):
+        read_corpus(write(tmp_path / "c.txt", b"line one\n\xff"), "word", cache)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from gridlstm.data.download import fetch, unzip_member
-from gridlstm.data.enwik8 import Enwik8Data
+from gridlstm.data.enwik8 import Enwik8Data, Text8Data
 from gridlstm.errors import UserError
 
 EXTRACT = "enwiki_xml_small/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -476,3 +476,44 @@ def test_unzip_names_a_missing_member(tmp_path: Path, served: Served) -> None:
     with pytest.raises(UserError, match=r"none\.zip does not unpack: .*No such file"):
         unzip_member(tmp_path / "none.zip", "enwik8", tmp_path / "enwik8", 1, "0")
     assert contents(tmp_path) == ["a.zip"]
+
+
+def test_a_checksum_that_nobody_published_is_recorded_and_then_expected(data_dir: Path, tmp_path: Path) -> None:
+    text = b"anarchism originated as a term of abuse " * 500
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("text8", text)
+    data_dir.mkdir()
+    (data_dir / "text8.zip").write_bytes(packed.getvalue())
+    sizes = {"zip_size": len(packed.getvalue()), "zip_sha256": None, "size": len(text), "sha256": None}
+
+    def make_text8() -> Text8Data:
+        return Text8Data(data_dir, 2, 1, url="http://127.0.0.1:9/text8.zip", splits=(0.8, 0.1, 0.1), **sizes)
+
+    assert make_text8().source().read_bytes() == text
+    digest = hashlib.sha256(text).hexdigest()
+    assert (data_dir / "text8.sha256").read_text() == f"{digest}  text8\n"
+    assert make_text8().source() == data_dir / "text8"
+    (data_dir / "text8").write_bytes(text.upper())
+    with pytest.raises(UserError, match=rf"text8: SHA-256 [0-9a-f]*, expected {digest}"):
+        make_text8().source()
+
+
+def test_text8_is_fetched_where_it_lies(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    text = bytes(random.Random(0).choices(b"abcdefghijklmnopqrstuvwxyz ", k=20_000))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("text8", text)
+    running = Server(packed.getvalue())
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    sizes = {"zip_size": len(packed.getvalue()), "zip_sha256": None, "size": len(text), "sha256": None}
+    try:
+        data = Text8Data(data_dir, 2, 1, url=running.url, splits=(0.8, 0.1, 0.1), **sizes)
+        assert data.source().read_bytes() == text
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()
+    assert sorted(path.name for path in data_dir.iterdir() if path.name != ".text8.lock") == ["text8", "text8.sha256"]

@@ -8,6 +8,7 @@ import gridlstm
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
     ["errors", "threads", "atomic", "compose"],
+    ["command"],
     ["cell"],
     ["cells"],
     ["scan"],
@@ -23,13 +24,13 @@ LAYERS = [
     ["models"],
     ["cost"],
     ["data"],
-    ["metrics"],
+    ["metrics", "schedules"],
     ["tasks"],
     ["runtime"],
     ["multirun"],
     ["report"],
     ["dashboard"],
-    ["train", "evaluate", "bench", "list"],
+    ["train", "evaluate", "sample", "bench", "list"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -61,6 +61,20 @@ def test_the_evaluation_command_runs_on_what_training_leaves(tmp_path: Path) -> 
     assert '"test/accuracy"' in done.stdout
 
 
+def test_the_sampling_command_runs_on_what_training_leaves(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "WANDB_MODE": "offline"}
+    text = ["task=text", f"task.path={ROOT}/README.md"]
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *text, *SMALL], cwd=tmp_path, env=environment, check=True, timeout=300
+    )
+    (run,) = (tmp_path / "outputs" / "text" / "grid2d").iterdir()
+    (line,) = (line for line in COMMANDS if "gridlstm.sample" in line)
+    words = command(line.replace("RUN", run.name), tmp_path)
+    done = subprocess.run(words, cwd=tmp_path, check=True, timeout=300, capture_output=True)
+    assert done.stdout.startswith(b"The ")
+    assert len(done.stdout.decode()) >= 500
+
+
 def test_the_report_commands_run_on_what_a_sweep_leaves(tmp_path: Path) -> None:
     environment = {**os.environ, "WANDB_MODE": "offline"}
     sweep = [sys.executable, str(ROOT / "train.py"), "-m", "seed=1", *SMALL, "logger=default"]
@@ -79,7 +93,8 @@ def test_make_targets_exist(line: str) -> None:
 
 def test_every_command_is_covered() -> None:
     assert all(
-        re.match(r"make |python train.py|python -m gridlstm\.(evaluate|report|dashboard) ", line) for line in COMMANDS
+        re.match(r"make |python train.py|python -m gridlstm\.(evaluate|sample|report|dashboard) ", line)
+        for line in COMMANDS
     )
 
 

@@ -2,58 +2,46 @@
 
 import json
 import logging
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from gridlstm.command import run_command
 from gridlstm.errors import UserError
-from gridlstm.threads import wait_briefly
 
-USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [key=value …]
+if TYPE_CHECKING:
+    from gridlstm.runtime.build import Run
+
+log = logging.getLogger(__name__)
+
+USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [positions=STEM] [key=value …]
 
 Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
 
-  ckpt    a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
-  split   test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols)
-  key     any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
+  ckpt       a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
+  split      test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols)
+  positions  of a language model: writes STEM.csv and STEM.png, the loss by symbols read since the state's reset
+  dynamic_rate, dynamic_decay
+             of a language model: it goes on learning from the text, at this rate, after it has predicted each window;
+             decay draws its weights back to the trained ones (0). One stream at a time: slow. Try 0.0001 and 0.01
+  key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
 
 
-def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that wrote a checkpoint, with other options.
-
-    Raises:
-        UserError: there is no such checkpoint or option, or no run directory above it.
-    """
-    from gridlstm.runtime.preflight import run_directory
-
-    if not checkpoint.is_file():
-        raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
-    if (directory := run_directory(checkpoint)) is None:
-        raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
-    source = directory / "config_source.yaml"  # in which task.path still reaches task.data.path
-    if not source.is_file():
-        raise UserError(
-            f"{source} is missing: it stands beside config.yaml in every run directory, so restore it there."
-        )
-    config = OmegaConf.load(source)
-    assert isinstance(config, DictConfig)
-    OmegaConf.set_struct(config, True)
-    try:
-        config.merge_with_dotlist(overrides)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{str(error).splitlines()[0]}. Options are those of {directory}/config.yaml.") from error
-    return config
-
-
-def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, float]:
+def evaluate(
+    checkpoint: Path,
+    split: str,
+    overrides: list[str],
+    positions: Path | None = None,
+    dynamic_rate: float | None = None,
+    dynamic_decay: float = 0.0,
+) -> dict[str, float]:
     """Metrics of a checkpoint.
 
     Args:
         checkpoint: inside its run directory.
         split: "val" or "test".
         overrides: dotted ``key=value``, of options that the run has.
+        positions: where the loss by position is written; see ``gridlstm.runtime.position_loss``.
+        dynamic_rate, dynamic_decay: see ``gridlstm.tasks.dynamic``.
 
     Raises:
         UserError: no such checkpoint, split or option, or weights that do not fit.
@@ -61,10 +49,10 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, fl
     if split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {split!r}.")
     # Imported here, so that --help need not wait for torch.
-    import torch
-
     from gridlstm.runtime.build import build
+    from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
     from gridlstm.runtime.job import quiet
+    from gridlstm.runtime.position_loss import PositionLoss
     from gridlstm.runtime.record import metrics
 
     config = load_config(checkpoint, overrides)
@@ -73,35 +61,59 @@ def evaluate(checkpoint: Path, split: str, overrides: list[str]) -> dict[str, fl
     config.trainer.enable_checkpointing = False
     quiet()
     run = build(config)
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    run.data.load_state_dict(content[type(run.data).__qualname__])  # refuses another vocabulary
-    try:
-        run.task.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise UserError(f"the weights do not fit a model of these sizes: {error}") from error
+    content = load_content(checkpoint)
+    run.data.load_state_dict(data_state(config, content))  # refuses another vocabulary
+    load_weights(run.task, content["state_dict"])
+    if positions is not None or dynamic_rate is not None:
+        _check_language_model(run, positions is not None and dynamic_rate is not None)
+    if dynamic_rate is not None:
+        return _dynamic(run, split, dynamic_rate, dynamic_decay)
+    by_position = PositionLoss()
+    if positions is not None:
+        run.trainer.callbacks.append(by_position)  # type: ignore[attr-defined]  # missing from its annotations
     go = run.trainer.validate if split == "val" else run.trainer.test
     go(run.task, run.data, verbose=False)
+    if positions is not None:
+        log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
     return {name: value for name, value in metrics(run).items() if name.startswith(f"{split}/")}
+
+
+def _check_language_model(run: "Run", both: bool) -> None:
+    names = "positions and dynamic_rate"
+    if not run.task.carry_state:
+        raise UserError(f"{names} are for language models, whose state is carried: leave them out here.")
+    if run.trainer.world_size > 1:
+        raise UserError(f"{names} need a single process: trainer.devices=1 trainer.strategy=auto.")
+    if both:
+        raise UserError(f"{names} do not go together: evaluate twice.")
+
+
+def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, float]:
+    from gridlstm.tasks.dynamic import DynamicEvaluation
+
+    task = run.task.to(run.trainer.strategy.root_device)
+    evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay)
+    run.data.setup("validate" if split == "val" else "test")
+    run.data.batch_size = 1  # what was learned from one place in the text is used for all that follows
+    loader = run.data.val_dataloader() if split == "val" else run.data.test_dataloader()
+    return {f"{split}/{name}": value for name, value in evaluation.evaluate(loader).items()}
+
+
+def _run(given: dict[str, str]) -> None:
+    checkpoint, split = Path(given.pop("ckpt")), given.pop("split", "test")
+    positions = Path(given.pop("positions")) if "positions" in given else None
+    try:
+        rate = float(given.pop("dynamic_rate")) if "dynamic_rate" in given else None
+        decay = float(given.pop("dynamic_decay", "0"))
+    except ValueError as error:
+        raise UserError(f"dynamic_rate and dynamic_decay must be numbers: {error}.") from error
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    print(json.dumps(evaluate(checkpoint, split, overrides, positions, rate, decay), indent=2))
 
 
 def main() -> None:
     """The command line."""
-    arguments = sys.argv[1:]
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        sys.exit(USAGE) if not arguments else print(USAGE)
-        return
-    wait_briefly()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the JSON's
-    try:
-        if bad := [a for a in arguments if "=" not in a]:
-            raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{USAGE}")
-        given = dict(a.split("=", 1) for a in arguments)
-        if "ckpt" not in given:
-            raise UserError(f"ckpt must be given.\n\n{USAGE}")
-        checkpoint, split = Path(given.pop("ckpt")), given.pop("split", "test")
-        print(json.dumps(evaluate(checkpoint, split, [f"{key}={value}" for key, value in given.items()]), indent=2))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(USAGE, _run)
 
 
 if __name__ == "__main__":

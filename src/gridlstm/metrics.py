@@ -35,6 +35,13 @@ class RatioOfSums(Metric):
         return self.total / self.count / self.unit
 
 
+class Perplexity(RatioOfSums):
+    """exp of the mean nats: among how many equally probable symbols a model is undecided."""
+
+    def compute(self) -> Tensor:
+        return super().compute().exp()
+
+
 def bits() -> RatioOfSums:
     """Bits per symbol, from sums of nats: for characters, bits per character (bpc)."""
     return RatioOfSums(unit=math.log(2))

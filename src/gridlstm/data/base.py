@@ -89,6 +89,11 @@ class SequenceData(L.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must define spec")
 
     @property
+    def batches_per_epoch(self) -> int | None:
+        """Batches in which the training data is read once, rounded; None where it has no end."""
+        return None
+
+    @property
     def rows(self) -> range:
         """The rows of the global batch that this process owns."""
         if self.trainer is None:

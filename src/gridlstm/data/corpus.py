@@ -13,61 +13,23 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gridlstm.data.files import only_process, replacing
+from gridlstm.data.vocabulary import UNKNOWN, Level, Vocabulary, split_words, symbol_codes
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Level = Literal["byte", "char"]
-"""What a symbol is: a byte, or a UTF-8 code point."""
-
-FORMAT = 1
+FORMAT = 2
 """Version of the cache entries; part of their key."""
-CHUNK = 1 << 24
-"""Bytes decoded at a time."""
 ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The distinct symbols of a text; the id of a symbol is its place among them."""
-
-    level: Level
-    symbols: tuple[int, ...]
-    """Byte values or code points, ascending."""
-
-    def __len__(self) -> int:
-        return len(self.symbols)
-
-    def encode(self, text: str | bytes) -> NDArray[np.int64]:
-        """The ids of a text.
-
-        Raises:
-            UserError: a symbol that the vocabulary lacks, or, at level char, bytes that are not UTF-8.
-        """
-        raw = text.encode() if isinstance(text, str) else text
-        codes = np.concatenate([np.zeros(0, np.int64), *_codes(raw, self.level, "the text")])
-        ids = np.searchsorted(self.symbols, codes)
-        unknown = np.setdiff1d(codes, self.symbols)
-        if len(unknown):
-            name = repr(chr(unknown[0])) if self.level == "char" else f"byte {unknown[0]}"
-            raise UserError(f"{name} does not occur in the text that the model was trained on: leave it out.")
-        return ids
-
-    def decode(self, ids: Any) -> str:
-        """The text of ids; at level byte, sequences that are not UTF-8 become the replacement character."""
-        codes = np.asarray(self.symbols)[np.asarray(ids, dtype=np.int64)]
-        if self.level == "byte":
-            return codes.astype(np.uint8).tobytes().decode(errors="replace")
-        return codes.astype("<u4").tobytes().decode("utf-32-le")
 
 
 @dataclass(frozen=True)
@@ -79,7 +41,7 @@ class Corpus:
     vocabulary: Vocabulary
 
 
-def read_corpus(path: Path, level: Level, cache_dir: Path | None = None) -> Corpus:
+def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_words: int | None = None) -> Corpus:
     """Reads a text file: plain, .xz, .gz, .bz2, or a .zip of one member.
 
     The ids are cached, so that a large file is unpacked once and every later start maps them into memory. Any number
@@ -90,12 +52,18 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None) -> Corp
         path: of the file.
         level: what a symbol is. A character that the end of the file cuts short is dropped.
         cache_dir: None for ``$XDG_CACHE_HOME/gridlstm``, or ``~/.cache/gridlstm``.
+        max_words: at level word, the size of the vocabulary: the most frequent words, among them ``<unk>``, which
+            stands for all others. None for all words.
 
     Raises:
         UserError: file missing, empty, unreadable, damaged, a zip of several members, or at level char not UTF-8.
     """
     if level not in get_args(Level):
-        raise UserError(f"the level must be byte or char, got {level!r}.")
+        raise UserError(f"the level must be byte, char or word, got {level!r}.")
+    if max_words is not None and (level != "word" or max_words < 2):
+        raise UserError(
+            f"task.data.max_words must be null, or at level word at least 2, got {max_words} at level {level}."
+        )
     path = path.expanduser().resolve()
     try:
         stat = path.stat()
@@ -104,25 +72,34 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None) -> Corp
             f"{path}: {error.strerror}. Name a text file (plain, .xz, .gz, .bz2, .zip): task.path=..."
         ) from error
     try:
-        entry = _entry(path, stat, level, cache_dir)
+        entry = _entry(path, stat, level, max_words, cache_dir)
         cached = _load(entry, level)
         if cached is not None:
             return cached
         with only_process(entry.with_suffix(".lock"), f"reading {path}"):
-            return _load(entry, level) or _build(path, level, entry)
+            return _load(entry, level) or _build(path, level, max_words, entry)
     except OSError as error:
         log.warning("the cache cannot be used (%s): %s stays in memory, and is read anew each time", error, path)
-        return _decode(path, level)
+        return _decode(path, level, max_words)
 
 
-def _entry(path: Path, stat: os.stat_result, level: Level, cache_dir: Path | None) -> Path:
-    if cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        if base.startswith("~"):
-            raise FileNotFoundError("no home directory: set XDG_CACHE_HOME")
-        cache_dir = Path(base) / "gridlstm"
-    key = json.dumps([str(path), stat.st_size, stat.st_mtime_ns, level, FORMAT])
-    return cache_dir.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.ids"
+def cache_directory(given: Path | None) -> Path:
+    """The directory given, else ``$XDG_CACHE_HOME/gridlstm``, or ``~/.cache/gridlstm``.
+
+    Raises:
+        OSError: there is no home directory.
+    """
+    if given is not None:
+        return given.expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise FileNotFoundError("no home directory: set XDG_CACHE_HOME")
+    return Path(base) / "gridlstm"
+
+
+def _entry(path: Path, stat: os.stat_result, level: Level, max_words: int | None, cache_dir: Path | None) -> Path:
+    key = json.dumps([str(path), stat.st_size, stat.st_mtime_ns, level, max_words, FORMAT])
+    return cache_directory(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.ids"
 
 
 def _load(entry: Path, level: Level) -> Corpus | None:
@@ -144,8 +121,8 @@ def _load(entry: Path, level: Level) -> Corpus | None:
         return None
 
 
-def _build(path: Path, level: Level, entry: Path) -> Corpus:
-    corpus = _decode(path, level)
+def _build(path: Path, level: Level, max_words: int | None, entry: Path) -> Corpus:
+    corpus = _decode(path, level, max_words)
     header = {"symbols": corpus.vocabulary.symbols, "dtype": corpus.ids.dtype.str, "length": len(corpus.ids)}
     line = json.dumps(header).encode()
     line += b" " * (-(len(line) + 1) % ALIGNMENT) + b"\n"
@@ -160,30 +137,58 @@ def _build(path: Path, level: Level, entry: Path) -> Corpus:
     return _load(entry, level) or corpus
 
 
-def _decode(path: Path, level: Level) -> Corpus:
+def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     log.info("reading %s", path)
     raw = _contents(path)
-    if level == "char" and (cut := _cut_character(raw)):
+    if level != "byte" and (cut := _cut_character(raw)):
         log.warning("%s ends inside a UTF-8 character: its last %d bytes are left out", path, cut)
         raw = raw[:-cut]
+    corpus = _words(raw, path, max_words) if level == "word" else _codes(raw, path, level)
+    log.info("%s: %d symbols (level %s), %d distinct", path, len(corpus.ids), level, len(corpus.vocabulary))
+    return corpus
+
+
+def _words(raw: bytes, path: Path, max_words: int | None) -> Corpus:
+    # Twice over the text: a list of all its words would be many times as large.
+    counts = Counter(split_words(raw, str(path)))
+    if not counts:
+        raise _empty(path)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    if max_words is not None and len(ranked) > max_words:
+        known = [word for word in ranked if word != UNKNOWN][: max_words - 1]
+        ranked = [*known, UNKNOWN]
+    id_of = {word: id for id, word in enumerate(ranked)}
+    unknown = id_of.get(UNKNOWN, 0)
+    ids = np.fromiter(
+        (id_of.get(word, unknown) for word in split_words(raw, str(path))),
+        dtype=np.min_scalar_type(len(ranked) - 1),
+        count=counts.total(),
+    )
+    return Corpus(ids, Vocabulary("word", tuple(ranked)))
+
+
+def _codes(raw: bytes, path: Path, level: Level) -> Corpus:
     # Twice over the text: its code points, at four bytes each, are never all in memory.
     used = np.zeros(256 if level == "byte" else 0x110000, dtype=bool)
     length = 0
-    for codes in _codes(raw, level, str(path)):
+    for codes in symbol_codes(raw, level, str(path)):
         used[codes] = True
         length += len(codes)
     if length == 0:
-        raise UserError(f"{path} is empty: name a file with text in it with task.path=...")
+        raise _empty(path)
     symbols = np.flatnonzero(used)
     id_of = np.zeros(len(used), dtype=np.min_scalar_type(len(symbols) - 1))
     id_of[symbols] = np.arange(len(symbols))
     ids: NDArray[Any] = np.empty(length, dtype=id_of.dtype)
     place = 0
-    for codes in _codes(raw, level, str(path)):
+    for codes in symbol_codes(raw, level, str(path)):
         ids[place : place + len(codes)] = id_of[codes]
         place += len(codes)
-    log.info("%s: %d symbols (level %s), %d distinct", path, length, level, len(symbols))
     return Corpus(ids, Vocabulary(level, tuple(symbols.tolist())))
+
+
+def _empty(path: Path) -> UserError:
+    return UserError(f"{path} is empty: name a file with text in it with task.path=...")
 
 
 def _contents(path: Path) -> bytes:
@@ -221,22 +226,3 @@ def _cut_character(raw: bytes) -> int:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(raw[-3:])
     return len(decoder.getstate()[0])
-
-
-def _codes(raw: bytes, level: Level, name: str) -> Iterator[NDArray[Any]]:
-    """The symbols as bytes or code points, in chunks; ``name`` is what the error calls the text."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(raw), CHUNK):
-        chunk = raw[start : start + CHUNK]
-        if level == "byte":
-            yield np.frombuffer(chunk, dtype=np.uint8)
-            continue
-        pending = len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(chunk, final=start + CHUNK >= len(raw))
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{name} is not UTF-8 at byte offset {start - pending + error.start:,} ({error.reason}): model its "
-                f"bytes with task.data.level=byte, or convert it to UTF-8."
-            ) from error
-        yield np.frombuffer(text.encode("utf-32-le"), dtype="<u4")

@@ -21,7 +21,7 @@ TIMEOUT = 30.0
 """Seconds that a server may be silent."""
 
 
-def fetch(url: str, destination: Path, size: int, sha256: str) -> None:
+def fetch(url: str, destination: Path, size: int, sha256: str | None) -> str:
     """Downloads a file over HTTP(S), with a progress bar on stderr.
 
     Always starts from the first byte: what an interrupted download left could not be verified.
@@ -29,29 +29,35 @@ def fetch(url: str, destination: Path, size: int, sha256: str) -> None:
     Args:
         destination: gets the file, whole and verified, or nothing; ``<destination>.part`` while it arrives.
         size: expected, in bytes.
-        sha256: expected, in hexadecimal.
+        sha256: expected, in hexadecimal; None where it is not known.
+
+    Returns:
+        The SHA-256 found.
 
     Raises:
         UserError: no connection, timeout, HTTP error status, wrong size or checksum, directory not writable, disk full.
     """
-    _store(_received(url, size, destination.name), destination, size, sha256, url)
+    return _store(_received(url, size, destination.name), destination, size, sha256, url)
 
 
-def unzip_member(archive: Path, member: str, destination: Path, size: int, sha256: str) -> None:
+def unzip_member(archive: Path, member: str, destination: Path, size: int, sha256: str | None) -> str:
     """Unpacks one member of a zip archive.
 
     Args:
         destination: gets the member, whole and verified, or nothing; ``<destination>.part`` while it is unpacked.
         size: of the unpacked member, expected, in bytes.
-        sha256: of the unpacked member, expected, in hexadecimal.
+        sha256: of the unpacked member, expected, in hexadecimal; None where it is not known.
+
+    Returns:
+        The SHA-256 found.
 
     Raises:
         UserError: damaged archive, no such member, wrong size or checksum, directory not writable, disk full.
     """
-    _store(_unpacked(archive, member), destination, size, sha256, f"{archive}, member {member}")
+    return _store(_unpacked(archive, member), destination, size, sha256, f"{archive}, member {member}")
 
 
-def _store(chunks: Generator[bytes, None, None], destination: Path, size: int, sha256: str, origin: str) -> None:
+def _store(chunks: Generator[bytes, None, None], destination: Path, size: int, sha256: str | None, origin: str) -> str:
     digest = hashlib.sha256()
     received = 0
     try:
@@ -68,7 +74,7 @@ def _store(chunks: Generator[bytes, None, None], destination: Path, size: int, s
                     f"{origin}: ended after {received:,} of the {size:,} bytes expected: the connection was cut, or it "
                     f"is another file. Run again."
                 )
-            if digest.hexdigest() != sha256:
+            if sha256 is not None and digest.hexdigest() != sha256:
                 raise UserError(
                     f"{origin}: the SHA-256 is {digest.hexdigest()}, expected {sha256}: damaged on the way, or another "
                     f"file. It was removed."
@@ -78,6 +84,7 @@ def _store(chunks: Generator[bytes, None, None], destination: Path, size: int, s
             f"cannot write {destination}: {error.strerror}. Make room there, make it writable, or choose another "
             f"directory with data_dir=..."
         ) from error
+    return digest.hexdigest()
 
 
 def _received(url: str, size: int, name: str) -> Generator[bytes, None, None]:

@@ -1,18 +1,16 @@
-"""enwik8, the first 10^8 bytes of the English Wikipedia of 2006, found or downloaded (section 4.3)."""
+"""enwik8, the first 10^8 bytes of the English Wikipedia of 2006, and text8, found or downloaded (section 4.3)."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from gridlstm.atomic import write_text
 from gridlstm.data.download import fetch, unzip_member
-from gridlstm.data.files import mismatch, only_process
+from gridlstm.data.files import mismatch, only_process, recorded_digest
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
-
-NAME = "enwik8"
-ZIP_NAME = "enwik8.zip"
 
 
 class Enwik8Data(TextData):
@@ -28,11 +26,14 @@ class Enwik8Data(TextData):
         path: the user's own enwik8 or enwik8.zip.
         url: of the zip archive with the one member enwik8.
         zip_size, zip_sha256: of the archive, in bytes and hexadecimal.
-        size, sha256: of enwik8.
+        size, sha256: of enwik8. A SHA-256 that is None is not known: what is unpacked first is recorded beside the
+            file, as <name>.sha256, and expected from then on.
 
     Raises:
         UserError: from ``setup``: the file is neither to be found nor to be had, with every place tried and its reason.
     """
+
+    name = "enwik8"
 
     def __init__(
         self,
@@ -42,9 +43,9 @@ class Enwik8Data(TextData):
         path: str | Path | None = None,
         url: str = "http://mattmahoney.net/dc/enwik8.zip",
         zip_size: int = 36_445_475,
-        zip_sha256: str = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        zip_sha256: str | None = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
         size: int = 100_000_000,
-        sha256: str = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        sha256: str | None = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
         window: int = 50,
         stream_length: int = 10_000,
         splits: Sequence[float] = (90_000_000, 5_000_000, 5_000_000),
@@ -60,15 +61,19 @@ class Enwik8Data(TextData):
         self.sha256 = sha256
         self._found: Path | None = None
 
+    @property
+    def _zip_name(self) -> str:
+        return f"{self.name}.zip"
+
     def source(self) -> Path:
         if self._found is None:
             self._found = self._find()
         return self._found
 
     def _find(self) -> Path:
-        directories = [self.data_dir, self.data_dir / NAME]
-        files = [directory / NAME for directory in directories]
-        archives = [directory / ZIP_NAME for directory in directories]
+        directories = [self.data_dir, self.data_dir / self.name]
+        files = [directory / self.name for directory in directories]
+        archives = [directory / self._zip_name for directory in directories]
         if self.path is not None:
             named = Path(self.path).expanduser()
             file, not_file = _genuine([named], self.size, self.sha256)
@@ -77,14 +82,14 @@ class Enwik8Data(TextData):
             archives, not_archive = [named], _genuine([named], self.zip_size, self.zip_sha256)[1]
             if not_archive:
                 raise UserError(
-                    f"task.path is neither {NAME} ({not_file[0]}) nor {ZIP_NAME} ({not_archive[0]}). Name the genuine "
-                    f"one, or leave task.path out; for any other text, task=text task.path={named}."
+                    f"task.path is neither {self.name} ({not_file[0]}) nor {self._zip_name} ({not_archive[0]}). Name "
+                    f"the genuine one, or leave task.path out; for any other text, task=text task.path={named}."
                 )
         file, reasons = _genuine(files, self.size, self.sha256)
         if file is not None:
             return file
         try:
-            with only_process(self.data_dir / f".{NAME}.lock", f"preparing {NAME}"):
+            with only_process(self.data_dir / f".{self.name}.lock", f"preparing {self.name}"):
                 file, reasons = _genuine(files, self.size, self.sha256)  # another process may have made it meanwhile
                 return file or self._prepare(archives, reasons)
         except OSError as error:
@@ -98,34 +103,48 @@ class Enwik8Data(TextData):
         """Unpacks the first genuine archive, or downloads one."""
         archive, not_archives = _genuine(archives, self.zip_size, self.zip_sha256)
         reasons = reasons + not_archives
-        home = self.data_dir / NAME if (self.data_dir / NAME).is_dir() else self.data_dir
-        for target in [home / NAME] if archive else [home / NAME, home / ZIP_NAME]:
+        home = self.data_dir / self.name if (self.data_dir / self.name).is_dir() else self.data_dir
+        for target in [home / self.name] if archive else [home / self.name, home / self._zip_name]:
             if target.exists():
                 raise self._not_found([*reasons, f"{self.url}: not downloaded: {target} is in the way, remove it"])
         if archive is not None:
-            unzip_member(archive, NAME, home / NAME, self.size, self.sha256)
-            return home / NAME
+            return self._unpack(archive, home)
         log.info("downloading %s to %s", self.url, home)
-        downloaded = home / ZIP_NAME
+        downloaded = home / self._zip_name
         try:
             fetch(self.url, downloaded, self.zip_size, self.zip_sha256)
-            unzip_member(downloaded, NAME, home / NAME, self.size, self.sha256)
+            return self._unpack(downloaded, home)
         except UserError as error:
             raise self._not_found([*reasons, str(error)]) from error
         finally:
             downloaded.unlink(missing_ok=True)
-        return home / NAME
+
+    def _unpack(self, archive: Path, home: Path) -> Path:
+        digest = unzip_member(archive, self.name, home / self.name, self.size, self.sha256)
+        if self.sha256 is None:
+            log.info("the SHA-256 of %s is %s, and expected from now on", home / self.name, digest)
+            write_text(recorded_digest(home / self.name), f"{digest}  {self.name}\n")
+        return home / self.name
 
     def _not_found(self, reasons: list[str]) -> UserError:
         tried = "".join(f"\n  - {reason}" for reason in reasons)
         return UserError(
-            f"{NAME} was neither found nor could it be downloaded. Tried:{tried}\n"
-            f"Put {NAME} or {ZIP_NAME} (from {self.url}) into {self.data_dir} by hand, or name it with task.path=... "
-            f"Without any download: task=memorization, or task=text task.path=<any text file>."
+            f"{self.name} was neither found nor could it be downloaded. Tried:{tried}\n"
+            f"Put {self.name} or {self._zip_name} (from {self.url}) into {self.data_dir} by hand, or name it with "
+            f"task.path=... Without any download: task=memorization, or task=text task.path=<any text file>."
         )
 
 
-def _genuine(places: list[Path], size: int, sha256: str) -> tuple[Path | None, list[str]]:
+class Text8Data(Enwik8Data):
+    """text8: the text of enwik8's articles in 27 symbols, a to z and the space, made by Matt Mahoney; 10^8 bytes.
+
+    See ``Enwik8Data``; its checksums have no defaults.
+    """
+
+    name = "text8"
+
+
+def _genuine(places: list[Path], size: int, sha256: str | None) -> tuple[Path | None, list[str]]:
     """The first place that holds the file of this size and SHA-256, and why those before it, or all, do not."""
     reasons: list[str] = []
     for place in places:

@@ -58,8 +58,16 @@ def only_process(lock_file: Path, purpose: str) -> Iterator[None]:
         lock.release()
 
 
-def mismatch(path: Path, size: int, sha256: str) -> str | None:
-    """Why the file is not the one of this size (bytes) and SHA-256 (hexadecimal); None when it is."""
+def recorded_digest(path: Path) -> Path:
+    """Where the SHA-256 of a file is kept that nobody has published: beside it, as ``sha256sum`` writes it."""
+    return path.with_name(path.name + ".sha256")
+
+
+def mismatch(path: Path, size: int, sha256: str | None) -> str | None:
+    """Why the file is not the one of this size (bytes) and SHA-256 (hexadecimal); None when it is.
+
+    Where ``sha256`` is None, the recorded one is expected, if there is any.
+    """
     try:
         if not path.exists():
             return "no such file"
@@ -67,6 +75,10 @@ def mismatch(path: Path, size: int, sha256: str) -> str | None:
             return "not a file"
         if path.stat().st_size != size:
             return f"{path.stat().st_size:,} bytes, expected {size:,}"
+        if sha256 is None and (record := recorded_digest(path)).is_file():
+            sha256 = record.read_text().split(" ")[0]
+        if sha256 is None:
+            return None
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
 from gridlstm.data.base import Batch, SequenceData, Spec
-from gridlstm.data.corpus import Corpus, Level, read_corpus
+from gridlstm.data.corpus import Corpus, read_corpus
 from gridlstm.data.entropy import ngram_entropy
 from gridlstm.data.streams import Streams, split_text
+from gridlstm.data.vocabulary import Level
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class TextData(SequenceData):
 
     Args:
         path: of the text file; see ``read_corpus``.
-        level: what a symbol is, "byte" or "char".
+        level: what a symbol is, "byte", "char" or "word".
         batch_size, seed: see ``SequenceData``.
         window: T, symbols of one batch row.
         stream_length: symbols through which the state is carried, a multiple of ``window``. None for the paper's
@@ -50,13 +51,11 @@ class TextData(SequenceData):
             numbers of symbols.
         val_symbols: use at most so many symbols of the validation split while fitting; None for all. A validation on
             its own (``setup("validate")``) always uses all.
-        cache_dir: of the decoded text; see ``read_corpus``.
+        cache_dir, max_words: of the decoded text; see ``read_corpus``.
 
     Raises:
         UserError: sizes that do not fit together; from ``setup``, a text that cannot be read or is too short.
     """
-
-    unit = "characters"
 
     def __init__(
         self,
@@ -69,6 +68,7 @@ class TextData(SequenceData):
         splits: Sequence[float] = (0.9, 0.05, 0.05),
         val_symbols: int | None = None,
         cache_dir: str | Path | None = None,
+        max_words: int | None = None,
     ) -> None:
         super().__init__(batch_size, seed)
         if seed < 0:
@@ -89,6 +89,8 @@ class TextData(SequenceData):
         self.splits = tuple(splits)
         self.val_symbols = val_symbols
         self.cache_dir = cache_dir
+        self.max_words = max_words
+        self.unit = "words" if level == "word" else "characters"
         self._corpus: Corpus | None = None
         self._fitting = True
 
@@ -103,7 +105,7 @@ class TextData(SequenceData):
         """The text, read on first use."""
         if self._corpus is None:
             cache_dir = None if self.cache_dir is None else Path(self.cache_dir)
-            self._corpus = read_corpus(self.source(), self.level, cache_dir)
+            self._corpus = read_corpus(self.source(), self.level, cache_dir, self.max_words)
         return self._corpus
 
     @property
@@ -136,8 +138,9 @@ class TextData(SequenceData):
         if new:
             sizes = " + ".join(f"{len(part):,}" for part in self.parts)
             log.info(
-                "%s characters to train, validate and test on; an epoch is %d streams of %d",
+                "%s %s to train, validate and test on; an epoch is %d streams of %d",
                 sizes,
+                self.unit,
                 epoch,
                 self.stream_length,
             )
@@ -149,13 +152,18 @@ class TextData(SequenceData):
         if symbols > MOST_FOR_YARDSTICK:
             return
         entropy = ngram_entropy(self.corpus.ids[self.parts[1].start : self.parts[1].stop], symbols)
-        message = "the validation text's own entropy: %.3f bits per character, %.3f knowing the one before (bigrams)"
-        log.info(message, entropy.unigram, entropy.bigram)
+        message = "the validation text's own entropy: %.3f bits per %s, %.3f knowing the one before (bigrams)"
+        log.info(message, entropy.unigram, self.unit.removesuffix("s"), entropy.bigram)
 
     @property
     def spec(self) -> Spec:
         symbols = len(self.corpus.vocabulary)
         return Spec(input_size=symbols, output_size=symbols, sequence_length=self.window)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        windows = self.streams.per_epoch * (self.stream_length // self.window)
+        return max(1, round(windows / self.batch_size))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         first = self.batches_seen  # a second pass over this loader, as in overfitting, repeats the first

@@ -35,7 +35,7 @@ def build(cfg: DictConfig) -> Run:
     """
     data = make_data(cfg)
     data.setup("fit")
-    task = make_task(cfg, data.spec)
+    task = make_task(_with_epochs(cfg, data), data.spec)
     trainer: L.Trainer = _make(cfg, "trainer")(
         # A node set to null is left out: callbacks.learning_curve=null.
         callbacks=[_make(cfg, f"callbacks.{name}")() for name, node in (cfg.callbacks or {}).items() if node],
@@ -62,6 +62,15 @@ def make_task(cfg: DictConfig, spec: Spec) -> SequenceTask:
         scheduler=_make(cfg, "scheduler") if cfg.scheduler else None,
     )
     return task
+
+
+def _with_epochs(cfg: DictConfig, data: SequenceData) -> DictConfig:
+    """The configuration with the data's epoch, counted in steps, where a schedule asks for it."""
+    if not cfg.scheduler or cfg.scheduler.get("steps_per_epoch", 0) is not None or data.batches_per_epoch is None:
+        return cfg
+    cfg = cfg.copy()
+    cfg.scheduler.steps_per_epoch = max(1, data.batches_per_epoch // cfg.trainer.accumulate_grad_batches)
+    return cfg
 
 
 def check_types(node: DictConfig, path: str) -> None:

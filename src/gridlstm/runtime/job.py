@@ -14,6 +14,7 @@ from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
 from gridlstm.runtime.criterion import solved
+from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
 from gridlstm.runtime.progress_file import best_checkpoint
@@ -44,6 +45,8 @@ def run_job(cfg: DictConfig) -> float:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
         _check_monitor(cfg, run)
+        if cfg.init_from is not None and checkpoint is None:
+            init_from(run, Path(cfg.init_from))
         if provenance.rank() == 0 and "fit" in cfg.stages:
             write_config(cfg)
         record.fields |= describe(run)
@@ -112,7 +115,8 @@ def quiet() -> None:
     """Turns down messages that say nothing about this run."""
     for name in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what it prints was asked for
+    for name in ("profilers", "callbacks.early_stopping"):  # what they print was asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     # Batches are slices of memory or made on the device: worker processes would only cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A checkpoint that is only evaluated needs none of the callbacks that wrote it.
@@ -166,6 +170,8 @@ def _summary(cfg: DictConfig, record: Record) -> None:
         log.info("  learning curve     %s", _short(picture))
     if best and best["checkpoint"]:
         log.info("  evaluate again     python -m gridlstm.evaluate ckpt=%s split=test", _short(best["checkpoint"]))
+        if cfg.task.monitor == "val/bpc":
+            log.info("  let it write       python -m gridlstm.sample ckpt=%s", _short(best["checkpoint"]))
     log.info("  try next           %s", NEXT.get(cfg.run.task, NEXT["memorization"]))
 
 
@@ -180,6 +186,8 @@ NEXT = {
     "addition": "the same with a stacked LSTM: python train.py task=addition model=stacked_lstm",
     "parity": "the same with ReLU layers: python train.py experiment=paper/parity_small model=feed_forward",
     "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
-    "enwik8": "the same with a stacked LSTM: add model=stacked_lstm",
+    **dict.fromkeys(
+        ("enwik8", "text8", "penn_treebank", "hub"), "the same with a stacked LSTM: add model=stacked_lstm"
+    ),
 }
 """What a newcomer may try after a run of this task."""

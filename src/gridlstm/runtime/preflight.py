@@ -84,6 +84,16 @@ def _check_stages(cfg: DictConfig) -> None:
     if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).is_file():
         raise UserError(f"ckpt_path={cfg.ckpt_path} is no file. Give a checkpoint, or ckpt_path=last.")
 
+    if cfg.init_from is not None:
+        if not Path(cfg.init_from).is_file():
+            raise UserError(
+                f"init_from={cfg.init_from} is no file. Give a checkpoint, such as …/checkpoints/best.ckpt."
+            )
+        if cfg.ckpt_path not in (None, "last") or "fit" not in cfg.stages:
+            raise UserError(
+                "init_from starts a new training: leave it out where ckpt_path or stages=[test] takes one up."
+            )
+
 
 def _several_processes(cfg: DictConfig) -> bool:
     devices = cfg.trainer.devices

@@ -3,7 +3,6 @@
 Shape legend: B batch rows, T time steps, C classes.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -94,19 +93,26 @@ class SequenceTask(L.LightningModule):
         return nats.sum() / count * self.trainer.world_size
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.log_training_row()
+
+    def row_is_due(self) -> bool:
+        """Whether this step ends with a row of the log that is not written yet."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set, but not annotated
         # With accumulated gradients several batches end at one step: its row is written after the last of them.
-        if self.global_step % every != 0 or self.global_step == self._logged_step:
+        return self.global_step % every == 0 and self.global_step != self._logged_step
+
+    def training_loss(self) -> float:
+        """The mean of the training loss since the last row."""
+        return float(self._metrics("train")["loss"].compute())
+
+    def log_training_row(self) -> None:
+        """Writes the row of this step where one is due."""
+        if not self.row_is_due():
             return
         self._logged_step = self.global_step
         values = {f"train/{name}": float(metric.compute()) for name, metric in self._metrics("train").items()}
         for metric in self._metrics("train").values():
             metric.reset()
-        if not math.isfinite(values["train/loss"]):
-            raise UserError(
-                f"the training loss became {values['train/loss']} by step {self.global_step}. Lower the learning rate "
-                f"(optimizer.lr) or clip the gradients (trainer.gradient_clip_val=1)."
-            )
         self.latest = values
         self._log_row(
             values | {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], "samples": self.samples_seen},
@@ -134,11 +140,11 @@ class SequenceTask(L.LightningModule):
         """What is measured, without the prefix of a stage."""
         return list(self._metrics("val"))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "test")
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
@@ -164,8 +170,16 @@ class SequenceTask(L.LightningModule):
             # Every rank takes part in saving; the checkpoint holds the rows of all of them, in order.
             leaves = [leaf.cpu() for leaf in tree_flatten(self._state)[0]]
             checkpoint["carried_state"] = self._gather_rows(leaves)
+        reduce = self.trainer.strategy.reduce
+        checkpoint["training_sums"] = {
+            name: [reduce(metric.total, reduce_op="sum").item(), reduce(metric.count, reduce_op="sum").item()]
+            for name, metric in self._metrics("train").items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, (total, count) in checkpoint.get("training_sums", {}).items():
+            if self.global_rank == 0:  # the row that was begun goes on
+                self._metrics("train")[name].update(total, count)
         self._restored = checkpoint.get("carried_state")
         self._checkpoint_step = self._logged_step = int(checkpoint["global_step"])
 
@@ -216,11 +230,13 @@ class SequenceTask(L.LightningModule):
 
         return tree_map(choose, state, self.model.initial_state(len(reset)))
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
+        """The nats (B, T) of each target."""
         logits, nats, self._evaluation_state = self._step(batch, self._evaluation_state)
         self.update_metrics(self._metrics(stage), batch, logits, nats)
         for name, metric in self._metrics(stage).items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=1)
+        return nats
 
     def _log_row(self, values: dict[str, float], step: int) -> None:
         """One row for every logger; Lightning's own path would log without the samples seen."""

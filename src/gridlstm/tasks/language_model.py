@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from gridlstm.data.base import Batch, Spec
-from gridlstm.metrics import RatioOfSums, bits
+from gridlstm.metrics import Perplexity, RatioOfSums, bits
 from gridlstm.models.base import SequenceModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, SequenceTask
 
@@ -11,8 +11,8 @@ from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, SequenceTask
 class LanguageModel(SequenceTask):
     """Cross-entropy over all symbols, the state carried from window to window.
 
-    Metrics: ``loss`` (nats per symbol), ``bpc`` (bits per symbol: for bytes or characters, bits per character), both
-    the sum over symbols divided by their number.
+    Metrics: ``loss`` (nats per symbol), ``bpc`` (bits per symbol: for bytes or characters, bits per character) and
+    ``perplexity`` (exp of the loss), all of the sum over symbols divided by their number.
     """
 
     def __init__(
@@ -21,9 +21,9 @@ class LanguageModel(SequenceTask):
         super().__init__(model, spec, optimizer, scheduler, carry_state=True)
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums(), "bpc": bits()})
+        return nn.ModuleDict({"loss": RatioOfSums(), "bpc": bits(), "perplexity": Perplexity()})
 
     def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, logits: Tensor, nats: Tensor) -> None:
         total, count = nats.double().sum(), batch.loss_mask.sum()
-        metrics["loss"].update(total, count)
-        metrics["bpc"].update(total, count)
+        for metric in metrics.values():
+            metric.update(total, count)

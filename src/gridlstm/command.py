@@ -1,0 +1,29 @@
+"""What the commands with ``key=value`` arguments share: usage, one message for an error, exit status."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from gridlstm.errors import UserError
+from gridlstm.threads import wait_briefly
+
+
+def run_command(usage: str, run: Callable[[dict[str, str]], None]) -> None:
+    """Calls ``run`` with the command line's arguments; an error of the user's is one message and exit status 1."""
+    arguments = sys.argv[1:]
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        sys.exit(usage) if not arguments else print(usage)
+        return
+    wait_briefly()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the result's
+    try:
+        if bad := [a for a in arguments if "=" not in a]:
+            raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{usage}")
+        given = dict(a.split("=", 1) for a in arguments)
+        if "ckpt" not in given:
+            raise UserError(f"ckpt must be given.\n\n{usage}")
+        run(given)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,94 @@
+"""Any text data set of the Hugging Face hub, or of its formats on disk, by name."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gridlstm.data.parts import PartedTextData
+from gridlstm.data.vocabulary import Level
+from gridlstm.errors import UserError
+
+
+class HubTextData(PartedTextData):
+    """One column of text of a data set that ``datasets.load_dataset`` knows; see ``TextData``.
+
+    Its splits train, validation and test are the splits here. Where it lacks one of the last two, ``splits`` divides
+    train. Every document ends with a line end. Needs the extra ``gridlstm[datasets]``.
+
+    Args:
+        name: on the hub, such as "Salesforce/wikitext", or a directory of files in a format that it reads.
+        config: of the data set, where it has several.
+        column: of the text.
+        streaming: read documents one by one instead of keeping the data set's own copy too.
+        max_documents: take so many of each split at most; None for all.
+        level, batch_size, seed, window, stream_length, splits, val_symbols, cache_dir, max_words: see ``TextData``.
+
+    Raises:
+        UserError: from ``setup``: the package, the data set, the column or a text is not there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        level: Level,
+        batch_size: int,
+        seed: int,
+        config: str | None = None,
+        column: str = "text",
+        streaming: bool = False,
+        max_documents: int | None = None,
+        window: int = 50,
+        stream_length: int | None = None,
+        splits: Sequence[float] = (0.9, 0.05, 0.05),
+        val_symbols: int | None = None,
+        cache_dir: str | Path | None = None,
+        max_words: int | None = None,
+    ) -> None:
+        super().__init__(
+            None, level, batch_size, seed, window, stream_length, splits, val_symbols, cache_dir, max_words
+        )
+        if max_documents is not None and max_documents < 1:
+            raise UserError(f"task.data.max_documents must be null or at least 1, got {max_documents}.")
+        self.data_set = name
+        self.config = config
+        self.column = column
+        self.streaming = streaming
+        self.max_documents = max_documents
+
+    def key(self) -> str:
+        directory = Path(self.data_set)
+        files = sorted(path for path in directory.rglob("*") if path.is_file()) if directory.is_dir() else []
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        text = json.dumps([self.data_set, self.config, self.column, self.max_documents, stats])
+        return f"hub-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def read_parts(self) -> Sequence[Iterator[str]]:
+        try:
+            import datasets
+        except ImportError as error:
+            raise UserError("this task needs the package datasets: pip install gridlstm[datasets]") from error
+        try:
+            found = datasets.load_dataset(self.data_set, self.config, streaming=self.streaming)
+        except Exception as error:  # of many kinds: no such name, no network, a file that cannot be read
+            raise UserError(
+                f"the data set {self.data_set} cannot be loaded: {str(error).splitlines()[0]} Check task.data.name and "
+                f"task.data.config, and the network; a directory of files works without one."
+            ) from error
+        names = ("train", "validation", "test")
+        if "train" not in found:
+            raise UserError(f"{self.data_set} has no split train, but {', '.join(found)}: it cannot be trained on.")
+        return [self._documents(found[name]) for name in (names if set(names) <= set(found) else names[:1])]
+
+    def _documents(self, split: Any) -> Iterator[str]:
+        for document in islice(split, self.max_documents):
+            text = document.get(self.column)
+            if not isinstance(text, str):
+                columns = ", ".join(name for name, value in document.items() if isinstance(value, str))
+                raise UserError(
+                    f"task.data.column={self.column} is no text of {self.data_set}; columns of text: "
+                    f"{columns or 'none'}."
+                )
+            yield text if text.endswith("\n") else text + "\n"

@@ -1,0 +1,127 @@
+"""The symbols of a text: bytes, characters or words, and their ids."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gridlstm.errors import UserError
+
+Level = Literal["byte", "char", "word"]
+"""What a symbol is: a byte, a UTF-8 code point, or a word (see ``split_words``)."""
+
+CHUNK = 1 << 24
+"""Bytes decoded at a time."""
+
+UNKNOWN = "<unk>"
+END_OF_LINE = "<eos>"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The distinct symbols of a text; the id of a symbol is its place among them."""
+
+    level: Level
+    symbols: tuple[Any, ...]
+    """Byte values or code points, ascending; words, the most frequent first."""
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def encode(self, text: str | bytes) -> NDArray[np.int64]:
+        """The ids of a text; a word that the vocabulary lacks is ``<unk>`` where it has that.
+
+        Raises:
+            UserError: a symbol that the vocabulary lacks, or bytes that are not UTF-8 at another level than byte.
+        """
+        raw = text.encode() if isinstance(text, str) else text
+        if self.level == "word":
+            return self._encode_words(raw)
+        codes = np.concatenate([np.zeros(0, np.int64), *symbol_codes(raw, self.level, "the text")])
+        ids = np.searchsorted(self.symbols, codes)
+        unknown = np.setdiff1d(codes, self.symbols)
+        if len(unknown):
+            name = repr(chr(unknown[0])) if self.level == "char" else f"byte {unknown[0]}"
+            raise UserError(f"{name} does not occur in the text that the model was trained on: leave it out.")
+        return ids
+
+    def _encode_words(self, raw: bytes) -> NDArray[np.int64]:
+        id_of = {word: id for id, word in enumerate(self.symbols)}
+        ids = []
+        for word in split_words(raw, "the text"):
+            if (id := id_of.get(word, id_of.get(UNKNOWN))) is None:
+                raise UserError(f"{word!r} does not occur in the text that the model was trained on: leave it out.")
+            ids.append(id)
+        return np.array(ids, dtype=np.int64)
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids; at level byte, sequences that are not UTF-8 become the replacement character."""
+        return "".join(self.stream(np.asarray(ids).tolist()))
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids, piece by piece as they come; "" where a byte only begins a character."""
+        if self.level == "byte":
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            for id in ids:
+                yield decoder.decode(bytes([self.symbols[id]]))
+            yield decoder.decode(b"", final=True)
+        elif self.level == "char":
+            for id in ids:
+                yield chr(self.symbols[id])
+        else:
+            separator = ""
+            for id in ids:
+                ends_line = self.symbols[id] == END_OF_LINE
+                yield "\n" if ends_line else separator + self.symbols[id]
+                separator = "" if ends_line else " "
+
+
+def split_words(raw: bytes, name: str) -> Iterator[str]:
+    """The words of a text, cut at white space; every line ends with the word ``<eos>``, as in the Penn Treebank's
+    protocol (Mikolov et al. 2010). ``name`` is what the error calls the text.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    start = 0
+    while start < len(raw):
+        end = raw.find(b"\n", start + CHUNK) + 1 or len(raw)  # whole lines
+        *lines, rest = _decoded(raw[start:end], start, name).split("\n")
+        for line in lines:
+            yield from line.split()
+            yield END_OF_LINE
+        yield from rest.split()
+        start = end
+
+
+def symbol_codes(raw: bytes, level: Level, name: str) -> Iterator[NDArray[Any]]:
+    """The symbols as bytes or code points, in chunks; ``name`` is what the error calls the text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(raw), CHUNK):
+        chunk = raw[start : start + CHUNK]
+        if level == "byte":
+            yield np.frombuffer(chunk, dtype=np.uint8)
+            continue
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(chunk, final=start + CHUNK >= len(raw))
+        except UnicodeDecodeError as error:
+            raise _not_utf8(name, start - pending + error.start, error) from error
+        yield np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def _decoded(raw: bytes, offset: int, name: str) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name, offset + error.start, error) from error
+
+
+def _not_utf8(name: str, offset: int, error: UnicodeDecodeError) -> UserError:
+    return UserError(
+        f"{name} is not UTF-8 at byte offset {offset:,} ({error.reason}): model its bytes with task.data.level=byte, "
+        f"or convert it to UTF-8."
+    )

@@ -1,0 +1,81 @@
+"""What a checkpoint and the run directory above it say: configuration, weights, vocabulary."""
+
+import pickle
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gridlstm.data.vocabulary import Vocabulary
+from gridlstm.errors import UserError
+from gridlstm.runtime.preflight import run_directory
+from gridlstm.tasks.base import SequenceTask
+
+
+def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that wrote a checkpoint, with other options.
+
+    Raises:
+        UserError: there is no such checkpoint or option, or no run directory above it.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
+    if (directory := run_directory(checkpoint)) is None:
+        raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
+    source = directory / "config_source.yaml"  # in which task.path still reaches task.data.path
+    if not source.is_file():
+        raise UserError(
+            f"{source} is missing: it stands beside config.yaml in every run directory, so restore it there."
+        )
+    config = OmegaConf.load(source)
+    assert isinstance(config, DictConfig)
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with_dotlist(overrides)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{str(error).splitlines()[0]}. Options are those of {directory}/config.yaml.") from error
+    return config
+
+
+def load_content(checkpoint: Path) -> dict[str, Any]:
+    """What the file holds, on the CPU, by tensors and plain values alone (``weights_only``).
+
+    Raises:
+        UserError: it is no checkpoint of a run.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{checkpoint} cannot be read: {str(error).splitlines()[0]}. Give a whole checkpoint."
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"{checkpoint} is no checkpoint of a run. Give one such as outputs/…/checkpoints/best.ckpt.")
+    return cast(dict[str, Any], content)
+
+
+def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:
+    """Fills a task with the weights of a checkpoint.
+
+    Raises:
+        UserError: they are those of another network.
+    """
+    try:
+        task.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights do not fit a model of these sizes: {error}") from error
+
+
+def data_state(config: DictConfig, content: dict[str, Any]) -> dict[str, Any]:
+    """What the run's data module left in the checkpoint: its place in the stream, and the vocabulary of a text."""
+    state: dict[str, Any] = content.get(get_class(config.task.data._target_).__qualname__, {})
+    return state
+
+
+def vocabulary(config: DictConfig, content: dict[str, Any]) -> Vocabulary | None:
+    """The symbols of the text that a checkpoint was trained on; None where it was no text."""
+    state = data_state(config, content)
+    return Vocabulary(state["level"], tuple(state["vocabulary"])) if "vocabulary" in state else None

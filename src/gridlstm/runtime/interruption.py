@@ -1,0 +1,80 @@
+"""Ctrl-C ends a run after the step at hand, with a checkpoint of that step."""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from gridlstm.tasks.base import SequenceTask
+
+log = logging.getLogger(__name__)
+
+
+class SaveOnInterrupt(Checkpoint):
+    """At Ctrl-C (SIGINT), finishes the training step, and the validation that may be due, writes last.ckpt and ends.
+
+    A second Ctrl-C ends at once, and leaves the last.ckpt of the last validation. Where SIGINT is ignored, or training
+    is not in the main thread, nothing is changed. A ``Checkpoint``, so that Lightning calls it after other callbacks,
+    whose state it saves.
+
+    Args:
+        dirpath: of last.ckpt.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        self.path = Path(dirpath) / "last.ckpt"
+        self.asked = False
+        self._handles = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._handles = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self._handles:
+            signal.signal(signal.SIGINT, self._note)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        asked = self.asked
+        if trainer.world_size > 1:  # all ranks save together, or none
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        # A run that goes on from here validates next at the next interval, and has no use for half a sum of gradients.
+        if not asked or _validation_is_due(trainer) or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        assert isinstance(pl_module, SequenceTask)
+        pl_module.log_training_row()  # which Lightning would ask for after this
+        trainer.save_checkpoint(self.path)
+        raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+        if self.asked:  # in the last validation, which has written its checkpoint
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        log.info("interrupted: saving after this step (after a validation that has begun). Ctrl-C again ends at once")
+
+    def _restore(self) -> None:
+        # At an interrupt Lightning ignores further ones until the process ends.
+        if self._handles and signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _validation_is_due(trainer: L.Trainer) -> bool:
+    """After this step, and not after every one."""
+    every = trainer.val_check_batch
+    if every is None or every == 1:  # by the clock, or after every step
+        return bool(trainer.should_stop)
+    return trainer.should_stop or (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0

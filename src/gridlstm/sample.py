@@ -1,0 +1,138 @@
+"""Write a text with a trained language model: ``python -m gridlstm.sample ckpt=… prime="The " length=500``."""
+
+import itertools
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gridlstm.command import run_command
+from gridlstm.errors import UserError
+
+USAGE = """python -m gridlstm.sample ckpt=CHECKPOINT [key=value …]
+
+Writes a text with a language model, to stdout as it is made. Needs the checkpoint in its run directory, not the text.
+
+  ckpt          a file below a run directory, such as outputs/…/checkpoints/best.ckpt
+  prime         what the model reads first, and the output begins with; without it, a symbol drawn uniformly
+  length        symbols to write after that: characters, bytes or words (2000)
+  temperature   above 0: below 1 the likely becomes likelier, above 1 all becomes more alike (1)
+  argmax        true: always the most probable symbol (false)
+  top_k, top_p  draw from the k most probable symbols, or the most probable ones that sum to p
+  stop          end after this string
+  samples       how many texts; each has a seed of its own, seed, seed + 1, … (1)
+  seed          the same seed writes the same text (1)
+  device        cpu or cuda (cpu)"""
+
+
+def write_samples(
+    checkpoint: Path,
+    write: Callable[[str], Any],
+    prime: str = "",
+    length: int = 2000,
+    temperature: float = 1.0,
+    argmax: bool = False,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: str | None = None,
+    samples: int = 1,
+    seed: int = 1,
+    device: str = "cpu",
+) -> None:
+    """Writes texts piece by piece: see ``USAGE``.
+
+    Raises:
+        UserError: no language model's checkpoint, a prime of unknown symbols, a value out of range.
+    """
+    # Imported here, so that --help need not wait for torch.
+    import torch
+
+    from gridlstm.data.base import Spec
+    from gridlstm.runtime.build import make_task
+    from gridlstm.runtime.checkpoint import load_config, load_content, load_weights, vocabulary
+    from gridlstm.tasks.sampling import next_probabilities, sample
+
+    for name, value in {"length": length, "samples": samples}.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}.")
+    if stop == "":
+        raise UserError("stop must not be empty: leave it out to write until length.")
+    next_probabilities(torch.zeros(1), temperature, top_k, top_p)  # refuses values before anything is read
+    config = load_config(checkpoint, [])
+    content = load_content(checkpoint)
+    symbols = vocabulary(config, content)
+    if symbols is None:
+        raise UserError(f"{checkpoint} was trained on {config.run.task}, which is no text: it has nothing to write.")
+    ids = symbols.encode(prime).tolist()
+    task = make_task(config, Spec(len(symbols), len(symbols), sequence_length=1))
+    load_weights(task, content["state_dict"])
+    try:
+        task.eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch without it
+        raise UserError(
+            f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
+        ) from error
+    for number in range(samples):
+        generator = torch.Generator().manual_seed(seed + number)
+        begin = ids or torch.randint(len(symbols), (1,), generator=generator).tolist()
+        drawn = sample(task, begin, generator, temperature, top_k, top_p, argmax)
+        if number:
+            write("\n\n---\n\n")
+        count = len(begin) + length
+        pieces = symbols.stream(itertools.islice(itertools.chain(begin, drawn), count))
+        for piece in pieces if stop is None else _until(stop, len(symbols.decode(ids)), pieces):
+            write(piece)
+    write("\n")
+
+
+def _until(stop: str, prime: int, pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces up to the end of the first ``stop`` that does not lie in the prime, of so many characters."""
+    text = ""
+    for piece in pieces:
+        written, text = len(text), text + piece
+        if (found := text.find(stop, max(prime, written - len(stop) + 1))) >= 0:
+            yield text[written : found + len(stop)]
+            return
+        yield piece
+
+
+def _run(given: dict[str, str]) -> None:
+    kinds: dict[str, Callable[[str], Any]] = {
+        "prime": str, "length": int, "temperature": float, "argmax": _boolean, "top_k": int, "top_p": float,
+        "stop": str, "samples": int, "seed": int, "device": str,
+    }  # fmt: skip
+    checkpoint = Path(given.pop("ckpt"))
+    options = {}
+    for name, value in given.items():
+        if name not in kinds:
+            raise UserError(f"there is no option {name}.\n\n{USAGE}")
+        try:
+            options[name] = kinds[name](value)
+        except ValueError as error:
+            whole, real = kinds[name] is int, kinds[name] is float
+            expected = "a whole number" if whole else "a number" if real else "true or false"
+            raise UserError(f"{name} must be {expected}, got {value!r}.") from error
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where a pipe does, as in "| head"
+
+    def write(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    write_samples(checkpoint, write, **options)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def main() -> None:
+    """The command line."""
+    run_command(USAGE, _run)
+
+
+if __name__ == "__main__":
+    main()

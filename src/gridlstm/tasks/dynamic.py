@@ -1,0 +1,79 @@
+"""Dynamic evaluation: a language model that goes on learning from the text it is tested on (Krause et al. 2018)."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from gridlstm.data.base import Batch
+from gridlstm.errors import UserError
+from gridlstm.metrics import RatioOfSums
+from gridlstm.tasks.base import SequenceTask
+
+STATISTICS = 200
+"""Training batches from which the gradients' size is learned."""
+EPSILON = 1e-5
+
+
+class DynamicEvaluation:
+    """Predicts a window, then takes a step on it: each symbol is predicted by weights that never saw it or a later one.
+
+    With g the gradient of the window's mean loss, w_g the trained weights, and s the root mean square of each weight's
+    gradient over training batches, divided in r = s / mean(s) by its mean over all weights (arXiv 1709.07432):
+
+        w <- w - rate g / (s + epsilon) + min(decay r, 1) (w_g - w)
+
+    Args:
+        task: its weights change.
+        training: training batches, of which the first ``STATISTICS`` are read.
+        rate: of learning.
+        decay: towards the trained weights.
+
+    Raises:
+        UserError: a rate or decay out of range.
+    """
+
+    def __init__(self, task: SequenceTask, training: Iterable[Batch], rate: float, decay: float) -> None:
+        if not rate >= 0 or not decay >= 0:
+            raise UserError(f"dynamic_rate and dynamic_decay must be 0 or more, got {rate} and {decay}.")
+        self.task = task.eval()
+        self.weights = [weight for weight in task.parameters() if weight.requires_grad]
+        self.trained = [weight.detach().clone() for weight in self.weights]
+        self.rate = rate
+        squares = [torch.zeros_like(weight) for weight in self.weights]
+        count, state = 0, None
+        for batch in islice(training, STATISTICS):
+            count += 1
+            _, gradients, state = self._gradients(batch, state)
+            for square, gradient in zip(squares, gradients, strict=True):
+                square += gradient**2
+        self.size = [(square / count).sqrt() for square in squares]
+        mean = sum(size.sum() for size in self.size) / sum(size.numel() for size in self.size)
+        self.pull = [(decay * size / mean).clamp(max=1) for size in self.size]
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The task's metrics over all batches, in their order."""
+        metrics: dict[str, RatioOfSums] = {name: metric for name, metric in self.task.make_metrics().items()}  # type: ignore[misc]  # noqa: C416
+        state = None
+        for batch in batches:
+            nats, gradients, state = self._gradients(batch, state)
+            for metric in metrics.values():
+                metric.update(nats.double().sum().cpu(), batch.loss_mask.sum())
+            self._step(gradients)
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+    def _gradients(self, batch: Batch, state: object) -> tuple[Tensor, tuple[Tensor, ...], object]:
+        """The nats of a window, the gradient of their mean, and the state after it."""
+        batch = Batch(*(x.to(self.weights[0].device) for x in batch))
+        with torch.enable_grad():
+            _, nats, state = self.task._step(batch, state)
+            gradients = torch.autograd.grad(nats.sum() / batch.loss_mask.sum(), self.weights)
+        return nats.detach(), gradients, state
+
+    @torch.no_grad()
+    def _step(self, gradients: tuple[Tensor, ...]) -> None:
+        for weight, gradient, trained, size, pull in zip(
+            self.weights, gradients, self.trained, self.size, self.pull, strict=True
+        ):
+            weight.add_(pull * (trained - weight) - self.rate * gradient / (size + EPSILON))

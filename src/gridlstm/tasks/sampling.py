@@ -1,0 +1,69 @@
+"""Drawing a text from a language model, symbol by symbol."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gridlstm.errors import UserError
+from gridlstm.tasks.base import SequenceTask
+
+
+def next_probabilities(
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """(C,) logits -> (C,) probabilities, p_i in proportion to exp(logits_i / temperature), of what is kept.
+
+    Args:
+        top_k: keep the k most probable symbols alone (Fan et al. 2018).
+        top_p: keep the fewest, most probable symbols whose probabilities sum to at least p (Holtzman et al. 2020); with
+            ``top_k`` too, of those that it keeps.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, got {temperature}. For the most probable symbol, argmax=true.")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k must be at least 1, got {top_k}.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, got {top_p}.")
+    p = torch.softmax(logits.double() / temperature, dim=-1)
+    ranked, order = p.sort(descending=True)
+    if top_k is not None:
+        ranked[top_k:] = 0
+    if top_p is not None:
+        # A symbol is left out where those before it suffice.
+        before = ranked.cumsum(0) - ranked
+        ranked[before >= top_p * ranked.sum()] = 0
+    return torch.zeros_like(p).scatter(0, order, ranked / ranked.sum())
+
+
+@torch.inference_mode()
+def sample(
+    task: SequenceTask,
+    prime: Sequence[int],
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    argmax: bool = False,
+) -> Iterator[int]:
+    """Symbols without end, each drawn given all before it: x_t ~ p(. | prime, x_1 ... x_{t-1}).
+
+    Args:
+        prime: symbols that are read first, at least one.
+        generator: of the draws, on the CPU.
+        temperature, top_k, top_p: see ``next_probabilities``.
+        argmax: take the most probable symbol instead of drawing one.
+    """
+    device = task.head.weight.device
+    logits, state = task(torch.tensor([list(prime)], device=device))
+    while True:
+        last = logits[0, -1].cpu()
+        if argmax:
+            symbol = int(last.argmax())
+        else:
+            symbol = int(torch.multinomial(next_probabilities(last, temperature, top_k, top_p), 1, generator=generator))
+        yield symbol
+        logits, state = task(torch.tensor([[symbol]], device=device), state)

@@ -1,0 +1,77 @@
+"""Dynamic evaluation against its equation, and on a text that changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from gridlstm.data.base import Batch
+from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
+from gridlstm.runtime.build import build
+from gridlstm.runtime.job import run_job
+from gridlstm.tasks.dynamic import EPSILON, DynamicEvaluation
+
+Job = Callable[..., DictConfig]
+
+
+def batch(inputs: list[int], targets: list[int], reset: bool) -> Batch:
+    everything = torch.ones(1, len(inputs), dtype=torch.bool)
+    return Batch(torch.tensor([inputs]), torch.tensor([targets]), everything, everything, torch.tensor([reset]))
+
+
+def test_two_windows_by_the_equation(job: Job) -> None:
+    windows = [batch([1, 2, 3], [2, 3, 1], True), batch([1, 2, 3], [2, 3, 2], False)]
+    training = [batch([3, 2, 1], [2, 1, 3], True), batch([3, 1, 1], [1, 1, 2], True)]
+    rate, decay = 0.01, 0.3
+
+    def mean_loss(task: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, state: object) -> tuple:  # type: ignore[type-arg]
+        logits, state = task(inputs, state)
+        return torch.nn.functional.cross_entropy(logits[0], targets[0]), state
+
+    expected = build(job(task="text")).task.double().eval()
+    names = dict(expected.named_parameters())
+    size = {name: torch.zeros_like(weight) for name, weight in names.items()}
+    for b in training:
+        loss, _ = mean_loss(expected, b.inputs, b.targets, None)
+        for (name, _), g in zip(names.items(), torch.autograd.grad(loss, list(names.values())), strict=True):
+            size[name] += g**2 / 2
+    size = {name: square.sqrt() for name, square in size.items()}
+    mean = torch.cat([s.flatten() for s in size.values()]).mean()
+    first = {name: weight.detach().clone() for name, weight in names.items()}
+    total, state = 0.0, None
+    for b in windows:
+        loss, state = mean_loss(expected, b.inputs, b.targets, state)
+        state = type(state)(*(x.detach() for x in state))
+        total += 3 * loss.item()
+        gradients = torch.autograd.grad(loss, list(names.values()))
+        with torch.no_grad():
+            for (name, w), g in zip(names.items(), gradients, strict=True):
+                w += -rate * g / (size[name] + EPSILON) + (decay * size[name] / mean).clamp(max=1) * (first[name] - w)
+
+    task = build(job(task="text")).task.double()
+    task.load_state_dict(first, strict=False)
+    found = DynamicEvaluation(task, training, rate, decay).evaluate(windows)
+    assert found["loss"] == pytest.approx(total / 6, rel=1e-12)
+    for name, weight in task.named_parameters():
+        torch.testing.assert_close(weight, names[name], rtol=1e-10, atol=1e-12)
+
+
+def test_a_model_learns_a_text_that_changes(job: Job, tmp_path: Path) -> None:
+    text = tmp_path / "changes.txt"
+    text.write_text("abcd" * 2000 + "dcba" * 300)
+    splits = "task.data.splits=[8000,200,1000]"
+    options = (f"task.path={text}", splits, "trainer.max_steps=100", "task.val_every=100", "optimizer.lr=0.01")
+    run_job(job(*options, "stages=[fit]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    static = evaluate(checkpoint, "test", [])
+    assert evaluate(checkpoint, "test", [], dynamic_rate=0.0) == pytest.approx(static, rel=1e-5)
+    assert evaluate(checkpoint, "test", [], dynamic_rate=0.001)["test/bpc"] < 0.8 * static["test/bpc"]
+    for given, message in (
+        ({"dynamic_rate": -1.0}, "must be 0 or more"),
+        ({"dynamic_rate": 0.1, "positions": tmp_path / "p"}, "do not go together"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(checkpoint, "test", [], **given)  # type: ignore[arg-type]

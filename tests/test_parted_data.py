@@ -1,0 +1,130 @@
+"""Texts whose parts are the splits: the Penn Treebank from a user's copy, and data sets by name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from gridlstm.data.hub import HubTextData
+from gridlstm.data.penn_treebank import FILES, PennTreebankData
+from gridlstm.data.text import TextData
+from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
+from gridlstm.runtime.job import run_job
+
+LINES = {"train": "the größte <unk> rose N points", "valid": "it fell", "test": "no one said so"}
+
+
+@pytest.fixture
+def treebank(tmp_path: Path) -> Path:
+    """Written as the original is: a space at both ends of each line."""
+    directory = tmp_path / "ptb"
+    directory.mkdir()
+    for file, line in zip(FILES, LINES.values(), strict=True):
+        (directory / file).write_text(f" {line} \n" * 20)
+    return directory
+
+
+def splits(data: TextData) -> list[str]:
+    data.setup("fit")
+    decode = data.corpus.vocabulary.decode
+    return [decode(data.corpus.ids[part.start : part.stop]) for part in data.parts]
+
+
+@pytest.mark.parametrize("level", ["byte", "char", "word"])
+def test_the_treebanks_files_are_the_splits(treebank: Path, tmp_path: Path, level: Any) -> None:
+    def make() -> PennTreebankData:
+        return PennTreebankData(treebank, level, 2, 1, window=5, stream_length=10, cache_dir=tmp_path / "cache")
+
+    assert splits(make()) == [f"{line}\n" * 20 for line in LINES.values()]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.txt")}
+    assert len(before) == 1
+    assert splits(make()) == [f"{line}\n" * 20 for line in LINES.values()]
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "joined once"
+    (treebank / FILES[1]).write_text(" another text \n" * 9)
+    assert splits(make())[1] == "another text\n" * 9
+
+
+def test_a_treebank_that_is_not_whole_is_named(treebank: Path, tmp_path: Path) -> None:
+    (treebank / FILES[2]).unlink()
+    with pytest.raises(UserError, match=r"ptb\.test\.txt: no such file.*licensed and not downloaded"):
+        splits(PennTreebankData(treebank, "char", 2, 1, cache_dir=tmp_path))
+    (treebank / FILES[2]).write_text("")
+    with pytest.raises(UserError, match="each needs at least 2"):
+        splits(PennTreebankData(treebank, "word", 2, 1, window=5, stream_length=10, cache_dir=tmp_path))
+    (treebank / FILES[2]).write_bytes(b"caf\xe9")
+    (treebank / FILES[0]).write_text("changed, so joined anew\n")
+    with pytest.raises(UserError, match=r"ptb\.test\.txt is not UTF-8"):
+        splits(PennTreebankData(treebank, "char", 2, 1, cache_dir=tmp_path))
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.fixture
+def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a data set as files of JSON lines."""
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub_cache")
+
+    def write(names: tuple[str, ...] = ("train", "validation", "test")) -> Path:
+        directory = tmp_path / "-".join(names)
+        directory.mkdir()
+        for name in names:
+            documents = [{"title": f"{name} {n}", "text": f"{name} says {n} times größer", "n": n} for n in range(30)]
+            (directory / f"{name}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+        return directory
+
+    return write
+
+
+def make(directory: Path, tmp_path: Path, **changes: Any) -> HubTextData:
+    options = {"level": "char", "window": 5, "stream_length": 10, "cache_dir": tmp_path / "cache", **changes}
+    return HubTextData(str(directory), batch_size=2, seed=1, **options)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_sets_splits_are_the_splits(data_set: Any, tmp_path: Path, streaming: bool) -> None:
+    directory = data_set()
+    expected = [
+        "".join(f"{name} says {n} times größer\n" for n in range(30)) for name in ("train", "validation", "test")
+    ]
+    assert splits(make(directory, tmp_path, streaming=streaming)) == expected
+    titles = splits(make(directory, tmp_path, streaming=streaming, column="title", max_documents=2))
+    assert titles == [f"{name} 0\n{name} 1\n" for name in ("train", "validation", "test")]
+
+
+def test_a_data_set_without_splits_is_divided(data_set: Any, tmp_path: Path) -> None:
+    train, val, test = splits(make(data_set(("train",)), tmp_path, splits=(0.5, 0.25, 0.25)))
+    assert train + val + test == "".join(f"train says {n} times größer\n" for n in range(30))
+    assert len(val) == pytest.approx(len(train) / 2, abs=1)
+
+
+def test_what_is_wrong_with_a_data_set_is_named(data_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = data_set()
+    for changes, message in (
+        ({"column": "body"}, "task.data.column=body is no text of .*; columns of text: title, text"),
+        ({"column": "n"}, "task.data.column=n is no text"),
+        ({"config": "nonsense"}, "cannot be loaded"),
+        ({"max_documents": 0}, "max_documents must be null or at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            splits(make(directory, tmp_path, **changes))
+    with pytest.raises(UserError, match="has no split train, but test"):
+        splits(make(data_set(("test",)), tmp_path))
+    with pytest.raises(UserError, match=r"cannot be loaded.*task\.data\.name"):
+        splits(make(tmp_path / "nothing", tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install gridlstm\[datasets\]"):
+        splits(make(directory, tmp_path, max_documents=1))
+
+
+def test_a_run_on_a_data_set(data_set: Any, tmp_path: Path, job: Callable[..., DictConfig]) -> None:
+    names = [f"task.data.name={data_set()}", f"task.data.cache_dir={tmp_path / 'cache'}", "task.data.level=word"]
+    run_job(job(*names, task="hub"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    vocabulary = torch.load(checkpoint, weights_only=True)["HubTextData"]["vocabulary"]
+    assert {"times", "größer", "<eos>"} < set(vocabulary)
+    assert evaluate(checkpoint, "test", []) == json.loads((tmp_path / "run" / "result.json").read_text())["test"]

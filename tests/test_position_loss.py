@@ -1,0 +1,63 @@
+"""Loss by position since the state's reset, and perplexity."""
+
+import csv
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
+from gridlstm.runtime.build import build
+from gridlstm.runtime.job import run_job
+
+Job = Callable[..., DictConfig]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_loss_by_position_is_that_of_single_streams(
+    job: Job, tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = job("stages=[fit]", "trainer.precision=64-true", task="text")
+    run_job(config)
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with caplog.at_level(logging.INFO):
+        found = evaluate(checkpoint, split, [], tmp_path / "by" / "position")
+    with (tmp_path / "by" / "position.csv").open() as file:
+        table = list(csv.DictReader(file))
+    run = build(config)
+    run.task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    task = run.task.double().eval()
+    part = run.data.parts[{"val": 1, "test": 2}[split]]  # type: ignore[attr-defined]
+    text = torch.from_numpy(run.data.corpus.ids[part.start : part.stop].astype("int64"))  # type: ignore[attr-defined]
+    sums, counts = torch.zeros(100, dtype=torch.float64), torch.zeros(100)
+    for start in range(0, len(text) - 1, 100):
+        inputs, targets = text[start : start + 100], text[start + 1 : start + 101]
+        inputs = inputs[: len(targets)]
+        with torch.no_grad():
+            nats = torch.nn.functional.cross_entropy(task(inputs[None])[0][0], targets, reduction="none")
+        sums[: len(nats)] += nats
+        counts[: len(nats)] += 1
+    assert [int(row["position"]) for row in table] == list(range(1, 101))
+    assert [int(row["symbols"]) for row in table] == counts.tolist()
+    # Both in float64; the CSV holds all digits.
+    assert [float(row["nats"]) for row in table] == pytest.approx((sums / counts).tolist(), rel=1e-9)
+    mean = float(sums.sum() / counts.sum())
+    assert found[f"{split}/loss"] == pytest.approx(mean, rel=1e-6)
+    assert found[f"{split}/perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)
+    assert found[f"{split}/bpc"] == pytest.approx(mean / math.log(2), rel=1e-6)
+    with Image.open(tmp_path / "by" / "position.png") as picture:
+        assert picture.width > 500
+        assert picture.getextrema() != ((255, 255),) * 4, "the picture is blank"
+    assert "loss by position: " in caplog.text
+
+
+def test_positions_are_for_language_models(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    with pytest.raises(UserError, match="positions and dynamic_rate are for language models"):
+        evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [], tmp_path / "positions")

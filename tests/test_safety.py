@@ -1,0 +1,246 @@
+"""What keeps the work of a run: interruption, divergence, early stopping, clipping, schedules, other runs' weights."""
+
+import logging
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from tests.test_training import result, rows
+
+from gridlstm.errors import UserError
+from gridlstm.runtime.build import build
+from gridlstm.runtime.divergence import StopOnDivergence
+from gridlstm.runtime.init_from import init_from
+from gridlstm.runtime.job import run_job
+from gridlstm.schedules import EpochDecay
+from gridlstm.tasks.base import SequenceTask
+
+Job = Callable[..., DictConfig]
+STEPS = ("trainer.max_steps=10", "task.val_every=4", "trainer.log_every_n_steps=3", "stages=[fit]")
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[torch.Tensor], Any]], None]:
+    """Calls a function with the loss inside of the training step after so many; what it returns is the loss, or None
+    for the same one."""
+    original = SequenceTask.training_step
+
+    def patch(step: int, function: Callable[[torch.Tensor], Any]) -> None:
+        def training_step(task: SequenceTask, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = original(task, batch, batch_idx)
+            changed = function(loss) if task.global_step == step else None
+            return loss if changed is None else changed
+
+        monkeypatch.setattr(SequenceTask, "training_step", training_step)
+
+    return patch
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Lightning ignores further interrupts until the process ends, which here it does not."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def last(directory: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
+    return content
+
+
+# The checkpoint lies before, at and after a row of the log; where a validation is due, a step later.
+@pytest.mark.parametrize(
+    ("step", "saved", "options"),
+    [
+        (1, 2, ()),
+        (2, 3, ()),
+        (3, 5, ()),
+        (1, 3, ("trainer.accumulate_grad_batches=2",)),
+        (2, 3, ("callbacks=[default,weight_averaging]",)),
+    ],
+)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
+    job: Job, tmp_path: Path, at_step: Any, step: int, saved: int, options: tuple[str, ...]
+) -> None:
+    run_job(job(*STEPS, *options, task="text", directory="whole"))
+    asked = []
+
+    def interrupt(loss: torch.Tensor) -> None:
+        if not asked:
+            asked.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(step, interrupt)
+    with pytest.raises(SystemExit):
+        run_job(job(*STEPS, *options, task="text", directory="parts"))
+    assert result(tmp_path / "parts")["status"] == "interrupted"
+    assert last(tmp_path / "parts")["global_step"] == saved
+    at_step(-1, interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run_job(job(*STEPS, *options, "ckpt_path=last", task="text", directory="parts"))
+    assert result(tmp_path / "parts")["status"] == "completed"
+    whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
+    assert parts["global_step"] == 10
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
+    assert all(torch.equal(a, b) for a, b in zip(whole["carried_state"], parts["carried_state"], strict=True))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    original = SequenceTask.on_train_batch_end
+
+    def record(task: SequenceTask, *arguments: Any) -> None:
+        seen.append(task.head.weight.detach().clone())
+        original(task, *arguments)
+
+    monkeypatch.setattr(SequenceTask, "on_train_batch_end", record)
+    run_job(job("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.decay=0.75", "stages=[fit]"))
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.75 * average + 0.25 * weight
+    assert len(seen) == 4
+    torch.testing.assert_close(last(tmp_path / "run")["state_dict"]["head.weight"], average)
+
+
+def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any) -> None:
+    at_step(5, lambda loss: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)] and None)
+    with pytest.raises(SystemExit):
+        run_job(job(*STEPS))
+    assert result(tmp_path / "run")["status"] == "interrupted"
+    assert last(tmp_path / "run")["global_step"] == 4
+
+
+def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(job: Job, tmp_path: Path, at_step: Any) -> None:
+    """Between two rows of the log, so that only the validation sees it."""
+    at_step(5, lambda loss: loss * math.nan)
+    with pytest.raises(UserError, match="the validation loss became nan by step 8"):
+        run_job(job(*STEPS, "trainer.log_every_n_steps=100", task="text"))
+    written = result(tmp_path / "run")
+    assert written["status"] == "failed"
+    assert "\n" not in str(written["error"])
+    for name in ("last", "best"):
+        content = torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert content["global_step"] == 4
+        assert all(value.isfinite().all() for value in content["state_dict"].values())
+
+
+def test_an_exploding_loss_ends_the_run(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the training loss grew from [0-9.]+ to [0-9.]+ by step 3"):
+        run_job(job(*STEPS, "optimizer=sgd", "optimizer.lr=100", "trainer.gradient_clip_val=null", task="text"))
+    assert result(tmp_path / "run")["status"] == "failed"
+
+
+def test_the_factor_is_checked() -> None:
+    with pytest.raises(UserError, match="factor must be null or above 1, got 1"):
+        StopOnDivergence(1.0)
+
+
+def test_early_stopping_ends_a_run_that_does_not_improve(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=2", "optimizer.lr=1e-30")
+    with caplog.at_level(logging.INFO):
+        run_job(job(*STEPS, *options, "trainer.max_steps=100", "task.val_every=2"))
+    assert result(tmp_path / "run")["steps"] == 6  # the first validation is the best, two more do not improve on it
+    assert result(tmp_path / "run")["status"] == "completed"
+    assert "did not improve in the last 2 records" in caplog.text
+
+
+@pytest.mark.parametrize(("algorithm", "order"), [("norm", 2), ("value", math.inf)])
+def test_clipping_bounds_what_the_optimiser_gets(job: Job, algorithm: str, order: float) -> None:
+    clip = (f"trainer.gradient_clip_algorithm={algorithm}", "trainer.gradient_clip_val=0.001")
+    run = build(job(*clip, "optimizer=sgd", "optimizer.lr=1", "optimizer.momentum=0", "trainer.max_steps=1"))
+    before = [parameter.detach().clone() for parameter in run.task.parameters()]
+    run.trainer.fit(run.task, run.data)
+    step = torch.cat([(a - b).flatten() for a, b in zip(before, run.task.parameters(), strict=True)])
+    # Weights of about 1 have a spacing of 1e-7 in float32.
+    assert step.norm(order).item() == pytest.approx(0.001, rel=1e-2)
+
+
+def test_an_unknown_way_of_clipping_is_refused(job: Job) -> None:
+    with pytest.raises(UserError, match="gradient_clip_algorithm"):
+        build(job("trainer.gradient_clip_algorithm=valeu"))
+
+
+def test_epoch_decay_is_char_rnns() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=2.0)
+    schedule = EpochDecay(optimizer, gamma=0.97, first_epoch=10, steps_per_epoch=3)
+    rates = []
+    for _ in range(36):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    # 30 steps are the first ten epochs.
+    assert rates == pytest.approx([2.0] * 30 + [2 * 0.97] * 3 + [2 * 0.97**2] * 3, rel=1e-12)
+
+
+def test_an_epoch_is_the_datas(job: Job, tmp_path: Path) -> None:
+    decay = ("scheduler=epoch_decay", "scheduler.gamma=0.5", "scheduler.first_epoch=1")
+    run_job(job(*decay, "trainer.max_steps=40", "task.val_every=40", "trainer.log_every_n_steps=1", task="text"))
+    data = build(job(task="text")).data
+    symbols = len(data.parts[0])  # type: ignore[attr-defined]
+    assert data.batches_per_epoch == pytest.approx(symbols / (6 * 10), rel=0.02)
+    epoch = data.batches_per_epoch
+    assert epoch
+    table = [row for row in rows(tmp_path / "run") if row["lr"]]
+    assert [float(row["lr"]) for row in table] == [0.002 * 0.5 ** (step // epoch) for step in range(1, 41)]
+    with pytest.raises(UserError, match="has no epochs"):
+        run_job(job(*decay))
+
+
+def test_init_from_keeps_the_weights_of_every_known_symbol(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = tmp_path / "first.txt"
+    first.write_text("the cat sat; " * 200)
+    run_job(job(f"task.path={first}", "stages=[fit]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    second = tmp_path / "second.txt"
+    second.write_text("the bat ate " * 200)  # b is new, c, s and ; are gone
+    old, new = build(job(f"task.path={first}", task="text")), build(job(f"task.path={second}", task="text"))
+    old.task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    fresh = new.task.head.weight.clone()
+    with caplog.at_level(logging.INFO):
+        init_from(new, checkpoint)
+    assert "5 of 6 symbols are known to the network, 1 are new to it and start afresh, 3 of its own are" in caplog.text
+    one, other = (run.data.corpus.vocabulary for run in (old, new))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        a, b = (run.task(torch.from_numpy(v.encode("the tea"))[None])[0][0] for run, v in ((old, one), (new, other)))
+    common = " aeht"
+    torch.testing.assert_close(b[:, other.encode(common)], a[:, one.encode(common)])
+    assert torch.equal(new.task.head.weight[other.encode("b")], fresh[other.encode("b")])
+    options = (f"task.path={second}", f"init_from={checkpoint}", "trainer.log_every_n_steps=1")
+    run_job(job(*options, task="text", directory="second"))
+    run_job(job(f"task.path={second}", "trainer.log_every_n_steps=1", task="text", directory="afresh"))
+    taken, afresh = (float(rows(tmp_path / name)[0]["train/loss"]) for name in ("second", "afresh"))
+    assert taken != afresh
+    run_job(job(*options, "ckpt_path=last", "trainer.max_steps=6", task="text", directory="second"))
+    assert result(tmp_path / "second")["steps"] == 6, "a resume goes on with its own weights"
+
+
+def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    foreign = tmp_path / "foreign.txt"
+    foreign.write_text("大小" * 1000)
+    for options, message in (
+        (("task.data.level=char",), "symbols of level byte, of which this text .level char. has none"),
+        ((f"task.path={foreign}",), "of which this text .level byte. has 0"),
+        (("model.hidden_size=9",), "weights do not fit"),
+        (("ckpt_path=" + str(checkpoint),), "init_from starts a new training"),
+        (("stages=[test]", "ckpt_path=last"), "init_from starts a new training"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_job(job(f"init_from={checkpoint}", *options, task="text", directory="other"))
+    with pytest.raises(UserError, match="one of the two runs is of a text"):
+        run_job(job(f"init_from={checkpoint}", directory="memorization"))
+    with pytest.raises(UserError, match=r"init_from=nothing\.ckpt is no file"):
+        run_job(job("init_from=nothing.ckpt"))

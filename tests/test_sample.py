@@ -1,0 +1,121 @@
+"""Texts that a trained model writes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from gridlstm.errors import UserError
+from gridlstm.runtime.build import build
+from gridlstm.runtime.job import run_job
+from gridlstm.sample import write_samples
+from gridlstm.tasks.sampling import next_probabilities, sample
+
+Job = Callable[..., DictConfig]
+
+TEXT = "Größe, größer, am größten; 大き, 小さ.\n" * 100
+
+
+@pytest.fixture(params=["byte", "char", "word"])
+def checkpoint(job: Job, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Of a model whose text is gone."""
+    text = tmp_path / "gone.txt"
+    text.write_text(TEXT)
+    sizes = ("task.data.stream_length=20",) if request.param == "word" else ()
+    run_job(job(f"task.path={text}", f"task.data.level={request.param}", *sizes, "stages=[fit]", task="text"))
+    text.unlink()
+    return tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+
+def written(checkpoint: Path, **options: Any) -> str:
+    pieces: list[str] = []
+    write_samples(checkpoint, pieces.append, **options)
+    return "".join(pieces)
+
+
+def test_a_model_writes_without_its_text(checkpoint: Path) -> None:
+    text = written(checkpoint, prime="am größten;", length=30)
+    assert text.startswith("am größten;")
+    assert text == written(checkpoint, prime="am größten;", length=30), "the same seed"
+    assert text != written(checkpoint, prime="am größten;", length=30, seed=2)
+    both = written(checkpoint, prime="am", length=10, samples=2)
+    first, second = (written(checkpoint, prime="am", length=10, seed=seed) for seed in (1, 2))
+    assert both == f"{first[:-1]}\n\n---\n\n{second}"
+    greedy = [written(checkpoint, prime="am", length=9, argmax=True, seed=seed) for seed in (1, 2)]
+    assert greedy[0] == greedy[1] == written(checkpoint, prime="am", length=9, top_k=1)
+    assert written(checkpoint, length=5)
+
+
+def test_writing_stops_after_a_string_that_is_not_the_primes(checkpoint: Path) -> None:
+    full = written(checkpoint, prime="größer, am", length=200)
+    stop = full[60:62]
+    stopped = written(checkpoint, prime="größer, am", length=200, stop=stop)
+    assert stopped == full[: full.index(stop, len("größer, am")) + 2] + "\n"
+
+
+@pytest.mark.parametrize("checkpoint", ["char"], indirect=True)
+def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> None:
+    for options, message in (
+        ({"prime": "Ω"}, "'Ω' does not occur"),
+        ({"temperature": 0.0}, r"temperature must be above 0, got 0.0.*argmax=true"),
+        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
+        ({"length": 0}, "length must be at least 1"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"stop": ""}, "stop must not be empty"),
+        ({"device": "gpu"}, "device=gpu cannot be used"),
+    ):
+        with pytest.raises(UserError, match=message):
+            written(checkpoint, **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="is no file"):
+        written(tmp_path / "nothing.ckpt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        written(checkpoint)
+    run_job(job("stages=[fit]", directory="memorization"))
+    with pytest.raises(UserError, match="trained on memorization, which is no text"):
+        written(tmp_path / "memorization" / "checkpoints" / "last.ckpt")
+
+
+def test_probabilities_are_those_of_the_equations() -> None:
+    p = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
+
+    def is_(result: torch.Tensor, *expected: float) -> None:
+        torch.testing.assert_close(result, torch.tensor(expected, dtype=torch.float64))
+
+    is_(next_probabilities(p.log()), 0.1, 0.4, 0.2, 0.3)
+    is_(next_probabilities(p.log(), temperature=0.5), 1 / 30, 16 / 30, 4 / 30, 9 / 30)  # in proportion to p^2
+    is_(next_probabilities(p.log(), top_k=2), 0, 4 / 7, 0, 3 / 7)
+    is_(next_probabilities(p.log(), top_p=0.65), 0, 4 / 7, 0, 3 / 7)
+    is_(next_probabilities(p.log(), top_p=0.75), 0, 4 / 9, 2 / 9, 3 / 9)
+    is_(next_probabilities(p.log(), top_k=2, top_p=0.5), 0, 1, 0, 0)  # 4/7 suffice
+    is_(next_probabilities(p.log(), top_k=9, top_p=1.0), 0.1, 0.4, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("model", ["grid2d", "stacked_lstm", "gru"])
+def test_every_symbol_is_drawn_given_all_before_it(job: Job, model: str) -> None:
+    """The state carried from step to step is that of one pass over the whole."""
+    task = build(job("trainer.precision=64-true", task="text", model=model)).task.double().eval()
+    prime = [3, 1, 4, 1, 5]
+    drawn = sample(task, prime, torch.Generator(), argmax=True)
+    text = prime + [next(drawn) for _ in range(20)]
+    with torch.no_grad():
+        logits, _ = task(torch.tensor([text[:-1]]))
+    assert logits[0, len(prime) - 1 :].argmax(-1).tolist() == text[len(prime) :]
+
+
+def test_draws_follow_the_probabilities(job: Job) -> None:
+    task = build(job(task="text")).task.eval()
+    with torch.no_grad():
+        expected = task(torch.tensor([[2]]))[0][0, -1].softmax(-1).double()
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.tensor([next(sample(task, [2], generator)) for _ in range(600)])
+    counts = draws.bincount(minlength=len(expected)).double()
+    chi2 = ((counts - 600 * expected) ** 2 / (600 * expected)).sum()
+    # Mean and variance of the chi-squared distribution are k and 2 k: six standard deviations.
+    degrees = len(expected) - 1
+    assert chi2 < degrees + 6 * (2 * degrees) ** 0.5
