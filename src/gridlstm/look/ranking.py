@@ -45,7 +45,8 @@ def correlations(values: Array, labels: Array) -> Array:
 def rank(memories: dict[str, Array], known: dict[str, Array]) -> list[Ranked]:
     """The cells that follow each label best.
 
-    Each label's are chosen by |r| on the first half of the text; what counts, and orders them, is r on the second.
+    Each label's are chosen by |r| on the first half of the text, and stand in that order; what counts is r on the
+    second. To order by the second would be to choose once more, by what is to judge the choice.
     A label that does not vary in both halves is left out, with a line in the log.
 
     Args:
@@ -63,10 +64,8 @@ def rank(memories: dict[str, Array], known: dict[str, Array]) -> list[Ranked]:
         first = correlations(values[:half], column[:half, None])[:, 0]
         best = np.argsort(-abs(first))[:BEST]
         second = correlations(values[half:, best], column[half:, None])[:, 0]
-        found = [
-            Ranked(label, *names[cell], float(first[cell]), float(r)) for cell, r in zip(best, second, strict=True)
-        ]
-        ranked += sorted(found, key=lambda each: -abs(each.held_out))
+        for cell, r in zip(best, second, strict=True):
+            ranked.append(Ranked(label, *names[cell], float(first[cell]), float(r)))
     return ranked
 
 
