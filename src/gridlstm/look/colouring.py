@@ -92,7 +92,7 @@ def title(cell: Ranked) -> str:
 
 
 def picture(text: str, memories: dict[str, Array], known: dict[str, Array], best: Sequence[Ranked]) -> "Figure":
-    """The same for two lines of text a label."""
+    """The same for two lines of text a label; what has the label is bold."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -111,7 +111,9 @@ def picture(text: str, memories: dict[str, Array], known: dict[str, Array], best
         )
         for i, char in enumerate(text[where]):
             shown = {"\n": "¶", "$": r"\$"}.get(char, char)
-            axes.text(i % WIDTH, i // WIDTH, shown, ha="center", va="center", family="monospace", fontsize=8)
+            weight = "bold" if known[cell.label].max() <= 1 and known[cell.label][where][i] else "normal"
+            style = {"family": "monospace", "fontsize": 8, "weight": weight}
+            axes.text(i % WIDTH, i // WIDTH, shown, ha="center", va="center", **style)
         axes.set_title(f"{cell.label}: {title(cell)}", fontsize=8, loc="left")
         axes.set_axis_off()
     return figure
