@@ -30,6 +30,7 @@ LAYERS = [
     ["report"],
     ["dashboard"],
     ["train", "evaluate", "bench", "list"],
+    ["look"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

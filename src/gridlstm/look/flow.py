@@ -25,6 +25,9 @@ TIME_LAYERS = 2
 BEFORE = 10
 """Steps that a new network of many layers has read."""
 
+SINGLE = 1e-45
+"""The smallest number of single precision, where the picture ends; the table goes on."""
+
 
 class Curve(NamedTuple):
     """Contributions of one network."""
@@ -141,6 +144,7 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
                 axes.plot(back, positive.tolist(), style, color=colour, label=model if style == "-" else None)
     for (along, stage), axes in axes_of.items():
         axes.set_yscale("log")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], SINGLE))
         axes.set_xlabel("steps before the loss" if along == "time" else "layers below the top")
         axes.set_ylabel("norm of $dL_T/dh_i$ (dashed: $dL_T/dm_i$)")
         axes.set_title(f"through {along}, " + ("at the start" if stage == "start" else "after training"))

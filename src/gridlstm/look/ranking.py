@@ -53,7 +53,12 @@ def rank(memories: dict[str, Array], known: dict[str, Array]) -> list[Ranked]:
         memories: by dimension, (N, L, d).
         known: labels, (N,) each.
     """
-    names = [(dim, *divmod(i, m.shape[2])) for dim, m in memories.items() for i in range(m[0].size)]
+    names = [
+        (dimension, layer, unit)
+        for dimension, m in memories.items()
+        for layer in range(m.shape[1])
+        for unit in range(m.shape[2])
+    ]
     values = np.concatenate([m.reshape(len(m), -1) for m in memories.values()], axis=1)
     half = len(values) // 2
     ranked = []
@@ -64,8 +69,9 @@ def rank(memories: dict[str, Array], known: dict[str, Array]) -> list[Ranked]:
         first = correlations(values[:half], column[:half, None])[:, 0]
         best = np.argsort(-abs(first))[:BEST]
         second = correlations(values[half:, best], column[half:, None])[:, 0]
-        for cell, r in zip(best, second, strict=True):
-            ranked.append(Ranked(label, *names[cell], float(first[cell]), float(r)))
+        for cell, r in zip(best.tolist(), second.tolist(), strict=True):
+            dimension, layer, unit = names[cell]
+            ranked.append(Ranked(label, dimension, layer, unit, float(first[cell]), r))
     return ranked
 
 
