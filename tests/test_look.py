@@ -356,6 +356,12 @@ def test_gradients_of_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_two_networks_of_one_name_stay_apart(checkpoint: Path, tmp_path: Path) -> None:
+    best = checkpoint.with_name("best.ckpt")
+    look({"what": "gradients", "ckpt": f"{best},{checkpoint}", "steps": "3", "out": str(tmp_path)})
+    assert {row["model"] for row in rows(tmp_path / "gradients.csv")} == {"grid2d (1)", "grid2d (2)"}
+
+
 def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) -> None:
     beside = checkpoint.parents[1] / "look"
     paths = look({"what": "cells", "ckpt": str(checkpoint), "symbols": "300"})

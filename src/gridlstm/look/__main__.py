@@ -12,8 +12,8 @@ USAGE = """python -m gridlstm.look what=WHAT [ckpt=CHECKPOINT] [out=DIRECTORY] [
 Looks inside networks and writes pictures with their numbers as CSV: beside the run of a checkpoint, or into look/.
 
   what=gradients    norms of dL_T/dh_i through time and depth. With ckpt=A,B,…: at the start and after training, on
-                    test data, steps=500 (of a text). Without: new networks, model=grid2d,stacked_lstm,… steps=500
-                    layers=100, and options of train.py
+                    test data, steps=500 (of a text); networks of one name are numbered in this order. Without: new
+                    networks, model=grid2d,stacked_lstm,… steps=500 layers=100, and options of train.py
   what=cells        memory cells of a character model over symbols=10000 of its test text: which follow URLs, quotes,
                     mark-up, …, the text coloured by them, and how long a value survives from layer to layer
   what=gates        how often gates are shut or open, by layer; symbols=10000 of a text
@@ -79,7 +79,13 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     if checkpoints:
         if refused := [key for key in ("model", "layers") if key in given]:
             raise UserError(f"{refused[0]} is the checkpoint's own: leave it out.")
-        return write(curves_of_trained([load(path, _words(given)) for path in checkpoints], steps), out)
+        runs = [load(path, _words(given)) for path in checkpoints]
+        names = [run.name for run in runs]
+        runs = [
+            run if names.count(run.name) == 1 else run._replace(name=f"{run.name} ({n})")
+            for n, run in enumerate(runs, 1)
+        ]
+        return write(curves_of_trained(runs, steps), out)
     if "model" not in given:
         raise UserError("what=gradients needs ckpt=… or model=grid2d,stacked_lstm,…")
     assert steps is not None, "it has a default"
