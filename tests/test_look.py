@@ -356,6 +356,16 @@ def test_gradients_of_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_gradients_of_a_trained_network_without_time(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
+    run_job(job_in(tmp_path, "task.bits=6", task="parity", model="highway"))
+    look({"what": "gradients", "ckpt": str(tmp_path / "run" / "checkpoints" / "last.ckpt")})
+    table = rows(tmp_path / "run" / "look" / "gradients.csv")
+    assert [(row["stage"], row["along"], row["back"]) for row in table] == [
+        (stage, "depth", back) for stage in ("start", "trained") for back in "10"
+    ]
+    assert all(float(row["norm of dL/dh"]) > 0 and not row["norm of dL/dm"] for row in table)
+
+
 def test_two_networks_of_one_name_stay_apart(checkpoint: Path, tmp_path: Path) -> None:
     best = checkpoint.with_name("best.ckpt")
     look({"what": "gradients", "ckpt": f"{best},{checkpoint}", "steps": "3", "out": str(tmp_path)})

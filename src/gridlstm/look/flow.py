@@ -13,8 +13,9 @@ from gridlstm.errors import UserError
 from gridlstm.look.gradients import Contributions, through_depth, through_time
 from gridlstm.look.load import Trained, new, test_batch, windows
 from gridlstm.look.tables import write_figure, write_table
-from gridlstm.models.base import SequenceModel
+from gridlstm.models.base import VectorModel
 from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.classify_vector import EachStep
 
 ROWS = 8
 """Sequences whose norms are averaged."""
@@ -52,7 +53,7 @@ def curves_of_new(models: Sequence[str], steps: int, layers: int, overrides: Seq
         symbols = torch.randint(SYMBOLS, (ROWS, steps), generator=generator)
         targets = torch.randint(SYMBOLS, (ROWS,), generator=generator)
         task = new(name, Spec(SYMBOLS, SYMBOLS, steps), [f"model.num_layers={layers}", *overrides])
-        if isinstance(task.model, SequenceModel):
+        if not isinstance(task.model, VectorModel):
             shallow = new(name, Spec(SYMBOLS, SYMBOLS, steps), [f"model.num_layers={TIME_LAYERS}", *overrides])
             curves.append(_through_time(name, "start", shallow, symbols, targets))
             curves.append(_through_depth(name, "start", task, symbols[:, : BEFORE + 1], targets))
@@ -82,7 +83,8 @@ def curves_of_trained(runs: Sequence[Trained], steps: int | None) -> list[Curve]
             last = int(batch.answer_mask.any(0).nonzero().max())  # the last answer that is judged
             x, targets = batch.inputs[:ROWS, : last + 1], batch.targets[:ROWS, last]
         for stage, task in (("start", run.start), ("trained", run.task)):
-            curves.append(_through_time(run.name, stage, task, x, targets))
+            if not isinstance(task.model, EachStep):
+                curves.append(_through_time(run.name, stage, task, x, targets))
             curves.append(_through_depth(run.name, stage, task, x, targets))
     return curves
 
@@ -95,6 +97,8 @@ def _through_time(name: str, stage: str, task: SequenceTask, x: Tensor, targets:
 
 def _through_depth(name: str, stage: str, task: SequenceTask, x: Tensor, targets: Tensor) -> Curve:
     task.double()
+    if isinstance(task.model, EachStep):  # a network without time, whose last step stands by itself
+        return Curve(name, stage, "depth", through_depth(task.model.model, task.head, _double(x[:, -1]), targets))
     return Curve(name, stage, "depth", through_depth(task.model, task.head, _double(x), targets))
 
 

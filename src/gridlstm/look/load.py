@@ -17,7 +17,6 @@ from gridlstm.data.base import Batch, SequenceData, Spec
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import load_config
-from gridlstm.models.base import SequenceModel
 from gridlstm.runtime.build import make_data, make_task
 from gridlstm.tasks.base import SequenceTask
 from gridlstm.train import explain
@@ -45,8 +44,6 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
     data = make_data(cfg)
     data.setup("fit")
     start = make_task(cfg, data.spec)
-    if not isinstance(start.model, SequenceModel):
-        raise UserError(f"checkpoints are looked into of networks with time, and model={cfg.run.model} has none.")
     task = make_task(cfg, data.spec)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     data.load_state_dict(content[type(data).__qualname__])  # refuses another vocabulary
