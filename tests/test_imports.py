@@ -31,6 +31,7 @@ LAYERS = [
     ["report"],
     ["dashboard"],
     ["train", "evaluate", "sample", "bench", "list"],
+    ["look"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

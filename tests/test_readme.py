@@ -52,13 +52,16 @@ def test_training_commands_run(line: str, tmp_path: Path) -> None:
     assert list(tmp_path.glob("outputs/*/*/*/result.json")) or list(tmp_path.glob("multirun/adhoc/*/*/result.json"))
 
 
-def test_the_evaluation_command_runs_on_what_training_leaves(tmp_path: Path) -> None:
+def test_the_commands_on_a_checkpoint_run_on_what_training_leaves(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(ROOT / "train.py"), *SMALL], cwd=tmp_path, check=True, timeout=300)
     (run,) = (tmp_path / "outputs" / "memorization" / "grid2d").iterdir()
     (line,) = (line for line in COMMANDS if "gridlstm.evaluate" in line)
     words = command(line.replace("RUN", run.name), tmp_path)
     done = subprocess.run(words, cwd=tmp_path, check=True, timeout=300, capture_output=True, text=True)
     assert '"test/accuracy"' in done.stdout
+    (line,) = (line for line in COMMANDS if "gridlstm.look" in line)
+    subprocess.run(command(line.replace("RUN", run.name), tmp_path), cwd=tmp_path, check=True, timeout=300)
+    assert (run / "look" / "gradients.png").exists()
 
 
 def test_the_sampling_command_runs_on_what_training_leaves(tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_make_targets_exist(line: str) -> None:
 
 def test_every_command_is_covered() -> None:
     assert all(
-        re.match(r"make |python train.py|python -m gridlstm\.(evaluate|sample|report|dashboard) ", line)
+        re.match(r"make |python train.py|python -m gridlstm\.(evaluate|sample|look|report|dashboard) ", line)
         for line in COMMANDS
     )
 

@@ -1,0 +1,168 @@
+"""The look command."""
+
+import logging
+import sys
+from pathlib import Path
+
+from gridlstm.errors import UserError
+from gridlstm.threads import wait_briefly
+
+USAGE = """python -m gridlstm.look what=WHAT [ckpt=CHECKPOINT] [out=DIRECTORY] [key=value …]
+
+Looks inside networks and writes pictures with their numbers as CSV: beside the run of a checkpoint, or into look/.
+
+  what=gradients    norms of dL_T/dh_i through time and depth. With ckpt=A,B,…: at the start and after training, on
+                    test data, steps=500 (of a text); networks of one name are numbered in this order. Without: new
+                    networks, model=grid2d,stacked_lstm,… steps=500 layers=100, and options of train.py
+  what=cells        memory cells of a character model over symbols=10000 of its test text: which follow URLs, quotes,
+                    mark-up, …, the text coloured by them, and how long a value survives from layer to layer
+  what=gates        how often gates are shut or open, by layer; symbols=10000 of a text
+  what=activation   the 1-LSTM as an activation function; memory=-2,-1,0,1,2 weights=1,2,3,4 (of u, f, o, c), or
+                    seed=1 for four draws
+
+With ckpt, other keys are options of its run, such as task.path=other.txt."""
+
+ROWS = 10
+"""Streams into which a text is cut for the statistics of gates."""
+
+
+def look(given: dict[str, str]) -> list[Path]:
+    """Does what the options say; see ``USAGE``.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: options that are missing or do not fit, or a network that cannot be looked into.
+    """
+    what = given.pop("what", None)
+    if what not in ("gradients", "cells", "gates", "activation"):
+        raise UserError(f"what must be gradients, cells, gates or activation, got {what!r}.\n\n{USAGE}")
+    checkpoints = [Path(path) for path in given.pop("ckpt").split(",")] if "ckpt" in given else []
+    out = Path(given.pop("out")) if "out" in given else _beside(checkpoints)
+    if what == "activation":
+        return _activation(checkpoints, out, given)
+    if what == "gradients":
+        return _gradients(checkpoints, out, given)
+    if len(checkpoints) != 1:
+        raise UserError(f"what={what} needs one checkpoint: ckpt=outputs/…/checkpoints/best.ckpt")
+    return (_cells if what == "cells" else _gates)(checkpoints[0], out, given)
+
+
+def _beside(checkpoints: list[Path]) -> Path:
+    from gridlstm.runtime.preflight import run_directory
+
+    if len(checkpoints) > 1:
+        raise UserError("several checkpoints together need a place of their own: out=DIRECTORY.")
+    directory = run_directory(checkpoints[0]) if checkpoints else None
+    return Path("look") if directory is None else directory / "look"
+
+
+def _activation(checkpoints: list[Path], out: Path, given: dict[str, str]) -> list[Path]:
+    from gridlstm.look.activation import panels, write
+
+    if checkpoints:
+        raise UserError("what=activation is about a single unit: give weights=, and no ckpt.")
+    seed = _whole(given, "seed", 1)
+    weights = _numbers(given, "weights", None)
+    memory = _numbers(given, "memory", "-2,-1,0,1,2")
+    assert memory is not None, "it has a default"
+    _nothing_else(given)
+    return write(panels(weights, seed), memory, out)
+
+
+def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> list[Path]:
+    from gridlstm.look.flow import curves_of_new, curves_of_trained, write
+    from gridlstm.look.load import load
+
+    steps = _whole(given, "steps", 500) if "steps" in given or not checkpoints else None
+    if checkpoints:
+        if refused := [key for key in ("model", "layers") if key in given]:
+            raise UserError(f"{refused[0]} is the checkpoint's own: leave it out.")
+        runs = [load(path, _words(given)) for path in checkpoints]
+        names = [run.name for run in runs]
+        runs = [
+            run if names.count(run.name) == 1 else run._replace(name=f"{run.name} ({n})")
+            for n, run in enumerate(runs, 1)
+        ]
+        return write(curves_of_trained(runs, steps), out)
+    if "model" not in given:
+        raise UserError("what=gradients needs ckpt=… or model=grid2d,stacked_lstm,…")
+    assert steps is not None, "it has a default"
+    models, layers = given.pop("model").split(","), _whole(given, "layers", 100)
+    return write(curves_of_new(models, steps, layers, _words(given)), out)
+
+
+def _cells(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
+    from gridlstm.look import cells
+    from gridlstm.look.load import load
+
+    symbols = _whole(given, "symbols", 10_000)
+    return cells.look(load(checkpoint, _words(given)), symbols, out)
+
+
+def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
+    from gridlstm.data.text import TextData
+    from gridlstm.look.cells import record
+    from gridlstm.look.gates import saturation, write
+    from gridlstm.look.load import load, test_batch, windows
+    from gridlstm.look.watch import watching
+
+    asked = "symbols" in given
+    symbols = _whole(given, "symbols", 10_000)
+    trained = load(checkpoint, _words(given))
+    if isinstance(trained.data, TextData):
+        x, _ = windows(trained.data, ROWS, max(1, symbols // ROWS))
+    elif asked:
+        raise UserError("symbols is for texts; here the first batch of the test data is looked at: leave it out.")
+    else:
+        x = test_batch(trained.data).inputs
+    with watching(trained.task.model) as seen:
+        cells = {name: watched.cell for name, watched in seen.items()}
+    recorded = record(trained.task.model, x, ["z"])
+    return write([s for name, each in recorded.items() for s in saturation(name, cells[name], each["z"])], out)
+
+
+def _whole(given: dict[str, str], name: str, default: int) -> int:
+    text = given.pop(name, str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {text!r}.")
+    return int(text)
+
+
+def _numbers(given: dict[str, str], name: str, default: str | None) -> list[float] | None:
+    text = given.pop(name, default)
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{name} must be numbers with commas between them, got {text!r}.") from error
+
+
+def _words(given: dict[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in given.items()]
+
+
+def _nothing_else(given: dict[str, str]) -> None:
+    if given:
+        raise UserError(f"there is no option {next(iter(given))}.\n\n{USAGE}")
+
+
+def main() -> None:
+    """The command line."""
+    arguments = sys.argv[1:]
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        sys.exit(USAGE) if not arguments else print(USAGE)
+        return
+    wait_briefly()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if bad := [a for a in arguments if "=" not in a]:
+            raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{USAGE}")
+        for path in look(dict(a.split("=", 1) for a in arguments)):
+            print(path)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Memory cells over a text: which follow what, and what of the input is left at each layer.
+
+Shape legend: N characters, B batch rows, T time steps, L layers, d hidden size.
+"""
+
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gridlstm.atomic import write_bytes, write_text
+from gridlstm.errors import UserError
+from gridlstm.look.colouring import page, picture
+from gridlstm.look.labels import characters, labels
+from gridlstm.look.load import Trained, text_of, windows
+from gridlstm.look.ranking import Array, rank, survival
+from gridlstm.look.tables import write_figure, write_table
+from gridlstm.look.watch import stacked, watching
+from gridlstm.models.base import SequenceModel
+from gridlstm.models.grid2d import Grid2d
+
+log = logging.getLogger(__name__)
+
+CHUNK = 500
+"""Steps recorded at a time."""
+
+
+@torch.no_grad()
+def record(model: SequenceModel, x: Tensor, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """By dimension, those of "z", "h" and "m" of every block that are named, (T, L, B, …) each.
+
+    The state is carried through x (B, T).
+
+    Raises:
+        UserError: the model's cells cannot be seen.
+    """
+    state, parts = None, dict[str, dict[str, list[Tensor]]]()
+    for chunk in x.split(CHUNK, dim=1):
+        with watching(model) as seen:
+            _, state = model(chunk, state)
+        for dimension, watched in seen.items():
+            calls = watched.by_step(chunk.shape[1])
+            for name in names:
+                parts.setdefault(dimension, {}).setdefault(name, []).append(stacked(calls, name))
+    return {dimension: {name: torch.cat(x) for name, x in each.items()} for dimension, each in parts.items()}
+
+
+def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
+    """Writes cells.csv, cells.png, cells.html, memories.npz, and of a grid survival.csv and survival.png.
+
+    Args:
+        symbols: of the test split's beginning.
+
+    Raises:
+        UserError: no character model, or a model whose cells cannot be seen.
+    """
+    data = text_of(trained)
+    model = trained.task.model
+    x, _ = windows(data, 1, symbols)
+    text, places = characters(data.corpus.vocabulary, x[0].tolist())
+    seen = record(model, x, ["h", "m"])
+    memories = {name: each["m"][places, :, 0].double().numpy() for name, each in seen.items() if each["m"].shape[-1]}
+    if not memories:
+        raise UserError("there is no memory cell in this network.")
+    known = labels(text)
+    ranked = rank(memories, known)
+    columns = ["label", "dimension", "layer", "unit", "r of the half it was chosen on", "r of the other half"]
+    paths = [out / name for name in ("cells.csv", "cells.png", "cells.html", "memories.npz")]
+    write_table(paths[0], columns, [(r.label, r.dimension, r.layer + 1, *r[3:]) for r in ranked])
+    best = [next(r for r in ranked if r.label == label) for label in dict.fromkeys(r.label for r in ranked)]
+    write_figure(paths[1], picture(text, memories, known, best))
+    write_text(paths[2], page(text, memories, known, best))
+    write_bytes(paths[3], _archive(text, memories))
+    if isinstance(model, Grid2d) and model.memory_at_ends and "depth" in memories:
+        return paths + _survival(model, x, seen["depth"], out)
+    log.info("nothing enters a memory at the bottom of this network: no survival.csv")
+    return paths
+
+
+def _archive(text: str, memories: dict[str, Array]) -> bytes:
+    """Every cell's value at every character, by dimension (N, L, d), and the text."""
+    out = io.BytesIO()
+    values = {name: m.astype(np.float32) for name, m in memories.items()}
+    np.savez_compressed(out, text=np.array(list(text)), **values)  # type: ignore[arg-type]  # typed for other keywords
+    return out.getvalue()
+
+
+@torch.no_grad()
+def _survival(model: Grid2d, x: Tensor, depth: dict[str, Tensor], out: Path) -> list[Path]:
+    from matplotlib.figure import Figure
+
+    bottom = model.input(x)[0].split([model.hidden_size, model.output_size - model.hidden_size], dim=-1)
+    rows = []
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for vector, entering in zip(("h", "m"), bottom, strict=True):
+        r = abs(survival(entering.double().numpy(), depth[vector][:, :, 0].double().numpy()))
+        quartiles = np.quantile(r, [0.25, 0.5, 0.75], axis=1)
+        layers = np.arange(1, len(r) + 1)
+        rows += [(vector, *row) for row in zip(layers, r.mean(1), *quartiles, strict=True)]
+        axes.plot(layers, r.mean(1), marker=".", label={"h": "hidden vector", "m": "memory"}[vector])
+        axes.fill_between(layers, quartiles[0], quartiles[2], alpha=0.2)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("|r| with what entered at the bottom")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    paths = [out / "survival.csv", out / "survival.png"]
+    write_table(paths[0], ["vector", "layer", "mean |r|", "lower quartile", "median", "upper quartile"], rows)
+    write_figure(paths[1], figure)
+    return paths

@@ -1,0 +1,119 @@
+"""A text coloured by the values of memory cells, as a page and as a picture.
+
+Shape legend: N characters, L layers, d hidden size.
+"""
+
+import html
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gridlstm.look.ranking import Array, Ranked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 3000
+"""Characters of the page, of each label."""
+WIDTH, LINES = 96, 2
+"""Characters of the picture."""
+LEVELS = 10
+"""Shades to each side of a cell's mean; the last one begins at two standard deviations."""
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>memory cells over text</title><style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+pre { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; color: #111; }
+u { text-decoration-thickness: 2px; } h2 { font-size: 1.1rem; }
+"""
+
+
+def shades(values: Array) -> Array:
+    """-LEVELS … LEVELS, whole numbers: how far each value (N,) lies from the mean, up to two standard deviations."""
+    spread = values.std()
+    if spread == 0:
+        return np.zeros(len(values))
+    result: Array = np.rint(np.clip((values - values.mean()) / (2 * spread), -1, 1) * LEVELS)
+    return result
+
+
+def telling(label: Array, length: int) -> slice:
+    """Where, in the second half, so many characters have a label that varies most; the first such place."""
+    half = len(label) // 2
+    starts = range(half, max(half, len(label) - length) + 1, max(1, length // 4))
+    start = max(starts, key=lambda i: float(label[i : i + length].std()))
+    return slice(start, start + length)
+
+
+def page(text: str, memories: dict[str, Array], known: dict[str, Array], best: Sequence[Ranked]) -> str:
+    """A page without anything from elsewhere: for each label the best cell's colours over a part of the held-out half.
+
+    Red: above the cell's mean, blue: below it. Where the label is 0 or 1, what has it is underlined.
+
+    Args:
+        memories: by dimension, (N, L, d).
+        known: labels, (N,) each.
+        best: one cell a label.
+    """
+    colours = []
+    for level in range(1, LEVELS + 1):
+        light = 100 - 45 * level / LEVELS
+        colours += [
+            f".p{level} {{ background: hsl(12 85% {light}%) }}",
+            f".n{level} {{ background: hsl(215 85% {light}%) }}",
+        ]
+    parts = [_HEAD, "\n".join(colours), "</style></head><body><h1>Memory cells over text</h1>"]
+    parts.append("<p>Each part shows the cell that follows a label best: chosen by its correlation r on the first ")
+    parts.append("half of the text, shown on the second. Red: above the cell's mean; blue: below; underlined: what ")
+    parts.append("has the label.</p>")
+    if not best:
+        parts.append("<p>No label varies in both halves of this text.</p>")
+    for cell in best:
+        where = telling(known[cell.label], SHOWN)
+        values = shades(memories[cell.dimension][:, cell.layer, cell.unit])[where]
+        label = known[cell.label]
+        marked = (label[where] == 1) & (label.max() <= 1)
+        parts.append(f"<h2>{html.escape(cell.label)}: {title(cell)}</h2><pre>")
+        for (shade, mark), group in groupby(zip(values, marked, text[where], strict=True), key=lambda each: each[:2]):
+            written = html.escape("".join(char for _, _, char in group))
+            written = f"<u>{written}</u>" if mark else written
+            name = f"{'p' if shade > 0 else 'n'}{abs(int(shade))}"
+            parts.append(f'<span class="{name}">{written}</span>' if shade else written)
+        parts.append("</pre>")
+    return "".join([*parts, "</body></html>\n"])
+
+
+def title(cell: Ranked) -> str:
+    """The cell in words."""
+    where = f"{cell.dimension}, layer {cell.layer + 1}, unit {cell.unit}"
+    return f"{where}: r = {cell.held_out:.2f} ({cell.chosen:.2f} where chosen)"
+
+
+def picture(text: str, memories: dict[str, Array], known: dict[str, Array], best: Sequence[Ranked]) -> "Figure":
+    """The same for two lines of text a label; what has the label is bold."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 0.85 * max(1, len(best))), layout="constrained")
+    for axes, cell in zip(figure.subplots(max(1, len(best)), 1, squeeze=False)[:, 0], best, strict=False):
+        where = telling(known[cell.label], WIDTH * LINES)
+        values = shades(memories[cell.dimension][:, cell.layer, cell.unit])[where]
+        field = np.zeros(WIDTH * LINES)
+        field[: len(values)] = values
+        axes.imshow(
+            field.reshape(LINES, WIDTH),
+            cmap=colormaps["coolwarm"],
+            vmin=-1.4 * LEVELS,
+            vmax=1.4 * LEVELS,
+            aspect="auto",
+        )
+        for i, char in enumerate(text[where]):
+            shown = {"\n": "¶", "$": r"\$"}.get(char, char)
+            weight = "bold" if known[cell.label].max() <= 1 and known[cell.label][where][i] else "normal"
+            style = {"family": "monospace", "fontsize": 8, "weight": weight}
+            axes.text(i % WIDTH, i // WIDTH, shown, ha="center", va="center", **style)
+        axes.set_title(f"{cell.label}: {title(cell)}", fontsize=8, loc="left")
+        axes.set_axis_off()
+    return figure

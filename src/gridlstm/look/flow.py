@@ -1,0 +1,157 @@
+"""The picture of vanishing gradients: contributions through time and depth, of new and of trained networks."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gridlstm.data.base import Spec
+from gridlstm.data.text import TextData
+from gridlstm.errors import UserError
+from gridlstm.look.gradients import Contributions, through_depth, through_time
+from gridlstm.look.load import Trained, new, test_batch, windows
+from gridlstm.look.tables import write_figure, write_table
+from gridlstm.models.base import VectorModel
+from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.classify_vector import EachStep
+
+ROWS = 8
+"""Sequences whose norms are averaged."""
+SYMBOLS = 64
+"""Distinct symbols that a new network reads, uniform and independent; or numbers, -1 and 1, where it has no time."""
+TIME_LAYERS = 2
+"""Layers of a new network whose gradient through time is taken."""
+BEFORE = 10
+"""Steps that a new network of many layers has read."""
+
+SINGLE = 1e-45
+"""The smallest number of single precision, where the picture ends; the table goes on."""
+
+
+class Curve(NamedTuple):
+    """Contributions of one network."""
+
+    model: str
+    stage: str
+    """start or trained"""
+    along: str
+    """time or depth"""
+    norms: Contributions
+
+
+def curves_of_new(models: Sequence[str], steps: int, layers: int, overrides: Sequence[str]) -> list[Curve]:
+    """Of networks before training: ``steps`` through time with 2 layers, and ``layers`` through depth.
+
+    Raises:
+        UserError: no such model, or one whose layers and state cannot be seen.
+    """
+    curves = []
+    for name in models:
+        generator = torch.Generator().manual_seed(1)
+        symbols = torch.randint(SYMBOLS, (ROWS, steps), generator=generator)
+        targets = torch.randint(SYMBOLS, (ROWS,), generator=generator)
+        task = new(name, Spec(SYMBOLS, SYMBOLS, steps), [f"model.num_layers={layers}", *overrides])
+        if not isinstance(task.model, VectorModel):
+            shallow = new(name, Spec(SYMBOLS, SYMBOLS, steps), [f"model.num_layers={TIME_LAYERS}", *overrides])
+            curves.append(_through_time(name, "start", shallow, symbols, targets))
+            curves.append(_through_depth(name, "start", task, symbols[:, : BEFORE + 1], targets))
+        else:
+            signs = torch.randint(2, (ROWS, SYMBOLS), generator=generator) * 2.0 - 1
+            curves.append(_through_depth(name, "start", task, signs, targets))
+    return curves
+
+
+def curves_of_trained(runs: Sequence[Trained], steps: int | None) -> list[Curve]:
+    """Of networks of checkpoints, each as its run began and as it is, on its own test data.
+
+    Args:
+        steps: of a text, up to its loss (500); other tasks have sequences of their own.
+
+    Raises:
+        UserError: ``steps`` where sequences have a length, or a model whose layers and state cannot be seen.
+    """
+    curves = []
+    for run in runs:
+        if isinstance(run.data, TextData):
+            x, targets = windows(run.data, ROWS, steps or 500)
+        elif steps is not None:
+            raise UserError(f"the sequences of {type(run.data).__name__} have a length of their own: leave steps out.")
+        else:
+            batch = test_batch(run.data)
+            last = int(batch.answer_mask.any(0).nonzero().max())  # the last answer that is judged
+            x, targets = batch.inputs[:ROWS, : last + 1], batch.targets[:ROWS, last]
+        for stage, task in (("start", run.start), ("trained", run.task)):
+            if not isinstance(task.model, EachStep):
+                curves.append(_through_time(run.name, stage, task, x, targets))
+            curves.append(_through_depth(run.name, stage, task, x, targets))
+    return curves
+
+
+# In double precision: what vanishes is far below what single precision can hold.
+def _through_time(name: str, stage: str, task: SequenceTask, x: Tensor, targets: Tensor) -> Curve:
+    task.double()
+    return Curve(name, stage, "time", through_time(task.model, task.head, _double(x), targets))
+
+
+def _through_depth(name: str, stage: str, task: SequenceTask, x: Tensor, targets: Tensor) -> Curve:
+    task.double()
+    if isinstance(task.model, EachStep):  # a network without time, whose last step stands by itself
+        return Curve(name, stage, "depth", through_depth(task.model.model, task.head, _double(x[:, -1]), targets))
+    return Curve(name, stage, "depth", through_depth(task.model, task.head, _double(x), targets))
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+def write(curves: Sequence[Curve], out: Path) -> list[Path]:
+    """Writes gradients.csv and gradients.png."""
+    columns = ["model", "stage", "along", "index", "back", "norm of dL/dh", "norm of dL/dm"]
+    paths = [out / "gradients.csv", out / "gradients.png"]
+    write_table(paths[0], columns, _rows(curves))
+    _draw(curves, paths[1])
+    return paths
+
+
+def _rows(curves: Sequence[Curve]) -> Iterator[tuple[object, ...]]:
+    for model, stage, along, (h, m) in curves:
+        first = 0 if along == "time" else 1
+        for i, norm in enumerate(h.tolist()):
+            memory = None if m is None else m[i].item()
+            yield model, stage, along, i + first, len(h) - i - (along == "depth"), norm, memory
+
+
+def _draw(curves: Sequence[Curve], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    stages = list(dict.fromkeys(curve.stage for curve in curves))
+    alongs = [along for along in ("time", "depth") if any(curve.along == along for curve in curves)]
+    models = list(dict.fromkeys(curve.model for curve in curves))
+    # Side by side: before and after training, or, of new networks alone, time and depth.
+    shape = (len(alongs), len(stages)) if len(stages) > 1 else (1, len(alongs))
+    figure = Figure(figsize=(5.5 * shape[1], 4 * shape[0]), layout="constrained")
+    axes_of = dict(
+        zip(
+            [(along, stage) for along in alongs for stage in stages],
+            figure.subplots(*shape, squeeze=False, sharey="row").flat,
+            strict=True,
+        )
+    )
+    for model, stage, along, (h, m) in curves:
+        axes, colour = axes_of[along, stage], f"C{models.index(model) % 10}"
+        back = [len(h) - i - (along == "depth") for i in range(len(h))]
+        for norms, style in ((h, "-"), (m, "--")):
+            if norms is not None:
+                positive = norms.where(norms > 0, torch.nan)  # a logarithm has no place for what vanished altogether
+                axes.plot(back, positive.tolist(), style, color=colour, label=model if style == "-" else None)
+    for (along, stage), axes in axes_of.items():
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], SINGLE))
+        axes.set_xlabel("steps before the loss" if along == "time" else "layers below the top")
+        axes.set_ylabel("norm of $dL_T/dh_i$ (dashed: $dL_T/dm_i$)")
+        axes.set_title(f"through {along}, " + ("at the start" if stage == "start" else "after training"))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    write_figure(path, figure)

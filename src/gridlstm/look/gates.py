@@ -1,0 +1,95 @@
+"""How often gates are shut or open: the saturation of Karpathy et al. 2015 (arXiv 1506.02078, figure 2).
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gridlstm.cell import LSTM, Cell, lstm_gates
+from gridlstm.cells import CoupledLSTM
+from gridlstm.errors import UserError
+from gridlstm.look.tables import write_figure, write_table
+
+LEFT, RIGHT = 0.1, 0.9
+
+
+class Saturation(NamedTuple):
+    """Shares of the activations of one gate, (L, d) each."""
+
+    dimension: str
+    gate: str
+    left: Tensor
+    """below 0.1"""
+    right: Tensor
+    """above 0.9"""
+
+
+def gates(cell: Cell, z: Tensor) -> dict[str, Tensor]:
+    """The gates of a cell by name, each (..., d), from z (..., num_gates * d).
+
+    Raises:
+        UserError: the cell has no u, f, o gates that follow from z alone.
+    """
+    if type(cell) is LSTM:
+        u, f, o, _ = lstm_gates(z)
+        return {"u": u, "f": f, "o": o}
+    if type(cell) is CoupledLSTM:
+        f, o, _ = z.chunk(3, dim=-1)
+        return {"u": 1 - f.sigmoid(), "f": f.sigmoid(), "o": o.sigmoid()}
+    raise UserError(f"gates are counted in LSTM and CoupledLSTM cells, and {type(cell).__name__} is another.")
+
+
+def saturation(dimension: str, cell: Cell, z: Tensor) -> list[Saturation]:
+    """Of every gate, over all steps and rows of z (T, L, B, num_gates * d)."""
+    return [
+        Saturation(dimension, name, (g < LEFT).double().mean((0, 2)), (g > RIGHT).double().mean((0, 2)))
+        for name, g in gates(cell, z).items()
+    ]
+
+
+def write(found: list[Saturation], out: Path) -> list[Path]:
+    """Writes gates.csv by layer, gate_units.csv by unit, and gates.png."""
+    paths = [out / "gates.csv", out / "gate_units.csv", out / "gates.png"]
+    shares = [f"share < {LEFT}", f"share > {RIGHT}"]
+    write_table(paths[0], ["dimension", "layer", "gate", *shares], _by_layer(found))
+    write_table(paths[1], ["dimension", "layer", "unit", "gate", *shares], _by_unit(found))
+    _draw(found, paths[2])
+    return paths
+
+
+def _by_layer(found: list[Saturation]) -> Iterator[tuple[object, ...]]:
+    for dimension, gate, left, right in found:
+        for layer, (low, high) in enumerate(zip(left.mean(1).tolist(), right.mean(1).tolist(), strict=True), 1):
+            yield dimension, layer, gate, low, high
+
+
+def _by_unit(found: list[Saturation]) -> Iterator[tuple[object, ...]]:
+    for dimension, gate, left, right in found:
+        for layer, (lows, highs) in enumerate(zip(left.tolist(), right.tolist(), strict=True), 1):
+            for unit, shares in enumerate(zip(lows, highs, strict=True)):
+                yield dimension, layer, unit, gate, *shares
+
+
+def _draw(found: list[Saturation], path: Path) -> None:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    dimensions = list(dict.fromkeys(each.dimension for each in found))
+    figure = Figure(figsize=(10, 3.4 * len(dimensions)), layout="constrained")
+    grid = figure.subplots(len(dimensions), 3, squeeze=False, sharex=True, sharey=True)
+    for dimension, gate, left, right in found:
+        axes = grid[dimensions.index(dimension)]["ufo".index(gate)]
+        for layer, (lows, highs) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+            colour = colormaps["viridis"](layer / max(1, len(left) - 1))
+            axes.scatter(lows, highs, s=9, alpha=0.6, color=colour, label=f"layer {layer + 1}")
+        axes.plot([0, 1], [1, 0], color="grey", linewidth=0.7)  # always saturated
+        axes.set_title(f"{dimension}: {gate}")
+        axes.set_xlabel(f"share < {LEFT}")
+        axes.set_ylabel(f"share > {RIGHT}")
+    if len(found[0].left) <= 12:
+        grid[0][0].legend(fontsize="x-small")
+    write_figure(path, figure)

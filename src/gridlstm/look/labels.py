@@ -1,0 +1,58 @@
+"""What is known of every character of a text from the text alone."""
+
+import codecs
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gridlstm.data.vocabulary import Vocabulary
+from gridlstm.errors import UserError
+
+_OPEN, _CLOSE = "(?:<|&lt;)", "(?:>|&gt;)"  # a dump of MediaWiki escapes the mark-up of its pages
+SPANS = {
+    "URL": r"(?:https?|ftp)://[^\s<>\[\]|{}]+|www\.[^\s<>\[\]|{}]+",
+    "quotes": r'"[^"\n]*"|&quot;(?:(?!&quot;)[^\n])*&quot;|“[^”\n]*”',
+    "comment": rf"{_OPEN}!--.*?--{_CLOSE}|/\*.*?\*/",
+    "markup": rf"\[\[[^\[\]]*\]\]|\{{\{{[^{{}}]*\}}\}}|{_OPEN}/?[A-Za-z](?:(?!&[lg]t;)[^<>\n])*{_CLOSE}",
+}
+"""Regular expressions of spans of text; a character is labelled 1 inside of one, its ends among it, and else 0."""
+
+
+def labels(text: str) -> dict[str, NDArray[np.float64]]:
+    """(len(text),) each: 0 or 1 for spans, digits and upper case; characters since the last line break."""
+    found = {}
+    for name, pattern in SPANS.items():
+        inside = np.zeros(len(text))
+        for match in re.finditer(pattern, text, re.DOTALL):
+            inside[match.start() : match.end()] = 1
+        found[name] = inside
+    places = np.arange(len(text))
+    breaks = np.array([c == "\n" for c in text])
+    found["position in line"] = (places - np.maximum.accumulate(np.where(breaks, places, 0))).astype(np.float64)
+    found["digit"] = np.array([float(c.isdigit()) for c in text])
+    found["upper case"] = np.array([float(c.isupper()) for c in text])
+    return found
+
+
+def characters(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[str, NDArray[np.int64]]:
+    """The text of symbols, and for each of its characters the place of its last symbol.
+
+    Bytes that are no UTF-8 become the replacement character.
+
+    Raises:
+        UserError: the symbols are neither bytes nor characters.
+    """
+    codes = [vocabulary.symbols[i] for i in ids]
+    if vocabulary.level == "char":
+        return "".join(map(chr, codes)), np.arange(len(codes))
+    if vocabulary.level != "byte":
+        raise UserError(f"cells are looked at by bytes or characters, and the level here is {vocabulary.level}.")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text, places = "", list[int]()
+    for place, code in enumerate(codes):
+        new = decoder.decode(bytes([code]))  # two, where a byte breaks off a character: the first is the place before's
+        text += new
+        places += range(place - len(new) + 1, place + 1)
+    return text, np.array(places, dtype=np.int64)

@@ -1,0 +1,102 @@
+"""Networks to look into: trained ones with their data, or new ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from hydra.errors import HydraException
+from lightning import seed_everything
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from gridlstm.compose import compose
+from gridlstm.data.base import Batch, SequenceData, Spec
+from gridlstm.data.text import TextData
+from gridlstm.errors import UserError
+from gridlstm.runtime.build import make_data, make_task
+from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
+from gridlstm.tasks.base import SequenceTask
+from gridlstm.train import explain
+
+
+class Trained(NamedTuple):
+    """A checkpoint, and what it was trained on."""
+
+    name: str
+    data: SequenceData
+    start: SequenceTask
+    """as the run began"""
+    task: SequenceTask
+    """as the checkpoint has it"""
+
+
+def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
+    """A checkpoint inside its run directory, on the CPU.
+
+    Raises:
+        UserError: no such checkpoint or option, another text, or weights that do not fit.
+    """
+    cfg = load_config(checkpoint, list(overrides))
+    seed_everything(cfg.seed, verbose=False)
+    data = make_data(cfg)
+    data.setup("fit")
+    start = make_task(cfg, data.spec)
+    task = make_task(cfg, data.spec)
+    content = load_content(checkpoint)
+    data.load_state_dict(data_state(cfg, content))  # refuses another vocabulary
+    load_weights(task, content["state_dict"])
+    return Trained(cfg.run.model, data, start.eval(), task.eval())
+
+
+def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
+    """A network of conf/model as training would begin with it, and a read-out.
+
+    Args:
+        overrides: as of train.py, such as "model.hidden_size=32" and "seed=2".
+
+    Raises:
+        UserError: there is no such model or option.
+    """
+    # A task's network names sizes and forget bias; memorization's are those of a deep grid.
+    words = ["task=memorization", f"model={model}", *overrides]
+    try:
+        cfg: DictConfig = compose(*words)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, words)) from error
+    seed_everything(cfg.seed, verbose=False)
+    return make_task(cfg, spec).eval()
+
+
+def text_of(trained: Trained) -> TextData:
+    """The data of a character model.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(trained.data, TextData):
+        raise UserError("this needs a checkpoint of task=text or task=enwik8, and here is one of another task.")
+    return trained.data
+
+
+def windows(data: TextData, rows: int, length: int) -> tuple[Tensor, Tensor]:
+    """(rows, length) symbols of the test split, from places evenly apart, and the (rows,) symbols that follow.
+
+    Raises:
+        UserError: the split is too short.
+    """
+    part = data.parts[2]
+    if len(part) <= length:
+        raise UserError(f"the test split has {len(part):,} symbols, and {length + 1:,} are needed: ask for fewer.")
+    starts = np.linspace(part.start, part.stop - length - 1, rows).astype(np.int64)
+    symbols = np.asarray(data.corpus.ids)[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    ids = torch.from_numpy(symbols)
+    return ids[:, :-1], ids[:, -1]
+
+
+def test_batch(data: SequenceData) -> Batch:
+    """The first batch of the test split."""
+    batch: Batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+    return batch

@@ -1,0 +1,109 @@
+"""Sees what every cell of a network computes, block by block, in the graph of its gradients.
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size, G gates of a cell.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gridlstm.cell import Cell, HiddenMemory
+from gridlstm.errors import UserError
+from gridlstm.models.grid1d import Grid1d
+from gridlstm.models.grid2d import Grid2d
+from gridlstm.models.stacked_lstm import StackedLSTM
+
+
+class Seen(NamedTuple):
+    """One call of a cell."""
+
+    z: Tensor
+    """(B, G d) pre-activations"""
+    h: Tensor
+    """(B, d) what leaves the block"""
+    m: Tensor
+    """(B, memory size)"""
+
+
+@dataclass
+class Dimension:
+    """All calls of one dimension's cell."""
+
+    cell: Cell
+    layer_major: bool
+    """Whether all steps of a layer came before the next layer; else all layers of a step."""
+    calls: list[Seen] = field(default_factory=list)
+
+    def by_step(self, steps: int) -> list[list[Seen]]:
+        """``calls[t][l]`` of a sequence of so many steps."""
+        if self.layer_major:
+            return [self.calls[t::steps] for t in range(steps)]
+        layers = len(self.calls) // steps
+        return [self.calls[i : i + layers] for i in range(0, len(self.calls), layers)]
+
+
+@dataclass(frozen=True)
+class _Watched(Cell):
+    """A cell that notes what it computes.
+
+    What it hands on are copies, which the rest of the network alone reads: the gradient with respect to one of them is
+    that of the vector between two blocks, without the way by which h' itself depends on m'.
+    """
+
+    seen: Dimension
+
+    def memory_size(self, size: int) -> int:
+        return self.seen.cell.memory_size(size)
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        new = self.seen.cell.pointwise(z, h, m, *vectors)
+        passed = HiddenMemory(new.h.clone(), new.m.clone())
+        self.seen.calls.append(Seen(z, *passed))
+        return passed
+
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        self.seen.cell.reset_parameters(weight, bias, *vectors)
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[dict[str, Dimension]]:
+    """Inside, a grid runs its reference sweep and a stacked LSTM its plain loop, and every cell is noted.
+
+    Yields:
+        By name, "time" and "depth", the dimensions that have a cell; they fill as the model runs.
+
+    Raises:
+        UserError: another kind of model.
+    """
+    if isinstance(model, StackedLSTM):
+        own = model.cell
+        seen = {"time": Dimension(own, layer_major=True)}
+        model.cell = _Watched(seen["time"])
+        try:
+            yield seen
+        finally:
+            model.cell = own
+        return
+    if not isinstance(model, Grid2d | Grid1d):
+        raise UserError(
+            f"cells can be watched in grids of time and depth, grids of depth alone and stacked LSTMs, and "
+            f"{type(model).__name__} is none."
+        )
+    grid = model.grid
+    block, sweep = grid.block, grid.sweep
+    names = ("time", "depth") if isinstance(model, Grid2d) else ("depth",)
+    seen = {name: Dimension(cell, layer_major=False) for name, cell in zip(names, block.cells, strict=True)}
+    grid.block, grid.sweep = replace(block, cells=tuple(_Watched(each) for each in seen.values())), "reference"
+    try:
+        yield seen
+    finally:
+        grid.block, grid.sweep = block, sweep
+
+
+def stacked(calls: list[list[Seen]], name: str) -> Tensor:
+    """(T, L, B, ...) of "z", "h" or "m"."""
+    return torch.stack([torch.stack([getattr(seen, name) for seen in step]) for step in calls])

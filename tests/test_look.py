@@ -1,0 +1,414 @@
+"""Looking inside: gradients against finite differences and by hand, cells, gates and labels against what is planted."""
+
+import csv
+import html
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.cells import CoupledLSTM, NonLSTM, PeepholeLSTM
+from gridlstm.data.base import Spec
+from gridlstm.data.corpus import Vocabulary
+from gridlstm.engine.wavefront import wavefront
+from gridlstm.errors import UserError
+from gridlstm.look.__main__ import look
+from gridlstm.look.activation import panels, responses
+from gridlstm.look.cells import record
+from gridlstm.look.colouring import page
+from gridlstm.look.flow import curves_of_new
+from gridlstm.look.gates import saturation
+from gridlstm.look.gradients import through_depth, through_time
+from gridlstm.look.labels import characters, labels
+from gridlstm.look.load import new
+from gridlstm.look.ranking import Ranked, correlations, rank, survival
+from gridlstm.look.watch import watching
+from gridlstm.models.base import SequenceModel
+from gridlstm.models.grid1d import Grid1d
+from gridlstm.models.grid2d import Grid2d
+from gridlstm.models.recurrent import GRU, RNN
+from gridlstm.models.stacked_lstm import StackedLSTM
+from gridlstm.models.transformer import Transformer
+from gridlstm.runtime.job import run_job
+
+SYMBOLS, D, T = 5, 3, 4
+STEP = 1e-5
+# Central differences in float64 are wrong by about STEP^2 and by rounding, 1e-16 / STEP.
+CLOSE = {"rtol": 1e-6, "atol": 1e-9}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(3)
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    return nn.Linear(model.output_size, SYMBOLS).double()
+
+
+def sample() -> tuple[Tensor, Tensor]:
+    return torch.randint(SYMBOLS, (1, T)), torch.randint(SYMBOLS, (1,))
+
+
+def slope(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The gradient of a loss at a point by central differences."""
+    with torch.no_grad():
+        steps = torch.eye(at.numel(), dtype=at.dtype).view(-1, *at.shape) * STEP
+        return torch.stack([(loss(at + step) - loss(at - step)) / (2 * STEP) for step in steps])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Grid2d(SYMBOLS, D, 2),
+        lambda: Grid2d(SYMBOLS, D, 2, priority="depth", tied=False),
+        lambda: StackedLSTM(SYMBOLS, D, 2),
+        lambda: GRU(SYMBOLS, D, 2),
+    ],
+)
+def test_through_time_is_the_slope_with_respect_to_each_state(make: Callable[[], SequenceModel]) -> None:
+    model = make().double()
+    head, (x, target) = head_of(model), sample()
+    found = through_time(model, head, x, target)
+    assert len(found.h) == T
+    for i in range(T):
+        with torch.no_grad():
+            state = model(x[:, :i])[1] if i else model.initial_state(1)
+
+        def loss(part: Tensor, name: str, i: int = i, state=state) -> Tensor:  # type: ignore[no-untyped-def]
+            y = model(x[:, i:], state._replace(**{name: part}))[0]
+            return F.cross_entropy(head(y[:, -1]), target)
+
+        torch.testing.assert_close(found.h[i], slope(lambda h, f=loss: f(h, "h"), state.h).norm(), **CLOSE)
+        if found.m is not None:
+            torch.testing.assert_close(found.m[i], slope(lambda m, f=loss: f(m, "m"), state.m).norm(), **CLOSE)
+    assert (found.m is None) == isinstance(model, GRU)
+
+
+def test_through_time_of_a_linear_network_is_what_one_computes_by_hand() -> None:
+    """h_t = W x_t + V h_{t-1}: dL_T/dh_i = (V^T)^(T-i) A^T (softmax - target), and a V of 0.5 rotations halves it."""
+    model = StackedLSTM(SYMBOLS, D, 1, time=NonLSTM("identity")).double()
+    head, (x, target) = head_of(model), sample()
+    rotation = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64))[0]
+    with torch.no_grad():
+        model.layers.weight[0, :, D:] = 0.5 * rotation
+    W, V = (part.numpy() for part in model.layers.weight.detach()[0].split(D, dim=1))
+    h = np.zeros(D)
+    for symbol in x[0]:
+        h = W @ model.input.weight.detach().numpy()[symbol] + V @ h
+    A = head.weight.detach().numpy()
+    logits = A @ h + head.bias.detach().numpy()
+    error = np.exp(logits) / np.exp(logits).sum() - np.eye(SYMBOLS)[int(target)]
+    top = np.linalg.norm(A.T @ error)
+    found = through_time(model, head, x, target)
+    assert found.m is None
+    np.testing.assert_allclose(found.h, [top * 0.5 ** (T - i) for i in range(T)], rtol=1e-12)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_through_depth_is_the_slope_between_layers(tied: bool) -> None:
+    """The other way to a layer's vector: the fast sweep in two pieces, cut there."""
+    L = 3
+    model = Grid2d(SYMBOLS, D, L, tied=tied).double()
+    head, (x, target) = head_of(model), sample()
+    found = through_depth(model, head, x, target)
+    assert len(found.h) == L
+    with torch.no_grad():
+        state = model(x[:, :-1])[1]
+        bottom = model.input(x[:, -1:]).transpose(0, 1).split(D, dim=-1)
+    packed = [t.packed_for(model.grid.copies) for t in model.grid.transforms.values()]
+
+    def layers(entering: HiddenMemory, begin: int, end: int) -> HiddenMemory:
+        weights = packed if tied else [w._replace(weight=w.weight[begin:end], bias=w.bias[begin:end]) for w in packed]
+        sides = [HiddenMemory(*(side[begin:end].contiguous() for side in state)), entering]
+        return wavefront(model.grid.block, weights, sides, (1, end - begin), None)[1]
+
+    for layer in range(1, L):
+        with torch.no_grad():
+            passed = layers(HiddenMemory(*bottom), 0, layer)
+
+        def loss(part: Tensor, name: str, layer: int = layer, passed: HiddenMemory = passed) -> Tensor:
+            top = layers(passed._replace(**{name: part}), layer, L)
+            return F.cross_entropy(head(torch.cat(top, dim=-1)[0]), target)
+
+        for name in ("h", "m"):
+            expected = slope(lambda part, f=loss, n=name: f(part, n), getattr(passed, name)).norm()
+            torch.testing.assert_close(getattr(found, name)[layer - 1], expected, **CLOSE)
+
+
+def test_through_depth_of_a_plain_network_is_the_chain_rule() -> None:
+    """h_l = tanh(W h_{l-1} + b + V h^- + c): dL/dh_{l-1} = W^T (1 - h_l^2) dL/dh_l."""
+    L = 4
+    model = RNN(SYMBOLS, D, L).double()
+    head, (x, target) = head_of(model), sample()
+    before = model(x[:, :-1])[1].h[:, 0].detach().numpy()
+    y = model.input(x[:, -1:]).detach().numpy()[0, 0]
+    hidden, inward = [], []
+    for (W, V, b, c), h in zip(model.layers.all_weights, before, strict=True):
+        y = np.tanh(W.detach().numpy() @ y + b.detach().numpy() + V.detach().numpy() @ h + c.detach().numpy())
+        hidden.append(y)
+        inward.append(W.detach().numpy())
+    top = torch.from_numpy(y).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(head(top[None]), target), top)
+    norms, g = [], gradient.numpy()
+    for W, h in zip(inward[::-1], hidden[::-1], strict=True):
+        norms.append(np.linalg.norm(g))
+        g = W.T @ ((1 - h**2) * g)
+    np.testing.assert_allclose(through_depth(model, head, x, target).h, norms[::-1], rtol=1e-10)
+
+
+def test_rows_are_averaged_and_do_not_mix() -> None:
+    model = Grid2d(SYMBOLS, D, 2).double()
+    head, x, target = head_of(model), torch.randint(SYMBOLS, (3, T)), torch.randint(SYMBOLS, (3,))
+    alone = [through_time(model, head, x[i : i + 1], target[i : i + 1]).h for i in range(3)]
+    torch.testing.assert_close(through_time(model, head, x, target).h, torch.stack(alone).mean(0))
+    alone = [through_depth(model, head, x[i : i + 1], target[i : i + 1]).h for i in range(3)]
+    torch.testing.assert_close(through_depth(model, head, x, target).h, torch.stack(alone).mean(0))
+
+
+def test_new_networks_have_as_many_steps_and_layers_as_are_asked() -> None:
+    curves = curves_of_new(["grid2d", "rnn", "highway"], 6, 5, ["task.network.hidden_size=4"])
+    assert [(c.model, c.along, len(c.norms.h)) for c in curves] == [
+        ("grid2d", "time", 6),
+        ("grid2d", "depth", 5),
+        ("rnn", "time", 6),
+        ("rnn", "depth", 5),
+        ("highway", "depth", 5),
+    ]
+    assert [c.norms.m is None for c in curves] == [False, False, True, True, True]
+    assert all((c.norms.h > 0).all() for c in curves)
+
+
+def test_what_cannot_be_seen_is_refused() -> None:
+    with pytest.raises(UserError, match="state is its hidden"):
+        through_time(Transformer(SYMBOLS, 4, 1, num_heads=1), nn.Linear(4, SYMBOLS), *sample())
+    with pytest.raises(UserError, match="GRU is none"), watching(GRU(SYMBOLS, D, 1)):
+        pass
+    with pytest.raises(UserError, match="model=grid3d does not exist"):
+        new("grid3d", Spec(SYMBOLS, SYMBOLS, T), [])
+    with pytest.raises(UserError, match="PeepholeLSTM is another"):
+        saturation("time", PeepholeLSTM(), torch.zeros(1, 1, 1, 4))
+
+
+@pytest.mark.parametrize("model", [Grid2d(SYMBOLS, D, 2), StackedLSTM(SYMBOLS, D, 2), Grid1d(SYMBOLS, D, 2)])
+def test_a_watched_model_computes_the_same_and_is_itself_again(model: nn.Module) -> None:
+    x = torch.randn(2, SYMBOLS) if isinstance(model, Grid1d) else torch.randint(SYMBOLS, (2, T))
+    parts = {name: getattr(model, name) for name in ("cell",) if hasattr(model, name)}
+    block = model.grid.block if hasattr(model, "grid") else None
+    expected = model(x)
+    with watching(model):
+        torch.testing.assert_close(model(x), expected)
+    assert {name: getattr(model, name) for name in parts} == parts
+    assert block is None or (model.grid.block == block and model.grid.sweep == "auto")
+
+
+@pytest.mark.parametrize("make", [Grid2d, StackedLSTM])
+def test_recorded_memories_are_those_of_the_state_step_by_step(make: type[SequenceModel]) -> None:
+    model = make(SYMBOLS, D, 2)
+    x = torch.randint(SYMBOLS, (1, 12))
+    seen = record(model, x, ["h", "m"])
+    state = None
+    for t in range(12):
+        y, state = model(x[:, t : t + 1], state)
+        torch.testing.assert_close(seen["time"]["m"][t], state.m)
+        torch.testing.assert_close(seen["time"]["h"][t], state.h)
+        if "depth" in seen:
+            torch.testing.assert_close(torch.cat([seen["depth"][n][t, -1] for n in ("h", "m")], dim=-1), y[:, 0])
+
+
+def test_gate_shares_are_those_of_the_equations() -> None:
+    model = StackedLSTM(SYMBOLS, D, 1, time=LSTM(gain=4.0, forget_bias=0.5))
+    x = torch.randint(SYMBOLS, (2, 40))
+    found = saturation("time", model.cell, record(model, x, ["z"])["time"]["z"])
+    W = model.layers.weight.detach().numpy()[0]
+    gates, state = [], model.initial_state(2)
+    for t in range(40):
+        H = np.concatenate([model.input.weight.detach().numpy()[x[:, t]], state.h[0].detach().numpy()], axis=1)
+        z = (H @ W.T).reshape(2, 4, D)
+        z[:, 1] += 0.5
+        gates.append(1 / (1 + np.exp(-z[:, :3])))
+        state = model(x[:, t : t + 1], state)[1]
+    activations = np.concatenate(gates)  # (80, 3, D)
+    for k, each in enumerate(found):
+        assert each.gate == "ufo"[k]
+        np.testing.assert_allclose(each.left[0], (activations[:, k] < 0.1).mean(0))
+        np.testing.assert_allclose(each.right[0], (activations[:, k] > 0.9).mean(0))
+    assert 0 < found[0].left.mean() < 1
+    u, f, _ = saturation("time", CoupledLSTM(), torch.randn(6, 2, 3, 3 * D) * 3)
+    torch.testing.assert_close((u.left, u.right), (f.right, f.left))
+
+
+def test_cells_are_chosen_on_one_half_and_judged_on_the_other() -> None:
+    random = np.random.default_rng(1)
+    label = (random.random(2000) < 0.3).astype(float)
+    memory = random.normal(size=(2000, 2, 30))
+    memory[:, 1, 7] = 3 - 2 * label + 0.5 * memory[:, 1, 7]
+    memory[:1000, 0, 4] = label[:1000]  # follows the label in the first half alone
+    found = rank({"time": memory}, {"planted": label, "never": np.zeros(2000)})
+    assert {each.label for each in found} == {"planted"}
+    first, second = found[:2]
+    assert (first.layer, first.unit, first.chosen) == (0, 4, pytest.approx(1))
+    assert abs(first.held_out) < 0.15  # of 1000 independent pairs: 5 standard errors
+    assert (second.layer, second.unit) == (1, 7)
+    expected = np.corrcoef(memory[1000:, 1, 7], label[1000:])[0, 1]
+    assert second.held_out == pytest.approx(expected)
+    assert expected < -0.8
+    assert correlations(np.ones((9, 1)), random.normal(size=(9, 1))).item() == 0
+
+
+def test_survival_compares_each_unit_with_what_entered() -> None:
+    entering = np.random.default_rng(1).normal(size=(4000, 3))
+    other = np.random.default_rng(2).normal(size=(4000, 3))
+    r = survival(entering, np.stack([5 - 2 * entering, entering + other, other], axis=1))
+    np.testing.assert_allclose(r[0], -1)
+    np.testing.assert_allclose(r[1], 0.5**0.5, atol=0.05)  # 1 / sqrt(4000) is 0.016
+    np.testing.assert_allclose(r[2], 0, atol=0.08)
+
+
+def test_labels_mark_what_they_name() -> None:
+    text = 'See http://a.org/x [[A b]]\n"Hi" &lt;!-- no\nte --&gt; {{c}} &lt;ref&gt; B7'
+    marks = labels(text)
+
+    def marked(name: str) -> list[str]:
+        runs = re.finditer("1+", "".join(str(int(v)) for v in marks[name]))
+        return [text[run.start() : run.end()] for run in runs]
+
+    assert marked("URL") == ["http://a.org/x"]
+    assert marked("quotes") == ['"Hi"']
+    assert marked("comment") == ["&lt;!-- no\nte --&gt;"]
+    assert marked("markup") == ["[[A b]]", "{{c}}", "&lt;ref&gt;"]
+    assert marked("digit") == ["7"]
+    assert marked("upper case") == ["S", "A", "H", "B"]
+    assert marks["position in line"][[0, 5, text.index("\n"), text.index("\n") + 1]].tolist() == [0, 5, 0, 1]
+
+
+def test_characters_of_bytes_stand_at_their_last_byte() -> None:
+    everything = Vocabulary("byte", tuple(range(256)))
+    text, places = characters(everything, list("aé€b".encode()))
+    assert text == "aé€b"
+    assert places.tolist() == [0, 2, 5, 6]
+    text, places = characters(everything, list(b"\x80a\xe2\x82b"))
+    assert text == "\ufffda\ufffdb"
+    assert places.tolist() == [0, 1, 3, 4]
+    assert characters(Vocabulary("char", (97, 8364)), [1, 0])[0] == "€a"
+
+
+def test_the_page_shows_the_text_its_colours_and_nothing_from_elsewhere() -> None:
+    text = "<a> & http://x.org " * 20
+    label = labels(text)["URL"]
+    memory = label[:, None, None] * 2 - 1
+    shown = page(text, {"time": memory}, {"URL": label}, [Ranked("URL", "time", 0, 0, 1.0, 1.0)])
+    (body,) = re.findall(r"<pre>(.*?)</pre>", shown, re.DOTALL)
+    assert html.unescape(re.sub(r"</?(span|u)[^>]*>", "", body)) == text[len(text) // 2 :]
+    assert re.findall(r'<span class="p\d+"><u>(.*?)</u></span>', body) == ["http://x.org"] * 10
+    assert re.findall(r'<span class="n\d+">(.*?)</span>', body)[0] == "&lt;a&gt; &amp; "
+    assert not re.findall(r"<(?:script|link|img|iframe)|url\(|@import|href=|src=", shown)
+
+
+def test_activation_is_the_equation_of_one_unit() -> None:
+    w = np.array([1.0, -2.0, 0.5, 3.0])
+    h, m = np.linspace(-2, 2, 5), np.array([-1.0, 0.0, 2.0])
+
+    def sigma(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    new_m = sigma(w[1] * h) * m[:, None] + sigma(w[0] * h) * np.tanh(w[3] * h)
+    expected = np.tanh(sigma(w[2] * h) * new_m)
+    found = responses(*map(torch.from_numpy, (w, m, h)), LSTM(forget_bias=0))
+    np.testing.assert_allclose(found, expected)
+    assert len(panels(None, seed=1)) == 4
+    with pytest.raises(UserError, match="must be four numbers"):
+        panels([1.0], seed=1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, job_in: Callable[..., DictConfig]) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    run_job(job_in(root, task="text"))
+    return root / "run" / "checkpoints" / "last.ckpt"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_gradients_of_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    paths = look({"what": "gradients", "ckpt": str(checkpoint), "steps": "20", "out": str(tmp_path)})
+    assert [path.name for path in paths] == ["gradients.csv", "gradients.png"]
+    table = rows(tmp_path / "gradients.csv")
+    assert {(row["stage"], row["along"]) for row in table} == {
+        (stage, along) for stage in ("start", "trained") for along in ("time", "depth")
+    }
+    norms = {
+        stage: [row["norm of dL/dh"] for row in table if (row["stage"], row["along"]) == (stage, "time")]
+        for stage in ("start", "trained")
+    }
+    assert len(norms["trained"]) == 20
+    assert norms["start"] != norms["trained"]
+    assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gradients_of_a_trained_network_without_time(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
+    run_job(job_in(tmp_path, "task.bits=6", task="parity", model="highway"))
+    look({"what": "gradients", "ckpt": str(tmp_path / "run" / "checkpoints" / "last.ckpt")})
+    table = rows(tmp_path / "run" / "look" / "gradients.csv")
+    assert [(row["stage"], row["along"], row["back"]) for row in table] == [
+        (stage, "depth", back) for stage in ("start", "trained") for back in "10"
+    ]
+    assert all(float(row["norm of dL/dh"]) > 0 and not row["norm of dL/dm"] for row in table)
+
+
+def test_two_networks_of_one_name_stay_apart(checkpoint: Path, tmp_path: Path) -> None:
+    best = checkpoint.with_name("best.ckpt")
+    look({"what": "gradients", "ckpt": f"{best},{checkpoint}", "steps": "3", "out": str(tmp_path)})
+    assert {row["model"] for row in rows(tmp_path / "gradients.csv")} == {"grid2d (1)", "grid2d (2)"}
+
+
+def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) -> None:
+    beside = checkpoint.parents[1] / "look"
+    paths = look({"what": "cells", "ckpt": str(checkpoint), "symbols": "300"})
+    names = ["cells.csv", "cells.png", "cells.html", "memories.npz", "survival.csv", "survival.png"]
+    assert paths == [beside / name for name in names]
+    assert {row["label"] for row in rows(beside / "cells.csv")} == {
+        "digit",
+        "position in line",
+    }  # "7 times 7 is 49; " …
+    with np.load(beside / "memories.npz") as archive:
+        assert {name: archive[name].shape for name in archive} == {
+            "text": (300,),
+            "time": (300, 2, 8),
+            "depth": (300, 2, 8),
+        }
+        assert "times" in "".join(archive["text"])
+    assert len(rows(beside / "survival.csv")) == 4
+    look({"what": "gates", "ckpt": str(checkpoint), "symbols": "200"})
+    assert len(rows(beside / "gates.csv")) == 2 * 2 * 3
+    assert len(rows(beside / "gate_units.csv")) == 2 * 2 * 3 * 8
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"what": "gardens"}, "what must be"),
+        ({"what": "cells"}, "needs one checkpoint"),
+        ({"what": "gradients"}, "ckpt=… or model="),
+        ({"what": "gradients", "model": "grid2d", "steps": "0"}, "steps must be a whole number"),
+        ({"what": "gradients", "ckpt": "a,b"}, "out=DIRECTORY"),
+        ({"what": "gradients", "ckpt": "CKPT", "layers": "5"}, "layers is the checkpoint's own"),
+        ({"what": "gradients", "ckpt": "CKPT", "steps": "100000"}, "the test split has"),
+        ({"what": "gates", "ckpt": "CKPT", "modle": "3"}, "modle"),
+        ({"what": "activation", "weights": "1,b"}, "numbers with commas"),
+        ({"what": "activation", "seeds": "1"}, "there is no option seeds"),
+    ],
+)
+def test_wrong_options_get_one_sentence(given: dict[str, str], words: str, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        look({key: value.replace("CKPT", str(checkpoint)) for key, value in given.items()})
