@@ -85,6 +85,12 @@ def test_two_ranks_give_the_losses_of_one(run: Run, task: str) -> None:
     assert_same_losses(one(run, task), two)
 
 
+def test_a_rank_without_validation_batches_keeps_nobody_waiting(run: Run) -> None:
+    one_stream = "task.data.val_symbols=101"
+    one, two = (run(f"one-stream-{name}", "text", f"hardware={name}", one_stream) for name in ("cpu", "ddp_cpu"))
+    assert_same_losses(one, two)
+
+
 def test_a_criterion_ends_all_ranks_at_the_same_step(run: Run) -> None:
     met_at_once = ["callbacks=criterion", "callbacks.criterion.at_least=0", "trainer.max_steps=24"]
     ended = result(run("criterion-ddp_cpu", "memorization", "hardware=ddp_cpu", *met_at_once))

@@ -9,12 +9,21 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig
+from torch.nn.parallel import DistributedDataParallel
 
 from gridlstm.data.base import SequenceData, Spec
 from gridlstm.errors import UserError
 from gridlstm.tasks.base import SequenceTask
+
+# torch 2.14 has renamed it.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 class Run(NamedTuple):
@@ -43,6 +52,11 @@ def build(cfg: DictConfig) -> Run:
     )
     # Lightning would do so only after it has loaded a checkpoint, and round its float64 weights to float32 on the way.
     trainer.precision_plugin.convert_module(task)
+    if isinstance(trainer.strategy, DDPStrategy):
+        # Buffers here are constants. To send them round at every forward pass, as DDP would, also makes a rank wait for
+        # one that has fewer validation batches, for ever. The public option is out of reach once strategy=auto has
+        # chosen.
+        trainer.strategy._ddp_kwargs[_SYNC_BUFFERS] = False
     return Run(data, task, trainer)
 
 

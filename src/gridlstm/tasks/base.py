@@ -125,6 +125,12 @@ class SequenceTask(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self._evaluation_state = None
 
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
     def on_validation_end(self) -> None:
         if not self.trainer.sanity_checking:
             self._log_row(self.logged("val/") | {"samples": self.samples_seen}, self.global_step)
@@ -234,9 +240,12 @@ class SequenceTask(L.LightningModule):
         """The nats (B, T) of each target."""
         logits, nats, self._evaluation_state = self._step(batch, self._evaluation_state)
         self.update_metrics(self._metrics(stage), batch, logits, nats)
-        for name, metric in self._metrics(stage).items():
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=1)
         return nats
+
+    def _log_metrics(self, stage: str) -> None:
+        # Here and not at every batch: all ranks must log them, and one may have had no batch at all.
+        for name, metric in self._metrics(stage).items():
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False)
 
     def _log_row(self, values: dict[str, float], step: int) -> None:
         """One row for every logger; Lightning's own path would log without the samples seen."""
