@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
         elif number < 4:
             run_job(job(f"seed={seed}", *names, model=model, directory=f"sweep/{name}"))
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": plan}))
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    (tmp_path / "sweep" / "slurm").mkdir()  # no job
     return tmp_path / "sweep"
 
 
@@ -72,6 +75,13 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
     assert table.columns[0] == "optimizer.lr", "found in config.yaml: no overrides are on record"
     assert {row[0]: row[table.columns.index("seeds")] for row in table.rows} == {"0.003": 2, "0.5": 1}
     assert all(isinstance(row[1], Spread) for row in table.rows)
+
+
+def test_what_is_logged_makes_no_other_run(sweep: Path) -> None:
+    first = find_runs([sweep])[0]
+    other = replace(first, config={**first.config, "logger.wandb.project": "p", "stages": ["fit"]})
+    assert other.identity() == first.identity()
+    assert replace(first, config={**first.config, "model.tied": False}).identity() != first.identity()
 
 
 def test_a_job_that_never_began_varies_in_nothing_that_it_was_not_given(

@@ -13,6 +13,8 @@ from gridlstm.errors import UserError
 
 _NO_RUNS = {"wandb", ".hydra"}
 """Directories below runs and sweeps that hold none."""
+_NO_JOBS = _NO_RUNS | {"slurm"}
+"""Directories beside a sweep's jobs: what SLURM printed is in the last."""
 
 
 @dataclass
@@ -66,8 +68,8 @@ class Run:
             if key.rpartition(".")[2] != "seed"
             and str(value) not in own
             and not str(value).startswith(f"{own[0]}/")
-            # From where to go on is no property of what was trained.
-            and key != "ckpt_path"
+            # Where to go on from, what to log to and whether to test are no properties of what was trained.
+            and key.partition(".")[0] not in ("ckpt_path", "logger", "stages")
         )
 
 
@@ -86,7 +88,7 @@ def find_runs(roots: list[Path]) -> list[Run]:
             raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
         found = {path.parent for name in ("config.yaml", "result.json") for path in _walk(root, name)}
         for path in _walk(root, "multirun.yaml"):
-            found |= {child for child in path.parent.iterdir() if child.is_dir() and child.name not in _NO_RUNS}
+            found |= {child for child in path.parent.iterdir() if child.is_dir() and child.name not in _NO_JOBS}
         planned = {
             path.parent / job["name"]: job["overrides"]
             for path in _walk(root, "sweep.json")

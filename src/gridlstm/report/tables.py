@@ -91,7 +91,7 @@ def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     # A run that never began says nothing of what it was not given.
     varied = [key for key in keys if len({group[0].setting(key) for group in groups} - {""}) > 1]
     if len({tuple(group[0].setting(key) for key in varied) for group in groups}) < len(groups):
-        options = dict.fromkeys(key for group in groups for key, _ in group[0].identity() if group[0].config)
+        options = dict.fromkeys(key for group in groups if group[0].config for key, _ in group[0].identity())
         varied += [key for key in options if key not in varied and len({group[0].setting(key) for group in groups}) > 1]
     return varied or ["model"]
 

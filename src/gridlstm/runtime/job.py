@@ -172,7 +172,8 @@ def _summary(cfg: DictConfig, record: Record) -> None:
         log.info("  evaluate again     python -m gridlstm.evaluate ckpt=%s split=test", _short(best["checkpoint"]))
         if cfg.task.monitor == "val/bpc":
             log.info("  let it write       python -m gridlstm.sample ckpt=%s", _short(best["checkpoint"]))
-    log.info("  try next           %s", NEXT.get(cfg.run.task, NEXT["memorization"]))
+    if cfg.run.model.startswith("grid"):
+        log.info("  try next           %s", NEXT.get(cfg.run.task, NEXT["memorization"]))
 
 
 def _short(path: str | Path) -> str:
@@ -182,12 +183,12 @@ def _short(path: str | Path) -> str:
 
 
 NEXT = {
-    "memorization": "the same without memory along depth: python train.py model=stacked_lstm",
-    "addition": "the same with a stacked LSTM: python train.py task=addition model=stacked_lstm",
-    "parity": "the same with ReLU layers: python train.py experiment=paper/parity_small model=feed_forward",
+    "memorization": "without memory along depth: python train.py model=stacked_lstm",
+    "addition": "a stacked LSTM: python train.py task=addition model=stacked_lstm",
+    "parity": "ReLU layers: python train.py experiment=paper/parity_small model=feed_forward",
     "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
     **dict.fromkeys(
         ("enwik8", "text8", "penn_treebank", "hub"), "the same with a stacked LSTM: add model=stacked_lstm"
     ),
 }
-"""What a newcomer may try after a run of this task."""
+"""What a newcomer may try after a run of a grid on this task."""
