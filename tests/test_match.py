@@ -89,7 +89,10 @@ def test_a_run_records_the_size_and_is_evaluated_with_it(matched: Callable[..., 
     assert recorded.model.hidden_size == cfg.model.hidden_size != 16
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["parameters"] == count_parameters(cfg, SPEC)
-    again = evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with pytest.raises(UserError, match=r"match\.parameters_to=lstm says how a run trains"):
+        evaluate(checkpoint, "test", ["match.parameters_to=lstm"])
+    again = evaluate(checkpoint, "test", [])
     assert again == pytest.approx(result["test"])
     cfg.trainer.max_steps, cfg.ckpt_path = 6, "last"
     run_job(cfg)  # goes on: the same size is found again

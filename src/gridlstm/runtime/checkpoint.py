@@ -14,15 +14,20 @@ from gridlstm.errors import UserError
 from gridlstm.runtime.preflight import run_directory
 from gridlstm.tasks.base import SequenceTask
 
+_OF_TRAINING = ("match", "optimizer", "scheduler", "stages", "ckpt_path", "init_from")
+"""Options that a trained network has no use for."""
+
 
 def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
     """The configuration of the run that wrote a checkpoint, with other options.
 
     Raises:
-        UserError: there is no such checkpoint or option, or no run directory above it.
+        UserError: there is no such checkpoint or option, no run directory above it, or an option is of training alone.
     """
     if not checkpoint.is_file():
         raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
+    if untold := [override for override in overrides if override.split(".")[0].split("=")[0] in _OF_TRAINING]:
+        raise UserError(f"{untold[0]} says how a run trains, and this checkpoint is trained: leave it out.")
     if (directory := run_directory(checkpoint)) is None:
         raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
     source = directory / "config_source.yaml"  # in which task.path still reaches task.data.path
