@@ -20,7 +20,7 @@ from gridlstm.runtime.fit import fits
 from gridlstm.runtime.preflight import check
 
 MODELS = choices("model")
-TASKS = sorted(TOY_TASKS)
+TASKS = sorted(set(TOY_TASKS) - {"hub"})  # which needs a data set, and is for the models what text is
 
 
 @pytest.fixture(scope="module")
@@ -112,4 +112,6 @@ def test_commands_show_the_matrix() -> None:
 
 
 def test_every_task_has_a_toy_size_or_is_a_text() -> None:
-    assert set(TASKS) | {"enwik8"} == {path.stem for path in (CONF / "task").glob("*.yaml")}
+    assert set(TASKS) | {"enwik8", "text8", "penn_treebank", "hub"} == {
+        path.stem for path in (CONF / "task").glob("*.yaml")
+    }
