@@ -33,8 +33,10 @@ class FiniteMemorization(MapData):
     """Say each symbol of a string as it is read; strings of many lengths, so that ranks have different counts."""
 
     def __init__(
-        self, length: int, alphabet: int, batch_size: int, seed: int, num_val: int = 7, num_test: int = 7
+        self, length: int, alphabet: int, delay: int, batch_size: int, seed: int, num_val: int = 7, num_test: int = 7
     ) -> None:
+        """``delay`` is of the task whose configuration this takes the place in: there is none."""
+        assert delay == 0
         super().__init__(batch_size, seed)
         self.alphabet = alphabet
         self.datasets = {"train": Strings(17, length, alphabet), "val": Strings(num_val, length, alphabet)}

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tqdm import tqdm
 
 from gridlstm.data.download import fetch, unzip_member
 from gridlstm.data.enwik8 import Enwik8Data, Text8Data
@@ -46,6 +47,12 @@ class Served(NamedTuple):
             "sha256": hashlib.sha256(self.text).hexdigest(),
             "splits": (length - length // 5, length // 10, length // 10),
         }
+
+
+@pytest.fixture(autouse=True)
+def own_progress_lock() -> None:
+    """tqdm's lock of two parts does not survive a Ctrl-C at every moment: no test inherits it from another."""
+    tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(scope="module", params=["MediaWiki extract", "generated"])

@@ -67,7 +67,7 @@ def test_each_job_is_a_wandb_run_of_its_own_which_fails_with_it(tmp_path: Path) 
     assert done.returncode == 1
     found = results(tmp_path)
     assert [result["status"] for result in found.values()] == ["completed", "failed"]
-    assert "the training loss became nan" in found["1-memorization-grid2d-s1"]["error"]
+    assert "loss became nan" in found["1-memorization-grid2d-s1"]["error"]
     runs = []
     for name in found:
         # Rank one has none.
