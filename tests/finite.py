@@ -33,7 +33,14 @@ class FiniteMemorization(MapData):
     """Say each symbol of a string as it is read; strings of many lengths, so that ranks have different counts."""
 
     def __init__(
-        self, length: int, alphabet: int, delay: int, batch_size: int, seed: int, num_val: int = 7, num_test: int = 7
+        self,
+        length: int,
+        alphabet: int,
+        batch_size: int,
+        seed: int,
+        num_val: int = 7,
+        num_test: int = 7,
+        delay: int = 0,
     ) -> None:
         """``delay`` is of the task whose configuration this takes the place in: there is none."""
         assert delay == 0
