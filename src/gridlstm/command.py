@@ -1,4 +1,4 @@
-"""What the commands with ``key=value`` arguments share: usage, one message for an error, exit status."""
+"""What the commands share: usage, one message for an error, exit status."""
 
 import logging
 import sys
@@ -8,22 +8,40 @@ from gridlstm.errors import UserError
 from gridlstm.threads import wait_briefly
 
 
-def run_command(usage: str, run: Callable[[dict[str, str]], None]) -> None:
+def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
     """Calls ``run`` with the command line's arguments; an error of the user's is one message and exit status 1."""
     arguments = sys.argv[1:]
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         sys.exit(usage) if not arguments else print(usage)
         return
-    wait_briefly()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the result's
     try:
+        run(arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def run_with_options(usage: str, run: Callable[[dict[str, str]], None]) -> None:
+    """As ``run_command``, for a command that computes and whose arguments are all ``key=value``."""
+
+    def parsed(arguments: list[str]) -> None:
+        wait_briefly()
+        logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the result's
         if bad := [a for a in arguments if "=" not in a]:
             raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{usage}")
-        given = dict(a.split("=", 1) for a in arguments)
+        run(dict(a.split("=", 1) for a in arguments))
+
+    run_command(usage, parsed)
+
+
+def run_on_checkpoint(usage: str, run: Callable[[dict[str, str]], None]) -> None:
+    """As ``run_with_options``, for a command that needs ``ckpt=`` and may be ended by Ctrl-C."""
+
+    def checked(given: dict[str, str]) -> None:
         if "ckpt" not in given:
             raise UserError(f"ckpt must be given.\n\n{usage}")
         run(given)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+
+    try:
+        run_with_options(usage, checked)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,7 +5,6 @@ Built with wandb-workspaces, W&B's own library.
 
 import io
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import wandb
 from PIL import Image
 
 from gridlstm.atomic import write_text
+from gridlstm.command import run_command
 from gridlstm.errors import UserError
 from gridlstm.multirun.jobs import read_json
 from gridlstm.report.arguments import parse
@@ -230,30 +230,27 @@ def upload(workspace: ws.Workspace, runs: Sequence[Run], out: Path) -> str:
 
 def main() -> None:
     """The command line."""
-    arguments = sys.argv[1:]
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        sys.exit(USAGE) if not arguments else print(USAGE)
-        return
-    try:
-        roots, out, options = parse(arguments, USAGE, ("upload",))
-        if (online := options.get("upload", "false")) not in ("true", "false"):
-            raise UserError(f"upload must be true or false, got {online}.")
-        if online == "true" and not logged_in():
-            raise UserError("upload=true needs a W&B account: run `wandb login`, or leave it out and upload later.")
-        runs = find_runs(roots)
-        workspace = build(runs, out.resolve().name)
-        before = read_json(out / FILE)
-        workspace._internal_name, workspace._internal_id = before.get("name", ""), before.get("id", "")
+    run_command(USAGE, _run)
+
+
+def _run(arguments: list[str]) -> None:
+    roots, out, options = parse(arguments, USAGE, ("upload",))
+    if (online := options.get("upload", "false")) not in ("true", "false"):
+        raise UserError(f"upload must be true or false, got {online}.")
+    if online == "true" and not logged_in():
+        raise UserError("upload=true needs a W&B account: run `wandb login`, or leave it out and upload later.")
+    runs = find_runs(roots)
+    workspace = build(runs, out.resolve().name)
+    before = read_json(out / FILE)
+    workspace._internal_name, workspace._internal_id = before.get("name", ""), before.get("id", "")
+    write(workspace, out / FILE)
+    print(f"{out / FILE}: {', '.join(section.name for section in workspace.sections)}")
+    if online == "true":
+        print(upload(workspace, runs, out))
         write(workspace, out / FILE)
-        print(f"{out / FILE}: {', '.join(section.name for section in workspace.sections)}")
-        if online == "true":
-            print(upload(workspace, runs, out))
-            write(workspace, out / FILE)
-        if any(next(run.directory.glob("wandb/offline-run-*"), None) for run in runs):
-            where = shlex.join(map(str, roots))
-            print(f"runs that were logged offline come there by: wandb sync $(find {where} -name 'offline-run-*')")
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    if any(next(run.directory.glob("wandb/offline-run-*"), None) for run in runs):
+        where = shlex.join(map(str, roots))
+        print(f"runs that were logged offline come there by: wandb sync $(find {where} -name 'offline-run-*')")
 
 
 if __name__ == "__main__":

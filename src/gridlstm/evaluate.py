@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gridlstm.command import run_command
+from gridlstm.command import run_on_checkpoint
 from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _run(given: dict[str, str]) -> None:
 
 def main() -> None:
     """The command line."""
-    run_command(USAGE, _run)
+    run_on_checkpoint(USAGE, _run)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gridlstm.command import run_command
+from gridlstm.command import run_on_checkpoint
 from gridlstm.errors import UserError
 
 USAGE = """python -m gridlstm.sample ckpt=CHECKPOINT [key=value …]
@@ -131,7 +131,7 @@ def _boolean(text: str) -> bool:
 
 def main() -> None:
     """The command line."""
-    run_command(USAGE, _run)
+    run_on_checkpoint(USAGE, _run)
 
 
 if __name__ == "__main__":

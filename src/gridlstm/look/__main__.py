@@ -1,11 +1,9 @@
 """The look command."""
 
-import logging
-import sys
 from pathlib import Path
 
+from gridlstm.command import run_with_options
 from gridlstm.errors import UserError
-from gridlstm.threads import wait_briefly
 
 USAGE = """python -m gridlstm.look what=WHAT [ckpt=CHECKPOINT] [out=DIRECTORY] [key=value …]
 
@@ -149,19 +147,12 @@ def _nothing_else(given: dict[str, str]) -> None:
 
 def main() -> None:
     """The command line."""
-    arguments = sys.argv[1:]
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        sys.exit(USAGE) if not arguments else print(USAGE)
-        return
-    wait_briefly()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if bad := [a for a in arguments if "=" not in a]:
-            raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{USAGE}")
-        for path in look(dict(a.split("=", 1) for a in arguments)):
-            print(path)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_with_options(USAGE, _run)
+
+
+def _run(given: dict[str, str]) -> None:
+    for path in look(given):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """The report command."""
 
-import sys
 from pathlib import Path
 
 from gridlstm.atomic import write_bytes, write_text
-from gridlstm.errors import UserError
+from gridlstm.command import run_command
 from gridlstm.report.arguments import parse
 from gridlstm.report.curves import criterion_picture, picture
 from gridlstm.report.page import page
@@ -50,16 +49,13 @@ def report(roots: list[Path], out: Path) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    arguments = sys.argv[1:]
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        sys.exit(USAGE) if not arguments else print(USAGE)
-        return
-    try:
-        roots, out, _ = parse(arguments, USAGE, ())
-        print("\n".join(report(roots, out)))
-        print(f"{out / 'report.html'}, report.md, report.csv, report.tex, curves.png")
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(USAGE, _run)
+
+
+def _run(arguments: list[str]) -> None:
+    roots, out, _ = parse(arguments, USAGE, ())
+    print("\n".join(report(roots, out)))
+    print(f"{out / 'report.html'}, report.md, report.csv, report.tex, curves.png")
 
 
 if __name__ == "__main__":
