@@ -133,9 +133,39 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(job: Job, tmp_pat
 
 
 def test_an_exploding_loss_ends_the_run(job: Job, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the training loss grew from [0-9.]+ to [0-9.]+ by step 3"):
+    with pytest.raises(UserError, match=r"the training loss grew from [0-9.]+ to [0-9.]+ by step 4"):
         run_job(job(*STEPS, "optimizer=sgd", "optimizer.lr=100", "trainer.gradient_clip_val=null", task="text"))
     assert result(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize(("rows", "val_every", "ends"), [(2, 100, False), (3, 100, True), (1, 4, True)])
+def test_a_loss_is_too_high_three_times_or_before_a_validation_that_sees_it_too(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, val_every: int, ends: bool
+) -> None:
+    """High from the row of step 4 on, for so many rows, and in every validation."""
+    original, seen = SequenceTask.training_loss, []
+
+    def loss(task: SequenceTask) -> float:
+        seen.append(task.global_step)
+        return original(task) * (10 if 4 <= task.global_step < 4 + rows else 1)
+
+    monkeypatch.setattr(SequenceTask, "training_loss", loss)
+    broken = SequenceTask.on_validation_epoch_start
+
+    def spoil(task: SequenceTask) -> None:
+        broken(task)
+        with torch.no_grad():
+            task.head.bias[0] += 100
+
+    monkeypatch.setattr(SequenceTask, "on_validation_epoch_start", spoil)
+    options = job("trainer.max_steps=8", f"task.val_every={val_every}", "trainer.log_every_n_steps=1", "stages=[fit]")
+    if not ends:
+        run_job(options)
+        assert seen[-1] == 8
+        return
+    with pytest.raises(UserError, match=f"by step {3 + rows}: the run was ended"):
+        run_job(options)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_the_factor_is_checked() -> None:

@@ -9,15 +9,19 @@ from lightning.pytorch.callbacks import Callback
 from gridlstm.errors import UserError
 from gridlstm.tasks.base import SequenceTask
 
+_ROWS = 3
+"""So many rows of the log in a row. Adagrad's first steps, and a step on a rare cliff, are larger and pass."""
+
 
 class StopOnDivergence(Callback):
-    """Ends training where a loss is no number, or the training loss has grown to a multiple of the first batch's.
+    """Ends training where a loss is no number, or the training loss stays above a multiple of the first batch's.
 
-    The training loss is looked at where it is logged, as the mean since the row before; the validation loss before a
-    checkpoint is written, so that no checkpoint holds weights that are no numbers.
+    The training loss is looked at where it is logged, as the mean since the row before, and must be too high in three
+    rows one after the other; or in the last one before a validation whose loss is too high as well, so that a diverged
+    network leaves no checkpoint.
 
     Args:
-        factor: the multiple, 3 in char-rnn; None to look for numbers alone.
+        factor: the multiple, 3 in char-rnn, which ends at the first batch above it; None to look for numbers alone.
 
     Raises:
         UserError: when constructed, the factor is not above 1; in training, the loss diverged.
@@ -28,6 +32,8 @@ class StopOnDivergence(Callback):
             raise UserError(f"callbacks.divergence.factor must be null or above 1, got {factor}.")
         self.factor = factor
         self.first: float | None = None
+        self._too_high = 0
+        self._loss = math.nan
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -37,14 +43,25 @@ class StopOnDivergence(Callback):
             self.first = pl_module.training_loss()
         if not pl_module.row_is_due():
             return
-        loss = pl_module.training_loss()
-        self._check_number("training", loss, trainer)
-        if self.factor is not None and loss > self.factor * self.first:
-            raise _diverged(f"the training loss grew from {self.first:.4g} to {loss:.4g}", trainer)
+        self._loss = pl_module.training_loss()
+        self._check_number("training", self._loss, trainer)
+        self._too_high = self._too_high + 1 if self._above(self._loss) else 0
+        if self._too_high == _ROWS:
+            raise self._grown(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and "val/loss" in trainer.callback_metrics:
-            self._check_number("validation", float(trainer.callback_metrics["val/loss"]), trainer)
+        if trainer.state.fn != "fit" or "val/loss" not in trainer.callback_metrics:
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        self._check_number("validation", loss, trainer)
+        if self._too_high and self._above(loss):
+            raise self._grown(trainer)
+
+    def _above(self, loss: float) -> bool:
+        return self.factor is not None and self.first is not None and loss > self.factor * self.first
+
+    def _grown(self, trainer: L.Trainer) -> UserError:
+        return _diverged(f"the training loss grew from {self.first:.4g} to {self._loss:.4g}", trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.first}
