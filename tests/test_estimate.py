@@ -65,20 +65,43 @@ def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
     assert "num_layers must be at least 1" in impossible
     assert isinstance(two, Estimate)
     assert two.bytes > 1.5 * first.bytes, "two processes, each with a Python of its own"
+    assert two.seconds > first.seconds, "of so small a network, the exchange of the gradients is the larger part"
 
 
 def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:
     size = ["model.hidden_size=32", "task.length=5", "task.alphabet=4", "trainer.enable_progress_bar=false"]
-    config = compose(*SMALL, *size, "callbacks={}", "logger={}", "trainer.max_steps=60", f"run.dir={tmp_path}")
-    config.callbacks, config.trainer.limit_val_batches = {}, 0
-    estimated, size_in_bytes = measure(build(config), rows=15)
-    run = build(config)
-    start = time.perf_counter()
-    run.trainer.fit(run.task, run.data)
-    taken = (time.perf_counter() - start) / run.trainer.global_step
-    # Lightning's own work is a good part of so small a step, and a busy machine stretches either.
-    assert 0.1 < estimated / taken < 5
-    assert size_in_bytes > sum(p.nbytes for p in run.task.parameters())
+    config = compose(*SMALL, *size, "logger={}", "trainer.max_steps=60", f"run.dir={tmp_path}")
+    config.callbacks = {}
+
+    def seconds(limit_val_batches: int) -> float:
+        config.trainer.limit_val_batches, config.trainer.val_check_interval = limit_val_batches, 60
+        run = build(config)
+        start = time.perf_counter()
+        run.trainer.fit(run.task, run.data)
+        assert run.trainer.global_step == 60
+        return time.perf_counter() - start
+
+    taken = seconds(limit_val_batches=0)
+    config.trainer.max_steps, config.trainer.limit_val_batches = -1, None
+    estimated = measure(build(config), rows=15)
+    # A busy machine stretches either.
+    assert 1 / 3 < estimated.seconds / (taken / 60) < 3
+    assert estimated.bytes > sum(p.nbytes for p in build(config).task.parameters())
+    # One pass over as many rows as a batch has costs less than training on them.
+    batches = config.task.data.num_val / 15
+    assert 0 < estimated.validation_seconds / batches < estimated.seconds
+
+
+def test_validations_are_counted() -> None:
+    """As many as the interval says, each of as many batches as its limit leaves."""
+    few = ["task.val_every=1000000", "task.data.num_val=15"]
+    many = ["task.val_every=10", "task.data.num_val=1500"]
+    jobs = [(job(0, *few), Demand(1)), (job(1, *many), Demand(1))]
+    jobs.append((job(2, *many, "trainer.limit_val_batches=1"), Demand(1)))
+    found = estimates(jobs, os.environ)
+    seconds = [found[f"job{i}"].seconds for i in range(3)]  # type: ignore[union-attr]
+    assert seconds[1] > 2 * seconds[0]  # 1500 rows validated for 150 trained on
+    assert seconds[2] < seconds[1] / 2
 
 
 def test_a_short_sweep_is_not_estimated(caplog: pytest.LogCaptureFixture) -> None:

@@ -135,6 +135,7 @@ def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp
     done = sweep("model.num_layers=1,2", "seed=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "(1 more completed earlier)" in done.stdout
+    assert "not of this sweep, and not completed there: 0-memorization-grid2d-s4\n" in done.stdout
     second = results(tmp_path)
     assert list(second) == [*first, "2-memorization-grid2d-s4"]
     assert [second[name] for name in first] == list(first.values())
@@ -156,6 +157,7 @@ def long_sweep(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
             command(*LONG, "hydra.sweep.dir=sweep"),
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -181,11 +183,18 @@ def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
     wait_for(lambda: (job / "checkpoints" / "last.ckpt").exists())
     assert len(processes_with(f"hydra.run.dir='{job}'")) == 3, "torchrun and two ranks"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
     assert not processes_with(str(tmp_path))
     assert "Traceback" not in errors
-    assert results(tmp_path)[job.name]["status"] == "interrupted"
+    assert said.endswith(
+        "interrupted: 2 of 2 jobs are not completed. To go on, repeat the command with hydra.sweep.dir=sweep\n"
+    )
+    result = results(tmp_path)[job.name]
+    assert (result["status"], result["error"]) == ("interrupted", "interrupted")
+    assert result["steps"] >= 2
+    assert set(result["best"]) == {"val/accuracy", "checkpoint"}
+    assert result["fit_seconds"] > 0
     assert (job / "metrics.csv").exists(), "rank 0 had the time to save what it had logged"
 
     lines = len((job / "metrics.csv").read_text().splitlines())

@@ -115,6 +115,8 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
         done = sweep(*optuna, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert len(results(tmp_path)) == trials
+        assert "trials 1 to 1 of 1\n" in done.stdout
+        assert (tmp_path / "sweep" / "multirun.yaml").exists(), "by which the report knows a sweep"
     found = results(tmp_path)
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     # That of an accuracy: the direction is the task's.
@@ -155,6 +157,25 @@ def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
     done = sweep("hydra.launcher.jobs=0", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "error: hydra.launcher.jobs must be a whole number of at least 1 or null, got 0.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["seed=1,2,1"], "error: seed=1,2,1 names 1 more than once"),
+        (["model=grid2d,grid1d", "hydra.sweep.dir=new"], "error: 1 of 2 jobs cannot work, so none was started."),
+        (["trainer.num_nodes=2", "hydra.sweep.dir=new"], "Use hardware=slurm, or trainer.num_nodes=1"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_job_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = sweep(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    if "grid1d" in arguments[0]:
+        assert "1-memorization-grid1d-s1: task=memorization takes a SequenceModel and model=grid1d" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_over_experiments_that_declare_sweeps_is_an_error(tmp_path: Path) -> None:

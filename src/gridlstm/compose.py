@@ -1,6 +1,7 @@
 """Where the configuration lies, and what it can be composed to."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,15 @@ def choices(group: str) -> list[str]:
     """The names in a group of the configuration, those of the user's own directories (--config-dir) among them."""
     with _loader() as loader:
         return sorted(loader.get_group_options(group))
+
+
+def as_typed(name: str, value: object) -> str:
+    """``name=value`` as one types it in a shell: in Hydra's quotes, and those of the shell, only where need be."""
+    text = str(value)
+    if re.fullmatch(r"[\w./-]+", text):
+        return f"{name}={text}"
+    escaped = text.replace("'", r"\'")
+    return shlex.quote(f"{name}='{escaped}'")
 
 
 def compose(*overrides: str) -> DictConfig:

@@ -77,7 +77,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
 
 def _unknown_option(key: str, arguments: list[str]) -> str:
     name = key.split("@")[0]
-    keys = list(_keys(_default_config(arguments)))
+    keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
     groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
     # A misspelt last part is found among the options of its node, and anything else among all of them.
     parent = key.rpartition(".")[0]
@@ -98,7 +98,7 @@ def _group_options(group: str) -> Iterator[str]:
     yield from (path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def _default_config(arguments: list[str]) -> DictConfig:
+def _default_config(arguments: list[str], with_hydra: bool) -> DictConfig:
     """The configuration with those group choices of the command line that exist."""
     choices = []
     for argument in arguments:
@@ -107,7 +107,7 @@ def _default_config(arguments: list[str]) -> DictConfig:
             choices.append(argument)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", choices)
+        return hydra.compose("train", choices, return_hydra_config=with_hydra)
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:

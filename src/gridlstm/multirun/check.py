@@ -1,15 +1,20 @@
 """Sweeps that would silently be another sweep than was asked for are refused before they begin."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from gridlstm.errors import UserError
+from gridlstm.multirun.jobs import Job
 
 
 class SweepCheck(Callback):
@@ -35,8 +40,8 @@ def check(config: DictConfig) -> None:
     """Checks the overrides of a sweep.
 
     Raises:
-        UserError: one of them has no values, they sweep over experiments that declare sweeps, or a search would go
-            against the task's metric.
+        UserError: one of them has no values, or one twice, they sweep over experiments that declare sweeps, or a search
+            would go against the task's metric.
     """
     _refuse_wrong_direction(config)
     loader = GlobalHydra.instance().config_loader()
@@ -44,6 +49,8 @@ def check(config: DictConfig) -> None:
     declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     for override in OverridesParser.create(loader).parse_overrides([*declared, *config.hydra.overrides.task]):
         line = str(override.input_line)
+        if override.is_discrete_sweep() and (twice := [v for v, n in Counter(_values(override)).items() if n > 1]):
+            raise UserError(f"{line} names {', '.join(twice)} more than once: a job that is repeated finds the same.")
         if override.is_discrete_sweep() and not _values(override):
             if "glob(" in line:
                 raise UserError(
@@ -53,6 +60,43 @@ def check(config: DictConfig) -> None:
             raise UserError(f"this sweep has no jobs: {line} has no values.")
         if override.key_or_group == "experiment" and override.is_discrete_sweep():
             _refuse_declared_sweeps(loader, str(config.hydra.job.config_name), _values(override))
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Checks what the points of a sweep compose to, as each job would itself.
+
+    Raises:
+        UserError: some of them cannot work.
+    """
+    from gridlstm.runtime.preflight import check as check_job  # imports torch
+
+    wrong = []
+    for job in jobs:
+        try:
+            with _as_if_in(job):
+                check_job(_without_hydra(job.config))
+        except UserError as error:
+            wrong.append(f"{job.name}: {error}")
+    if wrong:
+        raise UserError("\n".join([f"{len(wrong)} of {len(jobs)} jobs cannot work, so none was started.", *wrong]))
+
+
+@contextmanager
+def _as_if_in(job: Job) -> Iterator[None]:
+    """What a configuration takes from ``${hydra:…}`` is then the job's."""
+    sweep = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(job.config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = sweep
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    config = config.copy()
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def direction(mode: str) -> str:

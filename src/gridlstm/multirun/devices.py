@@ -41,8 +41,8 @@ def demand(trainer: DictConfig, gpus: int) -> Demand:
     """
     if trainer.num_nodes != 1:
         raise UserError(
-            f"trainer.num_nodes={trainer.num_nodes}: a sweep runs its jobs on one machine. Use trainer.num_nodes=1, "
-            f"or run the points of the sweep one by one."
+            f"trainer.num_nodes={trainer.num_nodes}: without a queue, a sweep runs its jobs on one machine. Use "
+            f"hardware=slurm, or trainer.num_nodes=1, or start the points one by one with torchrun (docs/sweeps.md)."
         )
     devices: Any = trainer.devices
     if isinstance(devices, str) and devices.lstrip("-").isdigit():

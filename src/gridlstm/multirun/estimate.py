@@ -5,29 +5,35 @@ import json
 import logging
 import math
 import os
-import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gridlstm.atomic import write_text
 from gridlstm.multirun.devices import Demand
 from gridlstm.multirun.jobs import Job
+from gridlstm.multirun.process_tree import ProcessTree, last_line
+from gridlstm.multirun.start import torchrun
 
 log = logging.getLogger(__name__)
 
 LEAST_STEPS = 2000
 """A sweep whose jobs take fewer optimiser steps in all is started without an estimate, which takes seconds."""
 _LEAST_SECONDS = 3600.0
+_PATIENCE_SECONDS = 300.0
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one job: seconds of training, without validations; None where it has no last step. Bytes of all ranks."""
+    """Of one job: seconds of training and its validations; None where it has no last step. Bytes of all ranks."""
 
     seconds: float | None
     bytes: int
@@ -115,8 +121,13 @@ def estimates(jobs: Sequence[tuple[Job, Demand]], environment: Mapping[str, str]
 
 
 def _estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Estimate:
-    batches, clock = _batches(config), _seconds(config.trainer.max_time)
-    limits = [None if batches is None else batches * found["seconds"], clock]
+    batches, clock, every = _batches(config), _seconds(config.trainer.max_time), config.trainer.val_check_interval
+    whole = None
+    if batches is not None:
+        # A share of an epoch, or a time of the clock, is seldom.
+        validations = batches // every if type(every) is int and every > 0 else 1
+        whole = batches * found["seconds"] + validations * found["validation_seconds"]
+    limits = [whole, clock]
     return Estimate(min((s for s in limits if s is not None), default=None), found["bytes"] * demand.processes)
 
 
@@ -150,12 +161,13 @@ def _kind(config: DictConfig, demand: Demand) -> dict[str, Any]:
     if "lr" in optimizer:
         optimizer["lr"] = 0.0  # costs nothing
     rows = -(-task["data"]["batch_size"] // demand.processes)
+    kept = ("_target_", "strategy", "precision", "gradient_clip_val", "gradient_clip_algorithm", "limit_val_batches")
     trainer = {
-        "_target_": config.trainer._target_,
+        **{name: config.trainer[name] for name in kept},
         "accelerator": config.trainer.accelerator if demand.gpus or config.trainer.accelerator == "auto" else "cpu",
-        "devices": 1,
-        "precision": config.trainer.precision,
-        "logger": False,
+        "devices": demand.processes,
+        "max_epochs": -1,
+        "use_distributed_sampler": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -171,6 +183,7 @@ def _kind(config: DictConfig, demand: Demand) -> dict[str, Any]:
             "logger": {},
         },
         "rows": rows,
+        "processes": demand.processes,
     }
 
 
@@ -181,25 +194,36 @@ def _without_seeds(node: Any) -> Any:
 
 
 def _measured(kinds: list[dict[str, Any]], environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    if not kinds:
-        return []
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "gridlstm.multirun.measure"],
-            input=json.dumps(kinds),
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=300,
-        )
-        found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    except subprocess.TimeoutExpired:
-        reason = "it took more than five minutes"
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or [f"ended with status {error.returncode}"])[-1]
-    return [{"error": reason}] * len(kinds)
+    """What ``measure`` finds for each, in processes as a job has them."""
+    found: dict[int, dict[str, Any]] = {}
+    for processes in {kind["processes"] for kind in kinds}:
+        numbers = [n for n, kind in enumerate(kinds) if kind["processes"] == processes]
+        results = _measured_by(processes, [kinds[n] for n in numbers], environment)
+        found |= dict(zip(numbers, results, strict=True))
+    return [found[n] for n in range(len(kinds))]
+
+
+def _measured_by(
+    processes: int, kinds: list[dict[str, Any]], environment: Mapping[str, str]
+) -> Sequence[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as name:
+        given, out, console = (Path(name) / file for file in ("jobs.json", "results.json", "console.log"))
+        write_text(given, json.dumps(kinds))
+        ranks = torchrun(processes, ["--standalone"]) if processes > 1 else []
+        line = [sys.executable, *ranks, "-m", "gridlstm.multirun.measure", str(given), str(out)]
+        tree = ProcessTree(line, environment, console)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            while (how := tree.ended()) is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+        finally:
+            tree.kill()
+        if how is None:
+            return [{"error": f"it took more than {_PATIENCE_SECONDS / 60:.0f} minutes"}] * len(kinds)
+        if how:
+            return [{"error": last_line(console) or f"ended with {how}"}] * len(kinds)
+        results: list[dict[str, Any]] = json.loads(out.read_text())
+        return results
 
 
 def _machine_bytes() -> int:

@@ -59,12 +59,31 @@ class Job:
         )
 
 
+@dataclass
+class Plan:
+    """The jobs of one sweep, or of one batch of a search, and of its directory.
+
+    Attributes:
+        jobs: of this sweep.
+        rows: of PLAN, for all jobs of the directory.
+        left: names of jobs of the directory that are not of this sweep and have not been completed.
+    """
+
+    jobs: list[Job]
+    rows: list[dict[str, Any]]
+    left: list[str]
+
+    def write(self, root: Path) -> None:
+        """Writes it into the sweep directory ``root``."""
+        write_text(root / PLAN, json.dumps({"jobs": self.rows}, indent=2) + "\n")
+
+
 def plan(
     root: Path,
     points: Sequence[list[str]],
     first_number: int,
     compose: Callable[[list[str], int], tuple[DictConfig, str]],
-) -> list[Job]:
+) -> Plan:
     """The jobs of a sweep, in a directory that may hold jobs of an earlier one.
 
     A point that ran there before keeps its directory. A new point whose directory another job has already is given the
@@ -84,7 +103,7 @@ def plan(
     taken = {row["name"] for row in rows}
     jobs: list[Job] = []
     for offset, overrides in enumerate(points):
-        # Each only once: a point that is given twice is two jobs.
+        # Each only once: a point that a search proposes twice is two jobs.
         if old := known.pop(tuple(overrides), None):
             config, _ = compose(overrides, old["number"])
             jobs.append(Job(old["number"], old["name"], root / old["name"], overrides, config))
@@ -104,8 +123,28 @@ def plan(
         rows.append({"number": number, "name": name, "overrides": overrides})
         jobs.append(Job(number, name, root / name, overrides, config))
     rows.sort(key=lambda row: row["number"])
-    write_text(root / PLAN, json.dumps({"jobs": rows}, indent=2) + "\n")
-    return jobs
+    others = {row["name"] for row in rows} - {job.name for job in jobs}
+    return Plan(jobs, rows, [row["name"] for row in rows if row["name"] in others and not _completed(root, row)])
+
+
+def best_of(root: Path, mode: str) -> tuple[float, str] | None:
+    """The best score in a sweep directory, and the job's name and point; None before the first.
+
+    Args:
+        mode: "max" or "min".
+    """
+    found = []
+    for row in read_json(root / PLAN).get("jobs", []):
+        if _completed(root, row):
+            score = read_json(root / row["name"] / "result.json")["score"]
+            found.append((score, f"{row['name']} ({' '.join(row['overrides'])})"))
+    if not found:
+        return None
+    return max(found) if mode == "max" else min(found)
+
+
+def _completed(root: Path, row: dict[str, Any]) -> bool:
+    return read_json(root / row["name"] / "result.json").get("status") == "completed"
 
 
 def read_json(path: Path) -> dict[str, Any]:

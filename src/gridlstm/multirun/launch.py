@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from gridlstm.compose import as_typed
 from gridlstm.multirun.devices import Demand, Pool, Share
 from gridlstm.multirun.estimate import announce
 from gridlstm.multirun.jobs import Job
+from gridlstm.multirun.process_tree import last_line
 from gridlstm.multirun.start import CONSOLE, Process, Start, environment
 from gridlstm.multirun.table import LiveTable, Row
 
@@ -37,12 +39,14 @@ class Launch:
     """One batch of jobs.
 
     Args:
+        root: the sweep directory.
         jobs: with what each demands.
         pool: what there is room for.
         start: starts one of them.
     """
 
-    def __init__(self, jobs: Sequence[tuple[Job, Demand]], pool: Pool, start: Start) -> None:
+    def __init__(self, root: Path, jobs: Sequence[tuple[Job, Demand]], pool: Pool, start: Start) -> None:
+        self.root = root
         self.pool = pool
         self.start = start
         self.waiting = [(job, demand) for job, demand in jobs if not job.completed()]
@@ -101,9 +105,12 @@ class Launch:
                 self._stop(interrupted)
         self._show()
         if interrupted:
+            open_jobs = sum(row.state not in ("completed", "skipped") for row in self.rows.values())
             log.error(
-                "interrupted: %d jobs have not ended. To go on, repeat the command with hydra.sweep.dir of this sweep.",
-                sum(row.state in ("waiting", "interrupted") for row in self.rows.values()),
+                "interrupted: %d of %d jobs are not completed. To go on, repeat the command with %s",
+                open_jobs,
+                len(self.rows),
+                as_typed("hydra.sweep.dir", self.root),
             )
             sys.exit(128 + interrupted[0])
 
@@ -140,7 +147,7 @@ class Launch:
     def _note_end(self, running: _Running, how: str) -> None:
         job, row = running.job, self.rows[running.job.name]
         if how and job.result().get("status") not in ("failed", "interrupted"):
-            job.record_end("failed", f"ended with {how}: {_last_line(job.directory / CONSOLE)}")
+            job.record_end("failed", f"ended with {how}: {last_line(job.directory / CONSOLE) or 'it printed nothing'}")
         elif not how and not job.completed():
             job.record_end("failed", "ended with exit status 0 but left no score in result.json")
         result = job.result()
@@ -196,10 +203,3 @@ def _interruption() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _last_line(path: Path) -> str:
-    if not path.exists():
-        return "it printed nothing"
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing"

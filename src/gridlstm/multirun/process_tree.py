@@ -63,6 +63,12 @@ class ProcessTree:
         self._process.wait()
 
 
+def last_line(console: Path) -> str:
+    """What a command printed last; "" where it printed nothing."""
+    text = console.read_text(errors="replace") if console.exists() else ""
+    return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
+
+
 def _groups_below(pid: int) -> set[int]:
     """Process groups of all descendants; on systems without /proc none are found."""
     parents: dict[int, tuple[int, int]] = {}

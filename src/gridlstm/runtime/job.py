@@ -68,18 +68,12 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
     weights = None if checkpoint is None else str(checkpoint)
     if "fit" in cfg.stages:
         start = time.monotonic()
-        run.trainer.fit(run.task, run.data, ckpt_path=weights)
+        try:
+            run.trainer.fit(run.task, run.data, ckpt_path=weights)
+        finally:  # how far it came is of interest also where it went no further
+            record.fields |= _trained(cfg, run, record, time.monotonic() - start)
         score, weights = _best(cfg, run)
-        earlier = record.earlier
-        record.fields |= {
-            "best": {cfg.task.monitor: score, "checkpoint": weights},
-            "final": metrics(run) or earlier.get("final", {}),
-            "steps": run.trainer.global_step,
-            "samples": run.task.samples_seen,
-            **solved(run.trainer),
-            "fit_seconds": round(earlier.get("fit_seconds", 0) + time.monotonic() - start, 3),
-            "score": score,
-        }
+        record.fields |= {"best": {cfg.task.monitor: score, "checkpoint": weights}, "score": score}
         record.write()  # before the test, which may be long
     if "test" in cfg.stages:
         log.info("testing %s", _short(weights) if weights else "the final weights")
@@ -90,6 +84,21 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
     assert score is not None, "check refuses a job without stages"
     record.fields.setdefault("score", score)
     return score
+
+
+def _trained(cfg: DictConfig, run: Run, record: Record, seconds: float) -> dict[str, Any]:
+    """How far a training has come, over all its legs."""
+    if not run.trainer.global_step:
+        return {}
+    best = best_checkpoint(run.trainer)
+    return {
+        **({"best": {cfg.task.monitor: best[0], "checkpoint": best[1]}} if best else {}),
+        "final": metrics(run) or record.earlier.get("final", {}),
+        "steps": run.trainer.global_step,
+        "samples": run.task.samples_seen,
+        **solved(run.trainer),
+        "fit_seconds": round(record.earlier.get("fit_seconds", 0) + seconds, 3),
+    }
 
 
 def _check_monitor(cfg: DictConfig, run: Run) -> None:

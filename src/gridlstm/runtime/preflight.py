@@ -26,6 +26,11 @@ def check_start(cfg: DictConfig) -> None:
     """Raises UserError for a run that is not to be started as it was: by hand, by torchrun or on one node."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
+        if _several_processes(cfg):
+            raise UserError(
+                "a sweep over distributed runs needs a process tree of its own for every job, or the ranks would sweep "
+                "each for itself. Leave out hydra/launcher, whose default does that."
+            )
         return
     if hydra.runtime.choices["hydra/launcher"] == "slurm":
         raise UserError("hardware=slurm submits the jobs of a sweep: add -m, also for a sweep of one job.")
@@ -60,11 +65,6 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             f"scheduler.T_max must be at least 1, got {cfg.scheduler.T_max}: this schedule needs the number of steps, "
             f"so give trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.T_max."
-        )
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and _several_processes(cfg):
-        raise UserError(
-            "a sweep over distributed runs needs a process tree of its own for every job, or the ranks would sweep "
-            "each for itself. Leave out hydra/launcher, whose default does that."
         )
 
 

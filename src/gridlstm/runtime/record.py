@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_leaves
 
 from gridlstm.atomic import only_writer, write_text
+from gridlstm.compose import as_typed
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run
 
@@ -88,11 +88,13 @@ def _recording(cfg: DictConfig, directory: Path, goes_on: bool) -> Iterator[Reco
         record.fields["status"] = status_after(error)
         if record.fields["status"] == "interrupted":
             there = (directory / "checkpoints" / "last.ckpt").exists()
-            options = "ckpt_path=last " + shlex.quote(f"hydra.run.dir='{directory}'")
+            options = f"ckpt_path=last {as_typed('hydra.run.dir', directory)}"
             log.info(
                 "interrupted%s", f". Go on with the same command and {options}" if there else " before a checkpoint"
             )
-        record.fields["error"] = f"{type(error).__name__}: {error}"
+        # An interruption has many names, none of which says more.
+        interrupted = record.fields["status"] == "interrupted"
+        record.fields["error"] = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
         record.write()
         raise
     record.fields["status"] = status_after(None)

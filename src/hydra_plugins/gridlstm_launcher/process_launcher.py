@@ -9,14 +9,15 @@ gridlstm.multirun.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gridlstm.errors import UserError
 
@@ -55,7 +56,6 @@ class ProcessLauncher(Launcher):
         from hydra.core.utils import configure_log
 
         from gridlstm.atomic import only_writer
-        from gridlstm.multirun.jobs import plan
         from gridlstm.multirun.launch import Launch
 
         if not job_overrides:
@@ -63,15 +63,36 @@ class ProcessLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         root = Path(self.config.hydra.sweep.dir)
         points = [list(filter_overrides(overrides)) for overrides in job_overrides]
-        with only_writer(root / "sweep.lock", "sweep", "hydra.sweep.dir"):
-            jobs = plan(root, points, initial_job_idx, self._compose)
-            demands, pool, start = self.place(root, [job.config.trainer for job in jobs])
-            log.info("sweep directory: %s", root)
-            launch = Launch(list(zip(jobs, demands, strict=True)), pool, start)
+        with only_writer(root / "sweep.lock", "sweep", "hydra.sweep.dir"), _left_as_it_was(root):
+            jobs, demands, pool, start = self._prepare(root, points, initial_job_idx)
+            launch = Launch(root, list(zip(jobs, demands, strict=True)), pool, start)
             if self.here:
                 launch.estimate()
             launch.run()
+        self._say_result(root, initial_job_idx + len(jobs))
         return self._returns(jobs)
+
+    def _prepare(
+        self, root: Path, points: Sequence[list[str]], first_number: int
+    ) -> "tuple[list[Job], list[Demand], Pool, Start]":
+        """What there is to do, written into the sweep directory unless something of it cannot work."""
+        from gridlstm.atomic import write_text
+        from gridlstm.multirun.check import check_jobs
+        from gridlstm.multirun.jobs import plan
+
+        planned = plan(root, points, first_number, self._compose)
+        check_jobs(planned.jobs)
+        demands, pool, start = self.place(root, [job.config.trainer for job in planned.jobs])
+        planned.write(root)
+        if not (root / "multirun.yaml").exists():  # which not every sweeper writes, and by which a sweep is known
+            write_text(root / "multirun.yaml", OmegaConf.to_yaml(self.config))
+        if trials := self.config.hydra.sweeper.get("n_trials"):
+            log.info("trials %d to %d of %d", first_number + 1, first_number + len(points), trials)
+        if first_number == 0:
+            log.info("sweep directory: %s", root)
+            if planned.left and not trials:
+                log.info("not of this sweep, and not completed there: %s", ", ".join(planned.left))
+        return planned.jobs, demands, pool, start
 
     def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
         """What jobs with these ``trainer`` nodes need, what there is, and how one is started."""
@@ -106,11 +127,31 @@ class ProcessLauncher(Launcher):
             result.status = JobStatus.COMPLETED if job.completed() else JobStatus.FAILED
             result.return_value = job.result()["score"] if job.completed() else error
             returns.append(result)
-        log.info("tables and curves: python -m gridlstm.report %s", self.config.hydra.sweep.dir)
         return returns
+
+    def _say_result(self, root: Path, jobs_so_far: int) -> None:
+        """Where the tables are; between the batches of a search, the best so far."""
+        from gridlstm.multirun.jobs import best_of
+
+        if jobs_so_far >= self.config.hydra.sweeper.get("n_trials", 0):
+            log.info("tables and curves: python -m gridlstm.report %s", root)
+        elif best := best_of(root, self.config.task.mode):
+            log.info("best %s so far: %.4g, %s", self.config.task.monitor, *best)
 
     def config_dirs(self) -> list[str]:
         for source in self.config.hydra.runtime.config_sources:
             if source.provider == "command-line":
                 return ["--config-dir", source.path]
         return []
+
+
+@contextmanager
+def _left_as_it_was(root: Path) -> Iterator[None]:
+    """Removes the sweep directory again if nothing was begun there: Hydra makes it before anything is known."""
+    try:
+        yield
+    finally:
+        if {path.name for path in root.iterdir()} <= {"multirun.yaml", "sweep.lock"}:
+            for path in root.iterdir():
+                path.unlink()
+            root.rmdir()
