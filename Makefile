@@ -7,7 +7,7 @@ ARGS ?=
 .PHONY: help train test lint list bench clean
 
 help:
-	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; two minutes by default"
+	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; a minute by default"
 	@echo "make test                                     lint, types and the tests (without those marked slow)"
 	@echo "make lint                                     ruff and mypy"
 	@echo "make list                                     models and tasks that go together, and their parameters"

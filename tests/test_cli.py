@@ -92,12 +92,26 @@ def test_startup_without_work_does_not_wait_for_torch() -> None:
 
 
 def test_idle_threads_sleep_soon_unless_the_user_says_otherwise() -> None:
-    code = (
-        "from gridlstm.threads import wait_briefly; wait_briefly(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
-    )
+    code = "from gridlstm.process import prepare; prepare(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
     assert run("-c", code).stdout.strip() == "10000"
     assert run("-c", code, GOMP_SPINCOUNT="5").stdout.strip() == "5"
     assert run("-c", code, OMP_WAIT_POLICY="active").stdout.strip() == "None"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is asked to keep memory")
+def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
+    """Page faults of making 64 MB ten times over, 160,000 pages of 4 kB or 320 large ones, once a place is found."""
+    code = (
+        "from gridlstm.process import prepare; prepare(); import torch, resource\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def make(): torch.zeros(16_000_000)\n"
+        "for _ in range(20): make()\n"
+        "before = faults()\n"
+        "for _ in range(10): make()\n"
+        "print(faults() - before)"
+    )
+    assert int(run("-c", code).stdout) < 100
+    assert int(run("-c", code, MALLOC_MMAP_THRESHOLD_="1000000").stdout) > 100
 
 
 def test_help_of_evaluate() -> None:

@@ -7,7 +7,7 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors", "threads", "atomic", "compose"],
+    ["errors", "process", "atomic", "compose"],
     ["command"],
     ["cell"],
     ["cells"],

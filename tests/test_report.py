@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
@@ -132,6 +132,44 @@ def test_training_to_a_criterion_is_compared_by_its_samples(job: Callable[..., D
     text = (tmp_path / "report.md").read_text()
     assert "![samples_to_solve](samples_to_solve.png)" in text
     assert "| 150,000 |" in text
+
+
+def test_what_others_published_stands_beside_what_was_found(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """A claim is compared with the best of the runs that it names, and says so where there are none."""
+    given = {
+        "paper": None,
+        "recalled": False,
+        "published": {"test/loss": {"MRNN (2011), 4.9 M": 1.6}},
+        "claims": {
+            "a": {
+                "claim": "grid, LSTM",
+                "there": "4.61 %",
+                "of": "model=grid2d",
+                "against": "model=stacked_lstm",
+            },
+            "b": {"claim": "of 9 layers", "there": "5", "of": "model=grid2d model.num_layers=9"},
+            "c": {"claim": "alone", "there": "5", "of": "model=grid2d model.num_layers=2.0"},
+        },
+    }
+    options = ["task.monitor=val/loss", "task.mode=min"]
+    for number, model in enumerate(["grid2d", "grid2d", "stacked_lstm"]):
+        config = job(*options, f"optimizer.lr={0.01 / (number + 1)}", model=model, directory=f"runs/{number}")
+        OmegaConf.update(config, "report", given, force_add=True)
+        run_job(config)
+    report([tmp_path / "runs"], tmp_path)
+    scores = [json.loads((tmp_path / "runs" / str(n) / "result.json").read_text())["score"] for n in range(3)]
+    best = min(scores[:2])
+    percent = 100 * (1 - best / scores[2])
+    text = (tmp_path / "report.md").read_text()
+    assert "### Published elsewhere\n\n| network | test/loss |\n| --- | --- |\n| MRNN (2011), 4.9 M | 1.6 |\n" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| grid, LSTM |"))
+    assert f"| 4.61 % | {abs(percent):.2f} % {'below' if percent >= 0 else 'above'}: {best:.4g} (" in row
+    assert "| of 9 layers | 5 | not run |" in text
+    assert f"| alone | 5 | {best:.4g} |" in text
+    latex = (tmp_path / "report.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    assert r"4.61 \%" in latex
+    assert '"title":"Published claims"' in (tmp_path / "report.html").read_text()
 
 
 def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:

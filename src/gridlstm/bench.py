@@ -19,6 +19,7 @@ from gridlstm.contenders import Contender, Shape, grid_contender, lstm_contender
 from gridlstm.engine import choices, matmul
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
+from gridlstm.process import prepare
 from gridlstm.runtime import provenance
 from gridlstm.scan import scan
 
@@ -145,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads < 1 or options.repeats < 1 or any(n < 1 for shape in options.shape or [] for n in shape):
         parser.error("threads, repeats and every part of a shape must be at least 1")
+    prepare()
     torch.set_num_threads(options.threads)
     chosen = choices.current()
     machine, source = provenance.device(torch.device("cpu")), provenance.commit()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from gridlstm.errors import UserError
-from gridlstm.threads import wait_briefly
+from gridlstm.process import prepare
 
 
 def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
@@ -24,7 +24,7 @@ def run_with_options(usage: str, run: Callable[[dict[str, str]], None]) -> None:
     """As ``run_command``, for a command that computes and whose arguments are all ``key=value``."""
 
     def parsed(arguments: list[str]) -> None:
-        wait_briefly()
+        prepare()
         logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the result's
         if bad := [a for a in arguments if "=" not in a]:
             raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{usage}")

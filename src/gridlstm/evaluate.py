@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT [split=val|test] [positions=STEM] [key=value …]
+USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT[,CHECKPOINT …] [split=val|test] [positions=STEM] [key=value …]
 
 Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
 
-  ckpt       a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest
+  ckpt       a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest.
+             Several are an ensemble: the mean of their probabilities, on the task of the first
   split      test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols)
   positions  of a language model: writes STEM.csv and STEM.png, the loss by symbols read since the state's reset
   dynamic_rate, dynamic_decay
@@ -33,8 +35,9 @@ def evaluate(
     positions: Path | None = None,
     dynamic_rate: float | None = None,
     dynamic_decay: float = 0.0,
+    others: Sequence[Path] = (),
 ) -> dict[str, float]:
-    """Metrics of a checkpoint.
+    """Metrics of a checkpoint, or of the ensemble of several.
 
     Args:
         checkpoint: inside its run directory.
@@ -42,9 +45,10 @@ def evaluate(
         overrides: dotted ``key=value``, of options that the run has.
         positions: where the loss by position is written; see ``gridlstm.runtime.position_loss``.
         dynamic_rate, dynamic_decay: see ``gridlstm.tasks.dynamic``.
+        others: checkpoints that make an ensemble with the first.
 
     Raises:
-        UserError: no such checkpoint, split or option, or weights that do not fit.
+        UserError: no such checkpoint, split or option, weights that do not fit, or networks for other symbols.
     """
     if split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {split!r}.")
@@ -64,6 +68,8 @@ def evaluate(
     content = load_content(checkpoint)
     run.data.load_state_dict(data_state(config, content))  # refuses another vocabulary
     load_weights(run.task, content["state_dict"])
+    if others:
+        _join(run, [checkpoint, *others])
     if positions is not None or dynamic_rate is not None:
         _check_language_model(run, positions is not None and dynamic_rate is not None)
     if dynamic_rate is not None:
@@ -76,6 +82,30 @@ def evaluate(
     if positions is not None:
         log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
     return {name: value for name, value in metrics(run).items() if name.startswith(f"{split}/")}
+
+
+def _join(run: "Run", checkpoints: Sequence[Path]) -> None:
+    """Makes the run's task the ensemble of all checkpoints."""
+    from torch import nn
+
+    from gridlstm.runtime.build import make_task
+    from gridlstm.runtime.checkpoint import load_config, load_content, load_weights, vocabulary
+    from gridlstm.tasks.ensemble import Ensemble
+
+    members, first = [], None
+    for checkpoint in checkpoints:
+        config, content = load_config(checkpoint, []), load_content(checkpoint)
+        found = (config.task.data._target_, vocabulary(config, content))
+        first = first or found
+        if found != first:
+            raise UserError(
+                f"{checkpoint} is of another task or text than {checkpoints[0]}, and predicts other symbols."
+            )
+        members.append(make_task(config, run.data.spec))
+        load_weights(members[-1], content["state_dict"])
+    run.task.model = Ensemble(members)
+    run.task.head = nn.Identity()  # type: ignore[assignment]  # the ensemble gives log p itself
+    run.trainer.precision_plugin.convert_module(run.task)
 
 
 def _check_language_model(run: "Run", both: bool) -> None:
@@ -100,7 +130,8 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
 
 
 def _run(given: dict[str, str]) -> None:
-    checkpoint, split = Path(given.pop("ckpt")), given.pop("split", "test")
+    named, split = given.pop("ckpt"), given.pop("split", "test")
+    first, *others = [Path(named)] if Path(named).is_file() else map(Path, named.split(","))
     positions = Path(given.pop("positions")) if "positions" in given else None
     try:
         rate = float(given.pop("dynamic_rate")) if "dynamic_rate" in given else None
@@ -108,7 +139,7 @@ def _run(given: dict[str, str]) -> None:
     except ValueError as error:
         raise UserError(f"dynamic_rate and dynamic_decay must be numbers: {error}.") from error
     overrides = [f"{key}={value}" for key, value in given.items()]
-    print(json.dumps(evaluate(checkpoint, split, overrides, positions, rate, decay), indent=2))
+    print(json.dumps(evaluate(first, split, overrides, positions, rate, decay, others), indent=2))
 
 
 def main() -> None:

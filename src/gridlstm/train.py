@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gridlstm.compose import CONF, MATRIX
 from gridlstm.errors import UserError
+from gridlstm.process import prepare
 from gridlstm.runtime.preflight import check_start
-from gridlstm.threads import wait_briefly
 
 # Read only for --help.
 OmegaConf.register_new_resolver("gridlstm.models", MATRIX.read_text, replace=True)
@@ -41,7 +41,7 @@ def main() -> None:
     """Runs the command line; an error of the user's is one message on stderr and exit status 1."""
     # Hydra then lets exceptions through, instead of printing half a traceback and hiding the type.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    wait_briefly()
+    prepare()
     try:
         _job()
     except UserError as error:

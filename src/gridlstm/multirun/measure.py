@@ -23,10 +23,10 @@ from torch import Tensor
 from gridlstm.atomic import write_text
 from gridlstm.cost import run_once
 from gridlstm.errors import UserError
+from gridlstm.process import prepare
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
 from gridlstm.runtime.job import quiet
-from gridlstm.threads import wait_briefly
 
 _SECONDS_A_JOB = 3.0
 _SECONDS = 60.0
@@ -164,7 +164,7 @@ def _resident_bytes() -> int:
 
 def main() -> None:
     """Measures the jobs of a file."""
-    wait_briefly()
+    prepare()
     quiet()
     given, out = map(Path, sys.argv[1:])
     start = time.monotonic()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gridlstm.report.beside import beside
 from gridlstm.report.curves import thinned
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import Cell, Spread, Table
@@ -31,6 +32,7 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
                 "mode": table.mode,
                 "columns": table.columns,
                 "rows": [[_cell(cell) for cell in row] for row in table.rows],
+                "beside": [small._asdict() for small in beside(table)],
                 "groups": [
                     {
                         "label": group.label,

@@ -164,14 +164,19 @@ def _paper(group: Group, metric: str) -> float | None:
     for key, value in run.config.items():
         rest = key.removeprefix(name)
         conditions = [part if "=" in part else f"model={part}" for part in rest.removeprefix(".").split()]
-        if key.startswith(name) and rest[:1] in ("", ".") and all(_holds(run, condition) for condition in conditions):
+        if key.startswith(name) and rest[:1] in ("", ".") and all(holds(run, condition) for condition in conditions):
             return None if value is None else float(value)
     return None
 
 
-def _holds(run: Run, condition: str) -> bool:
+def holds(run: Run, condition: str) -> bool:
+    """Whether ``key=value`` is so of a run; 0 is 0.0."""
     key, _, value = condition.partition("=")
-    return run.setting(key).lower() == value.lower()
+    found = run.setting(key)
+    try:
+        return float(found) == float(value)
+    except ValueError:
+        return found.lower() == value.lower()
 
 
 def _short(commit: str) -> str:

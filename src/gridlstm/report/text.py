@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gridlstm.report.beside import beside
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import Cell, Spread, Table
 
@@ -38,12 +39,18 @@ def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pict
         parts.append(f"Mean over seeds (min to max); {'larger' if table.mode == 'max' else 'smaller'} is better.\n")
         if "solved" in table.columns:
             parts.append("Samples to solve: over the runs that met their criterion, whose number is in a column.\n")
-        lines = [table.columns, ["---"] * len(table.columns), *([shown(cell) for cell in row] for row in table.rows)]
-        parts.append("\n".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines) + "\n")
+        parts.append(_markdown_table(table.columns, [[shown(cell) for cell in row] for row in table.rows]))
+        for small in beside(table):
+            parts += [f"### {small.title}\n", _markdown_table(small.columns, small.rows)]
     if lost := not_completed(runs, directory):
         parts.append("## Not completed\n")
         parts += [f"* `{name}` **{status}** {error}" for name, status, error in lost]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines) + "\n"
 
 
 def comma_separated(table: Table) -> str:
@@ -67,15 +74,17 @@ def latex(tables: Sequence[Table]) -> str:
     for table in tables:
         kept = [i for i, name in enumerate(table.columns) if name not in ("device", "commit", "not completed")]
         numbers = "".join("l" if isinstance(table.rows[0][i], str) else "r" for i in kept)
-        body = [[table.columns[i] for i in kept], *([shown(row[i]) for i in kept] for row in table.rows)]
-        lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in body]
-        parts.append(
-            "\n".join(
-                [rf"\begin{{tabular}}{{{numbers}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
-            )
-            + "\n\\end{tabular}\n"
-        )
+        rows = [[shown(row[i]) for i in kept] for row in table.rows]
+        parts.append(_tabular(numbers, [table.columns[i] for i in kept], rows))
+        for small in beside(table):
+            parts.append(f"% {small.title}\n" + _tabular("l" * len(small.columns), small.columns, small.rows))
     return "\n".join(parts)
+
+
+def _tabular(alignment: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in [columns, *rows]]
+    begin, end = rf"\begin{{tabular}}{{{alignment}}}", "\\end{tabular}\n"
+    return "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", end])
 
 
 def relative(path: Path, directory: Path) -> str:

@@ -1,0 +1,67 @@
+"""What others have published, beside what was found: small tables that an experiment's file asks for."""
+
+import statistics
+from typing import Any, NamedTuple
+
+from gridlstm.report.tables import Table, holds, values
+
+_PUBLISHED, _CLAIMS = "report.published.", "report.claims."
+
+
+class Beside(NamedTuple):
+    """A small table below that of the runs."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def beside(table: Table) -> list[Beside]:
+    """Published numbers of networks that were not run here, and claims with what was found of them here."""
+    config: dict[str, Any] = {}
+    for group in table.groups:
+        for run in group.runs:
+            config |= {key: value for key, value in run.config.items() if key.startswith((_PUBLISHED, _CLAIMS))}
+    found = []
+    published: dict[str, list[tuple[str, ...]]] = {}
+    claims: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        if key.startswith(_PUBLISHED):
+            metric, _, network = key.removeprefix(_PUBLISHED).partition(".")
+            published.setdefault(metric, []).append((network, f"{value:.4g}"))
+        else:
+            name, _, part = key.removeprefix(_CLAIMS).partition(".")
+            claims.setdefault(name, {})[part] = value
+    for metric, rows in published.items():
+        found.append(Beside("Published elsewhere", ("network", metric), tuple(rows)))
+    if claims:
+        rows = [(c["claim"], c["there"], _here(table, c["of"], c.get("against"))) for c in claims.values()]
+        found.append(Beside("Published claims", ("claim", "there", f"here, {table.monitor}"), tuple(rows)))
+    return found
+
+
+def _here(table: Table, of: str, against: str | None) -> str:
+    """The best of the groups for which all options of ``of`` hold; how far below that of ``against`` it is."""
+    mine = _best(table, of)
+    if mine is None:
+        return "not run"
+    if against is None:
+        return f"{mine[0]:.4g}"
+    other = _best(table, against)
+    if other is None:
+        return f"{mine[0]:.4g} ({mine[1]}); the other was not run"
+    percent = 100 * (1 - mine[0] / other[0])
+    way = "below" if percent >= 0 else "above"
+    return f"{abs(percent):.2f} % {way}: {mine[0]:.4g} ({mine[1]}), {other[0]:.4g} ({other[1]})"
+
+
+def _best(table: Table, options: str) -> tuple[float, str] | None:
+    found = [
+        (statistics.fmean(scores), group.runs[0].directory.name)
+        for group in table.groups
+        if all(holds(group.runs[0], option) for option in options.split())
+        and (scores := values(group, table.monitor, table.monitor))
+    ]
+    if not found:
+        return None
+    return max(found) if table.mode == "max" else min(found)

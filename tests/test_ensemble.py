@@ -1,0 +1,73 @@
+"""Several checkpoints evaluated as one: the mean of their probabilities."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
+from gridlstm.runtime.build import build
+from gridlstm.runtime.job import run_job
+
+Job = Callable[..., DictConfig]
+
+
+def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path) -> None:
+    """Of networks with states of different kinds, carried over windows: as each of them over whole streams."""
+    tasks, checkpoints = [], []
+    for model, seed in (("grid2d", 1), ("transformer", 2), ("lstm", 3)):
+        config = job(
+            "stages=[fit]", "trainer.precision=64-true", f"seed={seed}", model=model, task="text", directory=model
+        )
+        run_job(config)
+        checkpoints.append(tmp_path / model / "checkpoints" / "best.ckpt")
+        run = build(config)
+        run.task.load_state_dict(torch.load(checkpoints[-1], weights_only=True)["state_dict"])
+        tasks.append(run.task.double().eval())
+    part = run.data.parts[2]  # type: ignore[attr-defined]
+    text = torch.from_numpy(run.data.corpus.ids[part.start : part.stop].astype("int64"))  # type: ignore[attr-defined]
+    bits = 0.0
+    for start in range(0, len(text) - 1, 100):
+        inputs, targets = text[start : start + 100], text[start + 1 : start + 101]
+        inputs = inputs[: len(targets)]
+        with torch.no_grad():
+            p = sum(task(inputs[None])[0].softmax(-1) for task in tasks) / len(tasks)
+        bits -= float(p[0].gather(1, targets[:, None]).log2().sum())
+    first, *others = checkpoints
+    found = evaluate(first, "test", [], others=others)
+    assert found["test/bpc"] == pytest.approx(bits / (len(text) - 1), rel=1e-9)
+    assert found["test/bpc"] < max(evaluate(path, "test", [])["test/bpc"] for path in checkpoints)
+    assert evaluate(first, "test", [], others=[first])["test/bpc"] == pytest.approx(
+        evaluate(first, "test", [])["test/bpc"]
+    )
+
+
+def test_an_ensemble_of_networks_without_time(job: Job, tmp_path: Path) -> None:
+    paths = []
+    for seed in (1, 2):
+        run_job(job("stages=[fit]", f"seed={seed}", model="grid1d", task="parity", directory=str(seed)))
+        paths.append(tmp_path / str(seed) / "checkpoints" / "best.ckpt")
+    line = [sys.executable, "-m", "gridlstm.evaluate", f"ckpt={paths[0]},{paths[1]}", "split=val"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    losses = [evaluate(path, "val", [])["val/loss"] for path in paths]
+    assert 0 < json.loads(done.stdout)["val/loss"] <= sum(losses) / 2 + 1e-6, "by Jensen's inequality"
+    assert math.isfinite(sum(losses))
+
+
+def test_networks_for_other_symbols_make_no_ensemble(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]", task="text", directory="a"))
+    other = tmp_path / "other.txt"
+    other.write_text("another alphabet " * 500)
+    config = job("stages=[fit]", task="text", directory="b")
+    config.task.path = str(other)
+    run_job(config)
+    a, b = (tmp_path / name / "checkpoints" / "best.ckpt" for name in "ab")
+    with pytest.raises(UserError, match="is of another task or text"):
+        evaluate(a, "test", [], others=[b])
