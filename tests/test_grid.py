@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.cells import GRU
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d
@@ -88,6 +89,23 @@ def test_dimensions_can_share_one_weight_set() -> None:
         separate.transforms["source"].weight.grad + separate.transforms["target"].weight.grad,  # type: ignore[operator]
         **EXACT,
     )
+
+
+def test_a_shared_gru_keeps_each_dimension_s_own_h_apart() -> None:
+    """n = tanh(W_n x + b_n + r . (W_n h + c_n)) with h the own one, wherever the weights come from."""
+    torch.manual_seed(0)
+    grid = Grid([Dimension("a", GRU(), 2), Dimension("b", GRU(), 2, shares="a")]).double()
+    transform = grid.transforms["a"]
+    torch.nn.init.normal_(transform.bias)  # type: ignore[arg-type]
+    h = torch.randn(2, 1, 2, dtype=torch.float64)
+    out = grid([HiddenMemory(x[None], x.new_zeros(1, 1, 0)) for x in h], (1, 1))
+    gates, candidate = transform.weight.tensor_split([4])  # type: ignore[operator]
+    b_r, b_s, b_n, c_n = transform.bias.chunk(4)  # type: ignore[operator]
+    r, s = (torch.cat([*h], dim=-1) @ gates.T + torch.cat([b_r, b_s])).sigmoid().chunk(2, dim=-1)
+    parts = [x @ weight.T for x, weight in zip(h, candidate.split(2, dim=-1), strict=True)]
+    for own, other in ((0, 1), (1, 0)):
+        n = (parts[other] + b_n + r * (parts[own] + c_n)).tanh()
+        torch.testing.assert_close(out[own].h[0], (1 - s) * n + s * h[own], **EXACT)
 
 
 @pytest.mark.parametrize(

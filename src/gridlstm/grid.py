@@ -74,15 +74,22 @@ class Transform(nn.Module):
 
     @property
     def packed(self) -> Weights:
+        return self._packed(self.own)
+
+    def _packed(self, own: slice) -> Weights:
         return Weights(
-            self.cell.expand_weight(self.weight, self.own),
+            self.cell.expand_weight(self.weight, own),
             self.constant if self.bias is None else self.bias,
             tuple(self.vectors.values()),
         )
 
-    def packed_for(self, copies: tuple[int, ...]) -> Weights:
-        """``packed`` with the untied extents of the grid: one weight set stands for all its copies."""
-        weights = self.packed
+    def packed_for(self, copies: tuple[int, ...], own: slice | None = None) -> Weights:
+        """``packed`` with the untied extents of the grid: one weight set stands for all its copies.
+
+        Args:
+            own: the columns of another dimension that uses these weights.
+        """
+        weights = self._packed(own or self.own)
         if self.weight.dim() == 2 + len(copies):
             return weights
 
@@ -149,7 +156,10 @@ class Grid(nn.Module):
         Raises:
             UserError: when shapes, data types or devices of the sides do not fit the grid.
         """
-        weights = [cast(Transform, self.transforms[source]).packed_for(self.copies) for source in self.sources]
+        weights = [
+            cast(Transform, self.transforms[source]).packed_for(self.copies, own)
+            for source, own in zip(self.sources, columns_of(self.block), strict=True)
+        ]
         if torch.is_autocast_enabled(weights[0].weight.device.type):
             # States and sums stay in the weights' precision; the sweep lowers the products alone.
             sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]
