@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import GRU
+from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d
@@ -112,12 +113,35 @@ def test_a_shared_gru_keeps_each_dimension_s_own_h_apart() -> None:
     ("second", "message"),
     [
         (Dimension("b", LSTM(), 3, shares="c"), r"must name a dimension with weights of its own \(a\), got 'c'"),
-        (Dimension("b", LSTM(), 4, shares="a"), "expected LSTM of size 3, got LSTM of size 4"),
+        (Dimension("b", LSTM(), 4, shares="a"), r"expected LSTM\(.*\) of size 3, got LSTM\(.*\) of size 4"),
+        (Dimension("b", LSTM(bias=True), 3, shares="a"), r"expected LSTM\(.*bias=False.*got LSTM\(.*bias=True"),
+        (Dimension("a", LSTM(), 3), "different names, got a, a"),
     ],
 )
 def test_weights_that_cannot_be_shared_are_refused(second: Dimension, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Grid([Dimension("a", LSTM(), 3), second])
+
+
+def test_a_priority_is_named_once() -> None:
+    with pytest.raises(UserError, match="each dimension once, got b, b"):
+        Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority=("b", "b"))
+
+
+@pytest.mark.parametrize("sweep", ["auto", "reference", "layer-major"])
+@pytest.mark.parametrize("extent", [2, 4])
+def test_untied_weights_fit_one_extent(sweep: SweepName, extent: int) -> None:
+    grid = Grid([Dimension("a", LSTM(), 2), Dimension("b", LSTM(), 2, untied_extent=3)], sweep=sweep).double()
+    with pytest.raises(UserError, match=rf"expected extents \(3,\) along the untied dimensions.*got \({extent},\)"):
+        grid([random_side(extent, 1, 2), random_side(5, 1, 2)], (5, extent))
+
+
+@pytest.mark.parametrize("sweep", ["auto", "reference"])
+def test_sides_of_another_type_than_the_weights_are_refused(sweep: SweepName) -> None:
+    """Products in the weights' float32 would pass for float64."""
+    grid = Grid([Dimension("a", LSTM(), 2)], sweep=sweep)
+    with pytest.raises(UserError, match=r"expected sides as torch.float32 on cpu like the weights, got torch.float64"):
+        grid([random_side(1, 2)], (3,))
 
 
 def test_padding_changes_neither_outputs_nor_states() -> None:

@@ -120,9 +120,8 @@ class Grid(nn.Module):
         super().__init__()
         check_sweep_name(sweep)
         self.sweep: SweepName = sweep
+        _check_dimensions(dimensions, priority)
         names = [dimension.name for dimension in dimensions]
-        if unknown := [name for name in priority if name not in names]:
-            raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
         first = tuple(n for n, name in enumerate(names) if name not in priority)
         later = tuple((names.index(name),) for name in priority)
         self.block = Block(
@@ -144,7 +143,6 @@ class Grid(nn.Module):
         self.regularizers = [tuple(d.regularizers) for d in dimensions]
         self.progress = 0.0
         self.reversed = [n for n, dimension in enumerate(dimensions) if dimension.reverse]
-        _check_sharing(dimensions)
 
     def forward(
         self, sides: Sequence[HiddenMemory], extents: Sequence[int], masks: Sequence[Masks] | None = None
@@ -164,12 +162,26 @@ class Grid(nn.Module):
             # States and sums stay in the weights' precision; the sweep lowers the products alone.
             sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]
         check_sides(self.block, sides, extents)
+        self._check_weights(weights[0].weight, sides[0].h, extents)
         masks = self._with_noise(masks, extents, sides[0].h)
         if self.reversed:
             sides, weights = self._flip_sides(sides), [Weights(*map(self._flip_copies, w)) for w in weights]
             masks = masks and [Masks(*(x if x is None else self._flip_mask(x) for x in mask)) for mask in masks]
         leaving = sweep_named(self.sweep, self.block, extents, sides[0].h)(self.block, weights, sides, extents, masks)
         return self._flip_sides(leaving) if self.reversed else leaving
+
+    def _check_weights(self, weight: Tensor, like: Tensor, extents: Sequence[int]) -> None:
+        """Raises UserError unless the weights are as the sides and there are as many as untied blocks."""
+        if (like.dtype, like.device) != (weight.dtype, weight.device):
+            raise UserError(
+                f"expected sides as {weight.dtype} on {weight.device} like the weights, got {like.dtype} on "
+                f"{like.device}: use x.to(...)."
+            )
+        if (found := tuple(extents[axis] for axis in self.block.untied)) != self.copies:
+            raise UserError(
+                f"expected extents {self.copies} along the untied dimensions {self.block.untied}, "
+                f"where every block has weights of its own, got {found}."
+            )
 
     def _with_noise(
         self, masks: Sequence[Masks] | None, extents: Sequence[int], like: Tensor
@@ -201,8 +213,15 @@ class Grid(nn.Module):
         return mask.flip([n - leading for n in self.reversed if n >= leading])
 
 
-def _check_sharing(dimensions: Sequence[Dimension]) -> None:
-    """Raises UserError unless weights that are shared fit."""
+def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) -> None:
+    """Raises UserError unless names are clear and weights that are shared fit."""
+    names = [d.name for d in dimensions]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"a grid needs dimensions with different names, got {', '.join(names) or 'none'}.")
+    if unknown := [name for name in priority if name not in names]:
+        raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
+    if len(set(priority)) < len(priority):
+        raise UserError(f"priority must name each dimension once, got {', '.join(priority)}.")
     owners = {d.name: d for d in dimensions if d.shares is None}
     for d in dimensions:
         if d.shares is None:
@@ -212,9 +231,8 @@ def _check_sharing(dimensions: Sequence[Dimension]) -> None:
                 f"dimension {d.name!r}: shares must name a dimension with weights of its own "
                 f"({', '.join(owners)}), got {d.shares!r}."
             )
-        if (owner.size, type(owner.cell)) != (d.size, type(d.cell)):
+        if (owner.size, owner.cell) != (d.size, d.cell):
             raise UserError(
                 f"dimension {d.name!r} shares the weights of {owner.name!r}, so it needs the same cell and size: "
-                f"expected {type(owner.cell).__name__} of size {owner.size}, "
-                f"got {type(d.cell).__name__} of size {d.size}."
+                f"expected {owner.cell} of size {owner.size}, got {d.cell} of size {d.size}."
             )
