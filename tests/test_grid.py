@@ -178,3 +178,31 @@ def test_layer_major_is_refused_where_layers_depend_on_each_other() -> None:
     model = Grid2d(5, 3, 2, priority="time", sweep="layer-major")
     with pytest.raises(UserError, match="sweep=layer-major needs"):
         model(torch.randint(5, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([Masks()], "expected 2 masks, one a dimension, got 1"),
+        (
+            [Masks(), Masks(keep_h=torch.zeros(3, 1))],
+            r"dimension 1: expected keep_h of shape \(3, 2, 4, 2\).*got \(3, 1\)",
+        ),
+        ([Masks(drop=torch.ones(2, device="meta")), Masks()], r"expected drop .* on cpu, got \(2,\) on meta"),
+        ([Masks(keep_m=torch.ones(2, requires_grad=True)), Masks()], "keep_m gets no gradient"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masks: list[Masks], message: str) -> None:
+    grid = Grid([Dimension("a", LSTM(), 2), Dimension("b", LSTM(), 2)]).double()
+    with pytest.raises(UserError, match=message):
+        grid([random_side(2, 4, 2), random_side(3, 4, 2)], (3, 2), masks)
+
+
+@pytest.mark.parametrize("sweep", ["reference", "wavefront", "recompute"])
+def test_a_mask_that_is_changed_before_the_backward_pass_is_noticed(sweep: SweepName) -> None:
+    grid = Grid([Dimension("a", LSTM(), 2)], sweep=sweep).double()
+    keep = torch.tensor([[[True]], [[False]]])
+    out = grid([random_side(1, 2)], (2,), [Masks(keep_h=keep)])[0].h.sum()
+    keep.fill_(True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()

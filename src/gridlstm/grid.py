@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import Cell, HiddenMemory
-from gridlstm.engine.dispatch import SweepName, check_sides, check_sweep_name, sweep_named
+from gridlstm.engine.dispatch import SweepName, check_masks, check_sides, check_sweep_name, sweep_named
 from gridlstm.errors import UserError
 from gridlstm.regularizers import Draw, Regularizer, combine
 from gridlstm.scan import Block, Masks, Weights, columns_of
@@ -152,7 +152,7 @@ class Grid(nn.Module):
         Coordinates of sides and masks are those of the data, whatever the directions.
 
         Raises:
-            UserError: when shapes, data types or devices of the sides do not fit the grid.
+            UserError: when shapes, data types or devices of sides or masks do not fit the grid.
         """
         weights = [
             cast(Transform, self.transforms[source]).packed_for(self.copies, own)
@@ -163,6 +163,8 @@ class Grid(nn.Module):
             sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]
         check_sides(self.block, sides, extents)
         self._check_weights(weights[0].weight, sides[0].h, extents)
+        if masks is not None:
+            check_masks(self.block, masks, extents, sides[0].h)
         masks = self._with_noise(masks, extents, sides[0].h)
         if self.reversed:
             sides, weights = self._flip_sides(sides), [Weights(*map(self._flip_copies, w)) for w in weights]
