@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.cells import GRU
+from gridlstm.cells import GRU, PeepholeLSTM
+from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.layer import GridLSTMState
 
@@ -40,6 +41,18 @@ def _slice(state: GridLSTMState) -> GridLSTMState:
     return GridLSTMState(HiddenMemory(*(v[:, :1] for v in state.time)))
 
 
+@pytest.mark.parametrize("sweep", ["auto", "reference", "recompute", "wavefront"])
+@pytest.mark.parametrize("time", [LSTM(bias=True), PeepholeLSTM()])
+def test_a_batch_may_be_empty(sweep: SweepName, time: LSTM) -> None:
+    """As for torch.nn.LSTM: what a rank is left with may have no rows."""
+    model, x = layer(sweep=sweep, time=time), torch.zeros(7, 0, 5)
+    output, state = model(x)
+    assert output.shape == nn.LSTM(5, 4, 3)(x)[0].shape == (7, 0, 4)
+    assert state.time.h.shape == (3, 0, 4)
+    output.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
 def test_state_continues_a_sequence() -> None:
     x = torch.randn(7, 2, 5).double()
     model = layer(priority="depth").double()
@@ -58,7 +71,7 @@ def test_state_continues_a_sequence() -> None:
             r"expected x of shape \(T, B, input_size\) or \(T, input_size\) with input_size=5.*got \(5,\)",
         ),
         (torch.zeros(7, 2, 6), "input_size=5"),
-        (torch.zeros(0, 2, 5), "nothing empty"),
+        (torch.zeros(0, 2, 5), "at least one step"),
         (torch.zeros(7, 2, 5).double(), "expected x of type torch.float32 like the weights, got torch.float64"),
         (torch.zeros(7, 2, 5, device="meta"), "expected x on cpu like the weights, got meta"),
     ],

@@ -141,10 +141,11 @@ class GridLSTM(nn.Module):
             )
         weight = self.input.weight
         layout = "(B, T, input_size)" if self.batch_first else "(T, B, input_size)"
-        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or 0 in x.shape:
+        steps = 1 if self.batch_first and x.dim() == 3 else 0
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.shape[steps] == 0:
             raise UserError(
-                f"expected x of shape {layout} or (T, input_size) with input_size={self.input_size} and nothing empty, "
-                f"got {tuple(x.shape)}."
+                f"expected x of shape {layout} or (T, input_size) with input_size={self.input_size} and at least one "
+                f"step, got {tuple(x.shape)}."
             )
         if x.device != weight.device:
             raise UserError(f"expected x on {weight.device} like the weights, got {x.device}: use x.to(...).")

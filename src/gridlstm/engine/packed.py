@@ -132,7 +132,7 @@ class _PackedSweep(torch.autograd.Function):
         for n, columns in enumerate(layout.columns):
             entries = layout.plan.entries[n]
             for k in range(layout.stage_of[n] + 1):
-                X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(-1, B, block.sizes[n]))
+                X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(len(entries), B, block.sizes[n]))
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
         with fastest_product(like, layout.product_flops):
             buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
@@ -173,7 +173,7 @@ class _PackedSweep(torch.autograd.Function):
         buffers.grad_vectors = [tuple(torch.zeros_like(x) for x in own) for own in buffers.vectors]
         for n, columns in enumerate(layout.columns):
             leaving = slice(C, C + layout.plan.exits[n])
-            dH[leaving, :, columns] = grads[n].reshape(-1, B, block.sizes[n])
+            dH[leaving, :, columns] = grads[n].reshape(layout.plan.exits[n], B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
         needed = ctx.needs_input_grad[6 + N : 6 + 2 * N]
         with fastest_product(dH, layout.product_flops):
