@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.cells import GRU, PeepholeLSTM
+from gridlstm.cells import GRU, NonLSTM, PeepholeLSTM
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.layer import GridLSTMState
@@ -141,6 +141,15 @@ def test_autocast_lowers_products_and_nothing_else(tied: bool) -> None:
         assert not torch.equal(low, full)  # products did run in bfloat16
         # bfloat16 has 8 bits of mantissa: each product is off by up to 2^-9, and errors add up over 18 blocks.
         assert (low - full).norm() < 0.03 * full.norm()
+
+
+@pytest.mark.parametrize("sweep", ["auto", "reference"])
+def test_autocast_leaves_the_state_of_every_cell_in_float32(sweep: SweepName) -> None:
+    model, x = layer(time=NonLSTM("tanh"), sweep=sweep), torch.randn(6, 3, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, state = model(x)
+        output, state = model(x, state)
+    assert output.dtype == state.time.h.dtype == torch.float32
 
 
 def test_export_keeps_the_numbers() -> None:
