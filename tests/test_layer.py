@@ -158,6 +158,13 @@ def test_export_keeps_the_numbers() -> None:
     torch.testing.assert_close(exported(x)[0], model(x)[0], rtol=1e-5, atol=1e-6)
 
 
+def test_export_keeps_lengths_open() -> None:
+    x, model = torch.randn(4, 2, 5), layer()
+    exported = torch.export.export(model, (x, None, torch.tensor([1, 4]))).module()
+    lengths = torch.tensor([3, 2])
+    torch.testing.assert_close(exported(x, None, lengths)[0], model(x, None, lengths)[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_compile_around_the_layer() -> None:
     x, model = torch.randn(3, 2, 5), layer()
@@ -236,7 +243,15 @@ def test_padded_batch_equals_its_rows_one_by_one(options: dict[str, Any], dtype:
 
 
 @pytest.mark.parametrize(
-    "lengths", [torch.tensor([1, 8]), torch.tensor([0, 3]), torch.tensor([3]), torch.tensor([1.0, 2.0]), [1, 2]]
+    "lengths",
+    [
+        torch.tensor([1, 8]),
+        torch.tensor([0, 3]),
+        torch.tensor([3]),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([True, True]),
+        [1, 2],
+    ],
 )
 def test_lengths_that_do_not_fit_are_refused(lengths: Any) -> None:
     with pytest.raises(UserError, match="lengths as whole numbers from 1 to T=7, one for each of the 2 rows"):
