@@ -55,6 +55,7 @@ class Transform(nn.Module):
     def __init__(self, cell: Cell, size: int, fan_in: int, own: slice, copies: tuple[int, ...]) -> None:
         super().__init__()
         self.cell = cell
+        self.size = size
         self.own = own
         self.weight = nn.Parameter(torch.empty(*copies, cell.weight_rows(size), fan_in))
         self.bias = nn.Parameter(torch.empty(*copies, cell.num_gates * size)) if cell.has_bias else None
@@ -71,6 +72,8 @@ class Transform(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         self.cell.reset_parameters(self.weight, self.bias, *self.vectors.values())
+        if self.constant is not None and (constant := self.cell.constant_bias(self.size)) is not None:
+            self.constant.copy_(constant)
 
     @property
     def packed(self) -> Weights:
