@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
@@ -178,6 +179,13 @@ def test_export_keeps_lengths_open() -> None:
     exported = torch.export.export(model, (x, None, torch.tensor([1, 4]))).module()
     lengths = torch.tensor([3, 2])
     torch.testing.assert_close(exported(x, None, lengths)[0], model(x, None, lengths)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_caller_runs_the_backward_pass_as_it_is() -> None:
+    """It fills buffers in place, in part by fused.c; compiled piece by piece it gains nothing and takes long."""
+    counter, loss = CompileCounter(), layer()(torch.randn(3, 2, 5))[0].sum()
+    torch.compile(lambda: loss.backward(), backend=counter)()
+    assert counter.frame_count == 0
 
 
 @pytest.mark.slow

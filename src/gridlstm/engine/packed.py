@@ -149,6 +149,7 @@ class _PackedSweep(torch.autograd.Function):
         )
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise UserError(
