@@ -30,6 +30,17 @@ def test_bench_prints_a_table_and_writes_its_files(tmp_path: Path, capsys: pytes
     assert (tmp_path / "bench.png").stat().st_size > 0
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        bench.main(["--shape", "1", "1", "1", "1", "--repeats", "1", "--dir", str(tmp_path / "file")])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "file: File exists" in printed.err
+
+
 def test_a_sweep_that_is_wrong_is_not_timed() -> None:
     def wrong(
         block: Block,

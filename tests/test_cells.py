@@ -149,3 +149,10 @@ def test_every_cell_trains_in_the_2_lstm(cell: Cell, tied: bool) -> None:
 def test_unknown_activation_is_refused() -> None:
     with pytest.raises(UserError, match="activation must be identity, relu, tanh, sigmoid or a function"):
         NonLSTM("gelu")  # type: ignore[arg-type]
+
+
+def test_an_activation_with_weights_is_refused() -> None:
+    """No module would hold them, and the fast sweeps would give them no gradient."""
+    NonLSTM(nn.ReLU())
+    with pytest.raises(UserError, match="activation must have no weights"):
+        NonLSTM(nn.PReLU())

@@ -1,5 +1,6 @@
 """Choices of this machine change speed alone, can be stored, and leave no setting behind."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -63,6 +64,46 @@ def test_setting_is_restored_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="shapes"), matmul.fastest_product(torch.zeros(1), matmul.SMALL):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
     assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_setting_is_restored_when_threads_overlap() -> None:
+    """The second enters while the setting is the first one's, and leaves after it."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    first_left, second_entered = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with matmul.using("onednn"):
+            second_entered.set()
+            first_left.wait(timeout=10)
+
+    thread = threading.Thread(target=second)
+    with matmul.using("onednn"):
+        thread.start()
+        assert second_entered.wait(timeout=10)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16", "the second still multiplies"
+    first_left.set()
+    thread.join()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_probe_multiplies_float32_whatever_the_default_type() -> None:
+    """In float64 every product looks exact."""
+    seen = set()
+
+    def type_of(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
+        seen.update([x.dtype, weight.dtype, out.dtype])
+        torch.mm(x, weight, out=out)
+        return 1.0
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(matmul, "_seconds", type_of)
+            matmul.product()
+    finally:
+        torch.set_default_dtype(default)
+    assert seen == {torch.float32}
 
 
 def test_choices_survive_a_checkpoint_and_agree_to_rounding() -> None:

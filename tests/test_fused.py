@@ -165,3 +165,20 @@ def test_source_that_does_not_build_is_reported_and_survived(
     with caplog.at_level("INFO"):
         assert fused.library() is None
     assert "plain PyTorch instead" in caplog.text
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_a_user_without_a_home_directory_is_survived(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a container that runs as a number that its password file does not have."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with caplog.at_level("INFO"):
+        assert fused.library() is None
+    assert "Could not determine home directory" in caplog.text

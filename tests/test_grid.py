@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.cells import GRU
+from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d
@@ -90,16 +92,56 @@ def test_dimensions_can_share_one_weight_set() -> None:
     )
 
 
+def test_a_shared_gru_keeps_each_dimension_s_own_h_apart() -> None:
+    """n = tanh(W_n x + b_n + r . (W_n h + c_n)) with h the own one, wherever the weights come from."""
+    torch.manual_seed(0)
+    grid = Grid([Dimension("a", GRU(), 2), Dimension("b", GRU(), 2, shares="a")]).double()
+    transform = grid.transforms["a"]
+    torch.nn.init.normal_(transform.bias)  # type: ignore[arg-type]
+    h = torch.randn(2, 1, 2, dtype=torch.float64)
+    out = grid([HiddenMemory(x[None], x.new_zeros(1, 1, 0)) for x in h], (1, 1))
+    gates, candidate = transform.weight.tensor_split([4])  # type: ignore[operator]
+    b_r, b_s, b_n, c_n = transform.bias.chunk(4)  # type: ignore[operator]
+    r, s = (torch.cat([*h], dim=-1) @ gates.T + torch.cat([b_r, b_s])).sigmoid().chunk(2, dim=-1)
+    parts = [x @ weight.T for x, weight in zip(h, candidate.split(2, dim=-1), strict=True)]
+    for own, other in ((0, 1), (1, 0)):
+        n = (parts[other] + b_n + r * (parts[own] + c_n)).tanh()
+        torch.testing.assert_close(out[own].h[0], (1 - s) * n + s * h[own], **EXACT)
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
         (Dimension("b", LSTM(), 3, shares="c"), r"must name a dimension with weights of its own \(a\), got 'c'"),
-        (Dimension("b", LSTM(), 4, shares="a"), "expected LSTM of size 3, got LSTM of size 4"),
+        (Dimension("b", LSTM(), 4, shares="a"), r"expected LSTM\(.*\) of size 3, got LSTM\(.*\) of size 4"),
+        (Dimension("b", LSTM(bias=True), 3, shares="a"), r"expected LSTM\(.*bias=False.*got LSTM\(.*bias=True"),
+        (Dimension("a", LSTM(), 3), "different names, got a, a"),
     ],
 )
 def test_weights_that_cannot_be_shared_are_refused(second: Dimension, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Grid([Dimension("a", LSTM(), 3), second])
+
+
+def test_a_priority_is_named_once() -> None:
+    with pytest.raises(UserError, match="each dimension once, got b, b"):
+        Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority=("b", "b"))
+
+
+@pytest.mark.parametrize("sweep", ["auto", "reference", "layer-major"])
+@pytest.mark.parametrize("extent", [2, 4])
+def test_untied_weights_fit_one_extent(sweep: SweepName, extent: int) -> None:
+    grid = Grid([Dimension("a", LSTM(), 2), Dimension("b", LSTM(), 2, untied_extent=3)], sweep=sweep).double()
+    with pytest.raises(UserError, match=rf"expected extents \(3,\) along the untied dimensions.*got \({extent},\)"):
+        grid([random_side(extent, 1, 2), random_side(5, 1, 2)], (5, extent))
+
+
+@pytest.mark.parametrize("sweep", ["auto", "reference"])
+def test_sides_of_another_type_than_the_weights_are_refused(sweep: SweepName) -> None:
+    """Products in the weights' float32 would pass for float64."""
+    grid = Grid([Dimension("a", LSTM(), 2)], sweep=sweep)
+    with pytest.raises(UserError, match=r"expected sides as torch.float32 on cpu like the weights, got torch.float64"):
+        grid([random_side(1, 2)], (3,))
 
 
 def test_padding_changes_neither_outputs_nor_states() -> None:
@@ -136,3 +178,31 @@ def test_layer_major_is_refused_where_layers_depend_on_each_other() -> None:
     model = Grid2d(5, 3, 2, priority="time", sweep="layer-major")
     with pytest.raises(UserError, match="sweep=layer-major needs"):
         model(torch.randint(5, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([Masks()], "expected 2 masks, one a dimension, got 1"),
+        (
+            [Masks(), Masks(keep_h=torch.zeros(3, 1))],
+            r"dimension 1: expected keep_h of shape \(3, 2, 4, 2\).*got \(3, 1\)",
+        ),
+        ([Masks(drop=torch.ones(2, device="meta")), Masks()], r"expected drop .* on cpu, got \(2,\) on meta"),
+        ([Masks(keep_m=torch.ones(2, requires_grad=True)), Masks()], "keep_m gets no gradient"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masks: list[Masks], message: str) -> None:
+    grid = Grid([Dimension("a", LSTM(), 2), Dimension("b", LSTM(), 2)]).double()
+    with pytest.raises(UserError, match=message):
+        grid([random_side(2, 4, 2), random_side(3, 4, 2)], (3, 2), masks)
+
+
+@pytest.mark.parametrize("sweep", ["reference", "wavefront", "recompute"])
+def test_a_mask_that_is_changed_before_the_backward_pass_is_noticed(sweep: SweepName) -> None:
+    grid = Grid([Dimension("a", LSTM(), 2)], sweep=sweep).double()
+    keep = torch.tensor([[[True]], [[False]]])
+    out = grid([random_side(1, 2)], (2,), [Masks(keep_h=keep)])[0].h.sum()
+    keep.fill_(True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()

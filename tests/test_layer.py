@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.cells import GRU
+from gridlstm.cells import GRU, NonLSTM, PeepholeLSTM
+from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.layer import GridLSTMState
 
@@ -40,6 +42,18 @@ def _slice(state: GridLSTMState) -> GridLSTMState:
     return GridLSTMState(HiddenMemory(*(v[:, :1] for v in state.time)))
 
 
+@pytest.mark.parametrize("sweep", ["auto", "reference", "recompute", "wavefront"])
+@pytest.mark.parametrize("time", [LSTM(bias=True), PeepholeLSTM()])
+def test_a_batch_may_be_empty(sweep: SweepName, time: LSTM) -> None:
+    """As for torch.nn.LSTM: what a rank is left with may have no rows."""
+    model, x = layer(sweep=sweep, time=time), torch.zeros(7, 0, 5)
+    output, state = model(x)
+    assert output.shape == nn.LSTM(5, 4, 3)(x)[0].shape == (7, 0, 4)
+    assert state.time.h.shape == (3, 0, 4)
+    output.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
 def test_state_continues_a_sequence() -> None:
     x = torch.randn(7, 2, 5).double()
     model = layer(priority="depth").double()
@@ -58,7 +72,7 @@ def test_state_continues_a_sequence() -> None:
             r"expected x of shape \(T, B, input_size\) or \(T, input_size\) with input_size=5.*got \(5,\)",
         ),
         (torch.zeros(7, 2, 6), "input_size=5"),
-        (torch.zeros(0, 2, 5), "nothing empty"),
+        (torch.zeros(0, 2, 5), "at least one step"),
         (torch.zeros(7, 2, 5).double(), "expected x of type torch.float32 like the weights, got torch.float64"),
         (torch.zeros(7, 2, 5, device="meta"), "expected x on cpu like the weights, got meta"),
     ],
@@ -84,6 +98,21 @@ def test_state_that_does_not_fit_is_refused(h: Tensor, message: str) -> None:
 def test_sizes_must_be_positive(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got 0"):
         GridLSTM(**{"input_size": 1, "hidden_size": 1, "num_layers": 1, name: 0})
+
+
+def test_weights_made_without_memory_are_initialised_in_full() -> None:
+    """The constant forget bias is in no state_dict, so ``reset_parameters`` is what sets it."""
+    expected = layer(time=LSTM(), depth=LSTM())
+    with torch.device("meta"):
+        model = layer(time=LSTM(), depth=LSTM())
+    model = model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.fill_(torch.nan)  # as memory may hold anything
+    for transform in model.grid.transforms.values():
+        transform.reset_parameters()  # type: ignore[operator]
+    model.load_state_dict(expected.state_dict())
+    x = torch.randn(4, 2, 5)
+    assert torch.equal(model(x)[0], expected(x)[0])
 
 
 def test_copies_and_state_dicts_compute_the_same() -> None:
@@ -130,10 +159,33 @@ def test_autocast_lowers_products_and_nothing_else(tied: bool) -> None:
         assert (low - full).norm() < 0.03 * full.norm()
 
 
+@pytest.mark.parametrize("sweep", ["auto", "reference"])
+def test_autocast_leaves_the_state_of_every_cell_in_float32(sweep: SweepName) -> None:
+    model, x = layer(time=NonLSTM("tanh"), sweep=sweep), torch.randn(6, 3, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, state = model(x)
+        output, state = model(x, state)
+    assert output.dtype == state.time.h.dtype == torch.float32
+
+
 def test_export_keeps_the_numbers() -> None:
     x, model = torch.randn(3, 2, 5), layer(depth=GRU(), tied=True)
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x)[0], model(x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_export_keeps_lengths_open() -> None:
+    x, model = torch.randn(4, 2, 5), layer()
+    exported = torch.export.export(model, (x, None, torch.tensor([1, 4]))).module()
+    lengths = torch.tensor([3, 2])
+    torch.testing.assert_close(exported(x, None, lengths)[0], model(x, None, lengths)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_caller_runs_the_backward_pass_as_it_is() -> None:
+    """It fills buffers in place, in part by fused.c; compiled piece by piece it gains nothing and takes long."""
+    counter, loss = CompileCounter(), layer()(torch.randn(3, 2, 5))[0].sum()
+    torch.compile(lambda: loss.backward(), backend=counter)()
+    assert counter.frame_count == 0
 
 
 @pytest.mark.slow
@@ -214,7 +266,15 @@ def test_padded_batch_equals_its_rows_one_by_one(options: dict[str, Any], dtype:
 
 
 @pytest.mark.parametrize(
-    "lengths", [torch.tensor([1, 8]), torch.tensor([0, 3]), torch.tensor([3]), torch.tensor([1.0, 2.0]), [1, 2]]
+    "lengths",
+    [
+        torch.tensor([1, 8]),
+        torch.tensor([0, 3]),
+        torch.tensor([3]),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([True, True]),
+        [1, 2],
+    ],
 )
 def test_lengths_that_do_not_fit_are_refused(lengths: Any) -> None:
     with pytest.raises(UserError, match="lengths as whole numbers from 1 to T=7, one for each of the 2 rows"):

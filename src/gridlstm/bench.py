@@ -146,6 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads < 1 or options.repeats < 1 or any(n < 1 for shape in options.shape or [] for n in shape):
         parser.error("threads, repeats and every part of a shape must be at least 1")
+    try:
+        options.dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--dir {options.dir}: {error.strerror}")
     prepare()
     torch.set_num_threads(options.threads)
     chosen = choices.current()
@@ -162,7 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name:<28}{'   '.join(cells)}", flush=True)
     T, L = (max(1, extent // 4) for extent in rows[0].shape.extents)
     curves = scaling(Shape((T, L), rows[0].shape.d, rows[0].shape.B), options.repeats, options.threads)
-    options.dir.mkdir(parents=True, exist_ok=True)
     with (options.dir / "bench.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, OUTPUTS, Cell, HiddenMemory, fan_in_uniform, lstm_gates, lstm_memory
 from gridlstm.errors import UserError
@@ -178,9 +178,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _check_activation(name: object) -> None:
-    """Raises UserError unless it is a function or one of ``ACTIVATIONS``."""
+    """Raises UserError unless it is a function without weights or one of ``ACTIVATIONS``."""
     if not callable(name) and name not in ACTIVATIONS:
         raise UserError(f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {name!r}.")
+    if isinstance(name, nn.Module) and any(True for _ in name.parameters()):
+        raise UserError(f"activation must have no weights, which a cell could not train, got {name!r}.")
 
 
 def _activation(name: Activation) -> Callable[[Tensor], Tensor]:
@@ -192,7 +194,8 @@ class NonLSTM(Cell):
     """A dimension without memory (section 3.3): h' = alpha(V H). With tanh this is a vanilla recurrent network.
 
     Args:
-        activation: alpha: "identity", "relu", "tanh", "sigmoid", or any function of a tensor that keeps its shape.
+        activation: alpha: "identity", "relu", "tanh", "sigmoid", or any function of a tensor that keeps its shape,
+            has neither weights nor random numbers, and does not overwrite its argument: it is called again backwards.
         bias: learn a bias, which the paper does not write.
         gain: weights start uniform with variance gain^2 / D.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import Cell, HiddenMemory
-from gridlstm.engine.dispatch import SweepName, check_sides, check_sweep_name, sweep_named
+from gridlstm.engine.dispatch import SweepName, check_masks, check_sides, check_sweep_name, sweep_named
 from gridlstm.errors import UserError
 from gridlstm.regularizers import Draw, Regularizer, combine
 from gridlstm.scan import Block, Masks, Weights, columns_of
@@ -55,6 +55,7 @@ class Transform(nn.Module):
     def __init__(self, cell: Cell, size: int, fan_in: int, own: slice, copies: tuple[int, ...]) -> None:
         super().__init__()
         self.cell = cell
+        self.size = size
         self.own = own
         self.weight = nn.Parameter(torch.empty(*copies, cell.weight_rows(size), fan_in))
         self.bias = nn.Parameter(torch.empty(*copies, cell.num_gates * size)) if cell.has_bias else None
@@ -71,18 +72,27 @@ class Transform(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         self.cell.reset_parameters(self.weight, self.bias, *self.vectors.values())
+        if self.constant is not None and (constant := self.cell.constant_bias(self.size)) is not None:
+            self.constant.copy_(constant)
 
     @property
     def packed(self) -> Weights:
+        return self._packed(self.own)
+
+    def _packed(self, own: slice) -> Weights:
         return Weights(
-            self.cell.expand_weight(self.weight, self.own),
+            self.cell.expand_weight(self.weight, own),
             self.constant if self.bias is None else self.bias,
             tuple(self.vectors.values()),
         )
 
-    def packed_for(self, copies: tuple[int, ...]) -> Weights:
-        """``packed`` with the untied extents of the grid: one weight set stands for all its copies."""
-        weights = self.packed
+    def packed_for(self, copies: tuple[int, ...], own: slice | None = None) -> Weights:
+        """``packed`` with the untied extents of the grid: one weight set stands for all its copies.
+
+        Args:
+            own: the columns of another dimension that uses these weights.
+        """
+        weights = self._packed(own or self.own)
         if self.weight.dim() == 2 + len(copies):
             return weights
 
@@ -113,9 +123,8 @@ class Grid(nn.Module):
         super().__init__()
         check_sweep_name(sweep)
         self.sweep: SweepName = sweep
+        _check_dimensions(dimensions, priority)
         names = [dimension.name for dimension in dimensions]
-        if unknown := [name for name in priority if name not in names]:
-            raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
         first = tuple(n for n, name in enumerate(names) if name not in priority)
         later = tuple((names.index(name),) for name in priority)
         self.block = Block(
@@ -137,7 +146,6 @@ class Grid(nn.Module):
         self.regularizers = [tuple(d.regularizers) for d in dimensions]
         self.progress = 0.0
         self.reversed = [n for n, dimension in enumerate(dimensions) if dimension.reverse]
-        _check_sharing(dimensions)
 
     def forward(
         self, sides: Sequence[HiddenMemory], extents: Sequence[int], masks: Sequence[Masks] | None = None
@@ -147,19 +155,38 @@ class Grid(nn.Module):
         Coordinates of sides and masks are those of the data, whatever the directions.
 
         Raises:
-            UserError: when shapes, data types or devices of the sides do not fit the grid.
+            UserError: when shapes, data types or devices of sides or masks do not fit the grid.
         """
-        weights = [cast(Transform, self.transforms[source]).packed_for(self.copies) for source in self.sources]
+        weights = [
+            cast(Transform, self.transforms[source]).packed_for(self.copies, own)
+            for source, own in zip(self.sources, columns_of(self.block), strict=True)
+        ]
         if torch.is_autocast_enabled(weights[0].weight.device.type):
             # States and sums stay in the weights' precision; the sweep lowers the products alone.
             sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]
         check_sides(self.block, sides, extents)
+        self._check_weights(weights[0].weight, sides[0].h, extents)
+        if masks is not None:
+            check_masks(self.block, masks, extents, sides[0].h)
         masks = self._with_noise(masks, extents, sides[0].h)
         if self.reversed:
             sides, weights = self._flip_sides(sides), [Weights(*map(self._flip_copies, w)) for w in weights]
             masks = masks and [Masks(*(x if x is None else self._flip_mask(x) for x in mask)) for mask in masks]
         leaving = sweep_named(self.sweep, self.block, extents, sides[0].h)(self.block, weights, sides, extents, masks)
         return self._flip_sides(leaving) if self.reversed else leaving
+
+    def _check_weights(self, weight: Tensor, like: Tensor, extents: Sequence[int]) -> None:
+        """Raises UserError unless the weights are as the sides and there are as many as untied blocks."""
+        if (like.dtype, like.device) != (weight.dtype, weight.device):
+            raise UserError(
+                f"expected sides as {weight.dtype} on {weight.device} like the weights, got {like.dtype} on "
+                f"{like.device}: use x.to(...)."
+            )
+        if (found := tuple(extents[axis] for axis in self.block.untied)) != self.copies:
+            raise UserError(
+                f"expected extents {self.copies} along the untied dimensions {self.block.untied}, "
+                f"where every block has weights of its own, got {found}."
+            )
 
     def _with_noise(
         self, masks: Sequence[Masks] | None, extents: Sequence[int], like: Tensor
@@ -191,8 +218,15 @@ class Grid(nn.Module):
         return mask.flip([n - leading for n in self.reversed if n >= leading])
 
 
-def _check_sharing(dimensions: Sequence[Dimension]) -> None:
-    """Raises UserError unless weights that are shared fit."""
+def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) -> None:
+    """Raises UserError unless names are clear and weights that are shared fit."""
+    names = [d.name for d in dimensions]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"a grid needs dimensions with different names, got {', '.join(names) or 'none'}.")
+    if unknown := [name for name in priority if name not in names]:
+        raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
+    if len(set(priority)) < len(priority):
+        raise UserError(f"priority must name each dimension once, got {', '.join(priority)}.")
     owners = {d.name: d for d in dimensions if d.shares is None}
     for d in dimensions:
         if d.shares is None:
@@ -202,9 +236,8 @@ def _check_sharing(dimensions: Sequence[Dimension]) -> None:
                 f"dimension {d.name!r}: shares must name a dimension with weights of its own "
                 f"({', '.join(owners)}), got {d.shares!r}."
             )
-        if (owner.size, type(owner.cell)) != (d.size, type(d.cell)):
+        if (owner.size, owner.cell) != (d.size, d.cell):
             raise UserError(
                 f"dimension {d.name!r} shares the weights of {owner.name!r}, so it needs the same cell and size: "
-                f"expected {type(owner.cell).__name__} of size {owner.size}, "
-                f"got {type(d.cell).__name__} of size {d.size}."
+                f"expected {owner.cell} of size {owner.size}, got {d.cell} of size {d.size}."
             )

@@ -141,10 +141,11 @@ class GridLSTM(nn.Module):
             )
         weight = self.input.weight
         layout = "(B, T, input_size)" if self.batch_first else "(T, B, input_size)"
-        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or 0 in x.shape:
+        steps = 1 if self.batch_first and x.dim() == 3 else 0
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.shape[steps] == 0:
             raise UserError(
-                f"expected x of shape {layout} or (T, input_size) with input_size={self.input_size} and nothing empty, "
-                f"got {tuple(x.shape)}."
+                f"expected x of shape {layout} or (T, input_size) with input_size={self.input_size} and at least one "
+                f"step, got {tuple(x.shape)}."
             )
         if x.device != weight.device:
             raise UserError(f"expected x on {weight.device} like the weights, got {x.device}: use x.to(...).")
@@ -155,7 +156,9 @@ class GridLSTM(nn.Module):
         """Which steps do not count: (T, B)."""
         T, B = x.shape[:2]
         fits = isinstance(lengths, Tensor) and batched and tuple(lengths.shape) == (B,) and lengths.device == x.device
-        if not fits or lengths.is_floating_point() or not ((lengths >= 1) & (lengths <= T)).all():
+        fits = fits and lengths.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        # An exported program takes other lengths, which cannot be looked at here.
+        if not fits or not (torch.compiler.is_exporting() or ((lengths >= 1) & (lengths.long() <= T)).all()):
             got = f"{lengths.dtype} of shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else f"{lengths!r}"
             raise UserError(
                 f"expected lengths as whole numbers from 1 to T={T}, one for each of the {B} rows of a batch, "

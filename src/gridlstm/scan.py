@@ -113,7 +113,8 @@ def apply_block(
             [h if mask.drop is None else h * mask.drop for h, mask in zip(hidden, masks, strict=True)], dim=-1
         )
         for n in stage:
-            z = F.linear(H, weights[n].weight, weights[n].bias)  # (B, num_gates * d_n)
+            # Autocast lowers the product alone.
+            z = F.linear(H, weights[n].weight, weights[n].bias).to(H.dtype)  # (B, num_gates * d_n)
             h, m = block.cells[n].pointwise(z, *incoming[n], *weights[n].vectors)
             outgoing[n] = HiddenMemory(mix(masks[n].keep_h, incoming[n].h, h), mix(masks[n].keep_m, incoming[n].m, m))
         for n in stage:

@@ -203,7 +203,7 @@ class Buffers:
             if len(total) == 1:
                 total[0] += gradient
             else:
-                by_block = gradient.view(-1, self.layout.B, gradient.shape[-1]).sum(1)
+                by_block = gradient.view(rows.stop - rows.start, self.layout.B, gradient.shape[-1]).sum(1)
                 total.index_add_(0, self.layout.plan.copy_of[rows], by_block)
 
 

@@ -125,3 +125,26 @@ def check_sides(block: Block, sides: Sequence[HiddenMemory], extents: Sequence[i
                     f"side {n}: expected {name} as {reference.dtype} on {reference.device} like side 0, "
                     f"got {x.dtype} on {x.device}."
                 )
+
+
+def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], like: Tensor) -> None:
+    """Raises UserError unless there is one for each dimension and each fits the grid.
+
+    Args:
+        like: any tensor that enters the grid, (..., B, size).
+    """
+    if len(masks) != len(block.cells):
+        raise UserError(f"expected {len(block.cells)} masks, one a dimension, got {len(masks)}.")
+    for n, (mask, size, cell) in enumerate(zip(masks, block.sizes, block.cells, strict=True)):
+        for name, x, length in zip(mask._fields, mask, (size, cell.memory_size(size), size), strict=True):
+            if x is None:
+                continue
+            shape = (*extents, like.shape[-2], length)
+            fits = x.dim() <= len(shape) and all(a in (1, b) for a, b in zip(x.shape[::-1], shape[::-1], strict=False))
+            if not fits or x.device != like.device:
+                raise UserError(
+                    f"masks of dimension {n}: expected {name} of shape {shape} (extents, batch, size), or one that "
+                    f"broadcasts to it, on {like.device}, got {tuple(x.shape)} on {x.device}."
+                )
+            if x.requires_grad:
+                raise UserError(f"masks of dimension {n}: {name} gets no gradient: pass {name}.detach().")

@@ -82,8 +82,8 @@ def library() -> ctypes.CDLL | None:
         return None
     source = SOURCE.read_bytes()
     key = hashlib.sha256(b"\0".join([source, " ".join(FLAGS).encode(), _processor().encode()])).hexdigest()[:16]
-    built = _cache_directory() / f"fused-{key}.so"
     try:
+        built = _cache_directory() / f"fused-{key}.so"
         if not built.exists():
             built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Built aside and renamed, so that processes that start together never load half a file.
@@ -94,7 +94,7 @@ def library() -> ctypes.CDLL | None:
                 )
                 fresh.replace(built)
         loaded = ctypes.CDLL(str(built))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home directory
         reason = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else error
         log.info("pointwise: fused.c could not be built (%s), plain PyTorch instead", reason)
         return None

@@ -54,7 +54,7 @@ class _Layer:
         if buffers.drop is None:
             multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.lowered, add)
             return
-        gradient = (dz.to(weight.dtype) @ weight).view(-1, buffers.layout.B, weight.shape[-1])
+        gradient = (dz.to(weight.dtype) @ weight).view(rows.stop - rows.start, buffers.layout.B, weight.shape[-1])
         gradient = gradient * buffers.drop[rows, :, part]
         here = buffers.dH[rows, :, part]
         here.copy_(here + gradient if add else gradient)

@@ -8,6 +8,7 @@ are measured, once per process, and oneDNN is taken only where it is exact and c
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ PROBED = ((15, 1600, 400), (256, 1024, 512))
 SMALL = 4e6
 
 _chosen: Product | None = None
+
+_lock = threading.Lock()
+_users = 0  # of oneDNN at this moment: threads share the global setting
+_before = ""  # what it was before the first of them
 
 
 def product() -> Product:
@@ -84,17 +89,24 @@ def fastest_product(like: Tensor, flops: float) -> Iterator[None]:
 
 @contextmanager
 def using(name: Product) -> Iterator[None]:
-    """Runs products with this one; the global setting is restored afterwards."""
+    """Runs products with this one; the global setting is restored when the last thread leaves."""
+    global _users, _before
     if name == "native":
         yield
         return
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import, so without a type
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
+    with _lock:
+        if _users == 0:
+            _before = setting.fp32_precision
+            setting.fp32_precision = "bf16"
+        _users += 1
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                setting.fp32_precision = _before
 
 
 def onednn_is_exact() -> bool:
@@ -104,12 +116,17 @@ def onednn_is_exact() -> bool:
 
 def _problem(rows: int, columns: int, inner: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, inner, generator=generator), torch.randn(inner, columns, generator=generator)
+    # Whatever type and device are the default.
+    x, weight = (
+        torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+        for shape in ((rows, inner), (inner, columns))
+    )
+    return x, weight
 
 
 def _relative_error() -> float:
     x, weight = _problem(*PROBED[-1])
-    exact, out = x.double() @ weight.double(), torch.empty(len(x), weight.shape[1])
+    exact, out = x.double() @ weight.double(), x.new_empty(len(x), weight.shape[1])
     with using("onednn"):
         _seconds(x, weight, out)
     return ((out.double() - exact).norm() / exact.norm()).item()
@@ -118,7 +135,7 @@ def _relative_error() -> float:
 def _speedup(rows: int, columns: int, inner: int) -> float:
     """Of oneDNN over PyTorch's own: both in alternation, the best of several."""
     x, weight = _problem(rows, columns, inner)
-    out = torch.empty(rows, columns)
+    out = x.new_empty(rows, columns)
     best: dict[Product, float] = {"native": float("inf"), "onednn": float("inf")}
     for _ in range(10):
         for name in best:

@@ -132,15 +132,16 @@ class _PackedSweep(torch.autograd.Function):
         for n, columns in enumerate(layout.columns):
             entries = layout.plan.entries[n]
             for k in range(layout.stage_of[n] + 1):
-                X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(-1, B, block.sizes[n]))
+                X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(len(entries), B, block.sizes[n]))
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
         with fastest_product(like, layout.product_flops):
             buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
             schedule.forward(buffers, weights, biases)
 
-        ctx.schedule, ctx.layout, ctx.masks, ctx.Z = schedule, layout, masks, Z if keep_gates else None
+        ctx.schedule, ctx.layout, ctx.masked, ctx.Z = schedule, layout, masks is not None, Z if keep_gates else None
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
-        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M)
+        # Masks too, so that one that is changed before the backward pass is noticed.
+        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *(x for mask in masks or () for x in mask))
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
         return (
             *(X[0][leaving[n], :, layout.columns[n]].reshape(side_h[n].shape).clone() for n in range(N)),
@@ -148,6 +149,7 @@ class _PackedSweep(torch.autograd.Function):
         )
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise UserError(
@@ -156,20 +158,23 @@ class _PackedSweep(torch.autograd.Function):
         layout: Layout = ctx.layout
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)
-        saved = ctx.saved_tensors
+        saved, masks = ctx.saved_tensors, None
+        if ctx.masked:
+            masks = [Masks(*saved[i : i + 3]) for i in range(len(saved) - 3 * N, len(saved), 3)]
+            saved = saved[: -3 * N]
         weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
         X, M = saved[-N - K : -N], saved[-N:]
         # The first backward pass turns the kept gates into their gradients; a second one through the same graph
         # (retain_graph) computes them again.
         kept, ctx.Z = ctx.Z, None
         Z = kept or empty_stages(layout.num_gates, C, B, X[0])
-        buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), ctx.masks)
+        buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
         buffers.grad_vectors = [tuple(torch.zeros_like(x) for x in own) for own in buffers.vectors]
         for n, columns in enumerate(layout.columns):
             leaving = slice(C, C + layout.plan.exits[n])
-            dH[leaving, :, columns] = grads[n].reshape(-1, B, block.sizes[n])
+            dH[leaving, :, columns] = grads[n].reshape(layout.plan.exits[n], B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
         needed = ctx.needs_input_grad[6 + N : 6 + 2 * N]
         with fastest_product(dH, layout.product_flops):
