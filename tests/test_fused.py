@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine import fused
 from gridlstm.engine.dispatch import Sweep
@@ -182,3 +184,11 @@ def test_a_user_without_a_home_directory_is_survived(
     with caplog.at_level("INFO"):
         assert fused.library() is None
     assert "Could not determine home directory" in caplog.text
+
+
+def test_tensors_without_memory_are_computed_plainly() -> None:
+    with FakeTensorMode():
+        layer = GridLSTM(5, 4, 3)
+        output, _ = layer(torch.randn(13, 2, 5))
+        output.sum().backward()
+    assert output.shape == (13, 2, 4)

@@ -121,6 +121,7 @@ def can_fuse(n: int, buffers: Buffers) -> bool:
     like = buffers.X[0]
     return (
         type(buffers.layout.block.cells[n]) is LSTM
+        and type(like) is Tensor  # others, such as those of FakeTensorMode, have no memory to point to
         and like.dtype == torch.float32
         and like.device.type == "cpu"
         and len(buffers.X) <= MOST_STAGES

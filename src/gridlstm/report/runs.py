@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
     if overrides is None and (directory / ".hydra" / "overrides.yaml").exists():
         overrides = _yaml(directory / ".hydra" / "overrides.yaml")
     parts = [override.lstrip("+~").partition("=") for override in overrides or []]
-    run.overrides = {key: value for key, _, value in parts}
+    run.overrides = {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in parts}  # 00\:05\:00 is as Hydra quotes
     if (directory / "metrics.csv").exists():
         run.curves = _curves(directory / "metrics.csv")
     return run
