@@ -2,16 +2,21 @@
 
 import logging
 import os
+import signal
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from tests.conftest import TOY_TASKS, compose
 
-from gridlstm.multirun.devices import Demand
+from gridlstm.multirun.devices import Demand, Pool
 from gridlstm.multirun.estimate import Estimate, announce, estimates, lines, warnings
 from gridlstm.multirun.jobs import Job
+from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.measure import measure
+from gridlstm.multirun.start import start_here
 from gridlstm.runtime.build import build
 
 GIB, HOUR = 2**30, 3600.0
@@ -109,3 +114,26 @@ def test_a_short_sweep_is_not_estimated(caplog: pytest.LogCaptureFixture) -> Non
     announce([(job(0, "trainer.max_steps=1000"), Demand(1))], 1, os.environ)
     announce([(job(0, "trainer.max_steps=1000000", "trainer.max_time=00:00:01:00"), Demand(1))], 1, os.environ)
     assert not caplog.records
+
+
+def test_an_interrupted_estimate_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    launch = Launch(
+        Path("sweep"), [(job(0, "trainer.max_steps=1000000"), Demand(1))], Pool((), 1, 1, 1), start_here([])
+    )
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            launch.estimate()
+    finally:
+        timer.join()
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert caplog.messages == [
+        "interrupted: 1 of 1 jobs are not completed. To go on, repeat the command with hydra.sweep.dir=sweep"
+    ]
+    assert list(tmp_path.iterdir()) == []

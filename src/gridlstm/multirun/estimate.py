@@ -39,13 +39,21 @@ class Estimate:
     bytes: int
 
 
-def announce(jobs: Sequence[tuple[Job, Demand]], at_once: int, environment: Mapping[str, str]) -> None:
-    """Logs what a sweep will take where that is an hour or more, and a warning where memory will not do."""
+def announce(
+    jobs: Sequence[tuple[Job, Demand]], at_once: int, environment: Mapping[str, str], interrupted: Sequence[int] = ()
+) -> None:
+    """Logs what a sweep will take where that is an hour or more, and a warning where memory will not do.
+
+    Args:
+        interrupted: signals received; measuring ends with the first, and nothing is said.
+    """
     steps = [_batches(job.config) for job, _ in jobs]
     if sum(LEAST_STEPS if n is None else n for n in steps) < LEAST_STEPS or _clock_seconds(jobs) < _LEAST_SECONDS:
         return
     log.info("estimating time and memory by a few steps of the jobs")
-    found = estimates(jobs, environment)
+    found = estimates(jobs, environment, interrupted)
+    if interrupted:
+        return
     known = {name: e for name, e in found.items() if isinstance(e, Estimate)}
     for line in lines(list(known.values()), at_once):
         log.info("%s", line)
@@ -98,7 +106,9 @@ def warnings(known: Mapping[str, Estimate], at_once: int, there: int) -> list[st
     return []
 
 
-def estimates(jobs: Sequence[tuple[Job, Demand]], environment: Mapping[str, str]) -> dict[str, Estimate | str]:
+def estimates(
+    jobs: Sequence[tuple[Job, Demand]], environment: Mapping[str, str], interrupted: Sequence[int] = ()
+) -> dict[str, Estimate | str]:
     """Each job's estimate, or why there is none. Jobs that differ in nothing that costs are measured once."""
     kinds: dict[str, dict[str, Any]] = {}
     kind_of: dict[str, str] = {}
@@ -112,7 +122,7 @@ def estimates(jobs: Sequence[tuple[Job, Demand]], environment: Mapping[str, str]
         key = json.dumps({**kind, "config": _without_seeds(kind["config"])}, sort_keys=True, default=str)
         kinds.setdefault(key, kind)
         kind_of[job.name] = key
-    measured = dict(zip(kinds, _measured(list(kinds.values()), environment), strict=True))
+    measured = dict(zip(kinds, _measured(list(kinds.values()), environment, interrupted), strict=True))
     for job, demand in jobs:
         if job.name in kind_of:
             found = measured[kind_of[job.name]]
@@ -193,18 +203,20 @@ def _without_seeds(node: Any) -> Any:
     return node
 
 
-def _measured(kinds: list[dict[str, Any]], environment: Mapping[str, str]) -> list[dict[str, Any]]:
+def _measured(
+    kinds: list[dict[str, Any]], environment: Mapping[str, str], interrupted: Sequence[int]
+) -> list[dict[str, Any]]:
     """What ``measure`` finds for each, in processes as a job has them."""
     found: dict[int, dict[str, Any]] = {}
     for processes in {kind["processes"] for kind in kinds}:
         numbers = [n for n, kind in enumerate(kinds) if kind["processes"] == processes]
-        results = _measured_by(processes, [kinds[n] for n in numbers], environment)
+        results = _measured_by(processes, [kinds[n] for n in numbers], environment, interrupted)
         found |= dict(zip(numbers, results, strict=True))
     return [found[n] for n in range(len(kinds))]
 
 
 def _measured_by(
-    processes: int, kinds: list[dict[str, Any]], environment: Mapping[str, str]
+    processes: int, kinds: list[dict[str, Any]], environment: Mapping[str, str], interrupted: Sequence[int]
 ) -> Sequence[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         given, out, console = (Path(name) / file for file in ("jobs.json", "results.json", "console.log"))
@@ -214,7 +226,7 @@ def _measured_by(
         tree = ProcessTree(line, environment, console)
         deadline = time.monotonic() + _PATIENCE_SECONDS
         try:
-            while (how := tree.ended()) is None and time.monotonic() < deadline:
+            while (how := tree.ended()) is None and time.monotonic() < deadline and not interrupted:
                 time.sleep(0.1)
         finally:
             tree.kill()

@@ -69,12 +69,19 @@ class Launch:
         self.table = LiveTable(metric, self.at_once)
 
     def estimate(self) -> None:
-        """Says what a long sweep will take."""
+        """Says what a long sweep will take.
+
+        Raises:
+            SystemExit: the sweep was interrupted.
+        """
         if self.waiting and (
             share := self.pool.take(demand := self.waiting[0][1], threads := max(self.threads.values()))
         ):
             self.pool.give_back(share)
-            announce(self.waiting, self.at_once, environment(os.environ, demand, share, threads, self.at_once == 1))
+            variables = environment(os.environ, demand, share, threads, self.at_once == 1)
+            with _interruption() as interrupted:
+                announce(self.waiting, self.at_once, variables, interrupted)
+            self._exit_if(interrupted)
 
     def run(self) -> None:
         """Runs all jobs to whatever end; how each ended stands in its result.json.
@@ -104,15 +111,19 @@ class Launch:
                 # Also after an error of our own: no job outlives its sweep.
                 self._stop(interrupted)
         self._show()
-        if interrupted:
-            open_jobs = sum(row.state not in ("completed", "skipped") for row in self.rows.values())
-            log.error(
-                "interrupted: %d of %d jobs are not completed. To go on, repeat the command with %s",
-                open_jobs,
-                len(self.rows),
-                as_typed("hydra.sweep.dir", self.root),
-            )
-            sys.exit(128 + interrupted[0])
+        self._exit_if(interrupted)
+
+    def _exit_if(self, interrupted: Sequence[int]) -> None:
+        if not interrupted:
+            return
+        open_jobs = sum(row.state not in ("completed", "skipped") for row in self.rows.values())
+        log.error(
+            "interrupted: %d of %d jobs are not completed. To go on, repeat the command with %s",
+            open_jobs,
+            len(self.rows),
+            as_typed("hydra.sweep.dir", self.root),
+        )
+        sys.exit(128 + interrupted[0])
 
     def _room(self) -> int:
         """How many of the jobs, in their order, run at once at the beginning."""
