@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 
 from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Pool, demand
+from gridlstm.multirun.jobs import plan
 from gridlstm.multirun.start import environment
 from gridlstm.multirun.table import Row, lines, sweep_seconds_left
 
@@ -142,6 +144,18 @@ def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp
     plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
     assert [job["name"] for job in plan] == list(second)
     assert "model.num_layers=2" in plan[2]["overrides"]
+
+
+def test_no_two_jobs_have_one_number(tmp_path: Path) -> None:
+    """Also where a new point's name is not that of the job whose number it would have."""
+
+    def compose_named(overrides: list[str], number: int) -> tuple[DictConfig, str]:
+        return OmegaConf.create(), f"{number}-{overrides[0]}"
+
+    plan(tmp_path, [["a"], ["b"]], 0, compose_named).write(tmp_path)
+    second = plan(tmp_path, [["a"], ["c"], ["d"]], 0, compose_named)
+    assert [job.name for job in second.jobs] == ["0-a", "2-c", "3-d"]
+    assert [row["number"] for row in second.rows] == [0, 1, 2, 3]
 
 
 LONG = ["hardware=ddp_cpu", "seed=1,2", "trainer.max_steps=1000000", "task.val_every=2", "task.data.num_val=2"]

@@ -86,8 +86,8 @@ def plan(
 ) -> Plan:
     """The jobs of a sweep, in a directory that may hold jobs of an earlier one.
 
-    A point that ran there before keeps its directory. A new point whose directory another job has already is given the
-    next free number.
+    A point that ran there before keeps its directory. A new point whose number or directory another job has already
+    is given the next free number.
 
     Args:
         root: the sweep directory.
@@ -109,9 +109,11 @@ def plan(
             jobs.append(Job(old["number"], old["name"], root / old["name"], overrides, config))
             continue
         number = first_number + offset
+        if number in (numbers := [row["number"] for row in rows]):
+            number = 1 + max(numbers)
         config, name = compose(overrides, number)
         while name in taken or (root / name / "result.json").exists():
-            number = 1 + max([number, *(row["number"] for row in rows)])
+            number = 1 + max([number, *numbers])
             before = name
             config, name = compose(overrides, number)
             if name == before:
