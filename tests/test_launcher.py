@@ -14,9 +14,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 
+from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Pool, demand
-from gridlstm.multirun.jobs import plan
+from gridlstm.multirun.jobs import Job, plan
+from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.start import environment
 from gridlstm.multirun.table import Row, lines, sweep_seconds_left
 
@@ -156,6 +158,36 @@ def test_no_two_jobs_have_one_number(tmp_path: Path) -> None:
     second = plan(tmp_path, [["a"], ["c"], ["d"]], 0, compose_named)
     assert [job.name for job in second.jobs] == ["0-a", "2-c", "3-d"]
     assert [row["number"] for row in second.rows] == [0, 1, 2, 3]
+
+
+def test_a_job_that_completes_in_spite_of_an_interruption_is_completed(tmp_path: Path) -> None:
+    class Finishing:
+        """A job that has written its result, and ends before it hears of the interruption."""
+
+        def __init__(self, job: Job) -> None:
+            self.job, self.over = job, False
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def state(self) -> str:
+            return "running"
+
+        def ended(self) -> str | None:
+            return "" if self.over else None
+
+        def interrupt(self) -> None:
+            write_text(self.job.directory / "result.json", json.dumps({"status": "completed", "score": 0.5}))
+            self.over = True
+
+        def kill(self) -> None:
+            pass
+
+    jobs = [(Job(n, f"{n}", tmp_path / f"{n}", [], compose()), Demand(1)) for n in (0, 1)]
+    launch = Launch(tmp_path, jobs, Pool((), 2, 1, 1), lambda job, *_: Finishing(job))
+    with pytest.raises(SystemExit) as ended:
+        launch.run()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert (jobs[0][0].result()["status"], launch.rows["0"].state) == ("completed", "completed")
+    assert launch.rows["1"].state == "waiting"
 
 
 LONG = ["hardware=ddp_cpu", "seed=1,2", "trainer.max_steps=1000000", "task.val_every=2", "task.data.num_val=2"]

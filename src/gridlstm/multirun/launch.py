@@ -178,7 +178,11 @@ class Launch:
         for running in stopped:
             running.process.kill()  # of a tree that has ended, only what it may have left behind
             self.running.remove(running)
-            self.rows[running.job.name].state = "interrupted"
+            row = self.rows[running.job.name]
+            if running.job.completed():  # before it heard of it
+                row.state, row.best, row.seconds_left = "completed", running.job.result()["score"], None
+                continue
+            row.state = "interrupted"
             if running.job.result().get("status") != "interrupted":
                 running.job.record_end("interrupted", "the sweep was interrupted")
 
