@@ -1,6 +1,7 @@
 """A sweep: one fresh process tree a job, failures contained, all of it ended by Ctrl-C, finished jobs kept."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from gridlstm.multirun.jobs import Job, plan
 from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.start import environment
 from gridlstm.multirun.table import Row, lines, sweep_seconds_left
+from hydra_plugins.gridlstm_launcher.process_launcher import ProcessLauncher
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_test=15"]
@@ -188,6 +190,14 @@ def test_a_job_that_completes_in_spite_of_an_interruption_is_completed(tmp_path:
     assert ended.value.code == 128 + signal.SIGTERM
     assert (jobs[0][0].result()["status"], launch.rows["0"].state) == ("completed", "completed")
     assert launch.rows["1"].state == "waiting"
+
+
+def test_what_it_says_can_be_typed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    launcher = ProcessLauncher()
+    launcher.config = OmegaConf.create({"hydra": {"sweeper": {}}})
+    launcher._say_result(Path("my sweeps"), 1)
+    assert caplog.messages == ["tables and curves: python -m gridlstm.report 'my sweeps'"]
 
 
 LONG = ["hardware=ddp_cpu", "seed=1,2", "trainer.max_steps=1000000", "task.val_every=2", "task.data.num_val=2"]

@@ -9,6 +9,7 @@ gridlstm.multirun.
 """
 
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,7 @@ class ProcessLauncher(Launcher):
         from gridlstm.multirun.jobs import best_of
 
         if jobs_so_far >= self.config.hydra.sweeper.get("n_trials", 0):
-            log.info("tables and curves: python -m gridlstm.report %s", root)
+            log.info("tables and curves: python -m gridlstm.report %s", shlex.quote(str(root)))
         elif best := best_of(root, self.config.task.mode):
             log.info("best %s so far: %.4g, %s", self.config.task.monitor, *best)
 
