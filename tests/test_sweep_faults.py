@@ -141,6 +141,15 @@ def test_a_search_the_wrong_way_is_refused(tmp_path: Path) -> None:
     assert "error: this search would minimize val/accuracy, whose mode is max" in done.stderr
 
 
+def test_what_is_fixed_is_not_searched(tmp_path: Path) -> None:
+    """Optuna's sweeper alone would train with the fixed value in every trial."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
+    done = sweep("hydra/sweeper=search", "optimizer.lr=0.1", "optimizer.lr=interval(0.1,3)", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: optimizer.lr=interval(0.1,3) would not be searched, because optimizer.lr=0.1 is given" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("launcher", ["process", "basic"])
 def test_a_sweep_without_jobs_is_an_error(tmp_path: Path, launcher: str) -> None:
     """Hydra alone runs nothing and exits with status 0."""

@@ -41,13 +41,16 @@ def check(config: DictConfig) -> None:
 
     Raises:
         UserError: one of them has no values, or one twice, they sweep over experiments that declare sweeps, or a search
-            would go against the task's metric.
+            would go against the task's metric or leave out what it is to search.
     """
     _refuse_wrong_direction(config)
     loader = GlobalHydra.instance().config_loader()
     # Of the command line, and those that the experiment declares.
     declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    for override in OverridesParser.create(loader).parse_overrides([*declared, *config.hydra.overrides.task]):
+    overrides = OverridesParser.create(loader).parse_overrides([*declared, *config.hydra.overrides.task])
+    if "n_trials" in config.hydra.sweeper:
+        _refuse_fixed_and_searched(overrides)
+    for override in overrides:
         line = str(override.input_line)
         if override.is_discrete_sweep() and (twice := [v for v, n in Counter(_values(override)).items() if n > 1]):
             raise UserError(f"{line} names {', '.join(twice)} more than once: a job that is repeated finds the same.")
@@ -120,6 +123,17 @@ def _refuse_wrong_direction(config: DictConfig) -> None:
             f"this search would {name} {config.task.monitor}, whose mode is {config.task.mode}. Use "
             f"hydra/sweeper=search, which takes the task's direction, or give hydra.sweeper.direction={right}."
         )
+
+
+def _refuse_fixed_and_searched(overrides: Sequence[Override]) -> None:
+    """Optuna's sweeper takes the fixed value whichever comes last."""
+    fixed: dict[str, str] = {}
+    for override in overrides:
+        key, line = override.get_key_element(), str(override.input_line)
+        if not override.is_sweep_override():
+            fixed[key] = line
+        elif key in fixed:
+            raise UserError(f"{line} would not be searched, because {fixed[key]} is given too: leave out one of them.")
 
 
 def _refuse_declared_sweeps(loader: Any, config_name: str, experiments: list[str]) -> None:
