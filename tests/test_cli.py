@@ -78,6 +78,12 @@ def test_misspelt_options_get_the_nearest_valid_names(argument: str, words: list
         assert word in message
 
 
+def test_an_option_that_some_of_the_chosen_tasks_lack_is_not_called_misspelt() -> None:
+    message = refused("-m", "task=memorization,parity", "task.length=2")
+    assert "there is no option task.length with some of the choices made here." in message
+    assert "Did you mean" not in message
+
+
 def test_a_missing_path_is_asked_for(tmp_path: Path) -> None:
     assert "error: task.path must be given: task.path=…" in refused("task=text", cwd=tmp_path)
 

@@ -78,6 +78,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
 def _unknown_option(key: str, arguments: list[str]) -> str:
     name = key.split("@")[0]
     keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
+    if key in keys:  # but not with a choice that is swept over, or that is of the user's own
+        return f"there is no option {key} with some of the choices made here. Run those that have it by themselves."
     groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
     # A misspelt last part is found among the options of its node, and anything else among all of them.
     parent = key.rpartition(".")[0]
