@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
-from gridlstm.report.curves import best_ten
+from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.runs import Run, find_runs
 from gridlstm.report.tables import Group, Spread, Table, make_tables
 from gridlstm.runtime.job import run_job
@@ -182,6 +183,16 @@ def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
     runs[0].result["samples_to_solve"] = 100
     table = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])), Group("b", tuple(runs[12:]))))
     assert [run.seed for run in best_ten(table)] == [0, *range(11, 2, -1), *range(11, 1, -1)]
+
+
+def test_the_picture_has_room_for_long_names(tmp_path: Path) -> None:
+    """Else matplotlib only warns, and the curves are a strip beside their names."""
+    curve = {"val/accuracy": [(1.0, 0.5), (2.0, 0.6)]}
+    names = [f"model=grid2d, model.hidden_size={n}, trainer.max_steps={n}, task.data.num_val=15, x=" for n in range(7)]
+    groups = [Group(name + "y" * 99, (Run(tmp_path / name, {"run.model": name}, {}, {}, curve),)) for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture([Table("val/accuracy", "max", (), (), (), tuple(groups))])
 
 
 def test_wrong_directories_are_named(tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import SOLVED, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST_POINTS = 400
 """Of one curve in a page, as many as its pixels."""
@@ -43,6 +48,7 @@ def picture(tables: Sequence[Table]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4 * len(tables)), layout="constrained")
+    height = figure.get_figheight()
     for axes, table in zip(figure.subplots(len(tables), 1, squeeze=False)[:, 0], tables, strict=True):
         best = best_ten(table)
         groups = [group for group in table.groups if any(run in best for run in group.runs)]
@@ -60,10 +66,22 @@ def picture(tables: Sequence[Table]) -> bytes:
         if len(best) < sum(len(group.runs) for group in table.groups):
             axes.set_title("the ten best runs of each model", fontsize="medium")
         if axes.lines and len(groups) <= 20:
-            axes.legend(fontsize="small")
+            height += _legend(axes)
+    figure.set_figheight(height)
     out = io.BytesIO()
-    figure.savefig(out, dpi=100, format="png")
+    figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
     return out.getvalue()
+
+
+def _legend(axes: "Axes") -> float:
+    """Names what is drawn, below it where the names are long; the inches that these take."""
+    handles, labels = axes.get_legend_handles_labels()
+    if max(map(len, labels)) <= 40:
+        axes.legend(fontsize="small")
+        return 0.0
+    labels = [textwrap.fill(label, 85) for label in labels]
+    axes.legend(handles, labels, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15))
+    return 0.18 * sum(label.count("\n") + 1 for label in labels)
 
 
 _AXES = {"model.num_layers": "layers", "task.delay": "steps of delay", "task.bits": "bits", "task.digits": "digits"}
@@ -90,6 +108,7 @@ def criterion_picture(tables: Sequence[Table]) -> bytes | None:
     if not keys:
         return None
     figure = Figure(figsize=(7, 4 * len(keys)), layout="constrained")
+    height = figure.get_figheight()
     for axes, key in zip(figure.subplots(len(keys), 1, squeeze=False)[:, 0], keys, strict=True):
         marks: dict[str, list[tuple[int, float, bool]]] = {}
         for group, run, size, k in runs:
@@ -109,7 +128,8 @@ def criterion_picture(tables: Sequence[Table]) -> bytes | None:
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
         if len(marks) <= 10:
-            axes.legend(fontsize="small")
+            height += _legend(axes)
+    figure.set_figheight(height)
     out = io.BytesIO()
-    figure.savefig(out, dpi=100, format="png")
+    figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
     return out.getvalue()
