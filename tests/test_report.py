@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,7 @@ from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.runs import Run, find_runs
 from gridlstm.report.tables import Group, Spread, Table, make_tables
 from gridlstm.runtime.job import run_job
+from gridlstm.runtime.preflight import check
 
 POINTS = [("grid2d", 1), ("grid2d", 2), ("stacked_lstm", 1), ("stacked_lstm", 2), ("stacked_lstm", 3)]
 
@@ -148,7 +150,7 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
                 "of": "model=grid2d",
                 "against": "model=stacked_lstm",
             },
-            "b": {"claim": "of 9 layers", "there": "5", "of": "model=grid2d model.num_layers=9"},
+            "v1.0": {"claim": "of 9 layers", "there": 5, "of": "model=grid2d model.num_layers=9"},
             "c": {"claim": "alone", "there": "5", "of": "model=grid2d model.num_layers=2.0"},
         },
     }
@@ -171,6 +173,32 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
     assert r"4.61 \%" in latex
     assert '"title":"Published claims"' in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"papers": {}}, "report.papers does not exist; there are paper, recalled, published, claims."),
+        ({"paper": 1.47}, "report.paper must be names with their values, got 1.47."),
+        ({"paper": {"test/bpc": {"grid2d": "1.47 bits"}}}, "report.paper.test/bpc must be a number, or one for each"),
+        ({"published": {"test/bpc": 1.67}}, "report.published.test/bpc must be names with their values, got 1.67."),
+        ({"published": {"test/bpc": {"MRNN": None}}}, "report.published.test/bpc must be numbers, got None of MRNN."),
+        ({"claims": {"a": {"claim": "better", "there": 5}}}, "report.claims.a needs claim, there, of; of is missing."),
+        ({"claims": {"a": {"claim": 1, "there": 5, "of": "grid2d"}}}, "report.claims.a.of must be options such as"),
+        ({"claims": {"a": {"claim": 1, "there": 5, "of": "a=b", "versus": "a=c"}}}, "report.claims.a.versus does not"),
+    ],
+)
+def test_what_others_published_must_be_said_in_full(
+    job: Callable[..., DictConfig], tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    """Before a run begins; and in the report of a run whose file says otherwise."""
+    config = job()
+    OmegaConf.update(config, "report", given, force_add=True, merge=False)
+    with pytest.raises(UserError, match=re.escape(words)):
+        check(config)
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'config.yaml'}: {words}")):
+        find_runs([tmp_path])
 
 
 def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:

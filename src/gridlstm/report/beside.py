@@ -30,12 +30,12 @@ def beside(table: Table) -> list[Beside]:
             metric, _, network = key.removeprefix(_PUBLISHED).partition(".")
             published.setdefault(metric, []).append((network, f"{value:.4g}"))
         else:
-            name, _, part = key.removeprefix(_CLAIMS).partition(".")
+            name, _, part = key.removeprefix(_CLAIMS).rpartition(".")
             claims.setdefault(name, {})[part] = value
     for metric, rows in published.items():
         found.append(Beside("Published elsewhere", ("network", metric), tuple(rows)))
     if claims:
-        rows = [(c["claim"], c["there"], _here(table, c["of"], c.get("against"))) for c in claims.values()]
+        rows = [(str(c["claim"]), str(c["there"]), _here(table, c["of"], c.get("against"))) for c in claims.values()]
         found.append(Beside("Published claims", ("claim", "there", f"here, {table.monitor}"), tuple(rows)))
     return found
 

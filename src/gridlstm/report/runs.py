@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from gridlstm.errors import UserError
+from gridlstm.runtime.published import check_report
 
 _NO_RUNS = {"wandb", ".hydra"}
 """Directories below runs and sweeps that hold none."""
@@ -115,7 +116,10 @@ def _natural(directory: Path) -> tuple[Any, ...]:
 def _read(directory: Path, overrides: list[str] | None) -> Run:
     run = Run(directory)
     if (directory / "config.yaml").exists():
-        run.config = _flat(_yaml(directory / "config.yaml"))
+        config = _yaml(directory / "config.yaml")
+        if isinstance(config, dict) and config.get("report"):
+            check_report(config["report"], str(directory / "config.yaml"))
+        run.config = _flat(config)
     if (directory / "result.json").exists():
         run.result = _json(directory / "result.json")
     if overrides is None and (directory / ".hydra" / "overrides.yaml").exists():

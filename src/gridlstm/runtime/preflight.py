@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.runtime.fit import check_fit
+from gridlstm.runtime.published import check_report
 
 STAGES = ("fit", "test")
 
@@ -52,6 +53,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
     _check_stages(cfg)
     check_fit(cfg)
+    check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
     if not set(cfg.match.values()) <= {None} and _given("model.hidden_size"):
         raise UserError("match chooses model.hidden_size, so leave one of the two out.")
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:

@@ -1,0 +1,60 @@
+"""What an experiment's file says that others found, for the report: whether it says so in full."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gridlstm.errors import UserError
+
+_NODES = ("paper", "recalled", "published", "claims")
+_CLAIM = ("claim", "there", "of")
+
+
+def check_report(node: Any, file: str = "") -> None:
+    """Checks the ``report`` node of a configuration (conf/train.yaml).
+
+    Args:
+        file: where it stands, for the message.
+
+    Raises:
+        UserError: something of it is missing, or of another kind.
+    """
+    where = f"{file}: report" if file else "report"
+    _check(isinstance(node, Mapping), f"{where} must be {', '.join(_NODES)} with their values, got {node!r}")
+    for name in node:
+        _check(name in _NODES, f"{where}.{name} does not exist; there are {', '.join(_NODES)}")
+    for metric, value in _mapping(node, "paper", where).items():
+        key = f"{where}.paper.{metric}"
+        for one in value.values() if isinstance(value, Mapping) else (value,):
+            _check(one is None or _is_number(one), f"{key} must be a number, or one for each model, got {one!r}")
+    published = _mapping(node, "published", where)
+    for metric in published:
+        for network, value in _mapping(published, metric, f"{where}.published").items():
+            _check(_is_number(value), f"{where}.published.{metric} must be numbers, got {value!r} of {network}")
+    claims = _mapping(node, "claims", where)
+    for name in claims:
+        claim, key = _mapping(claims, name, f"{where}.claims"), f"{where}.claims.{name}"
+        for part in _CLAIM:
+            _check(claim.get(part) is not None, f"{key} needs {', '.join(_CLAIM)}; {part} is missing")
+        for part in claim:
+            _check(part in (*_CLAIM, "against"), f"{key}.{part} does not exist; there are {', '.join(_CLAIM)}, against")
+        for part in ("of", "against"):
+            options = str(claim.get(part) or "")
+            right = all("=" in option for option in options.split())
+            _check(right, f"{key}.{part} must be options such as model=grid2d model.num_layers=6, got {options}")
+
+
+def _mapping(node: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    found = node.get(name)
+    _check(
+        found is None or isinstance(found, Mapping), f"{where}.{name} must be names with their values, got {found!r}"
+    )
+    return found or {}
+
+
+def _check(right: bool, message: str) -> None:
+    if not right:
+        raise UserError(f"{message}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
