@@ -42,7 +42,8 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
             run_job(job(f"seed={seed}", *names, model=model, directory=f"sweep/{name}"))
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": plan}))
     (tmp_path / "sweep" / "multirun.yaml").touch()
-    (tmp_path / "sweep" / "slurm").mkdir()  # no job
+    (tmp_path / "sweep" / "slurm").mkdir()  # no job, as sweep.json says
+    (tmp_path / "sweep" / "reports").mkdir()
     return tmp_path / "sweep"
 
 

@@ -15,8 +15,6 @@ from gridlstm.runtime.published import check_report
 
 _NO_RUNS = {"wandb", ".hydra"}
 """Directories below runs and sweeps that hold none."""
-_NO_JOBS = _NO_RUNS | {"slurm"}
-"""Directories beside a sweep's jobs: what SLURM printed is in the last."""
 
 
 @dataclass
@@ -78,8 +76,8 @@ class Run:
 def find_runs(roots: list[Path]) -> list[Run]:
     """All runs below some directories, in the order of their paths.
 
-    A run is a directory with config.yaml or result.json, a job that a sweep.json names, or a directory directly in a
-    sweep's (one with multirun.yaml).
+    A run is a directory with config.yaml or result.json, a job that a sweep.json names, or where a launcher of Hydra's
+    own leaves no such file, a directory directly in a sweep's (one with multirun.yaml).
 
     Raises:
         UserError: a directory is not there, or holds no runs.
@@ -89,13 +87,10 @@ def find_runs(roots: list[Path]) -> list[Run]:
         if not root.is_dir():
             raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
         found = {path.parent for name in ("config.yaml", "result.json") for path in _walk(root, name)}
-        for path in _walk(root, "multirun.yaml"):
-            found |= {child for child in path.parent.iterdir() if child.is_dir() and child.name not in _NO_JOBS}
-        planned = {
-            path.parent / job["name"]: job["overrides"]
-            for path in _walk(root, "sweep.json")
-            for job in _json(path)["jobs"]
-        }
+        plans = _walk(root, "sweep.json")
+        planned = {path.parent / job["name"]: job["overrides"] for path in plans for job in _json(path)["jobs"]}
+        for sweep in {path.parent for path in _walk(root, "multirun.yaml")} - {path.parent for path in plans}:
+            found |= {child for child in sweep.iterdir() if child.is_dir() and child.name not in _NO_RUNS}
         if not found and not planned:
             raise UserError(f"{root} holds no runs: there is no config.yaml, result.json or sweep.json below it.")
         for directory in sorted(found | set(planned), key=_natural):
