@@ -34,7 +34,7 @@ def check_report(node: Any, file: str = "") -> None:
     for name in claims:
         claim, key = _mapping(claims, name, f"{where}.claims"), f"{where}.claims.{name}"
         for part in _CLAIM:
-            _check(claim.get(part) is not None, f"{key} needs {', '.join(_CLAIM)}; {part} is missing")
+            _check(claim.get(part) is not None, f"{key} needs {', '.join(_CLAIM)}, and has no {part!r}")
         for part in claim:
             _check(part in (*_CLAIM, "against"), f"{key}.{part} does not exist; there are {', '.join(_CLAIM)}, against")
         for part in ("of", "against"):
