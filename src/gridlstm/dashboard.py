@@ -250,7 +250,9 @@ def _run(arguments: list[str]) -> None:
         write(workspace, out / FILE)
     if any(next(run.directory.glob("wandb/offline-run-*"), None) for run in runs):
         where = shlex.join(map(str, roots))
-        print(f"runs that were logged offline come there by: find {where} -name 'offline-run-*' -exec wandb sync {{}} +")
+        print(
+            f"runs that were logged offline come there by: find {where} -name 'offline-run-*' -exec wandb sync {{}} +"
+        )
 
 
 if __name__ == "__main__":
