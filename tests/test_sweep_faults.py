@@ -103,6 +103,20 @@ def test_a_failing_rank_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "exitcode  : 7" in (tmp_path / "sweep" / "0-memorization-grid2d-s1" / "console.log").read_text()
 
 
+def test_a_job_that_aborts_when_all_is_written_has_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "late.py").write_text(
+        "import atexit, os, lightning as L\n"
+        "class Late(L.Callback):\n"
+        "    def on_fit_start(self, *_): atexit.register(os.abort)\n"
+    )
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    done = sweep("hardware=cpu", "+callbacks.late={_target_: late.Late}", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0-memorization-grid2d-s1 had completed when it ended with SIGABRT" in done.stdout
+    assert [result["status"] for result in results(tmp_path).values()] == ["completed"]
+
+
 def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     optuna = [

@@ -157,7 +157,10 @@ class Launch:
 
     def _note_end(self, running: _Running, how: str) -> None:
         job, row = running.job, self.rows[running.job.name]
-        if how and job.result().get("status") not in ("failed", "interrupted"):
+        if how and job.completed():
+            # All is computed and written. At their very end, ranks may still fall over one another.
+            log.warning("%s had completed when it ended with %s; see %s", job.name, how, job.directory / CONSOLE)
+        elif how and job.result().get("status") not in ("failed", "interrupted"):
             job.record_end("failed", f"ended with {how}: {last_line(job.directory / CONSOLE) or 'it printed nothing'}")
         elif not how and not job.completed():
             job.record_end("failed", "ended with exit status 0 but left no score in result.json")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
@@ -60,6 +61,9 @@ def run_job(cfg: DictConfig) -> float:
             raise
         _finish_loggers(run, record, None)
     _summary(cfg, record)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Left to the end of the process, its threads have aborted a rank that had done all its work.
+        torch.distributed.destroy_process_group()
     return score
 
 
