@@ -176,6 +176,14 @@ def test_online_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
         assert [asked["displayName"] for asked in made if asked["displayName"]] == 2 * ["memorization-grid2d-s1"]
 
 
+def test_a_training_that_starts_over_leaves_no_row_of_the_one_before(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    for every in (2, 5):
+        run_job(job("trainer.max_steps=10", "task.val_every=10", f"trainer.log_every_n_steps={every}", "stages=[fit]"))
+    assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["5", "10"]
+
+
 def test_a_failed_run_is_a_failed_run(nobody: None, job: Callable[..., DictConfig], tmp_path: Path) -> None:
     with pytest.raises(UserError):
         run_job(job("logger=wandb", "optimizer.lr=1e30"))

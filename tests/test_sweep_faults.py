@@ -187,6 +187,7 @@ def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
     [
         (["seed=1,2,1"], "error: seed=1,2,1 names 1 more than once"),
         (["model=grid2d,grid1d", "hydra.sweep.dir=new"], "error: 1 of 2 jobs cannot work, so none was started."),
+        (["optimizer.lr=-1,0.01", "hydra.sweep.dir=new"], "Invalid learning rate: -1"),
         (["trainer.num_nodes=2", "hydra.sweep.dir=new"], "Use hardware=slurm, or trainer.num_nodes=1"),
     ],
 )

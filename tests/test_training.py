@@ -192,6 +192,8 @@ def test_a_schedule_without_an_end_is_refused(job: Job) -> None:
     ("option", "message"),
     [
         ("stages=[fitt]", "stages must be some of"),
+        ("optimizer.lr=0", r"optimizer\.lr must be above 0, got 0"),
+        ("optimizer.lr=-1", "Invalid learning rate: -1"),
         ("stages=[test]", "needs trained weights"),
         ("ckpt_path=nowhere.ckpt", "is no file"),
         ("stages=test", r"stages must be a list: stages=\[test\]"),

@@ -30,10 +30,12 @@ def choices(group: str) -> list[str]:
 def as_typed(name: str, value: object) -> str:
     """``name=value`` as one types it in a shell: in Hydra's quotes, and those of the shell, only where need be."""
     text = str(value)
-    if re.fullmatch(r"[\w./-]+", text):
-        return f"{name}={text}"
-    escaped = text.replace("'", r"\'")
-    return shlex.quote(f"{name}='{escaped}'")
+    return f"{name}={text}" if re.fullmatch(r"[\w./-]+", text) else shlex.quote(f"{name}={quoted(text)}")
+
+
+def quoted(text: str) -> str:
+    """Text as a value of an override, whatever is in it."""
+    return "'" + text.replace("'", r"\'") + "'"
 
 
 def compose(*overrides: str) -> DictConfig:

@@ -42,8 +42,7 @@ class Job:
 
     def completed(self) -> bool:
         """Whether it has run to its end, with a score."""
-        result = self.result()
-        return result.get("status") == "completed" and result.get("score") is not None
+        return _score(self.directory) is not None
 
     def begin(self) -> None:
         """Makes its directory, without what an earlier attempt left there that this one must not pass for."""
@@ -125,8 +124,8 @@ def plan(
         rows.append({"number": number, "name": name, "overrides": overrides})
         jobs.append(Job(number, name, root / name, overrides, config))
     rows.sort(key=lambda row: row["number"])
-    others = {row["name"] for row in rows} - {job.name for job in jobs}
-    return Plan(jobs, rows, [row["name"] for row in rows if row["name"] in others and not _completed(root, row)])
+    others = [row["name"] for row in rows if row["name"] not in {job.name for job in jobs}]
+    return Plan(jobs, rows, [name for name in others if _score(root / name) is None])
 
 
 def best_of(root: Path, mode: str) -> tuple[float, str] | None:
@@ -137,16 +136,18 @@ def best_of(root: Path, mode: str) -> tuple[float, str] | None:
     """
     found = []
     for row in read_json(root / PLAN).get("jobs", []):
-        if _completed(root, row):
-            score = read_json(root / row["name"] / "result.json")["score"]
+        if (score := _score(root / row["name"])) is not None:
             found.append((score, f"{row['name']} ({' '.join(row['overrides'])})"))
     if not found:
         return None
     return max(found) if mode == "max" else min(found)
 
 
-def _completed(root: Path, row: dict[str, Any]) -> bool:
-    return read_json(root / row["name"] / "result.json").get("status") == "completed"
+def _score(directory: Path) -> float | None:
+    """Of the job of this directory; None unless it has run to its end, with a score."""
+    result = read_json(directory / "result.json")
+    score: float | None = result.get("score") if result.get("status") == "completed" else None
+    return score
 
 
 def read_json(path: Path) -> dict[str, Any]:

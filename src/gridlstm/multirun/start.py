@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from gridlstm.compose import quoted
 from gridlstm.multirun.devices import Demand, Share
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.process_tree import ProcessTree
@@ -78,14 +79,9 @@ def command(job: Job, ranks: Sequence[str], config_dirs: Sequence[str]) -> list[
     if (job.directory / "checkpoints" / "last.ckpt").exists():
         overrides = [o for o in overrides if not o.startswith("ckpt_path=")] + ["ckpt_path=last"]
     if not any(o.startswith("run.name=") for o in overrides):
-        overrides.append(f"run.name={_quoted(job.name)}")  # in the log and in W&B as in the table of jobs
-    directory = _quoted(str(job.directory.resolve()))
+        overrides.append(f"run.name={quoted(job.name)}")  # in the log and in W&B as in the table of jobs
+    directory = quoted(str(job.directory.resolve()))
     return [sys.executable, *ranks, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir={directory}"]
-
-
-def _quoted(text: str) -> str:
-    """As a value of an override."""
-    return "'" + text.replace("'", r"\'") + "'"
 
 
 def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:

@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.strategies import DDPStrategy
@@ -76,6 +77,19 @@ def make_task(cfg: DictConfig, spec: Spec) -> SequenceTask:
         scheduler=_make(cfg, "scheduler") if cfg.scheduler else None,
     )
     return task
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """Builds the optimiser and the schedule for a parameter that nobody needs.
+
+    Raises:
+        UserError: one of them refuses its options, or the learning rate trains nothing.
+    """
+    optimizer = _make(cfg, "optimizer")([torch.zeros(1)])
+    if optimizer.defaults.get("lr") == 0:
+        raise UserError("optimizer.lr must be above 0, got 0: nothing would be trained.")
+    if cfg.scheduler and cfg.scheduler.get("steps_per_epoch", 0) is not None:
+        _make(cfg, "scheduler")(optimizer)
 
 
 def _with_epochs(cfg: DictConfig, data: SequenceData) -> DictConfig:

@@ -41,6 +41,10 @@ class CSVLogger(Logger):
     def version(self) -> str:
         return ""
 
+    def start_over(self) -> None:
+        """Forgets what an earlier training has left in the file."""
+        self._rows = []
+
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """config.yaml of the run directory is the record of the configuration."""

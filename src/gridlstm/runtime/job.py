@@ -15,6 +15,7 @@ from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
 from gridlstm.runtime.criterion import solved
+from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
@@ -52,6 +53,8 @@ def run_job(cfg: DictConfig) -> float:
             write_config(cfg)
         record.fields |= describe(run)
         for logger in run.trainer.loggers:
+            if isinstance(logger, CSVLogger) and "fit" in cfg.stages and not goes_on:
+                logger.start_over()
             logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
         _announce(cfg, run, record)
         try:

@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
+from gridlstm.runtime.build import check_optimizer
 from gridlstm.runtime.fit import check_fit
 from gridlstm.runtime.published import check_report
 
@@ -68,6 +69,7 @@ def check(cfg: DictConfig) -> None:
             f"scheduler.T_max must be at least 1, got {cfg.scheduler.T_max}: this schedule needs the number of steps, "
             f"so give trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.T_max."
         )
+    check_optimizer(cfg)
 
 
 def _given(key: str) -> bool:
