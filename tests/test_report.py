@@ -17,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
+from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.runs import Run, find_runs
 from gridlstm.report.tables import Group, Spread, Table, make_tables
+from gridlstm.report.text import markdown
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
 
@@ -171,9 +173,41 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
     assert "| of 9 layers | 5 | not run |" in text
     assert f"| alone | 5 | {best:.4g} |" in text
     latex = (tmp_path / "report.tex").read_text()
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4, (
+        "of the runs, at equal budgets, and the two"
+    )
     assert r"4.61 \%" in latex
     assert '"title":"Published claims"' in (tmp_path / "report.html").read_text()
+
+
+def run_of(model: str, seed: int, samples: int, seconds: float, *curve: tuple[float, float], **result: Any) -> Run:
+    best = {"val/bpc": min(y for _, y in curve)}
+    config = {"run.model": model, "seed": seed, "task.monitor": "val/bpc", "task.mode": "min"}
+    found = {"status": "completed", "samples": samples, "fit_seconds": seconds, "device": "a CPU", "best": best}
+    return Run(Path(f"{model}-{seed}"), config, found | result, {"model": model}, {"val/bpc": list(curve)})
+
+
+def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
+    """Of what runs have reached by then, the best counts; a slow network is given up for no fast one's longer run."""
+    slow = [run_of("slow", seed, 100, 50.0, (50, 3.0), (80, 1.9 + seed), (100, 2.0 + seed)) for seed in (1, 2)]
+    fast = run_of("fast", 1, 400, 80.0, (100, 2.5), (200, 2.2), (250, 2.1), (400, 1.8))
+    (table,) = make_tables([*slow, fast])
+    budgets = at_equal_budgets(table)
+    assert budgets is not None
+    assert budgets.columns == ("model", "val/bpc within 100 samples", "val/bpc within 50 s of training")
+    assert {row[0]: row[1:] for row in budgets.rows} == {
+        "slow": (pytest.approx((2.95, 2.9, 3.0)), pytest.approx((2.95, 2.9, 3.0))),
+        "fast": (Spread(2.5, 2.5, 2.5), Spread(2.1, 2.1, 2.1)),
+    }
+    assert "| slow | 2.95 (2.9 to 3) |" in markdown([table], [], Path(), [])
+    (table,) = make_tables([*slow, run_of("fast", 1, 400, 80.0, (100, 2.5), device="a GPU")])
+    budgets = at_equal_budgets(table)
+    assert budgets is not None
+    assert budgets.columns == ("model", "val/bpc within 100 samples"), "no clock is the same on two devices"
+    (table,) = make_tables([*slow, run_of("fast", 1, 100, 50.0, (100, 2.5))])
+    assert at_equal_budgets(table) is None, "the table of runs says as much"
+    (table,) = make_tables([*slow, run_of("fast", 1, 60, 30.0, (60, 2.5), samples_to_solve=60)])
+    assert at_equal_budgets(table) is None, "a criterion may end runs"
 
 
 @pytest.mark.parametrize(

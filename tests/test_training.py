@@ -183,9 +183,10 @@ def test_the_log_shows_throughput_and_time_left(job: Job, caplog: pytest.LogCapt
     assert any("everything is in" in record.message for record in caplog.records)
 
 
-def test_a_schedule_without_an_end_is_refused(job: Job) -> None:
-    with pytest.raises(UserError, match="T_max must be at least 1"):
-        run_job(job("scheduler=cosine", "trainer.max_steps=-1", "trainer.max_time=00:00:00:01"))
+@pytest.mark.parametrize(("schedule", "length"), [("cosine", "T_max"), ("one_cycle", "total_steps")])
+def test_a_schedule_without_an_end_is_refused(job: Job, schedule: str, length: str) -> None:
+    with pytest.raises(UserError, match=f"{length} must be at least 1"):
+        run_job(job(f"scheduler={schedule}", "trainer.max_steps=-1", "trainer.max_time=00:00:00:01"))
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,22 @@
-"""What others have published, beside what was found: small tables that an experiment's file asks for."""
+"""Small tables below that of the runs: at equal budgets, and what others have published."""
 
 import statistics
-from typing import Any, NamedTuple
+from typing import Any
 
-from gridlstm.report.tables import Table, holds, values
+from gridlstm.report.budgets import at_equal_budgets
+from gridlstm.report.tables import Beside, Table, holds, values
 
 _PUBLISHED, _CLAIMS = "report.published.", "report.claims."
 
 
-class Beside(NamedTuple):
-    """A small table below that of the runs."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 def beside(table: Table) -> list[Beside]:
-    """Published numbers of networks that were not run here, and claims with what was found of them here."""
+    """Equal budgets, published numbers of networks that were not run here, and claims with what was found of them."""
     config: dict[str, Any] = {}
     for group in table.groups:
         for run in group.runs:
             config |= {key: value for key, value in run.config.items() if key.startswith((_PUBLISHED, _CLAIMS))}
-    found = []
+    budgets = at_equal_budgets(table)
+    found = [budgets] if budgets else []
     published: dict[str, list[tuple[str, ...]]] = {}
     claims: dict[str, dict[str, Any]] = {}
     for key, value in config.items():

@@ -32,7 +32,10 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
                 "mode": table.mode,
                 "columns": table.columns,
                 "rows": [[_cell(cell) for cell in row] for row in table.rows],
-                "beside": [small._asdict() for small in beside(table)],
+                "beside": [
+                    small._asdict() | {"rows": [[shown(cell) for cell in row] for row in small.rows]}
+                    for small in beside(table)
+                ],
                 "groups": [
                     {
                         "label": group.label,

@@ -50,6 +50,14 @@ class Table:
     groups: tuple[Group, ...]
 
 
+class Beside(NamedTuple):
+    """A small table below that of the runs."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
 def make_tables(runs: Sequence[Run]) -> list[Table]:
     """One table for every monitored metric, the best row first; every run is in one of them."""
     by_identity: dict[tuple[Any, ...], list[Run]] = {}

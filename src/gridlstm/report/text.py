@@ -41,7 +41,8 @@ def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pict
             parts.append("Samples to solve: over the runs that met their criterion, whose number is in a column.\n")
         parts.append(_markdown_table(table.columns, [[shown(cell) for cell in row] for row in table.rows]))
         for small in beside(table):
-            parts += [f"### {small.title}\n", _markdown_table(small.columns, small.rows)]
+            rows = [[shown(cell) for cell in row] for row in small.rows]
+            parts += [f"### {small.title}\n", _markdown_table(small.columns, rows)]
     if lost := not_completed(runs, directory):
         parts.append("## Not completed\n")
         parts += [f"* `{name}` **{status}** {error}" for name, status, error in lost]
@@ -77,7 +78,8 @@ def latex(tables: Sequence[Table]) -> str:
         rows = [[shown(row[i]) for i in kept] for row in table.rows]
         parts.append(_tabular(numbers, [table.columns[i] for i in kept], rows))
         for small in beside(table):
-            parts.append(f"% {small.title}\n" + _tabular("l" * len(small.columns), small.columns, small.rows))
+            rows = [[shown(cell) for cell in row] for row in small.rows]
+            parts.append(f"% {small.title}\n" + _tabular("l" * len(small.columns), small.columns, rows))
     return "\n".join(parts)
 
 

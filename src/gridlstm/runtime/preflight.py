@@ -64,11 +64,12 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"trainer.{name} must be at least 1, got {value}.")
     if (clip := cfg.trainer.gradient_clip_val) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
-    if cfg.scheduler and cfg.scheduler.get("T_max", 1) < 1:
-        raise UserError(
-            f"scheduler.T_max must be at least 1, got {cfg.scheduler.T_max}: this schedule needs the number of steps, "
-            f"so give trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.T_max."
-        )
+    for length in ("T_max", "total_steps"):
+        if cfg.scheduler and (steps := cfg.scheduler.get(length, 1)) < 1:
+            raise UserError(
+                f"scheduler.{length} must be at least 1, got {steps}: this schedule needs the number of steps, so give "
+                f"trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.{length}."
+            )
     check_optimizer(cfg)
 
 

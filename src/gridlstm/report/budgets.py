@@ -1,0 +1,45 @@
+"""What each network had reached after as many samples as every other, and after as many seconds."""
+
+import statistics
+from collections.abc import Callable
+
+from gridlstm.report.runs import Run
+from gridlstm.report.tables import SOLVED, Beside, Cell, Group, Spread, Table
+
+
+def at_equal_budgets(table: Table) -> Beside | None:
+    """The monitored metric within the least samples, and within the least seconds, that any completed run took.
+
+    A run's rate is taken as constant: within s seconds it has seen samples s / fit_seconds. Seconds are left out where
+    devices differ, and either where it is no restriction. None where there is nothing to compare, or where a criterion
+    may end the runs.
+    """
+    groups = [group for group in table.groups if group.completed]
+    results = [run.result for group in groups for run in group.completed]
+    if len(groups) < 2 or any(SOLVED in result or not result.get("fit_seconds") for result in results):
+        return None
+    fewest, shortest = min(r["samples"] for r in results), min(r["fit_seconds"] for r in results)
+    budgets: dict[str, Callable[[Run], float]] = {}
+    if any(result["samples"] > fewest for result in results):
+        budgets[f"within {fewest:,} samples"] = lambda run: fewest
+    if len({result.get("device") for result in results}) == 1 and any(r["fit_seconds"] > shortest for r in results):
+        budgets[f"within {shortest:,.0f} s of training"] = lambda run: (
+            run.result["samples"] * (shortest / run.result["fit_seconds"])
+        )
+    if not budgets:
+        return None
+    rows = [
+        (*(group.runs[0].setting(key) for key in table.varied), *(_best(group, table, b) for b in budgets.values()))
+        for group in groups
+    ]
+    return Beside("At equal budgets", (*table.varied, *(f"{table.monitor} {name}" for name in budgets)), tuple(rows))
+
+
+def _best(group: Group, table: Table, budget: Callable[[Run], float]) -> Cell:
+    best = max if table.mode == "max" else min
+    found = [
+        best(reached)
+        for run in group.completed
+        if (reached := [y for x, y in run.curves.get(table.monitor, []) if x <= budget(run)])
+    ]
+    return Spread(statistics.fmean(found), min(found), max(found)) if found else None
