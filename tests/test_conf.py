@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 
+from gridlstm.compose import choices, compose_model
 from gridlstm.data.addition import AdditionData
 from gridlstm.data.enwik8 import Enwik8Data, Text8Data
 from gridlstm.data.hub import HubTextData
@@ -25,8 +26,10 @@ from gridlstm.data.penn_treebank import PennTreebankData
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.models.base import VectorModel
-from gridlstm.runtime.build import build, check_types
+from gridlstm.runtime.build import build, check_types, make_data
 from gridlstm.runtime.criterion import Criterion
+from gridlstm.runtime.fit import fits
+from gridlstm.runtime.match import count_flops, count_parameters
 from gridlstm.train import CONF
 
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -51,9 +54,18 @@ def choice(file: str) -> list[str]:
     return [f"{group}={name}", *extra]
 
 
+def names(file: str) -> list[str]:
+    """As a run of the file is named: an experiment may choose by the name of its model."""
+    if not file.startswith("experiment/"):
+        return RUN
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra = compose_with_hydra("train", choice(file), return_hydra_config=True).hydra
+    return [*RUN, f"run.model={hydra.runtime.choices.model}"]
+
+
 @pytest.mark.parametrize("file", GROUPED)
 def test_composes_and_resolves(file: str) -> None:
-    config = compose(*choice(file), *RUN)
+    config = compose(*choice(file), *names(file))
     assert not OmegaConf.missing_keys(config)
     OmegaConf.to_container(config, resolve=True)
 
@@ -70,7 +82,7 @@ def test_optuna_searches_as_the_task_is_judged(task: str, expected: str) -> None
 
 @pytest.mark.parametrize("file", GROUPED)
 def test_types_of_all_options_are_right(file: str) -> None:
-    config = compose(*choice(file), *RUN)
+    config = compose(*choice(file), *names(file))
     for group in ("model", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger"):
         if config[group]:
             check_types(config[group], group)
@@ -168,16 +180,15 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
     file: str, end: int, tmp_path: Path, text_file: Path
 ) -> None:
     point = [f"{o.get_key_element()}={list(o.sweep_string_iterator())[end]}" for o in sweep(file)]
-    model = dict(part.split("=", 1) for part in point).get("model", "grid2d")
     small = ["model.hidden_size=3", "task.network.num_layers=2", "logger=csv", "hardware=cpu"]
-    names = ["run.task=t", f"run.model={model}", "run.group=g", f"run.dir={tmp_path}"]
+    swept = [f"run.model={part.removeprefix('model=')}" for part in point if part.startswith("model=")]
     data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path}"] if len(choice(file)) > 1 else []
     if "override /task: enwik8" in (CONF / f"{file}.yaml").read_text():  # proof of being genuine holds for any file
         content = text_file.read_bytes()
         data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path}", "task.data.stream_length=100"]
         data += [f"task.data.size={len(content)}", f"task.data.sha256={hashlib.sha256(content).hexdigest()}"]
         data += ["task.data.splits=[0.9,0.05,0.05]"]
-    run = build(compose(choice(file)[0], *point, *small, *names, *data))
+    run = build(compose(choice(file)[0], *point, *small, *names(file), *swept, f"run.dir={tmp_path}", *data))
     batch = run.data.on_after_batch_transfer(next(iter(run.data.val_dataloader())), 0)
     logits, _ = run.task(batch.inputs[:2])
     assert logits.shape == (len(batch.targets[:2]), batch.targets.shape[1], run.data.spec.output_size)
@@ -186,10 +197,51 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
     assert not point or ends or run.data.batches_per_epoch is not None
 
 
+@pytest.mark.parametrize(
+    ("experiment", "models"),
+    [
+        ("paper/memorization_small", ["grid2d", "stacked_lstm"]),
+        ("paper/addition_small", ["grid2d", "stacked_lstm"]),
+        ("paper/parity_small", ["grid1d", "feed_forward", "feed_forward_tanh"]),
+        ("beyond/addition_length", ["grid2d", "stacked_lstm"]),
+    ],
+)
+def test_methods_that_are_compared_have_as_many_weights_and_as_much_arithmetic(
+    experiment: str, models: list[str]
+) -> None:
+    """Up to the read-out, whose length differs: a grid's is of hidden and memory vectors."""
+    parameters, flops = [], []
+    for model in models:
+        cfg = compose(f"experiment={experiment}", f"model={model}", "model.tied=true", *RUN, f"run.model={model}")
+        spec = make_data(cfg).spec
+        parameters.append(count_parameters(cfg, spec))
+        flops.append(count_flops(cfg, spec))
+    assert max(parameters) < 1.1 * min(parameters)
+    assert max(flops) < 1.04 * min(flops)
+
+
+def test_a_sample_limit_holds_at_any_batch() -> None:
+    steps = [
+        compose("experiment=paper/memorization", *RUN, *options).trainer.max_steps
+        for options in ([], ["task.data.batch_size=64"], ["trainer.accumulate_grad_batches=4"])
+    ]
+    assert steps == [333_334, 78_125, 83_334]
+    assert compose("experiment=paper/memorization", *RUN, "task.data.batch_size=64").trainer.val_check_interval == 24
+
+
+def test_every_model_of_text_is_compared() -> None:
+    (models,) = (o for o in sweep("experiment/compare/text_models") if o.key_or_group == "model")
+    task = compose("task=text").task
+    assert sorted(models.sweep_string_iterator()) == [m for m in choices("model") if fits(compose_model(m), task)]
+
+
 def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
     for file in GROUPED:
         if file.startswith(("experiment/", "task/", "model/", "transform/")):
-            text = (CONF / f"{file}.yaml").read_text().replace("# @package _global_\n", "")
+            text = (CONF / f"{file}.yaml").read_text()
+            if file.startswith("experiment/") and file != "experiment/adhoc":
+                assert text.startswith("# @package _global_\n"), f"what {file} says would lie below experiment"
+            text = text.removeprefix("# @package _global_\n")
             assert text.startswith("# "), f"{file} does not say what it is"
 
 

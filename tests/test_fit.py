@@ -66,6 +66,13 @@ def test_the_refusal_names_the_models_that_fit(job: Callable[..., DictConfig], n
     )
 
 
+def test_a_misspelt_class_is_named(job: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match=r"model=grid2d: _target_=gridlstm\.nothing\.X cannot be read: .*No module"):
+        check(job("model._target_=gridlstm.nothing.X"))
+    with pytest.raises(UserError, match=r"optimizer\._target_=torch\.optim\.Adamm cannot be read"):
+        check(job("optimizer._target_=torch.optim.Adamm"))
+
+
 def test_models_of_the_users_own_are_judged_by_their_base(job: Callable[..., DictConfig]) -> None:
     task = job().task
     assert fits(OmegaConf.create({"_target_": "gridlstm.models.base.SequenceModel"}), task)

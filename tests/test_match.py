@@ -15,6 +15,7 @@ from gridlstm.models.clockwork_rnn import ClockworkRNN
 from gridlstm.runtime.build import build
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.match import count_flops, count_parameters, match_size, nearest
+from gridlstm.runtime.preflight import check
 
 SPEC = Spec(input_size=5, output_size=5, sequence_length=6)  # of the toy memorization
 
@@ -113,6 +114,20 @@ def test_impossible_requests_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         match_size(matched(model, *overrides))
+
+
+def test_what_an_experiment_says_of_the_model_is_not_said_of_the_other(
+    matched: Callable[..., DictConfig],
+) -> None:
+    """It sets the gain of the grid's LSTM cells, which a GRU has not."""
+    cfg = matched("grid2d", "experiment=ablation/initial_gain", "match.parameters_to=gru")
+    match_size(cfg)
+    assert count_parameters(cfg, SPEC) == pytest.approx(count_parameters(matched("gru"), SPEC), rel=0.1)
+
+
+def test_a_wrong_name_is_refused_before_a_sweep(matched: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match=r"match\.flops_to=gird2d is no model"):
+        check(matched("grid2d", "match.flops_to=gird2d"))
 
 
 def test_a_model_without_hidden_size_is_refused(matched: Callable[..., DictConfig]) -> None:

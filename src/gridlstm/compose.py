@@ -1,5 +1,6 @@
 """Where the configuration lies, and what it can be composed to."""
 
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,8 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf"
@@ -19,6 +19,19 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf
 
 MATRIX = CONF / "models.txt"
 """Which model goes with which task, as ``python -m gridlstm.list --write`` left it."""
+
+
+def _batches(samples: int, _root_: DictConfig) -> int:
+    return math.ceil(samples / max(_root_.task.data.batch_size, 1))
+
+
+def _steps(samples: int, _root_: DictConfig) -> int:
+    return math.ceil(_batches(samples, _root_) / max(_root_.trainer.accumulate_grad_batches, 1))
+
+
+# ${gridlstm.batches:N} and ${gridlstm.steps:N}: so many of a run's batches, or steps of its optimiser, are N samples.
+OmegaConf.register_new_resolver("gridlstm.batches", _batches, replace=True)
+OmegaConf.register_new_resolver("gridlstm.steps", _steps, replace=True)
 
 
 def choices(group: str) -> list[str]:
@@ -47,19 +60,8 @@ def compose(*overrides: str) -> DictConfig:
 def compose_model(name: str) -> DictConfig:
     """The node of ``model=name`` by itself, its references still open."""
     with _loader():
-        return _cut_out(hydra.compose(f"model/{name}").model)
-
-
-def compose_model_here(name: str) -> DictConfig:
-    """The same with all that this job's experiment and command line say, but for what they say of the model."""
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    others = [line for line in given if not re.match(r"[+~]*(model[.=]|transform@model|match\.)", line)]
-    return _cut_out(compose(*others, f"model={name}").model)
-
-
-def _cut_out(node: Any) -> DictConfig:
-    """A node that can be put into another configuration."""
-    return DictConfig(node._content, flags={"struct": True})
+        node: Any = hydra.compose(f"model/{name}").model
+    return DictConfig(node._content, flags={"struct": True})  # cut out, so that another configuration can take it
 
 
 @contextmanager

@@ -110,7 +110,8 @@ class's docstring; each is tested against a transcription of its equations or Py
 At hidden_size={HIDDEN_SIZE} and num_layers={NUM_LAYERS}, with {SYMBOLS} symbols in and out; for networks without time a
 vector of {BITS} numbers and 2 classes. Parameters include the projection of the input and the read-out. State: numbers
 that one sequence carries from step to step. FLOPs: of all matrix products for one more step of one sequence, forward
-and backward, after {STEPS} steps (attention grows with them).
+and backward, after {STEPS} steps (attention grows with them), as they are computed: with the blocks of zeros that
+`grid2d_gru` and `clockwork_rnn` have in their matrices.
 
 {table}
 

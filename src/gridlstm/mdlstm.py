@@ -93,6 +93,7 @@ class _Diagonal(NamedTuple):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is made in an evaluation is kept, and may serve a training
 def _plan(extents: tuple[int, ...], device: torch.device) -> tuple[list[_Diagonal], Tensor]:
     """All diagonals, and where each block is among all of theirs."""
     places = list(product(*map(range, extents)))

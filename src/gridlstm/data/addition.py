@@ -51,8 +51,10 @@ class AdditionData(GeneratedData):
         least = digits if min_digits is None else min_digits
         if not 1 <= least <= digits:
             raise UserError(f"addition needs 1 <= task.data.min_digits <= task.digits, got {least} and {digits}.")
-        if any(n < 1 for n in test_digits):
-            raise UserError(f"task.data.test_digits must all be at least 1, got {list(test_digits)}.")
+        if any(type(n) is not int or n < 1 for n in test_digits):
+            raise UserError(f"task.data.test_digits must be whole numbers of at least 1, got {list(test_digits)}.")
+        if num_test < len(test_digits):
+            raise UserError(f"task.data.num_test={num_test} has no sample for some of {len(test_digits)} test_digits.")
         if curriculum < 0 or (curriculum and least == digits):
             raise UserError(
                 f"task.data.curriculum must be 0, or a number of samples with task.data.min_digits below task.digits; "

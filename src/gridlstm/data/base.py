@@ -43,20 +43,20 @@ class Spec:
     """Names of the lengths by which the test is broken down, where it has several: {"20_digits": 64}."""
 
 
-def owned_rows(batch_size: int, rank: int, world_size: int) -> range:
-    """The rows of the global batch that one rank computes.
+def owned_rows(rows: int, rank: int, world_size: int, option: str = "task.data.batch_size") -> range:
+    """The rows of the global batch, or of what ``option`` counts, that one rank computes.
 
     The partition is contiguous and fixed, so a rank keeps its streams for the whole run; sizes differ by at most one.
 
     Raises:
         UserError: fewer rows than ranks.
     """
-    if batch_size < world_size:
+    if rows < world_size:
         raise UserError(
-            f"task.data.batch_size={batch_size} is global and cannot be divided over {world_size} processes: "
-            f"every process needs at least one row. Raise the batch size or lower trainer.devices."
+            f"{option}={rows} is global and cannot be divided over {world_size} processes: every process needs at "
+            f"least one row. Raise {option} or lower trainer.devices."
         )
-    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+    return range(rank * rows // world_size, (rank + 1) * rows // world_size)
 
 
 class SequenceData(L.LightningDataModule):

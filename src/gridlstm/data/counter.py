@@ -9,11 +9,12 @@ from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_ALL = 2**64 - 1
 
 
 def _signed(word: int) -> int:
     """The int64 with the bits of an unsigned word: torch's int64 multiplication wraps around as uint64's does."""
-    word &= 2**64 - 1
+    word &= _ALL
     return word - 2**64 if word >= 2**63 else word
 
 
@@ -28,6 +29,15 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def _mix_word(word: int) -> int:
+    """``_mix`` of one unsigned number."""
+    for shift, factor in zip((30, 27), _MULTIPLIERS, strict=True):
+        word &= _ALL
+        word = (word ^ (word >> shift)) * factor
+    word &= _ALL
+    return word ^ (word >> 31)
+
+
 def random_words(key: tuple[int, ...], index: Tensor, positions: int) -> Tensor:
     """63 random bits for each position of each sample.
 
@@ -39,10 +49,10 @@ def random_words(key: tuple[int, ...], index: Tensor, positions: int) -> Tensor:
     Returns:
         (B, positions) int64 in [0, 2^63), on the device of ``index``.
     """
-    word = index.new_zeros(())
+    word = 0  # the key is mixed here, where it costs a GPU nothing
     for part in key:
-        word = _mix(word ^ _signed(part * _GOLDEN + 1))
-    rows = _mix(word + index * _signed(_GOLDEN))
+        word = _mix_word(word ^ (part * _GOLDEN + 1))
+    rows = _mix(index * _signed(_GOLDEN) + _signed(word))
     columns = torch.arange(1, positions + 1, device=index.device) * _signed(_GOLDEN)
     return _shift_right(_mix(rows[:, None] + columns), 1)
 

@@ -17,6 +17,9 @@ TRAIN, VAL, TEST = range(3)
 """The splits, as parts of the random key: no sample of one is a sample of another but by chance."""
 
 
+_SIZE_OPTIONS = {VAL: "task.data.num_val", TEST: "task.data.num_test"}
+
+
 class Draw(NamedTuple):
     """Which samples make up one batch."""
 
@@ -77,6 +80,6 @@ class GeneratedData(SequenceData):
 
     def _evaluation_draws(self, split: int) -> DataLoader[Draw]:
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        owned = torch.tensor(owned_rows(self.sizes[split], rank, world_size))
+        owned = torch.tensor(owned_rows(self.sizes[split], rank, world_size, _SIZE_OPTIONS[split]))
         draws = [Draw(split, index) for index in owned.split(len(self.rows))]
         return DataLoader(draws, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set

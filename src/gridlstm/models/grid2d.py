@@ -85,8 +85,8 @@ class Grid2d(SequenceModel):
         if shared and time != depth:
             raise UserError(f"shared=true: expected the same cell along time and depth, got {time} and {depth}.")
         names = ("time", "depth")
-        tied_names = (names if tied else ()) if isinstance(tied, bool) else tuple(tied)
-        if unknown := set(tied_names) - set(names):
+        tied_names = set(names if tied else ()) if isinstance(tied, bool) else set(tied)
+        if unknown := tied_names - set(names):
             raise UserError(f"tied must be true, false or a list of time and depth, got {unknown.pop()!r} in it.")
         if shared and len(tied_names) == 1:
             raise UserError("shared=true is one weight set, tied for time and depth alike: choose tied=true or false.")

@@ -60,7 +60,7 @@ class MinGRU(SequenceModel):
 
 
 class _Mixer(nn.Module):
-    """minGRU, and its projection back."""
+    """minGRU itself; what it adds to the residual stream is not scaled down with depth."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

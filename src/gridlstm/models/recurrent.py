@@ -3,7 +3,7 @@
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -34,6 +34,13 @@ class Recurrent(SequenceModel):
         self.output_size = layers.hidden_size
         self.input = InputProjection(input_size, layers.hidden_size)
         self.layers = layers
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        # There is no dropout in it, and cuDNN keeps what a backward pass needs only in training mode: dynamic
+        # evaluation takes gradients of a network in evaluation mode.
+        self.layers.train()
+        return self
 
     def initial_state(self, batch_size: int) -> HiddenState:
         return HiddenState(self.input.weight.new_zeros(self.layers.num_layers, batch_size, self.layers.hidden_size))

@@ -14,8 +14,8 @@ class ResidualBlock(nn.Module):
     Args:
         mixer: (normalised x (B, T, d), state) -> (B, T, d) and state; the only part that joins time steps.
         hidden_size: d.
-        num_layers: blocks on top of each other: what each adds starts smaller by its root, so that the sum does not
-            grow with depth (Radford et al. 2019).
+        num_layers: blocks on top of each other: what each feed-forward part adds starts smaller by its root, so that
+            the sum does not grow with depth (Radford et al. 2019).
     """
 
     def __init__(self, mixer: nn.Module, hidden_size: int, num_layers: int) -> None:

@@ -30,7 +30,8 @@ class StackedLSTM(SequenceModel):
     The output is the top h', of length d. Each layer has 8 d^2 weights.
 
     The usual LSTM, ``LSTM(output="standard")``, runs on the kernel of ``torch.nn.LSTM`` (oneDNN, cuDNN); every other
-    cell, the paper's included, in a loop over time. Which of the two is a matter of speed alone.
+    cell, the paper's included, in a loop over time. cuDNN may round its products to TF32
+    (``torch.backends.cudnn.allow_tf32``, on by default); else which of the two runs is a matter of speed alone.
 
     Args:
         input_size: symbols, or features per step.
@@ -115,8 +116,8 @@ class StackedLSTM(SequenceModel):
             flat,
             has_biases=len(flat) > 2 * self.num_layers,
             num_layers=self.num_layers,
-            dropout=self.dropout,
-            train=self.training,
+            dropout=self.dropout if self.training else 0.0,
+            train=self.training or torch.is_grad_enabled(),  # cuDNN keeps what a backward pass needs only then
             bidirectional=False,
             batch_first=False,
         )

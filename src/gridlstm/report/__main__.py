@@ -5,9 +5,10 @@ from pathlib import Path
 from gridlstm.atomic import write_bytes, write_text
 from gridlstm.command import run_command
 from gridlstm.report.arguments import parse
-from gridlstm.report.curves import criterion_picture, picture
+from gridlstm.report.curves import picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import find_runs
+from gridlstm.report.sizes import size_picture
 from gridlstm.report.tables import make_tables
 from gridlstm.report.text import comma_separated, latex, markdown, not_completed, summary
 
@@ -35,7 +36,7 @@ def report(roots: list[Path], out: Path) -> list[str]:
     tables = make_tables(runs)
     out.mkdir(parents=True, exist_ok=True)
     pictures = {"curves.png": picture(tables)}
-    if (solved := criterion_picture(tables)) is not None:
+    if (solved := size_picture(tables)) is not None:
         pictures["samples_to_solve.png"] = solved
     for name, content in pictures.items():
         write_bytes(out / name, content)

@@ -114,7 +114,10 @@ def check_types(node: DictConfig, path: str) -> None:
             check_types(value, f"{path}.{name!s}")
     if "_target_" not in node:
         return
-    target = get_object(node._target_)
+    try:
+        target = get_object(node._target_)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path}._target_={node._target_} cannot be read: {' '.join(str(error).split())}") from error
     hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
     for name, value in node.items():
         kinds = _kinds(hints.get(str(name)))

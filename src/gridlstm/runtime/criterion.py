@@ -41,12 +41,12 @@ class Criterion(Callback):
         self.samples_to_solve = state_dict["samples_to_solve"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses a metric that the task does not measure.
+        """Refuses a metric that the task does not measure, or of which less is better.
 
         Raises:
             UserError: with the names of those that it does.
         """
-        names = [f"val/{name}" for name in cast(SequenceTask, pl_module).metric_names]
+        names = [f"val/{name}" for name in cast(SequenceTask, pl_module).metric_names if "accuracy" in name]
         if self.metric not in names:
             raise UserError(f"callbacks.criterion.metric must be one of {', '.join(names)}, got {self.metric!r}.")
 

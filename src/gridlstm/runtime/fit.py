@@ -30,12 +30,26 @@ def check_fit(cfg: DictConfig, option: str = "model") -> None:
     Args:
         option: where the model was named.
     """
+    for node, name in ((cfg.model, f"{option}={cfg.run.model}"), (cfg.task.objective, f"task={cfg.run.task}")):
+        if (wrong := _unreadable(node)) is not None:
+            raise UserError(f"{name}: _target_={node._target_} cannot be read: {wrong}")
     if fits(cfg.model, cfg.task):
         return
     kind = accepted(cfg.task)
     assert kind is not None, "nothing is refused without a type"
-    fitting = [name for name in choices("model") if fits(compose_model(name), cfg.task)]
+    nodes = {name: compose_model(name) for name in choices("model")}
+    fitting = [name for name, node in nodes.items() if _unreadable(node) is None and fits(node, cfg.task)]
     raise UserError(
         f"task={cfg.run.task} takes a {kind.__name__} and {option}={cfg.run.model} is none; models that fit: "
         f"{', '.join(fitting) or 'none here'}."
     )
+
+
+def _unreadable(node: DictConfig) -> str | None:
+    """Why the class of a node cannot be had, or its annotations not be resolved; None where all is well."""
+    try:
+        target = get_object(node._target_)
+        get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
+    except (ImportError, NameError, ValueError) as error:
+        return " ".join(str(error).split())
+    return None

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from omegaconf import DictConfig
 
-from gridlstm.compose import choices, compose_model_here
+from gridlstm.compose import choices, compose_model
 from gridlstm.cost import cost
 from gridlstm.data.base import Spec
 from gridlstm.errors import UserError
@@ -47,18 +47,18 @@ _MEASURES: dict[str, tuple[Callable[[DictConfig, Spec], int], str]] = {
 }
 
 
-def match_size(cfg: DictConfig) -> None:
-    """Sets ``model.hidden_size`` to that whose count is nearest to the count of the model that ``match`` names.
+def check_match(cfg: DictConfig) -> tuple[str, str, DictConfig] | None:
+    """What ``match`` asks for: how, the model's name, and the configuration with that model; None where nothing.
 
-    That model is taken as it is by itself at the same task; what else the command line says of ``model`` is said of
-    the one that is sized.
+    That model is taken as it is by itself at the same task; what the command line and an experiment say of ``model`` is
+    said of the one that is sized.
 
     Raises:
-        UserError: no size can do that.
+        UserError: there is no such model, or it does not go with the task, or nothing can be sized.
     """
-    wanted = [(how, name) for how, name in cfg.match.items() if name is not None]
+    wanted = [(str(how), name) for how, name in cfg.match.items() if name is not None]
     if not wanted:
-        return
+        return None
     if len(wanted) > 1:
         raise UserError("match.parameters_to and match.flops_to cannot both be met: give one of them.")
     ((how, name),) = wanted
@@ -67,10 +67,22 @@ def match_size(cfg: DictConfig) -> None:
     if "hidden_size" not in cfg.model:
         raise UserError(f"model={cfg.run.model} has no hidden_size, by which match.{how} could size it.")
     reference = cfg.copy()
-    reference.model, reference.run.model = compose_model_here(name), name
+    reference.model, reference.run.model = compose_model(name), name
     check_fit(reference, f"match.{how}")
+    return how, name, reference
+
+
+def match_size(cfg: DictConfig) -> None:
+    """Sets ``model.hidden_size`` to that whose count is nearest to the count of the model that ``match`` names.
+
+    Raises:
+        UserError: no size can do that, or see ``check_match``.
+    """
+    if (asked := check_match(cfg)) is None:
+        return
+    how, name, reference = asked
     spec = make_data(cfg).spec
-    measure, unit = _MEASURES[str(how)]
+    measure, unit = _MEASURES[how]
     goal = measure(reference, spec)
     sized, default = cfg.copy(), cfg.model.hidden_size
     sized.model.hidden_size = _AMPLE

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.errors import UserError
 from gridlstm.runtime.build import check_optimizer
 from gridlstm.runtime.fit import check_fit
+from gridlstm.runtime.match import check_match
 from gridlstm.runtime.published import check_report
 
 STAGES = ("fit", "test")
@@ -55,7 +56,7 @@ def check(cfg: DictConfig) -> None:
     _check_stages(cfg)
     check_fit(cfg)
     check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
-    if not set(cfg.match.values()) <= {None} and _given("model.hidden_size"):
+    if check_match(cfg) and _given("model.hidden_size"):
         raise UserError("match chooses model.hidden_size, so leave one of the two out.")
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")

@@ -1,0 +1,89 @@
+"""What networks reach against their depth, and against the size of the task: the paper's figures."""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from gridlstm.report.curves import legend
+from gridlstm.report.tables import SOLVED, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LAYERS = "model.num_layers"
+_SIZES = {_LAYERS: "layers", "task.delay": "steps of delay", "task.bits": "bits", "task.digits": "digits"}
+"""Options against which runs are drawn where they vary."""
+_ALIASES = {"task.network.num_layers"}
+"""Another name of the depth, which a sweep may use."""
+
+
+class _Mark(NamedTuple):
+    """One run with a criterion."""
+
+    kind: str
+    """What it is, whatever its sizes."""
+    sizes: dict[str, float]
+    samples: int
+    """Until it was solved, or all that it was given."""
+    best: float
+    solved: bool
+
+
+def size_picture(tables: Sequence[Table]) -> bytes | None:
+    """A PNG of runs with a criterion, one mark each, hollow where the task was not solved.
+
+    For every option of size that varies, a row: samples to solve (those it was given, where it was not solved) and the
+    best of the monitored metric. Where depth and another size vary, a row more: which sizes were solved at which depth,
+    the paper's picture of parity. None where no runs had a criterion, or all of them the same sizes.
+    """
+    from matplotlib.figure import Figure
+
+    marks = [mark for table in tables for mark in _marks(table)]
+    keys = [key for key in _SIZES if len({m.sizes[key] for m in marks if key in m.sizes}) > 1]
+    if not keys:
+        return None
+    others = keys[1:] if keys[0] == _LAYERS else []
+    figure = Figure(figsize=(12, 4 * (len(keys) + len(others))), layout="constrained")
+    height = figure.get_figheight()
+    rows = figure.subplots(len(keys) + len(others), 2, squeeze=False)
+    for (left, right), key in zip(rows, keys, strict=False):
+        here = [mark for mark in marks if key in mark.sizes]
+        height += _draw(left, [(m.sizes[key], m.samples, m) for m in here], _SIZES[key], "training samples to solve")
+        left.set_yscale("log")
+        metrics = " or ".join({table.monitor: None for table in tables})
+        _draw(right, [(m.sizes[key], m.best, m) for m in here], _SIZES[key], f"best {metrics}", named=False)
+    for (left, right), key in zip(rows[len(keys) :], others, strict=True):
+        here = [mark for mark in marks if {_LAYERS, key} <= set(mark.sizes)]
+        height += _draw(left, [(m.sizes[_LAYERS], m.sizes[key], m) for m in here], _SIZES[_LAYERS], _SIZES[key])
+        right.remove()
+    figure.set_figheight(height)
+    out = io.BytesIO()
+    figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
+    return out.getvalue()
+
+
+def _marks(table: Table) -> Iterable[_Mark]:
+    for group in table.groups:
+        parts = [part for part in group.label.split(", ") if part.partition("=")[0] not in {*_SIZES, *_ALIASES}]
+        for run in group.completed:
+            best = run.result.get("best", {}).get(table.monitor)
+            if SOLVED not in run.result or best is None:
+                continue
+            sizes = {key: float(run.config[key]) for key in _SIZES if run.config.get(key) is not None}
+            samples, solved = run.result[SOLVED] or run.result["samples"], run.result[SOLVED] is not None
+            yield _Mark(", ".join(parts) or run.setting("model"), sizes, samples, best, solved)
+
+
+def _draw(axes: "Axes", points: Sequence[tuple[float, float, _Mark]], x: str, y: str, named: bool = True) -> float:
+    """One colour a kind of network; the inches that a legend below takes."""
+    kinds = list(dict.fromkeys(mark.kind for _, _, mark in points))
+    for n, kind in enumerate(kinds):
+        for solved in (True, False):
+            if some := [point[:2] for point in points if (point[2].kind, point[2].solved) == (kind, solved)]:
+                face = f"C{n % 10}" if solved else "none"
+                label = kind if solved else f"{kind}: not solved"
+                axes.scatter(*zip(*some, strict=True), label=label, facecolors=face, edgecolors=f"C{n % 10}")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    return legend(axes) if named and len(kinds) <= 10 else 0.0
