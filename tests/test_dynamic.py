@@ -71,6 +71,7 @@ def test_a_model_learns_a_text_that_changes(job: Job, tmp_path: Path) -> None:
     assert evaluate(checkpoint, "test", [], dynamic_rate=0.001)["test/bpc"] < 0.8 * static["test/bpc"]
     for given, message in (
         ({"dynamic_rate": -1.0}, "must be 0 or more"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0"),
         ({"dynamic_rate": 0.1, "positions": tmp_path / "p"}, "do not go together"),
     ):
         with pytest.raises(UserError, match=message):

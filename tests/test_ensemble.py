@@ -49,6 +49,23 @@ def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path
     )
 
 
+def test_a_temperature_divides_the_logits(job: Job, tmp_path: Path) -> None:
+    config = job("stages=[fit]", "trainer.precision=64-true")
+    run_job(config)
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    run = build(config)
+    run.task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    run.task.double().eval()
+    nats, count = 0.0, 0.0
+    for draw in run.data.val_dataloader():
+        batch = run.data.on_after_batch_transfer(draw, 0)
+        with torch.no_grad():
+            log_p = (run.task(batch.inputs)[0] / 3).log_softmax(-1)
+        nats -= float((log_p.gather(2, batch.targets[..., None])[..., 0] * batch.loss_mask).sum())
+        count += float(batch.loss_mask.sum())
+    assert evaluate(checkpoint, "val", [], temperature=3.0)["val/loss"] == pytest.approx(nats / count, rel=1e-9)
+
+
 def test_an_ensemble_of_networks_without_time(job: Job, tmp_path: Path) -> None:
     paths = []
     for seed in (1, 2):

@@ -5,7 +5,9 @@ import torch
 from hydra.utils import instantiate
 from tests.conftest import compose
 
+from gridlstm.data.base import Spec
 from gridlstm.models.base import SequenceModel
+from gridlstm.tasks.language_model import LanguageModel
 
 M = 1_000_000
 
@@ -57,6 +59,8 @@ def test_torch7_grid_has_56_5_million_parameters() -> None:
 def test_torch7_recipe(name: str) -> None:
     config = compose(f"model={name}", "model.hidden_size=40", "model.num_layers=2")
     model: SequenceModel = instantiate(config.model, input_size=205, _convert_="all")
+    task = LanguageModel(model, Spec(205, 205, 50), torch.optim.SGD)
+    assert 0.079 < task.head.weight.abs().max() <= 0.08
     for key, parameter in model.named_parameters():
         if key.endswith("bias"):
             assert parameter.unique().tolist() == [0, 1], "only the forget gate's bias is 1"

@@ -154,6 +154,7 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
                 "against": "model=stacked_lstm",
             },
             "v1.0": {"claim": "of 9 layers", "there": 5, "of": "model=grid2d model.num_layers=9"},
+            "failed": {"claim": "fails", "there": "5", "of": "model=grid1d"},
             "c": {"claim": "alone", "there": "5", "of": "model=grid2d model.num_layers=2.0"},
         },
     }
@@ -162,6 +163,11 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
         config = job(*options, f"optimizer.lr={0.01 / (number + 1)}", model=model, directory=f"runs/{number}")
         OmegaConf.update(config, "report", given, force_add=True)
         run_job(config)
+    failed = tmp_path / "runs" / "3"
+    failed.mkdir()
+    OmegaConf.update(config, "run.model", "grid1d")
+    OmegaConf.save(config, failed / "config.yaml", resolve=True)
+    (failed / "result.json").write_text('{"status": "failed", "error": "the training loss grew"}')
     report([tmp_path / "runs"], tmp_path)
     scores = [json.loads((tmp_path / "runs" / str(n) / "result.json").read_text())["score"] for n in range(3)]
     best = min(scores[:2])
@@ -171,6 +177,7 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
     (row,) = (line for line in text.splitlines() if line.startswith("| grid, LSTM |"))
     assert f"| 4.61 % | {abs(percent):.2f} % {'below' if percent >= 0 else 'above'}: {best:.4g} (" in row
     assert "| of 9 layers | 5 | not run |" in text
+    assert "| fails | 5 | run, not completed |" in text
     assert f"| alone | 5 | {best:.4g} |" in text
     latex = (tmp_path / "report.tex").read_text()
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4, (

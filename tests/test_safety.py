@@ -93,6 +93,31 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
+def test_an_interrupted_run_keeps_no_weights_that_are_no_numbers(job: Job, tmp_path: Path, at_step: Any) -> None:
+    """Between two rows of the log nothing has seen yet that they are none."""
+    steps = ("trainer.max_steps=10", "task.val_every=4", "trainer.log_every_n_steps=100", "stages=[fit]")
+
+    def spoil(loss: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss * math.nan
+
+    at_step(5, spoil)
+    with pytest.raises(SystemExit):
+        run_job(job(*steps, task="text"))
+    assert result(tmp_path / "run")["status"] == "interrupted"
+    assert last(tmp_path / "run")["global_step"] == 4
+
+
+def test_a_text_that_has_changed_is_not_gone_on_with(job: Job, tmp_path: Path) -> None:
+    text = tmp_path / "some.txt"
+    text.write_text("some text " * 200)
+    options = (f"task.path={text}", "trainer.max_steps=4", "stages=[fit]")
+    run_job(job(*options, task="text"))
+    text.write_text("some text " * 210)
+    with pytest.raises(UserError, match="has 2,100 symbols, and had 2,000 when the checkpoint was written"):
+        run_job(job(*options[::2], "ckpt_path=last", "trainer.max_steps=6", task="text"))
+
+
 def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     original = SequenceTask.on_train_batch_end
@@ -239,7 +264,7 @@ def test_init_from_keeps_the_weights_of_every_known_symbol(
     old.task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     fresh = new.task.head.weight.clone()
     with caplog.at_level(logging.INFO):
-        init_from(new, checkpoint)
+        init_from(new.task, new.data, checkpoint)
     assert "5 of 6 symbols are known to the network, 1 are new to it and start afresh, 3 of its own are" in caplog.text
     one, other = (run.data.corpus.vocabulary for run in (old, new))  # type: ignore[attr-defined]
     with torch.no_grad():
@@ -261,10 +286,13 @@ def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     foreign = tmp_path / "foreign.txt"
     foreign.write_text("大小" * 1000)
+    near = tmp_path / "near.txt"
+    near.write_text("a new text of old letters " * 100)
     for options, message in (
         (("task.data.level=char",), "symbols of level byte, of which this text .level char. has none"),
         ((f"task.path={foreign}",), "of which this text .level byte. has 0"),
         (("model.hidden_size=9",), "weights do not fit"),
+        ((f"task.path={near}", "model.hidden_size=9"), "weights do not fit"),
         (("ckpt_path=" + str(checkpoint),), "init_from starts a new training"),
         (("stages=[test]", "ckpt_path=last"), "init_from starts a new training"),
     ):

@@ -429,7 +429,7 @@ def test_a_checkpoint_of_another_level_is_refused(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("length", "window", "batch_size", "expected"),
-    [(600, 5, 4, 130), (60, 5, 4, 10), (60, 30, 4, 30), (20_000, 64, 1, 9984)],
+    [(600, 5, 4, 105), (60, 5, 4, 10), (60, 30, 4, 30), (20_000, 64, 1, 8960)],
 )
 def test_a_text_gets_streams_that_fit(
     directory: Path, length: int, window: int, batch_size: int, expected: int
@@ -438,6 +438,7 @@ def test_a_text_gets_streams_that_fit(
     changes = {"window": window, "stream_length": None, "batch_size": batch_size, "splits": (0.9, 0.05, 0.05)}
     data = make(directory, length, **changes)
     assert data.stream_length == expected
+    assert data.streams.per_epoch >= batch_size or expected == window, "shorter than a window it cannot be"
     assert data.evaluation_stream_length == 10_000 // window * window, "evaluation does not depend on the batch size"
     next(iter(data.train_dataloader()))
 

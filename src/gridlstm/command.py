@@ -9,7 +9,8 @@ from gridlstm.process import prepare
 
 
 def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
-    """Calls ``run`` with the command line's arguments; an error of the user's is one message and exit status 1."""
+    """Calls ``run`` with the command line's arguments; an error of the user's is one message and exit status 1, and
+    Ctrl-C exit status 130."""
     arguments = sys.argv[1:]
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         sys.exit(usage) if not arguments else print(usage)
@@ -18,6 +19,8 @@ def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
         run(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run_with_options(usage: str, run: Callable[[dict[str, str]], None]) -> None:
@@ -34,14 +37,11 @@ def run_with_options(usage: str, run: Callable[[dict[str, str]], None]) -> None:
 
 
 def run_on_checkpoint(usage: str, run: Callable[[dict[str, str]], None]) -> None:
-    """As ``run_with_options``, for a command that needs ``ckpt=`` and may be ended by Ctrl-C."""
+    """As ``run_with_options``, for a command that needs ``ckpt=``."""
 
     def checked(given: dict[str, str]) -> None:
         if "ckpt" not in given:
             raise UserError(f"ckpt must be given.\n\n{usage}")
         run(given)
 
-    try:
-        run_with_options(usage, checked)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_with_options(usage, checked)

@@ -25,7 +25,10 @@ Evaluates a checkpoint on the task it was trained for and prints the metrics as 
   dynamic_rate, dynamic_decay
              of a language model: it goes on learning from the text, at this rate, after it has predicted each window;
              decay draws its weights back to the trained ones (0). One stream at a time: slow. Try 0.0001 and 0.01
-  key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or task.path=other.txt"""
+  temperature
+             divides the logits (1); what is best on split=val may be better on split=test too
+  key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or, for a text of the same
+             symbols, task.path=other.txt"""
 
 
 def evaluate(
@@ -36,6 +39,7 @@ def evaluate(
     dynamic_rate: float | None = None,
     dynamic_decay: float = 0.0,
     others: Sequence[Path] = (),
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """Metrics of a checkpoint, or of the ensemble of several.
 
@@ -46,12 +50,15 @@ def evaluate(
         positions: where the loss by position is written; see ``gridlstm.runtime.position_loss``.
         dynamic_rate, dynamic_decay: see ``gridlstm.tasks.dynamic``.
         others: checkpoints that make an ensemble with the first.
+        temperature: divides the logits, above 0.
 
     Raises:
         UserError: no such checkpoint, split or option, weights that do not fit, or networks for other symbols.
     """
     if split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {split!r}.")
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, got {temperature}.")
     # Imported here, so that --help need not wait for torch.
     from gridlstm.runtime.build import build
     from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
@@ -68,6 +75,7 @@ def evaluate(
     content = load_content(checkpoint)
     run.data.load_state_dict(data_state(config, content))  # refuses another vocabulary
     load_weights(run.task, content["state_dict"])
+    run.task.temperature = temperature
     if others:
         _join(run, [checkpoint, *others])
     if positions is not None or dynamic_rate is not None:
@@ -133,13 +141,15 @@ def _run(given: dict[str, str]) -> None:
     named, split = given.pop("ckpt"), given.pop("split", "test")
     first, *others = [Path(named)] if Path(named).is_file() else map(Path, named.split(","))
     positions = Path(given.pop("positions")) if "positions" in given else None
+    if "dynamic_decay" in given and "dynamic_rate" not in given:
+        raise UserError("dynamic_decay is a part of dynamic evaluation: give dynamic_rate too, such as 0.0001.")
     try:
         rate = float(given.pop("dynamic_rate")) if "dynamic_rate" in given else None
-        decay = float(given.pop("dynamic_decay", "0"))
+        decay, temperature = float(given.pop("dynamic_decay", "0")), float(given.pop("temperature", "1"))
     except ValueError as error:
-        raise UserError(f"dynamic_rate and dynamic_decay must be numbers: {error}.") from error
+        raise UserError(f"dynamic_rate, dynamic_decay and temperature must be numbers: {error}.") from error
     overrides = [f"{key}={value}" for key, value in given.items()]
-    print(json.dumps(evaluate(first, split, overrides, positions, rate, decay, others), indent=2))
+    print(json.dumps(evaluate(first, split, overrides, positions, rate, decay, others, temperature), indent=2))
 
 
 def main() -> None:

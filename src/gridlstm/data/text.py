@@ -118,7 +118,8 @@ class TextData(SequenceData):
         """Symbols through which the state is carried in training."""
         if self._stream_length is not None:
             return self._stream_length
-        longest = min(PAPER_STREAM, (len(self.parts[0]) - 1) // self.batch_size)
+        # One more than rows, because an epoch leaves out a stream where its cut begins (``Streams``).
+        longest = min(PAPER_STREAM, len(self.parts[0]) // (self.batch_size + 1))
         return max(longest // self.window, 1) * self.window
 
     @property
@@ -181,7 +182,8 @@ class TextData(SequenceData):
 
     def state_dict(self) -> dict[str, Any]:
         vocabulary = self.corpus.vocabulary
-        return {**super().state_dict(), "level": vocabulary.level, "vocabulary": list(vocabulary.symbols)}
+        own = {"level": vocabulary.level, "vocabulary": list(vocabulary.symbols), "symbols": len(self.corpus.ids)}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vocabulary = self.corpus.vocabulary
@@ -192,6 +194,13 @@ class TextData(SequenceData):
                 f"), {self.source()} has {len(vocabulary)} (level {vocabulary.level}), and "
                 f"{len(set(symbols) ^ set(vocabulary.symbols))} are not in both. Name the text and the level of that "
                 f"run with task.path=... and task.data.level=..."
+            )
+        was, now = state_dict.get("symbols"), len(self.corpus.ids)
+        goes_on = self.trainer is not None and self.trainer.state.fn == "fit"
+        if goes_on and was is not None and was != now:
+            raise UserError(
+                f"{self.source()} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "
+                f"would lie elsewhere. Give back the text as it was, or start a new run with init_from=…"
             )
         super().load_state_dict(state_dict)
 

@@ -18,6 +18,7 @@ from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.runtime.build import make_data, make_task
 from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
+from gridlstm.runtime.init_from import init_from
 from gridlstm.tasks.base import SequenceTask
 from gridlstm.train import explain
 
@@ -44,6 +45,8 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
     data = make_data(cfg)
     data.setup("fit")
     start = make_task(cfg, data.spec)
+    if cfg.init_from is not None:
+        init_from(start, data, Path(cfg.init_from))
     task = make_task(cfg, data.spec)
     content = load_content(checkpoint)
     data.load_state_dict(data_state(cfg, content))  # refuses another vocabulary

@@ -26,6 +26,8 @@ class SequenceModel(nn.Module):
 
     input_size: int
     output_size: int
+    init_bound: float | None = None
+    """Where it is given, all weights start in U(-init_bound, init_bound), those of the read-out too."""
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step, on the module's device and in its dtype."""

@@ -57,7 +57,8 @@ class Grid2d(SequenceModel):
             output. ``Dropout`` among the regularizers acts on the projected input as well, and not on the output.
         memory_at_ends: project the input into the memory too, and make the top memory part of the output, as the paper
             does. False, as in much public code: depth's memory starts at 0, and y is the top h alone.
-        init_bound: start all weights in U(-init_bound, init_bound); None for each cell's own start.
+        init_bound: start all weights in U(-init_bound, init_bound), those of a task's read-out too; None for each
+            cell's own start.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Grid2d(SequenceModel):
             priority=() if priority is None else (priority,),
             sweep=sweep,
         )
+        self.init_bound = init_bound
         if init_bound is not None:
             start_weights_within(self, init_bound)
 

@@ -41,7 +41,8 @@ class StackedLSTM(SequenceModel):
         tied: share one weight set over all layers.
         dropout: probability with which elements of a layer's h' are dropped for the next layer and for the output, not
             for the next step (Zaremba et al. 2014).
-        init_bound: start all weights in U(-init_bound, init_bound); None for the cell's own start.
+        init_bound: start all weights in U(-init_bound, init_bound), those of a task's read-out too; None for the cell's
+            own start.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class StackedLSTM(SequenceModel):
         )
         self.tied = tied
         self.dropout = dropout
+        self.init_bound = init_bound
         if init_bound is not None:
             start_weights_within(self, init_bound)
 

@@ -6,18 +6,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gridlstm.data.base import SequenceData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.models.base import InputProjection
-from gridlstm.runtime.build import Run
 from gridlstm.runtime.checkpoint import load_config, load_content, load_weights, vocabulary
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
 
 
-def init_from(run: Run, checkpoint: Path) -> None:
-    """Fills a run's network with a checkpoint's weights; optimiser, place in the data and carried state start afresh.
+def init_from(task: SequenceTask, data: SequenceData, checkpoint: Path) -> None:
+    """Fills the network of a run on ``data`` with a checkpoint's weights, and nothing else: optimiser, place in the
+    data and carried state start afresh.
 
     Where both are of texts, symbols keep their weights by name: those that are new to the network keep their initial
     ones, those that the new text lacks are left out.
@@ -28,13 +29,13 @@ def init_from(run: Run, checkpoint: Path) -> None:
     content = load_content(checkpoint)
     weights = content["state_dict"]
     old = vocabulary(load_config(checkpoint, []), content)
-    state = run.data.state_dict()
+    state = data.state_dict()
     new = Vocabulary(state["level"], tuple(state["vocabulary"])) if "vocabulary" in state else None
     if (old is None) != (new is None):
         raise UserError(f"init_from={checkpoint}: one of the two runs is of a text and the other is not.")
     if old and new and old != new:
-        weights = _for_symbols(run.task, weights, old, new, checkpoint)
-    load_weights(run.task, weights)
+        weights = _for_symbols(task, weights, old, new, checkpoint)
+    load_weights(task, weights)
     log.info("weights from %s", checkpoint)
 
 
@@ -63,7 +64,8 @@ def _for_symbols(
     changed = dict(weights)
     own = task.state_dict()
     for name in names:
-        if len(weights.get(name, ())) == len(old):
+        fits = name in weights and weights[name].shape[1:] == own[name].shape[1:]  # or load_weights says what does not
+        if fits and len(weights[name]) == len(old):
             changed[name] = own[name].clone()
             changed[name][torch.tensor(known)] = weights[name][torch.tensor(rows)].to(own[name])
     return changed

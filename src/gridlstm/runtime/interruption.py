@@ -49,7 +49,8 @@ class SaveOnInterrupt(Checkpoint):
             return
         assert isinstance(pl_module, SequenceTask)
         pl_module.log_training_row()  # which Lightning would ask for after this
-        trainer.save_checkpoint(self.path)
+        if all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):  # else the last one is of more use
+            trainer.save_checkpoint(self.path)
         raise KeyboardInterrupt
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -48,7 +48,7 @@ def run_job(cfg: DictConfig) -> float:
         run = build(cfg)
         _check_monitor(cfg, run)
         if cfg.init_from is not None and checkpoint is None:
-            init_from(run, Path(cfg.init_from))
+            init_from(run.task, run.data, Path(cfg.init_from))
         if provenance.rank() == 0 and "fit" in cfg.stages:
             write_config(cfg)
         record.fields |= describe(run)

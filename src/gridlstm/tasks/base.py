@@ -18,7 +18,7 @@ from gridlstm.data.base import Batch, Spec, owned_rows
 from gridlstm.errors import UserError
 from gridlstm.grid import Grid
 from gridlstm.metrics import RatioOfSums
-from gridlstm.models.base import SequenceModel, State
+from gridlstm.models.base import SequenceModel, State, start_weights_within
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -52,6 +52,10 @@ class SequenceTask(L.LightningModule):
         super().__init__()
         self.model = model
         self.head = nn.Linear(model.output_size, spec.output_size)
+        if model.init_bound is not None:
+            start_weights_within(self.head, model.init_bound)
+        self.temperature = 1.0
+        """Divides the logits: of a trained network, what is best on the validation split."""
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.carry_state = carry_state
@@ -222,6 +226,7 @@ class SequenceTask(L.LightningModule):
         elif state is not None:
             state = self._reset_rows(state, batch.reset)
         logits, state = self(batch.inputs, state)
+        logits = logits / self.temperature if self.temperature != 1 else logits
         nats = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
         nats = nats.view_as(batch.targets) * batch.loss_mask
         return logits, nats, tree_map(torch.Tensor.detach, state) if self.carry_state else None

@@ -28,7 +28,8 @@ def next_probabilities(
         raise UserError(f"top_k must be at least 1, got {top_k}.")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}.")
-    p = torch.softmax(logits.double() / temperature, dim=-1)
+    # Before the division, whose result may be beyond all numbers.
+    p = torch.softmax((logits.double() - logits.max()) / temperature, dim=-1)
     ranked, order = p.sort(descending=True)
     if top_k is not None:
         ranked[top_k:] = 0
