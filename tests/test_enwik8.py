@@ -206,6 +206,11 @@ def test_the_genuine_file_is_the_default(tmp_path: Path) -> None:
     assert data.zip_sha256 == "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
     assert data.sha256 == "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
     assert data.splits == (90_000_000, 5_000_000, 5_000_000)
+    for name, test in (("graves2013", 4_000_000), ("mrnn2011", 10_000_000)):
+        named = Enwik8Data(tmp_path, 100, 1, splits=name)
+        assert (sum(named.splits), named.splits[2]) == (100_000_000, test)
+    with pytest.raises(UserError, match="one of standard, graves2013, mrnn2011, or three numbers, got 'usual'"):
+        Enwik8Data(tmp_path, 100, 1, splits="usual")
     assert (data.level, data.window, data.stream_length) == ("byte", 50, 10_000)
 
 

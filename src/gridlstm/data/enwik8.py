@@ -12,6 +12,14 @@ from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SPLITS = {
+    "standard": (90_000_000, 5_000_000, 5_000_000),
+    "graves2013": (92_000_000, 4_000_000, 4_000_000),
+    "mrnn2011": (80_000_000, 10_000_000, 10_000_000),
+}
+"""Training, validation and test of 10^8 bytes by name: the usual one, whose test is the paper's and that of Chung et al.
+2015; and those whose tests are the last 4 million bytes (Graves 2013) and the last 10 (Sutskever et al. 2011)."""
+
 
 class Enwik8Data(TextData):
     """The bytes of the genuine enwik8, proved by size and SHA-256; see ``TextData``.
@@ -22,7 +30,8 @@ class Enwik8Data(TextData):
 
     Args:
         data_dir: needs to be writable only where something must be downloaded or unpacked.
-        batch_size, seed, window, stream_length, splits, val_symbols, cache_dir: see ``TextData``.
+        batch_size, seed, window, stream_length, val_symbols, cache_dir: see ``TextData``.
+        splits: a name of ``SPLITS``, or as for ``TextData``.
         path: the user's own enwik8 or enwik8.zip.
         url: of the zip archive with the one member enwik8.
         zip_size, zip_sha256: of the archive, in bytes and hexadecimal.
@@ -30,7 +39,7 @@ class Enwik8Data(TextData):
             file, as <name>.sha256, and expected from then on.
 
     Raises:
-        UserError: from ``setup``: the file is neither to be found nor to be had, with every place tried and its reason.
+        UserError: there is no such split; from ``setup``: the file is neither to be found nor to be had, with every place tried and its reason.
     """
 
     name = "enwik8"
@@ -48,10 +57,16 @@ class Enwik8Data(TextData):
         sha256: str | None = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
         window: int = 50,
         stream_length: int = 10_000,
-        splits: Sequence[float] = (90_000_000, 5_000_000, 5_000_000),
+        splits: Sequence[float] | str = "standard",
         val_symbols: int | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
+        if isinstance(splits, str):
+            if splits not in SPLITS:
+                raise UserError(
+                    f"task.data.splits must be one of {', '.join(SPLITS)}, or three numbers, got {splits!r}."
+                )
+            splits = SPLITS[splits]
         super().__init__(path, "byte", batch_size, seed, window, stream_length, splits, val_symbols, cache_dir)
         self.data_dir = Path(data_dir).expanduser()
         self.url = url

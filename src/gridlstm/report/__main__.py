@@ -15,7 +15,7 @@ from gridlstm.report.text import comma_separated, latex, markdown, not_completed
 USAGE = """python -m gridlstm.report DIRECTORY … [out=DIRECTORY]
 
 Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html;
-samples_to_solve.png too (against depth, and other sizes) where runs of several sizes had a criterion.
+samples_to_solve.png too, against depth and other sizes, where runs of several sizes had a criterion.
 
   DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
   out         where the report goes; the sweep's own directory, if only one is given
