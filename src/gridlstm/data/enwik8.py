@@ -17,8 +17,8 @@ SPLITS = {
     "graves2013": (92_000_000, 4_000_000, 4_000_000),
     "mrnn2011": (80_000_000, 10_000_000, 10_000_000),
 }
-"""Training, validation and test of 10^8 bytes by name: the usual one, whose test is the paper's and that of Chung et al.
-2015; and those whose tests are the last 4 million bytes (Graves 2013) and the last 10 (Sutskever et al. 2011)."""
+"""Training, validation and test of 10^8 bytes by name: the usual one, whose test is the paper's and that of Chung et
+al. 2015; and those whose tests are the last 4 million bytes (Graves 2013) and the last 10 (Sutskever et al. 2011)."""
 
 
 class Enwik8Data(TextData):
@@ -39,7 +39,8 @@ class Enwik8Data(TextData):
             file, as <name>.sha256, and expected from then on.
 
     Raises:
-        UserError: there is no such split; from ``setup``: the file is neither to be found nor to be had, with every place tried and its reason.
+        UserError: there is no such split.
+            From ``setup``: the file is neither to be found nor to be had, with every place tried and its reason.
     """
 
     name = "enwik8"
