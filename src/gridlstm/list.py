@@ -56,6 +56,7 @@ def _spec(cfg: DictConfig) -> "Spec | None":
     from hydra.utils import get_class
 
     from gridlstm.data.base import Spec
+    from gridlstm.data.enwik8 import Text8Data
     from gridlstm.data.generated import GeneratedData
     from gridlstm.data.text import TextData
     from gridlstm.runtime.build import make_data
@@ -63,7 +64,8 @@ def _spec(cfg: DictConfig) -> "Spec | None":
     kind = get_class(cfg.task.data._target_)
     if issubclass(kind, GeneratedData):
         return make_data(cfg).spec
-    return Spec(SYMBOLS, SYMBOLS, cfg.task.data.window) if issubclass(kind, TextData) else None
+    symbols = 27 if issubclass(kind, Text8Data) else SYMBOLS
+    return Spec(symbols, symbols, cfg.task.data.window) if issubclass(kind, TextData) else None
 
 
 def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
@@ -117,7 +119,8 @@ and backward, after {STEPS} steps (attention grows with them), as they are compu
 
 ## Which goes with which task
 
-Parameters at the task's default size, for a text with {SYMBOLS} symbols; "-": the task cannot take the model.
+Parameters at the task's default size, for a text with {SYMBOLS} symbols (text8: 27); "-": the task cannot take the
+model.
 
 ```
 {matrix.rstrip()}
