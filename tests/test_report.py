@@ -20,7 +20,8 @@ from gridlstm.report.__main__ import report
 from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.runs import Run, find_runs
-from gridlstm.report.tables import Group, Spread, Table, make_tables
+from gridlstm.report.sizes import size_picture
+from gridlstm.report.tables import SOLVED, Group, Spread, Table, make_tables
 from gridlstm.report.text import markdown
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
@@ -253,6 +254,29 @@ def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
     runs[0].result["samples_to_solve"] = 100
     table = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])), Group("b", tuple(runs[12:]))))
     assert [run.seed for run in best_ten(table)] == [0, *range(11, 2, -1), *range(11, 1, -1)]
+
+
+def test_what_is_solved_is_drawn_against_every_size_and_at_every_depth() -> None:
+    def runs(bits: tuple[int, ...], layers: tuple[int, ...]) -> list[Run]:
+        return [
+            Run(
+                Path(f"{k}-{n}"),
+                {"run.model": "grid1d", "task.monitor": "val/accuracy", "task.bits": k, "model.num_layers": n},
+                {"status": "completed", "samples": 9, SOLVED: 5 if n > 1 else None, "best": {"val/accuracy": n / 9}},
+                {"task.bits": str(k), "model.num_layers": str(n)},
+            )
+            for k in bits
+            for n in layers
+        ]
+
+    def height(bits: tuple[int, ...], layers: tuple[int, ...]) -> int:
+        drawn = size_picture(make_tables(runs(bits, layers)))
+        assert drawn is not None
+        return int.from_bytes(drawn[20:24])  # of the PNG's header
+
+    one_row, three_rows = height((20,), (1, 2)), height((20, 40), (1, 2))
+    assert 2.5 * one_row < three_rows < 3.5 * one_row
+    assert size_picture(make_tables(runs((20,), (2,)))) is None
 
 
 def test_the_picture_has_room_for_long_names(tmp_path: Path) -> None:

@@ -70,14 +70,14 @@ def picture(tables: Sequence[Table]) -> bytes:
         if len(best) < sum(len(group.runs) for group in table.groups):
             axes.set_title("the ten best runs of each kind", fontsize="medium")
         if axes.lines and len(groups) <= 20:
-            height += legend(axes)
+            height += _legend(axes)
     figure.set_figheight(height)
     out = io.BytesIO()
     figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
     return out.getvalue()
 
 
-def legend(axes: "Axes") -> float:
+def _legend(axes: "Axes") -> float:
     """Names what is drawn, below it where the names are long; the inches that these take."""
     handles, labels = axes.get_legend_handles_labels()
     if max(map(len, labels)) <= 40:

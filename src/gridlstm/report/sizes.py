@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from gridlstm.report.curves import legend
 from gridlstm.report.tables import SOLVED, Table
 
 if TYPE_CHECKING:
@@ -15,6 +14,9 @@ _SIZES = {_LAYERS: "layers", "task.delay": "steps of delay", "task.bits": "bits"
 """Options against which runs are drawn where they vary."""
 _ALIASES = {"task.network.num_layers"}
 """Another name of the depth, which a sweep may use."""
+
+_MOST_NAMED = 10
+"""Kinds of networks up to which each has a name below the picture."""
 
 
 class _Mark(NamedTuple):
@@ -43,20 +45,24 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
     if not keys:
         return None
     others = keys[1:] if keys[0] == _LAYERS else []
-    figure = Figure(figsize=(12, 4 * (len(keys) + len(others))), layout="constrained")
-    height = figure.get_figheight()
+    kinds = list(dict.fromkeys(mark.kind for mark in marks))
+    labels = 2 * len(kinds) if len(kinds) <= _MOST_NAMED else 0
+    figure = Figure(figsize=(12, 4 * (len(keys) + len(others)) + 0.2 * labels), layout="constrained")
     rows = figure.subplots(len(keys) + len(others), 2, squeeze=False)
+    metrics = " or ".join({table.monitor: None for table in tables})
     for (left, right), key in zip(rows, keys, strict=False):
         here = [mark for mark in marks if key in mark.sizes]
-        height += _draw(left, [(m.sizes[key], m.samples, m) for m in here], _SIZES[key], "training samples to solve")
+        _draw(left, kinds, [(m.sizes[key], m.samples, m) for m in here], _SIZES[key], "training samples to solve")
         left.set_yscale("log")
-        metrics = " or ".join({table.monitor: None for table in tables})
-        _draw(right, [(m.sizes[key], m.best, m) for m in here], _SIZES[key], f"best {metrics}", named=False)
+        _draw(right, kinds, [(m.sizes[key], m.best, m) for m in here], _SIZES[key], f"best {metrics}")
     for (left, right), key in zip(rows[len(keys) :], others, strict=True):
         here = [mark for mark in marks if {_LAYERS, key} <= set(mark.sizes)]
-        height += _draw(left, [(m.sizes[_LAYERS], m.sizes[key], m) for m in here], _SIZES[_LAYERS], _SIZES[key])
+        _draw(left, kinds, [(m.sizes[_LAYERS], m.sizes[key], m) for m in here], _SIZES[_LAYERS], _SIZES[key])
         right.remove()
-    figure.set_figheight(height)
+    if labels:
+        named = [zip(*axes.get_legend_handles_labels(), strict=True) for row in rows for axes in row]
+        found = {label: handle for pairs in named for handle, label in pairs}
+        figure.legend(list(found.values()), list(found), loc="outside lower center", fontsize="small")
     out = io.BytesIO()
     figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
     return out.getvalue()
@@ -74,16 +80,16 @@ def _marks(table: Table) -> Iterable[_Mark]:
             yield _Mark(", ".join(parts) or run.setting("model"), sizes, samples, best, solved)
 
 
-def _draw(axes: "Axes", points: Sequence[tuple[float, float, _Mark]], x: str, y: str, named: bool = True) -> float:
-    """One colour a kind of network; the inches that a legend below takes."""
-    kinds = list(dict.fromkeys(mark.kind for _, _, mark in points))
+def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]], x: str, y: str) -> None:
+    """One colour a kind of network; marks of several kinds stand side by side."""
+    width = max(p[0] for p in points) - min(p[0] for p in points)
     for n, kind in enumerate(kinds):
+        aside = width * 0.04 * (n / len(kinds) - 0.5)
         for solved in (True, False):
-            if some := [point[:2] for point in points if (point[2].kind, point[2].solved) == (kind, solved)]:
+            if some := [(a + aside, b) for a, b, mark in points if (mark.kind, mark.solved) == (kind, solved)]:
                 face = f"C{n % 10}" if solved else "none"
                 label = kind if solved else f"{kind}: not solved"
                 axes.scatter(*zip(*some, strict=True), label=label, facecolors=face, edgecolors=f"C{n % 10}")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    return legend(axes) if named and len(kinds) <= 10 else 0.0
