@@ -257,13 +257,16 @@ def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
 
 
 def test_what_is_solved_is_drawn_against_every_size_and_at_every_depth() -> None:
+    def sizes(bits: int, layers: int) -> dict[str, int]:
+        return {"task.bits": bits, "model.num_layers": layers}
+
     def runs(bits: tuple[int, ...], layers: tuple[int, ...]) -> list[Run]:
         return [
             Run(
                 Path(f"{k}-{n}"),
-                {"run.model": "grid1d", "task.monitor": "val/accuracy", "task.bits": k, "model.num_layers": n},
+                {"run.model": "grid1d", "task.monitor": "val/accuracy", "task.mode": "max", **sizes(k, n)},
                 {"status": "completed", "samples": 9, SOLVED: 5 if n > 1 else None, "best": {"val/accuracy": n / 9}},
-                {"task.bits": str(k), "model.num_layers": str(n)},
+                {key: str(value) for key, value in sizes(k, n).items()},
             )
             for k in bits
             for n in layers
