@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/ runs."""
+"""Every command of the README runs, and every training command of docs/ composes."""
 
 import os
 import re
@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from gridlstm.compose import CONF
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -87,6 +91,32 @@ def test_the_report_commands_run_on_what_a_sweep_leaves(tmp_path: Path) -> None:
         (line,) = (line for line in COMMANDS if f"gridlstm.{module}" in line)
         subprocess.run(command(line.replace("RUN", directory.name), tmp_path), cwd=tmp_path, check=True, timeout=300)
         assert (directory / file).exists()
+
+
+def documented() -> list[str]:
+    """Training commands in the text and the blocks of the README and of docs/, but for what was run long ago."""
+    pages = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "results.md")]
+    found = []
+    for page in pages:
+        text = page.read_text().replace("\\\n", " ")
+        found += re.findall(r"`(python train\.py [^`]*)`", text)
+        found += re.findall(r"^(?:OMP_NUM_THREADS=1 )?(python train\.py [^#\n]*)", text, re.MULTILINE)
+    return sorted({" ".join(line.split()) for line in found if "…" not in line and " --" not in line})
+
+
+@pytest.mark.parametrize("line", documented())
+def test_documented_training_commands_compose(line: str) -> None:
+    words = [word for word in shlex.split(line)[2:] if word != "-m"]
+    overrides = OverridesParser.create().parse_overrides(words)
+    first = [
+        f"{override.input_line.split('=')[0]}={next(iter(override.sweep_string_iterator()))}"
+        if override.is_sweep_override() and override.is_discrete_sweep()
+        else str(override.input_line)
+        for override in overrides
+        if not override.is_sweep_override() or override.is_discrete_sweep()
+    ]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra.compose("train", first, return_hydra_config=True)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])
