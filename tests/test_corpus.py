@@ -195,6 +195,26 @@ def unreadable_files(directory: Path) -> dict[str, tuple[Path, str]]:
     }
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" * 9, "holds zero bytes, as a text does not"),
+        ("Gr\xf6\xdfe und Ma\xdf".encode("latin-1"), "is not UTF-8 ("),
+        (TEXT[:-1] + "é".encode()[:1], None),  # cut inside a character
+    ],
+)
+def test_bytes_of_no_text_are_said_to_be_so(
+    content: bytes, words: str | None, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And are read all the same: at level byte anything may be meant."""
+    path = tmp_path / "some.txt"
+    path.write_bytes(content)
+    assert len(read_corpus(path, "byte", cache).ids) == len(content)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (words is not None)
+    assert words is None or words in warnings[0]
+
+
 def test_files_that_cannot_be_read_say_why(tmp_path: Path, cache: Path) -> None:
     for name, (path, message) in unreadable_files(tmp_path).items():
         with pytest.raises(UserError, match=message) as caught:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 """Version of the cache entries; part of their key."""
 ALIGNMENT = 64
+_PIECE = 2**20
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ def _build(path: Path, level: Level, max_words: int | None, entry: Path) -> Corp
 def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     log.info("reading %s", path)
     raw = _contents(path)
-    if level != "byte" and (cut := _cut_character(raw)):
+    if level == "byte":
+        _doubt(raw, path)
+    elif (cut := _cut_character(raw)) > 0:
         log.warning("%s ends inside a UTF-8 character: its last %d bytes are left out", path, cut)
         raw = raw[:-cut]
     corpus = _words(raw, path, max_words) if level == "word" else _codes(raw, path, level)
@@ -219,6 +222,19 @@ def _contents(path: Path) -> bytes:
             f"{path} cannot be read: {error}. If it is truncated or damaged, replace it; .xz, .gz, .bz2 and .zip must "
             f"be what the name says."
         ) from error
+
+
+def _doubt(raw: bytes, path: Path) -> None:
+    """Says so where bytes are of no text, or in another encoding than is usual; they may be meant all the same."""
+    if 0 in raw:
+        log.warning("%s holds zero bytes, as a text does not: all its bytes are symbols, as they are", path)
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(raw), _PIECE):
+            decoder.decode(raw[start : start + _PIECE])
+    except UnicodeDecodeError as error:
+        log.warning("%s is not UTF-8 (%s): all its bytes are symbols, as they are", path, error.reason)
 
 
 def _cut_character(raw: bytes) -> int:
