@@ -103,7 +103,7 @@ def test_it_reads_back(sweep: Path, tmp_path: Path) -> None:
     again = read((tmp_path / FILE).read_text())
     assert [section.name for section in again.sections] == [section.name for section in workspace.sections]
     assert again.runset_settings == workspace.runset_settings
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_the_report_is_a_run_of_its_own(sweep: Path, tmp_path: Path) -> None:

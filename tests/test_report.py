@@ -70,7 +70,7 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     assert "seed 3 missing" in text
     assert r"test/sequence\_accuracy" in (sweep / "report.tex").read_text()
     assert (sweep / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert not list(sweep.glob("*.partial"))
+    assert not list(sweep.glob("*.part"))
 
 
 def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(

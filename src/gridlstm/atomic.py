@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from gridlstm.errors import UserError
 
@@ -16,9 +17,29 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` beside ``path`` and then puts it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(destination: Path) -> Iterator[BinaryIO]:
+    """Opens ``<destination>.part`` for writing, which becomes ``destination`` in one step when the block succeeds.
+
+    When the block fails, Ctrl-C included, the part is removed and ``destination`` stays as it was. A stale part, left
+    by a killed process, is overwritten. Callers that may race hold a lock (``only_process``).
+
+    Raises:
+        OSError: the part cannot be written or renamed.
+    """
+    part = destination.with_name(destination.name + ".part")
+    with part.open("wb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, destination)
+        finally:
+            part.unlink(missing_ok=True)  # present only after a failure
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gridlstm.data.files import only_process, replacing
+from gridlstm.atomic import replacing
+from gridlstm.data.files import only_process
 from gridlstm.data.vocabulary import UNKNOWN, Level, Vocabulary, split_words, symbol_codes
 from gridlstm.errors import UserError
 

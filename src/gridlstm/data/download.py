@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gridlstm.data.files import replacing
+from gridlstm.atomic import replacing
 from gridlstm.errors import UserError
 
 CHUNK = 1 << 18

@@ -1,37 +1,14 @@
-"""Files that are whole or absent: writing in one step, checking contents, one writing process at a time."""
+"""Files of data: checking contents, one writing process at a time."""
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def replacing(destination: Path) -> Iterator[BinaryIO]:
-    """Opens ``<destination>.part`` for writing, which becomes ``destination`` in one step when the block succeeds.
-
-    When the block fails, Ctrl-C included, the part is removed and ``destination`` stays as it was. A stale part, left
-    by a killed process, is overwritten. Callers that may race hold a lock (``only_process``).
-
-    Raises:
-        OSError: the part cannot be written or renamed.
-    """
-    part = destination.with_name(destination.name + ".part")
-    with part.open("wb") as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(part, destination)
-        finally:
-            part.unlink(missing_ok=True)  # present only after a failure
 
 
 @contextmanager

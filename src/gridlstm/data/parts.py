@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from gridlstm.atomic import write_text
+from gridlstm.atomic import replacing, write_text
 from gridlstm.data.corpus import cache_directory
-from gridlstm.data.files import only_process, replacing
+from gridlstm.data.files import only_process
 from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import END_OF_LINE, Level
 from gridlstm.errors import UserError

@@ -68,10 +68,8 @@ def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:
     """
     if not block.untied or not layer_major_fits(block):
         return False
-    within = extents[:-1]
-    blocks_at_once = prod(within) / (sum(within) - len(within) + 1)
     width = sum(block.sizes[:-1])
-    return 2 * like.shape[-2] * blocks_at_once * width * 4 * width > STEP_FLOPS.get(like.device.type, 1e9)
+    return _product_flops(extents[:-1], like, width, 4 * width) > STEP_FLOPS.get(like.device.type, 1e9)
 
 
 def _prefers_half_steps(block: Block, extents: Sequence[int], like: Tensor) -> bool:
@@ -80,9 +78,14 @@ def _prefers_half_steps(block: Block, extents: Sequence[int], like: Tensor) -> b
     """
     if like.device.type == "cpu" or not half_step_fits(block):
         return False
-    blocks_at_once = prod(extents) / (sum(extents) - len(extents) + 1)
     width = sum(block.sizes)
-    return 2 * like.shape[-2] * blocks_at_once * width * 2 * width < STEP_FLOPS.get(like.device.type, 1e9)
+    return _product_flops(extents, like, width, 2 * width) < STEP_FLOPS.get(like.device.type, 1e9)
+
+
+def _product_flops(extents: Sequence[int], like: Tensor, inputs: int, outputs: int) -> float:
+    """Of the product of a diagonal of average length."""
+    blocks_at_once = prod(extents) / (sum(extents) - len(extents) + 1)
+    return 2 * like.shape[-2] * blocks_at_once * inputs * outputs
 
 
 # Arithmetic that takes as long as starting an operation, 10 microseconds. On a CPU at 100 GF/s, as measured (10x32 T20
