@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import TOY_TASKS
+from tests.conftest import TOY_TASKS, compose
 
 from gridlstm import list as listing
 from gridlstm.compose import CONF, MATRIX, choices, compose_model
@@ -64,6 +64,13 @@ def test_the_refusal_names_the_models_that_fit(job: Callable[..., DictConfig], n
     assert str(refused.value) == (
         f"task=memorization takes a SequenceModel and model=grid1d is none; models that fit: {fitting}."
     )
+
+
+def test_a_model_without_a_size_in_an_experiment_is_told_which_to_give() -> None:
+    run = ["run.model=gru", "run.task=t", "run.group=g", "run.dir=d"]
+    cfg = compose("experiment=paper/addition_small", "model=gru", *run)
+    with pytest.raises(UserError, match=r"task\.network\.hidden_size has no value here .*: give task\.network\.hidden"):
+        check(cfg)
 
 
 def test_a_misspelt_class_is_named(job: Callable[..., DictConfig]) -> None:

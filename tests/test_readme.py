@@ -10,6 +10,7 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf, open_dict
 
 from gridlstm.compose import CONF
 
@@ -116,7 +117,12 @@ def test_documented_training_commands_compose(line: str) -> None:
         if not override.is_sweep_override() or override.is_discrete_sweep()
     ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra.compose("train", first, return_hydra_config=True)
+        cfg = hydra.compose("train", first, return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
+    with open_dict(cfg):
+        del cfg["hydra"]
+        cfg.run = {"task": choices.task, "model": choices.model, "name": "n", "group": "g", "dir": "d"}
+    OmegaConf.to_container(cfg, resolve=True)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])

@@ -17,16 +17,19 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` beside ``path`` and then puts it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with replacing(path, sync=False) as file:  # small files, some of them written every other second
         file.write(content)
 
 
 @contextmanager
-def replacing(destination: Path) -> Iterator[BinaryIO]:
+def replacing(destination: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Opens ``<destination>.part`` for writing, which becomes ``destination`` in one step when the block succeeds.
 
     When the block fails, Ctrl-C included, the part is removed and ``destination`` stays as it was. A stale part, left
     by a killed process, is overwritten. Callers that may race hold a lock (``only_process``).
+
+    Args:
+        sync: wait until the content is on the disk, against a loss of power.
 
     Raises:
         OSError: the part cannot be written or renamed.
@@ -36,10 +39,12 @@ def replacing(destination: Path) -> Iterator[BinaryIO]:
         try:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             os.replace(part, destination)
-        finally:
-            part.unlink(missing_ok=True)  # present only after a failure
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -22,11 +22,16 @@ MATRIX = CONF / "models.txt"
 
 
 def _batches(samples: int, _root_: DictConfig) -> int:
-    return math.ceil(samples / max(_root_.task.data.batch_size, 1))
+    return math.ceil(samples / _positive(_root_.task.data.batch_size))
 
 
 def _steps(samples: int, _root_: DictConfig) -> int:
-    return math.ceil(_batches(samples, _root_) / max(_root_.trainer.accumulate_grad_batches, 1))
+    return math.ceil(_batches(samples, _root_) / _positive(_root_.trainer.accumulate_grad_batches))
+
+
+def _positive(value: object) -> int:
+    """Itself, or 1 for what whoever takes the value will refuse."""
+    return value if type(value) is int and value > 0 else 1
 
 
 # ${gridlstm.batches:N} and ${gridlstm.steps:N}: so many of a run's batches, or steps of its optimiser, are N samples.

@@ -1,5 +1,6 @@
 """Networks to look into: trained ones with their data, or new ones."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from gridlstm.runtime.checkpoint import data_state, load_config, load_content, l
 from gridlstm.runtime.init_from import init_from
 from gridlstm.tasks.base import SequenceTask
 from gridlstm.train import explain
+
+log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -45,8 +48,11 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
     data = make_data(cfg)
     data.setup("fit")
     start = make_task(cfg, data.spec)
-    if cfg.init_from is not None:
-        init_from(start, data, Path(cfg.init_from))
+    if (origin := cfg.get("init_from")) is not None:
+        if Path(origin).is_file():
+            init_from(start, data, Path(origin))
+        else:
+            log.warning("init_from=%s is no file any more: what is shown as the start is untrained", origin)
     task = make_task(cfg, data.spec)
     content = load_content(checkpoint)
     data.load_state_dict(data_state(cfg, content))  # refuses another vocabulary

@@ -38,7 +38,8 @@ def _here(table: Table, of: str, against: str | None) -> str:
     """The best of the groups for which all options of ``of`` hold; how far below that of ``against`` it is."""
     mine = _best(table, of)
     if mine is None:
-        begun = [run for group in table.groups for run in group.runs if all(holds(run, o) for o in of.split())]
+        runs = [run for group in table.groups for run in group.runs if run.status != "missing"]
+        begun = any(all(holds(run, option) for option in of.split()) for run in runs)
         return "run, not completed" if begun else "not run"
     if against is None:
         return f"{mine[0]:.4g}"

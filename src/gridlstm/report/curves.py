@@ -42,7 +42,7 @@ def best_ten(table: Table) -> list[Run]:
 
 
 def _kind(run: Run) -> tuple[str, str]:
-    return run.setting("model"), run.setting("model.tied")
+    return run.setting("model"), run.setting("model.tied").lower()
 
 
 def picture(tables: Sequence[Table]) -> bytes:

@@ -44,7 +44,7 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
     keys = [key for key in _SIZES if len({m.sizes[key] for m in marks if key in m.sizes}) > 1]
     if not keys:
         return None
-    others = keys[1:] if keys[0] == _LAYERS else []
+    others = [key for key in keys if key != _LAYERS == keys[0] and any({_LAYERS, key} <= set(m.sizes) for m in marks)]
     kinds = list(dict.fromkeys(mark.kind for mark in marks))
     labels = 2 * len(kinds) if len(kinds) <= _MOST_NAMED else 0
     figure = Figure(figsize=(12, 4 * (len(keys) + len(others)) + 0.2 * labels), layout="constrained")
@@ -75,7 +75,7 @@ def _marks(table: Table) -> Iterable[_Mark]:
             best = run.result.get("best", {}).get(table.monitor)
             if SOLVED not in run.result or best is None:
                 continue
-            sizes = {key: float(run.config[key]) for key in _SIZES if run.config.get(key) is not None}
+            sizes = {key: float(size) for key in _SIZES if isinstance(size := run.config.get(key), int | float)}
             samples, solved = run.result[SOLVED] or run.result["samples"], run.result[SOLVED] is not None
             yield _Mark(", ".join(parts) or run.setting("model"), sizes, samples, best, solved)
 

@@ -161,7 +161,7 @@ def _make(cfg: DictConfig, path: str) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return make(*args, **kwargs)
-        except (TypeError, ValueError, LookupError, MisconfigurationException) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError, MisconfigurationException) as error:
             # A constructor refuses its options in one of these ways.
             raise UserError(f"{path} ({node._target_}): {error}") from error
 

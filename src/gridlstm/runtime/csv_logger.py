@@ -41,9 +41,11 @@ class CSVLogger(Logger):
     def version(self) -> str:
         return ""
 
+    @rank_zero_only
     def start_over(self) -> None:
-        """Forgets what an earlier training has left in the file."""
+        """Removes what an earlier training has left."""
         self._rows = []
+        self.path.unlink(missing_ok=True)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -7,11 +7,10 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import check_optimizer
 from gridlstm.runtime.fit import check_fit
-from gridlstm.runtime.match import check_match
 from gridlstm.runtime.published import check_report
 
 STAGES = ("fit", "test")
@@ -51,8 +50,17 @@ def check_start(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raises UserError for a job that cannot work, whatever its components."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
+    # They import torch, for which --help and a misspelt option need not wait.
+    from gridlstm.runtime.build import check_optimizer
+    from gridlstm.runtime.match import check_match
+
+    try:
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
+            raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
+        OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationResolutionError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{error.full_key} has no value here ({reason}): give {error.full_key}=…") from error
     _check_stages(cfg)
     check_fit(cfg)
     check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
@@ -66,7 +74,7 @@ def check(cfg: DictConfig) -> None:
     if (clip := cfg.trainer.gradient_clip_val) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
     for length in ("T_max", "total_steps"):
-        if cfg.scheduler and (steps := cfg.scheduler.get(length, 1)) < 1:
+        if cfg.scheduler and ((steps := cfg.scheduler.get(length, 1)) is None or steps < 1):
             raise UserError(
                 f"scheduler.{length} must be at least 1, got {steps}: this schedule needs the number of steps, so give "
                 f"trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.{length}."
