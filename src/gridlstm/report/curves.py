@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _MOST_POINTS = 400
 """Of one curve in a page, as many as its pixels."""
 
+_MOST_NAMED = 40
+"""Groups up to which each has a name in the picture."""
+
 Curve = list[tuple[float, float]]
 
 
@@ -69,7 +72,7 @@ def picture(tables: Sequence[Table]) -> bytes:
         axes.grid(alpha=0.3)
         if len(best) < sum(len(group.runs) for group in table.groups):
             axes.set_title("the ten best runs of each kind", fontsize="medium")
-        if axes.lines and len(groups) <= 20:
+        if axes.lines and len(groups) <= _MOST_NAMED:
             height += _legend(axes)
     figure.set_figheight(height)
     out = io.BytesIO()
@@ -78,11 +81,13 @@ def picture(tables: Sequence[Table]) -> bytes:
 
 
 def _legend(axes: "Axes") -> float:
-    """Names what is drawn, below it where the names are long; the inches that these take."""
+    """Names what is drawn, below it where the names are long or many; the inches that these take."""
     handles, labels = axes.get_legend_handles_labels()
-    if max(map(len, labels)) <= 40:
+    longest = max(map(len, labels))
+    if longest <= 40 and len(labels) <= 10:
         axes.legend(fontsize="small")
         return 0.0
     labels = [textwrap.fill(label, 85) for label in labels]
-    axes.legend(handles, labels, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15))
-    return 0.18 * sum(label.count("\n") + 1 for label in labels)
+    columns = max(1, 80 // (longest + 5))
+    axes.legend(handles, labels, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15), ncols=columns)
+    return 0.18 * sum(label.count("\n") + 1 for label in labels) / columns

@@ -92,21 +92,24 @@ def _join_by_overrides(groups: list[list[Run]]) -> list[list[Run]]:
 
 
 def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
-    """The overrides in which groups differ; where these do not tell all of them apart, the options that do."""
+    """The overrides in which groups differ; for those that these do not tell apart, the options that do."""
     keys = dict.fromkeys(["task", "model"])
     keys |= dict.fromkeys(key for group in groups for run in group for key in run.overrides)
     keys = {key: None for key in keys if key not in _NOT_VARIED and not key.startswith("hydra")}
     # A run that never began says nothing of what it was not given.
     varied = [key for key in keys if len({group[0].setting(key) for group in groups} - {""}) > 1]
-    if len({tuple(group[0].setting(key) for key in varied) for group in groups}) < len(groups):
-        options = dict.fromkeys(key for group in groups if group[0].config for key, _ in group[0].identity())
-        varied += [key for key in options if key not in varied and len({group[0].setting(key) for group in groups}) > 1]
+    alike: dict[tuple[str, ...], list[Run]] = {}
+    for group in groups:
+        alike.setdefault(tuple(group[0].setting(key) for key in varied), []).append(group[0])
+    for runs in alike.values():
+        options = dict.fromkeys(key for run in runs if run.config for key, _ in run.identity())
+        varied += [key for key in options if key not in varied and len({run.setting(key) for run in runs}) > 1]
     return varied or ["model"]
 
 
 def _table(monitor: str, members: Sequence[tuple[Run, ...]]) -> Table:
     varied = _varied(members)
-    groups = [Group(", ".join(f"{key}={runs[0].setting(key)}" for key in varied), runs) for runs in members]
+    groups = [Group(_label(runs[0], varied), runs) for runs in members]
     mode = next((str(run.config["task.mode"]) for group in groups for run in group.runs if run.config), "min")
     groups.sort(key=lambda group: _rank(group, monitor, mode))
     tests = dict.fromkeys(name for group in groups for run in group.runs for name in run.result.get("test", {}))
@@ -123,6 +126,11 @@ def _table(monitor: str, members: Sequence[tuple[Run, ...]]) -> Table:
     columns += ["seeds", "parameters", "samples", "steps", "processes", "seconds", "device", "commit", "not completed"]
     rows = [_row(group, varied, monitor, measured, papers) for group in groups]
     return Table(monitor, mode, tuple(varied), tuple(columns), tuple(rows), tuple(groups))
+
+
+def _label(run: Run, varied: list[str]) -> str:
+    """What tells a group from others, without options that its network does not have."""
+    return ", ".join(f"{key}={setting}" for key in varied if (setting := run.setting(key)))
 
 
 def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
