@@ -316,7 +316,8 @@ CHECK = """
 <script>
 const found = {errors: window.errors};
 const column = name => [...document.querySelectorAll("th")].findIndex(th => th.textContent === name);
-const cells = name => [...document.querySelectorAll("tbody tr")].map(tr => tr.cells[column(name)].textContent);
+const rows = () => [...document.querySelector("tbody").rows];  // of the first table
+const cells = name => rows().map(tr => tr.cells[column(name)].textContent);
 const click = name => document.querySelectorAll("th")[column(name)].click();
 found.before = cells("model");
 click("parameters"); found.up = cells("parameters");

@@ -49,6 +49,8 @@ class VectorModel(nn.Module):
 
     input_size: int
     output_size: int
+    init_bound: float | None = None
+    """As of a ``SequenceModel``."""
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward")

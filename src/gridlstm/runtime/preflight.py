@@ -7,7 +7,7 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
 from gridlstm.errors import UserError
 from gridlstm.runtime.fit import check_fit
@@ -58,6 +58,8 @@ def check(cfg: DictConfig) -> None:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
         OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationToMissingValueError:
+        raise  # the command line says which value must be given
     except InterpolationResolutionError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{error.full_key} has no value here ({reason}): give {error.full_key}=…") from error
