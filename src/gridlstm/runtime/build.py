@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gridlstm.data.base import SequenceData, Spec
 from gridlstm.errors import UserError
+from gridlstm.runtime.fit import annotations
 from gridlstm.tasks.base import SequenceTask
 
 # torch 2.14 has renamed it.
@@ -118,7 +119,7 @@ def check_types(node: DictConfig, path: str) -> None:
         target = get_object(node._target_)
     except (ImportError, ValueError) as error:
         raise UserError(f"{path}._target_={node._target_} cannot be read: {' '.join(str(error).split())}") from error
-    hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
+    hints = annotations(target)
     for name, value in node.items():
         kinds = _kinds(hints.get(str(name)))
         if not kinds or isinstance(value, DictConfig | ListConfig) or type(value) in kinds:

@@ -1,7 +1,7 @@
 """Which model suits which task: what a task's objective takes is the type of its ``model`` argument."""
 
 import inspect
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig
@@ -10,11 +10,15 @@ from gridlstm.compose import choices, compose_model
 from gridlstm.errors import UserError
 
 
+def annotations(target: Any) -> dict[str, Any]:
+    """The types of what a class or a function is called with, by name."""
+    return get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
+
+
 def accepted(task: DictConfig) -> type | None:
     """The class of the models that a task takes; None where its objective does not say."""
     objective = get_object(task.objective._target_)
-    hints = get_type_hints(inspect.getattr_static(objective, "__init__") if isinstance(objective, type) else objective)
-    kind = hints.get("model")
+    kind = annotations(objective).get("model")
     return kind if isinstance(kind, type) else None
 
 
@@ -49,7 +53,7 @@ def _unreadable(node: DictConfig) -> str | None:
     """Why the class of a node cannot be had, or its annotations not be resolved; None where all is well."""
     try:
         target = get_object(node._target_)
-        get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
+        annotations(target)
     except (ImportError, NameError, ValueError) as error:
         return " ".join(str(error).split())
     return None
