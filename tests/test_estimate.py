@@ -8,11 +8,13 @@ import threading
 import time
 from pathlib import Path
 
+import hydra
 import pytest
 from tests.conftest import TOY_TASKS, compose
 
+from gridlstm.compose import CONF
 from gridlstm.multirun.devices import Demand, Pool
-from gridlstm.multirun.estimate import Estimate, announce, estimates, lines, warnings
+from gridlstm.multirun.estimate import Estimate, announce, estimate, estimates, lines, warnings
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.measure import measure
@@ -24,7 +26,9 @@ SMALL = [*TOY_TASKS["memorization"], "hardware=cpu", "model.num_layers=2", "logg
 
 
 def job(number: int, *overrides: str) -> Job:
-    return Job(number, f"job{number}", Path("nowhere"), list(overrides), compose(*SMALL, *overrides))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", [*SMALL, *overrides], return_hydra_config=True)
+    return Job(number, f"job{number}", Path("nowhere"), list(overrides), config)
 
 
 def test_what_is_said() -> None:
@@ -70,7 +74,15 @@ def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
     assert "num_layers must be at least 1" in impossible
     assert isinstance(two, Estimate)
     assert two.bytes > 1.5 * first.bytes, "two processes, each with a Python of its own"
-    assert two.seconds > first.seconds, "of so small a network, the exchange of the gradients is the larger part"
+
+
+def test_widths_by_model_are_those_of_each_job() -> None:
+    """``widths.${run.model}`` takes the job's own choice of a model from Hydra."""
+    size = ["experiment=paper/memorization_small", "task.network.num_layers=1", "task.max_steps=3000"]
+    size += ["model.hidden_size=${task.network.hidden_size}"]
+    jobs = [(job(n, *size, f"model={model}"), Demand(1)) for n, model in enumerate(["grid2d", "stacked_lstm"])]
+    found = estimates(jobs, os.environ)
+    assert all(isinstance(one, Estimate) for one in found.values()), found
 
 
 def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:
@@ -99,14 +111,17 @@ def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:
 
 def test_validations_are_counted() -> None:
     """As many as the interval says, each of as many batches as its limit leaves."""
-    few = ["task.val_every=1000000", "task.data.num_val=15"]
-    many = ["task.val_every=10", "task.data.num_val=1500"]
-    jobs = [(job(0, *few), Demand(1)), (job(1, *many), Demand(1))]
-    jobs.append((job(2, *many, "trainer.limit_val_batches=1"), Demand(1)))
-    found = estimates(jobs, os.environ)
-    seconds = [found[f"job{i}"].seconds for i in range(3)]  # type: ignore[union-attr]
-    assert seconds[1] > 2 * seconds[0]  # 1500 rows validated for 150 trained on
-    assert seconds[2] < seconds[1] / 2
+    found = {"seconds": 2.0, "validation_seconds": 5.0, "bytes": GIB}
+    config = compose(*SMALL, "trainer.max_steps=100", "task.val_every=30", "trainer.accumulate_grad_batches=2")
+    assert estimate(config, Demand(1), found) == Estimate(200 * 2.0 + 6 * 5.0, GIB)
+    assert estimate(config, Demand(2), found).bytes == 2 * GIB
+
+    def validation_seconds(limit: str) -> float:
+        config = compose(*SMALL, "run.dir=.", "task.data.num_val=3000", f"trainer.limit_val_batches={limit}")
+        config.callbacks, config.logger = {}, {}
+        return measure(build(config), rows=15).validation_seconds
+
+    assert validation_seconds("null") > 5 * validation_seconds("1")  # 200 batches
 
 
 def test_a_short_sweep_is_not_estimated(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,12 +1,10 @@
 """Sweeps that would silently be another sweep than was asked for are refused before they begin."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
@@ -76,23 +74,12 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     wrong = []
     for job in jobs:
         try:
-            with _as_if_in(job):
+            with job.at_hand():
                 check_job(_without_hydra(job.config))
         except UserError as error:
             wrong.append(f"{job.name}: {error}")
     if wrong:
         raise UserError("\n".join([f"{len(wrong)} of {len(jobs)} jobs cannot work, so none was started.", *wrong]))
-
-
-@contextmanager
-def _as_if_in(job: Job) -> Iterator[None]:
-    """What a configuration takes from ``${hydra:…}`` is then the job's."""
-    sweep = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(job.config)
-    try:
-        yield
-    finally:
-        HydraConfig.instance().cfg = sweep
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

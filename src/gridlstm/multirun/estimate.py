@@ -115,7 +115,8 @@ def estimates(
     result: dict[str, Estimate | str] = {}
     for job, demand in jobs:
         try:
-            kind = _kind(job.config, demand)
+            with job.at_hand():
+                kind = _kind(job.config, demand)
         except OmegaConfBaseException as error:
             result[job.name] = str(error).partition("\n")[0]
             continue
@@ -126,11 +127,12 @@ def estimates(
     for job, demand in jobs:
         if job.name in kind_of:
             found = measured[kind_of[job.name]]
-            result[job.name] = found["error"] if "error" in found else _estimate(job.config, demand, found)
+            result[job.name] = found["error"] if "error" in found else estimate(job.config, demand, found)
     return result
 
 
-def _estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Estimate:
+def estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Estimate:
+    """Of a job, by what ``measure`` found for one of its batches and one of its validations."""
     batches, clock, every = _batches(config), _seconds(config.trainer.max_time), config.trainer.val_check_interval
     whole = None
     if batches is not None:

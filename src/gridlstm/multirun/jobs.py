@@ -1,11 +1,13 @@
 """The jobs of a sweep directory: which there are, where each lands, and how each stands."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from gridlstm.atomic import write_text
@@ -31,6 +33,16 @@ class Job:
     directory: Path
     overrides: list[str]
     config: DictConfig
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """What its configuration takes from ``${hydra:…}`` is then the job's, not the sweep's."""
+        sweep = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(self.config)
+        try:
+            yield
+        finally:
+            HydraConfig.instance().cfg = sweep
 
     def result(self) -> dict[str, Any]:
         """result.json, or {} where there is none."""
