@@ -79,6 +79,14 @@ def test_char_level_counts_code_points_and_keeps_line_ends(tmp_path: Path, cache
     assert found.vocabulary.decode(found.ids) == text
 
 
+def test_a_byte_order_mark_is_no_character(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("ab ba", encoding="utf-8-sig")
+    assert read_corpus(path, "char", cache).vocabulary.symbols == (32, 97, 98)
+    assert read_corpus(path, "word", cache).vocabulary.symbols == ("ab", "ba")
+    assert len(read_corpus(path, "byte", cache).ids) == 8
+
+
 @pytest.mark.parametrize(
     ("symbols", "dtype"), [(256, np.uint8), (257, np.uint16), (65536, np.uint16), (65537, np.uint32)]
 )

@@ -46,7 +46,8 @@ def test_the_treebanks_files_are_the_splits(treebank: Path, tmp_path: Path, leve
     assert splits(make()) == [f"{line}\n" * 20 for line in LINES.values()]
     assert {path: path.stat().st_mtime_ns for path in before} == before, "joined once"
     (treebank / FILES[1]).write_text(" another text \n" * 9)
-    assert splits(make())[1] == "another text\n" * 9
+    (treebank / FILES[0]).write_text("with a byte order mark\n" * 9, encoding="utf-8-sig")
+    assert splits(make())[:2] == ["with a byte order mark\n" * 9, "another text\n" * 9]
 
 
 def test_a_treebank_that_is_not_whole_is_named(treebank: Path, tmp_path: Path) -> None:

@@ -235,10 +235,25 @@ def test_evaluate_follows_references(job: Job, tmp_path: Path, text_file: Path) 
         evaluate(checkpoint, "test", ["task.path=nothing.txt"])
     other = tmp_path / "other.txt"
     other.write_text("another alphabet " * 500)
-    with pytest.raises(UserError, match="vocabulary"):
+    with pytest.raises(UserError, match=r"another text: it knows 1\d symbols .*, 8 of which it does not know"):
         evaluate(checkpoint, "test", [f"task.path={other}"])
     with pytest.raises(UserError, match="weights do not fit"):
         evaluate(checkpoint, "test", ["model.hidden_size=9"])
+
+
+def test_a_text_of_some_symbols_is_evaluated_as_the_network_knows_them(
+    job: Job, tmp_path: Path, text_file: Path
+) -> None:
+    run_job(job("stages=[fit]", "task.data.splits=[0.8,0.1,0.1]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    text = text_file.read_text()
+    digits = "".join(text[-len(text) // 10 :].split("times"))  # without t, m and e
+    some, all_ = tmp_path / "some.txt", tmp_path / "all.txt"
+    some.write_text(digits * 30)
+    all_.write_text(digits * 29 + text)  # of which the test split is not in the last line
+    splits = f"task.data.splits=[{len(digits) * 20},{len(digits)},{len(digits) * 2}]"
+    few, many = (evaluate(checkpoint, "test", [f"task.path={path}", splits]) for path in (some, all_))
+    assert few == many
 
 
 def test_testing_again_keeps_the_record_of_the_training(job: Job, tmp_path: Path) -> None:

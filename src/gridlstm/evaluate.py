@@ -27,8 +27,8 @@ Evaluates a checkpoint on the task it was trained for and prints the metrics as 
              decay draws its weights back to the trained ones (0). One stream at a time: slow. Try 0.0001 and 0.01
   temperature
              divides the logits (1); what is best on split=val may be better on split=test too
-  key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or, for a text of the same
-             symbols, task.path=other.txt"""
+  key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or, for another text, of
+             which the network knows all symbols, task.path=other.txt"""
 
 
 def evaluate(
@@ -71,9 +71,8 @@ def evaluate(
     config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
     config.trainer.enable_checkpointing = False
     quiet()
-    run = build(config)
     content = load_content(checkpoint)
-    run.data.load_state_dict(data_state(config, content))  # refuses another vocabulary
+    run = build(config, data_state(config, content))
     load_weights(run.task, content["state_dict"])
     run.task.temperature = temperature
     if others:

@@ -28,7 +28,7 @@ from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cache entries; part of their key."""
 ALIGNMENT = 64
 _PIECE = 2**20
@@ -144,9 +144,11 @@ def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     raw = _contents(path)
     if level == "byte":
         _doubt(raw, path)
-    elif (cut := _cut_character(raw)) > 0:
-        log.warning("%s ends inside a UTF-8 character: its last %d bytes are left out", path, cut)
-        raw = raw[:-cut]
+    else:
+        raw = raw.removeprefix(codecs.BOM_UTF8)  # a mark of the encoding, no character of the text
+        if (cut := _cut_character(raw)) > 0:
+            log.warning("%s ends inside a UTF-8 character: its last %d bytes are left out", path, cut)
+            raw = raw[:-cut]
     corpus = _words(raw, path, max_words) if level == "word" else _codes(raw, path, level)
     log.info("%s: %d symbols (level %s), %d distinct", path, len(corpus.ids), level, len(corpus.vocabulary))
     return corpus

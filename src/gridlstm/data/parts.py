@@ -68,7 +68,8 @@ class PartedTextData(TextData):
             for part in self.read_parts():
                 for counts in lengths.values():
                     counts.append(0)
-                for piece in part:
+                for marked in part:
+                    piece = marked.removeprefix("\ufeff")  # a mark of the encoding, no character of the text
                     raw = piece.encode()
                     file.write(raw)
                     lengths["byte"][-1] += len(raw)

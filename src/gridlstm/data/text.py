@@ -18,7 +18,7 @@ from gridlstm.data.base import Batch, SequenceData, Spec
 from gridlstm.data.corpus import Corpus, read_corpus
 from gridlstm.data.entropy import ngram_entropy
 from gridlstm.data.streams import Streams, split_text
-from gridlstm.data.vocabulary import Level
+from gridlstm.data.vocabulary import Level, Vocabulary
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class TextData(SequenceData):
         self.unit = "words" if level == "word" else "characters"
         self._corpus: Corpus | None = None
         self._fitting = True
+        self._told = False
 
     def source(self) -> Path:
         """The text file."""
@@ -134,9 +135,9 @@ class TextData(SequenceData):
 
     def setup(self, stage: str | None = None) -> None:
         self._fitting = stage != "validate"
-        new = self._corpus is None
         epoch = self.streams.per_epoch  # reads the text and checks that the splits fit it
-        if new:
+        if not self._told:
+            self._told = True
             sizes = " + ".join(f"{len(part):,}" for part in self.parts)
             log.info(
                 "%s %s to train, validate and test on; an epoch is %d streams of %d",
@@ -186,17 +187,24 @@ class TextData(SequenceData):
         return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vocabulary = self.corpus.vocabulary
-        level, symbols = state_dict["level"], state_dict["vocabulary"]
-        if level != vocabulary.level or symbols != list(vocabulary.symbols):
-            raise UserError(
-                f"the checkpoint was trained on another text: its vocabulary has {len(symbols)} symbols (level {level}"
-                f"), {self.source()} has {len(vocabulary)} (level {vocabulary.level}), and "
-                f"{len(set(symbols) ^ set(vocabulary.symbols))} are not in both. Name the text and the level of that "
-                f"run with task.path=... and task.data.level=..."
-            )
-        was, now = state_dict.get("symbols"), len(self.corpus.ids)
+        """Takes up where a checkpoint left off; to be evaluated, the text takes on the ids that the checkpoint knows.
+
+        Raises:
+            UserError: training would go on with another text, or the text has symbols that the checkpoint lacks.
+        """
         goes_on = self.trainer is not None and self.trainer.state.fn == "fit"
+        known = Vocabulary(state_dict["level"], tuple(state_dict["vocabulary"]))
+        ids, own = self.corpus.ids, self.corpus.vocabulary
+        if known != own:
+            places = own.places_in(known)
+            if goes_on:
+                raise UserError(
+                    f"the checkpoint was trained on another text: {len(set(known.symbols) - set(own.symbols))} of its "
+                    f"{len(known)} symbols do not occur in {self.source()}. Give back that text, or start a new run "
+                    f"with init_from=…"
+                )
+            self._corpus = Corpus(places[ids].astype(np.min_scalar_type(len(known) - 1)), known)
+        was, now = state_dict.get("symbols"), len(ids)
         if goes_on and was is not None and was != now:
             raise UserError(
                 f"{self.source()} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "

@@ -57,6 +57,24 @@ class Vocabulary:
             ids.append(id)
         return np.array(ids, dtype=np.int64)
 
+    def places_in(self, other: "Vocabulary") -> NDArray[np.int64]:
+        """The id that each symbol has in another vocabulary; a word that it lacks is its ``<unk>``, where it has that.
+
+        Raises:
+            UserError: it lacks a symbol, or is of another level.
+        """
+        id_of = {symbol: id for id, symbol in enumerate(other.symbols)}
+        unknown = id_of.get(UNKNOWN)
+        lacking = [] if unknown is not None else [symbol for symbol in self.symbols if symbol not in id_of]
+        if self.level != other.level or lacking:
+            shown = f", {len(lacking)} of which it does not know" if self.level == other.level else ""
+            raise UserError(
+                f"the checkpoint was trained on another text: it knows {len(other)} symbols (level {other.level}), "
+                f"this text has {len(self)} (level {self.level}){shown}. Name the text and the level of that run with "
+                f"task.path=... and task.data.level=..., or one whose symbols it knows."
+            )
+        return np.array([id_of.get(symbol, unknown) for symbol in self.symbols])
+
     def decode(self, ids: Any) -> str:
         """The text of ids; at level byte, sequences that are not UTF-8 become the replacement character."""
         return "".join(self.stream(np.asarray(ids).tolist()))

@@ -45,7 +45,8 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
     """
     cfg = load_config(checkpoint, list(overrides))
     seed_everything(cfg.seed, verbose=False)
-    data = make_data(cfg)
+    content = load_content(checkpoint)
+    data = make_data(cfg, data_state(cfg, content))
     data.setup("fit")
     start = make_task(cfg, data.spec)
     if (origin := cfg.get("init_from")) is not None:
@@ -54,8 +55,6 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
         else:
             log.warning("init_from=%s is no file any more: what is shown as the start is untrained", origin)
     task = make_task(cfg, data.spec)
-    content = load_content(checkpoint)
-    data.load_state_dict(data_state(cfg, content))  # refuses another vocabulary
     load_weights(task, content["state_dict"])
     return Trained(cfg.run.model, data, start.eval(), task.eval())
 

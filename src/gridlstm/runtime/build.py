@@ -36,15 +36,18 @@ class Run(NamedTuple):
     trainer: L.Trainer
 
 
-def build(cfg: DictConfig) -> Run:
+def build(cfg: DictConfig, state: dict[str, Any] | None = None) -> Run:
     """config -> (data, task, trainer).
 
     Sizes flow in Python: the data knows its symbols, the model is made for them, the task joins both.
 
+    Args:
+        state: what a checkpoint's data left in it, such as the symbols that its network knows.
+
     Raises:
-        UserError: a component refused its options.
+        UserError: a component refused its options, or the data is not what the checkpoint was trained on.
     """
-    data = make_data(cfg)
+    data = make_data(cfg, state)
     data.setup("fit")
     task = make_task(_with_epochs(cfg, data), data.spec)
     trainer: L.Trainer = _make(cfg, "trainer")(
@@ -62,10 +65,12 @@ def build(cfg: DictConfig) -> Run:
     return Run(data, task, trainer)
 
 
-def make_data(cfg: DictConfig) -> SequenceData:
-    """The data of a run, found or downloaded."""
+def make_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> SequenceData:
+    """The data of a run, found or downloaded; for ``state`` see ``build``."""
     data: SequenceData = _make(cfg, "task.data")()
     data.prepare_data()
+    if state is not None:
+        data.load_state_dict(state)
     return data
 
 
