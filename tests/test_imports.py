@@ -17,7 +17,7 @@ LAYERS = [
     ["engine.buffers"],
     ["engine.steps", "engine.fused"],
     ["engine.choices", "engine.packed"],
-    ["engine.wavefront", "engine.layer_major", "engine.half_step"],
+    ["engine.wavefront", "engine.layer_major", "engine.half_step", "engine.chain"],
     ["engine.dispatch"],
     ["grid", "mdlstm"],
     ["layer", "contenders"],

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import CoupledLSTM, PeepholeLSTM
+from gridlstm.engine.dispatch import ChainName
 from gridlstm.errors import UserError
 from gridlstm.models.stacked_lstm import StackedLSTM, StackedLSTMState
 
@@ -17,9 +18,9 @@ class Looped(LSTM):
     """The same cell as another class, which no kernel serves."""
 
 
-def network(cell: Cell, tied: bool = False, dropout: float = 0.0) -> StackedLSTM:
+def network(cell: Cell, tied: bool = False, dropout: float = 0.0, sweep: ChainName = "auto") -> StackedLSTM:
     torch.manual_seed(0)
-    model = StackedLSTM(5, 4, 3, time=cell, tied=tied, dropout=dropout).double()
+    model = StackedLSTM(5, 4, 3, time=cell, tied=tied, dropout=dropout, sweep=sweep).double()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
@@ -42,6 +43,51 @@ def test_kernel_equals_loop_in_value_and_gradient(bias: bool, forget_bias: float
     loop = results(network(Looped("standard", bias, forget_bias), tied))
     for a, b in zip(kernel, loop, strict=True):
         torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("bias", "forget_bias"), [(True, 1.0), (False, 1.0), (False, 0.0)])
+def test_fast_loop_equals_plain_loop_in_value_and_gradient(bias: bool, forget_bias: float, tied: bool) -> None:
+    fast = results(network(LSTM("paper", bias, forget_bias), tied))
+    plain = results(network(LSTM("paper", bias, forget_bias), tied, sweep="reference"))
+    for a, b in zip(fast, plain, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+def test_fast_loop_in_single_precision_equals_plain_loop_in_double() -> None:
+    """The pointwise step is then compiled C, the gradient checked in units of float32's rounding."""
+    model, exact = network(LSTM()).float(), network(LSTM(), sweep="reference")
+    x = torch.randint(5, (2, 7))
+    for a, b in ((model, x), (exact, x)):
+        a(b)[0].square().sum().backward()
+    torch.testing.assert_close(model(x)[0].double(), exact(x)[0], rtol=0, atol=1e-6)
+    for p, q in zip(model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(p.grad.double(), q.grad, rtol=0, atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_fast_loop_can_go_back_twice_but_not_be_differentiated_twice() -> None:
+    model, x = network(LSTM()), torch.randint(5, (2, 7))
+    loss = model(x)[0].square().sum()
+    first = torch.autograd.grad(loss, model.parameters(), retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, model.parameters(), retain_graph=True), strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+    with pytest.raises(UserError, match="sweep=reference"):
+        torch.autograd.grad(loss, model.parameters(), create_graph=True)
+    model.sweep = "reference"
+    gradients = torch.autograd.grad(model(x)[0].square().sum(), model.parameters(), create_graph=True)
+    assert all(g.requires_grad for g in gradients)
+
+
+def test_fast_loop_multiplies_in_the_type_of_autocast() -> None:
+    model, x = network(LSTM()).float(), torch.randint(5, (2, 7))
+    exact = model(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = model(x)
+    assert y.dtype == state.h.dtype == torch.float32
+    # bfloat16 has 8 bits: not equal, and not far.
+    assert 1e-5 < (y - exact).abs().max() < 0.02
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_kernel_in_single_precision_equals_loop_in_double() -> None:
@@ -116,6 +162,8 @@ def test_wrong_options_are_refused() -> None:
         StackedLSTM(5, 4, 3, dropout=1.0)
     with pytest.raises(UserError, match="init_bound must be above 0"):
         StackedLSTM(5, 4, 3, init_bound=0.0)
+    with pytest.raises(UserError, match="sweep must be one of auto, reference, got 'wavefront'"):
+        StackedLSTM(5, 4, 3, sweep="wavefront")  # type: ignore[arg-type]
 
 
 def test_all_weights_start_within_the_bound() -> None:

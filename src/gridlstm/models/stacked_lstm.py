@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridlstm.cell import LSTM, Cell
+from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name
 from gridlstm.grid import Transform
 from gridlstm.models.base import InputProjection, SequenceModel, check_dropout, check_sizes, start_weights_within
 from gridlstm.scan import Weights
@@ -30,7 +31,7 @@ class StackedLSTM(SequenceModel):
     The output is the top h', of length d. Each layer has 8 d^2 weights.
 
     The usual LSTM, ``LSTM(output="standard")``, runs on the kernel of ``torch.nn.LSTM`` (oneDNN, cuDNN); every other
-    cell, the paper's included, in a loop over time. cuDNN may round its products to TF32
+    cell, the paper's included, in this package's loop over time. cuDNN may round its products to TF32
     (``torch.backends.cudnn.allow_tf32``, on by default); else which of the two runs is a matter of speed alone.
 
     Args:
@@ -41,6 +42,7 @@ class StackedLSTM(SequenceModel):
         tied: share one weight set over all layers.
         dropout: probability with which elements of a layer's h' are dropped for the next layer and for the output, not
             for the next step (Zaremba et al. 2014).
+        sweep: "auto", or "reference" for the plain loop, which can be differentiated twice.
         init_bound: start all weights in U(-init_bound, init_bound), those of a task's read-out too; None for the cell's
             own start.
     """
@@ -53,11 +55,13 @@ class StackedLSTM(SequenceModel):
         time: Cell = LSTM(),
         tied: bool = False,
         dropout: float = 0.0,
+        sweep: ChainName = "auto",
         init_bound: float | None = None,
     ) -> None:
         super().__init__()
         check_sizes(hidden_size, num_layers)
         check_dropout(dropout)
+        check_sweep_name(sweep, ChainName)
         self.input_size = input_size
         self.output_size = hidden_size
         self.hidden_size = hidden_size
@@ -73,6 +77,7 @@ class StackedLSTM(SequenceModel):
         )
         self.tied = tied
         self.dropout = dropout
+        self.sweep = sweep
         self.init_bound = init_bound
         if init_bound is not None:
             start_weights_within(self, init_bound)
@@ -90,20 +95,15 @@ class StackedLSTM(SequenceModel):
         y = self.input(x).transpose(0, 1)  # (T, B, d)
         copies = self.layers.packed.copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
-        if type(self.cell) is LSTM and self.cell.output == "standard":
+        if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard":
             return self._by_kernel(y, state, layers)
-        last_h, last_m = [], []
-        for (weight, bias, vectors), h, m in zip(layers, *state, strict=True):
-            from_below, from_before = weight.split(self.hidden_size, dim=-1)  # 2 x (4d, d)
-            z = F.linear(y, from_below, bias)  # (T, B, 4d): no step of it waits for another
-            outputs = []
-            for z_t in z.unbind():
-                h, m = self.cell.pointwise(z_t + F.linear(h, from_before), h, m, *vectors)
-                outputs.append(h)
-            y = F.dropout(torch.stack(outputs), self.dropout, self.training)
-            last_h.append(h)
-            last_m.append(m)
-        return y.transpose(0, 1), StackedLSTMState(torch.stack(last_h), torch.stack(last_m))
+        run = chain_named(self.sweep, self.cell, len(y))
+        last = []
+        for weights, h, m in zip(layers, *state, strict=True):
+            outputs, end = run(self.cell, weights, y, HiddenMemory(h, m))
+            y = F.dropout(outputs, self.dropout, self.training)
+            last.append(end)
+        return y.transpose(0, 1), StackedLSTMState(*(torch.stack(x) for x in zip(*last, strict=True)))
 
     def _by_kernel(self, y: Tensor, state: StackedLSTMState, layers: list[Weights]) -> tuple[Tensor, StackedLSTMState]:
         """The rest of ``forward`` by the kernel of ``torch.nn.LSTM``."""

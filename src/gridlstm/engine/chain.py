@@ -1,0 +1,147 @@
+"""A chain of LSTM cells along time whose steps are fed from outside: one layer of a stacked LSTM.
+
+As in ``gridlstm.engine.packed``: what the steps are fed is one product over all of them, a step's own product is added
+to it in place, and the weight gradient is formed from all steps at once, outside the chain.
+
+Shape legend: B batch rows, T time steps, e size of what feeds a step, d hidden size, G = num_gates * d.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.engine.buffers import Buffers, Layout, empty
+from gridlstm.engine.matmul import affine, fastest_product, multiply
+from gridlstm.engine.packed import steps
+from gridlstm.errors import UserError
+from gridlstm.scan import Block, Weights
+
+
+class Chained(NamedTuple):
+    """What a chain returns."""
+
+    outputs: Tensor
+    """(T, B, d) h' of every step"""
+    last: HiddenMemory
+    """of the last step"""
+
+
+def reference_chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory) -> Chained:
+    """(h', m') = cell(H, m) with H = [x_t; h], t = 1, …, T, in a plain loop.
+
+    Args:
+        cell: the transform.
+        weights: (G, e + d), (G,) or None, and the cell's vectors.
+        x: (T, B, e), at least one step.
+        start: (B, d) and (B, memory size).
+    """
+    from_outside, from_before = weights.weight.split([x.shape[-1], start.h.shape[-1]], dim=-1)
+    h, m = start
+    outputs = []
+    for z in F.linear(x, from_outside, weights.bias):  # no step of it waits for another
+        h, m = cell.pointwise(z + F.linear(h, from_before), h, m, *weights.vectors)
+        outputs.append(h)
+    return Chained(torch.stack(outputs), HiddenMemory(h, m))
+
+
+@torch.compiler.disable  # a compiled caller runs this as it is
+def chain(cell: LSTM, weights: Weights, x: Tensor, start: HiddenMemory) -> Chained:
+    """As ``reference_chain``, and equal to it in value and gradient. Under autocast, products run in its type.
+
+    For ``LSTM`` itself, whose gradient is written out (``gridlstm.engine.pointwise``).
+
+    Raises:
+        UserError: when a second derivative is asked for (``create_graph=True``).
+    """
+    device = x.device.type
+    lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False):
+        outputs, h, m = _Chain.apply(cell, lowered, x.to(start.h.dtype), weights.weight, weights.bias, *start)
+    return Chained(outputs, HiddenMemory(h, m))
+
+
+class _Chain(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cell: LSTM,
+        lowered: torch.dtype | None,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        h: Tensor,
+        m: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (T, B, _), d = x.shape, h.shape[-1]
+        block = Block((cell,), (d,), ((0,),))
+        layout = Layout(block, (T,), B, x.device, "diagonal", lowered)
+        # Row t is what step t reads; what leaves the last one follows.
+        X, M, Z = empty(T + 1, B, d, like=h), empty(T + 1, B, m.shape[-1], like=m), empty(T, B, len(weight), like=h)
+        X[0], M[0] = h, m
+        buffers = Buffers(layout, [X], [M], [Z], [()], None)
+        _feed(buffers, x, weight, bias)
+        (step,) = steps(buffers)
+        recurrent = _recurrent(weight, d, lowered).t().contiguous()  # for products with few rows
+        with fastest_product(h, layout.product_flops):
+            # Cut apart at once: in small networks, indexing takes as long as the product.
+            for step_t, h_t, z_t in zip(layout.plan.diagonals, X[:T].unbind(), Z.unbind(), strict=True):
+                multiply(h_t, recurrent, z_t, lowered, add=True)
+                step.forward(step_t)
+        ctx.layout, ctx.Z = layout, Z
+        ctx.save_for_backward(x, weight, bias, X, M)
+        return X[1:].clone(), X[T].clone(), M[T].clone()
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise UserError("the fast loop has no second derivatives: choose sweep=reference to differentiate twice.")
+        layout: Layout = ctx.layout
+        x, weight, bias, X, M = ctx.saved_tensors
+        (T, B, e), d, lowered = x.shape, X.shape[-1], layout.lowered
+        # The first backward pass turns the kept gates into their gradients; a second one computes them again.
+        kept, ctx.Z = ctx.Z, None
+        Z = empty(T, B, len(weight), like=X) if kept is None else kept
+        buffers = Buffers(layout, [X], [M], [Z], [()], None)
+        recurrent = _recurrent(weight, d, lowered)
+        if kept is None:
+            _feed(buffers, x, weight, bias)
+            multiply(X[:T].flatten(0, 1), recurrent.t(), Z.flatten(0, 1), lowered, add=True)
+            steps(buffers)[0].restore(slice(0, T))
+        dH = buffers.dH = empty(T + 1, B, d, like=X)
+        dM = empty(*M.shape, like=M)
+        buffers.dM, buffers.grad_vectors = [dM], [()]
+        dH[0] = 0
+        dH[1:], dM[T] = grads[0], grads[2]
+        dH[T] += grads[1]
+        (step,) = steps(buffers, backward=True)
+        with fastest_product(X, layout.product_flops):
+            for step_t, dz_t, dh_t in zip(
+                layout.plan.diagonals[::-1], Z.unbind()[::-1], dH[:T].unbind()[::-1], strict=True
+            ):
+                step.backward(step_t, None)
+                multiply(dz_t, recurrent, dh_t, lowered, add=True)
+        dz, rows = Z.flatten(0, 1), T * B
+        dx, dW = empty(rows, e, like=X), torch.empty_like(weight)
+        with fastest_product(X, 2 * rows * dW.numel()):
+            multiply(dz, weight[:, :e].to(lowered or weight.dtype), dx, lowered)
+            multiply(dz.t(), x.flatten(0, 1), dW[:, :e], lowered)
+            multiply(dz.t(), X[:T].flatten(0, 1), dW[:, e:], lowered)
+        db = dz.sum(0) if ctx.needs_input_grad[4] else None
+        return None, None, dx.view(x.shape), dW, db, dH[0], dM[0]
+
+
+def _feed(buffers: Buffers, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Z <- what is fed to all steps."""
+    lowered, (Z,) = buffers.layout.lowered, buffers.Z
+    from_outside = weight[:, : x.shape[-1]].to(lowered or weight.dtype)
+    with fastest_product(x, 2 * len(Z) * buffers.layout.B * from_outside.numel()):
+        affine(x.flatten(0, 1), from_outside.t(), bias, Z.flatten(0, 1), lowered)
+
+
+def _recurrent(weight: Tensor, d: int, lowered: torch.dtype | None) -> Tensor:
+    """The columns that h is multiplied by: (G, d)."""
+    return weight[:, -d:].to(lowered or weight.dtype).contiguous()
