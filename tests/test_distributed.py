@@ -22,7 +22,7 @@ DATA = {
 }
 SMALL = [
     "logger=csv", "model.hidden_size=6", "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12",
-    "trainer.log_every_n_steps=1", "task.val_every=6", "task.data.batch_size=5",
+    "trainer.log_every_n_steps=4", "task.val_every=6", "task.data.batch_size=5",
 ]  # fmt: skip
 
 Run = Callable[..., Path]
@@ -162,8 +162,12 @@ def test_a_run_of_two_ranks_goes_on_in_its_directory_or_elsewhere_on_one(run: Ru
     alone = {row["step"]: row for row in rows(run("alone", "text", "hardware=cpu", there, "stages=[fit]"))}
     run("two", "text", "hardware=ddp_cpu", "ckpt_path=last", *largest)
     whole = [row for row in rows(one(run, "text")) if row["train/loss"]]
-    assert [row["step"] for row in whole] == [str(step) for step in range(1, 13)]
-    for row, other in zip(whole, rows(two), strict=True):
+    assert [row["step"] for row in whole] == [
+        "4",
+        "8",
+        "12",
+    ]  # the second is begun before the checkpoint and ended after
+    for row, other in zip(whole, (row for row in rows(two) if row["train/loss"]), strict=True):
         assert row["step"] == other["step"]
         assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), abs=1e-9)
         if int(row["step"]) > 6:

@@ -63,6 +63,7 @@ def last(directory: Path) -> dict[str, Any]:
         (3, 5, ()),
         (1, 3, ("trainer.accumulate_grad_batches=2",)),
         (2, 3, ("callbacks=[default,weight_averaging]",)),
+        (2, 3, ("model.dropout=0.3",)),
     ],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
@@ -77,8 +78,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
             os.kill(os.getpid(), signal.SIGINT)
 
     at_step(step, interrupt)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         run_job(job(*STEPS, *options, task="text", directory="parts"))
+    assert ended.value.code == 128 + signal.SIGINT
     assert result(tmp_path / "parts")["status"] == "interrupted"
     assert last(tmp_path / "parts")["global_step"] == saved
     at_step(-1, interrupt)
@@ -143,6 +145,23 @@ def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any)
     assert last(tmp_path / "run")["global_step"] == 4
 
 
+def test_sigterm_saves_the_step_at_hand_too(job: Job, tmp_path: Path, at_step: Any) -> None:
+    at_step(5, lambda loss: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run_job(job(*STEPS))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert result(tmp_path / "run")["status"] == "interrupted"
+    assert last(tmp_path / "run")["global_step"] == 6
+
+
+def test_sigterm_ends_a_test(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SequenceTask, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run_job(job(*STEPS[:3]))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert result(tmp_path / "run")["status"] == "interrupted"
+
+
 def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(job: Job, tmp_path: Path, at_step: Any) -> None:
     """Between two rows of the log, so that only the validation sees it."""
     at_step(5, lambda loss: loss * math.nan)
@@ -158,16 +177,19 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(job: Job, tmp_pat
 
 
 def test_an_exploding_loss_ends_the_run(job: Job, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the training loss grew from [0-9.]+ to [0-9.]+ by step 4"):
+    with pytest.raises(UserError, match=r"the training loss grew from [0-9.]+ to [0-9.e+]+ by step 4"):
         run_job(job(*STEPS, "optimizer=sgd", "optimizer.lr=100", "trainer.gradient_clip_val=null", task="text"))
     assert result(tmp_path / "run")["status"] == "failed"
 
 
-@pytest.mark.parametrize(("rows", "val_every", "ends"), [(2, 100, False), (3, 100, True), (1, 4, True)])
+@pytest.mark.parametrize(
+    ("rows", "log_every", "val_every", "ends"),
+    [(2, 1, 100, False), (3, 1, 100, True), (1, 1, 4, True), (1, 100, 4, True)],
+)
 def test_a_loss_is_too_high_three_times_or_before_a_validation_that_sees_it_too(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, val_every: int, ends: bool
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, log_every: int, val_every: int, ends: bool
 ) -> None:
-    """High from the row of step 4 on, for so many rows, and in every validation."""
+    """High from step 4 on, for so many rows, and in every validation; where no row is due yet, in the one begun."""
     original, seen = SequenceTask.training_loss, []
 
     def loss(task: SequenceTask) -> float:
@@ -183,12 +205,14 @@ def test_a_loss_is_too_high_three_times_or_before_a_validation_that_sees_it_too(
             task.head.bias[0] += 100
 
     monkeypatch.setattr(SequenceTask, "on_validation_epoch_start", spoil)
-    options = job("trainer.max_steps=8", f"task.val_every={val_every}", "trainer.log_every_n_steps=1", "stages=[fit]")
+    options = job(
+        "trainer.max_steps=8", f"task.val_every={val_every}", f"trainer.log_every_n_steps={log_every}", "stages=[fit]"
+    )
     if not ends:
         run_job(options)
         assert seen[-1] == 8
         return
-    with pytest.raises(UserError, match=f"by step {3 + rows}: the run was ended"):
+    with pytest.raises(UserError, match=f"by step {3 + rows}: the run was ended, before it had a checkpoint"):
         run_job(options)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from gridlstm.errors import UserError
 from gridlstm.tasks.base import SequenceTask
@@ -17,8 +17,8 @@ class StopOnDivergence(Callback):
     """Ends training where a loss is no number, or the training loss stays above a multiple of the first batch's.
 
     The training loss is looked at where it is logged, as the mean since the row before, and must be too high in three
-    rows one after the other; or in the last one before a validation whose loss is too high as well, so that a diverged
-    network leaves no checkpoint.
+    rows one after the other; or just before a validation whose loss is too high as well, so that a diverged network
+    leaves no checkpoint.
 
     Args:
         factor: the multiple, 3 in char-rnn, which ends at the first batch above it; None to look for numbers alone.
@@ -50,11 +50,15 @@ class StopOnDivergence(Callback):
             raise self._grown(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or "val/loss" not in trainer.callback_metrics:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or "val/loss" not in trainer.callback_metrics:
             return
+        assert isinstance(pl_module, SequenceTask)
         loss = float(trainer.callback_metrics["val/loss"])
         self._check_number("validation", loss, trainer)
-        if self._too_high and self._above(loss):
+        begun = pl_module.training_loss()  # of the row that is begun; no number where none is
+        if not math.isnan(begun):
+            self._loss = begun
+        if self._above(loss) and (self._too_high or self._above(self._loss)):
             raise self._grown(trainer)
 
     def _above(self, loss: float) -> bool:
@@ -75,7 +79,13 @@ class StopOnDivergence(Callback):
 
 
 def _diverged(what: str, trainer: L.Trainer) -> UserError:
-    return UserError(
-        f"{what} by step {trainer.global_step}: the run was ended, and its last checkpoint is from before. Lower the "
-        f"learning rate (optimizer.lr) or clip the gradients (trainer.gradient_clip_val=1)."
-    )
+    kept = any(isinstance(callback, Checkpoint) and _written(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    before = "and its last checkpoint is from before" if kept else "before it had a checkpoint"
+    clip = "" if trainer.gradient_clip_val else " or clip the gradients (trainer.gradient_clip_val=1)"
+    advice = f"Lower the learning rate (optimizer.lr){clip}."
+    return UserError(f"{what} by step {trainer.global_step}: the run was ended, {before}. {advice}")
+
+
+def _written(callback: Checkpoint) -> bool:
+    """Whether it has saved one."""
+    return bool(getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", ""))

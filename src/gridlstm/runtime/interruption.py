@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run after the step at hand, with a checkpoint of that step."""
+"""Ctrl-C and SIGTERM end a run after the step at hand, with a checkpoint of that step."""
 
 import logging
 import signal
@@ -15,9 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class SaveOnInterrupt(Checkpoint):
-    """At Ctrl-C (SIGINT), finishes the training step, and the validation that may be due, writes last.ckpt and ends.
+    """At Ctrl-C (SIGINT) or SIGTERM, finishes the training step, and the validation that may be due, writes last.ckpt
+    and ends.
 
-    A second Ctrl-C ends at once, and leaves the last.ckpt of the last validation. Where SIGINT is ignored, or training
+    A second signal ends at once, and leaves the last.ckpt of the last validation. Where SIGINT is ignored, or training
     is not in the main thread, nothing is changed. A ``Checkpoint``, so that Lightning calls it after other callbacks,
     whose state it saves.
 
@@ -27,21 +28,25 @@ class SaveOnInterrupt(Checkpoint):
 
     def __init__(self, dirpath: str) -> None:
         self.path = Path(dirpath) / "last.ckpt"
-        self.asked = False
-        self._handles = False
+        self.received: int | None = None
+        """The signal; None for none."""
+        self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._handles = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        if self._handles:
-            signal.signal(signal.SIGINT, self._note)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # Lightning's answer to SIGTERM is a collective, which waits for ever for a rank that computes.
+        taken = [signal.SIGTERM, *([signal.SIGINT] if _default(signal.SIGINT) else [])]
+        self._before = {number: signal.signal(number, self._note) for number in taken}
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # there is nothing to save
+            signal.signal(signal.SIGTERM, self._end)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        asked = self.asked
+        asked = self.received is not None
         if trainer.world_size > 1:  # all ranks save together, or none
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         # A run that goes on from here validates next at the next interval, and has no use for half a sum of gradients.
@@ -55,22 +60,38 @@ class SaveOnInterrupt(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
-        if self.asked:  # in the last validation, which has written its checkpoint
+        if self.received is not None:  # in the last validation, which has written its checkpoint
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if self.received is not None:
             raise KeyboardInterrupt
-        self.asked = True
+        self.received = number
         log.info("interrupted: saving after this step (after a validation that has begun). Ctrl-C again ends at once")
+
+    def _end(self, number: int, frame: Any) -> None:
+        self.received = number
+        raise KeyboardInterrupt
 
     def _restore(self) -> None:
         # At an interrupt Lightning ignores further ones until the process ends.
-        if self._handles and signal.getsignal(signal.SIGINT) == self._note:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, handler)
+
+
+def exit_status(trainer: L.Trainer) -> int:
+    """Of a process that a signal has ended: 128 and the signal's number."""
+    found = [c.received for c in trainer.callbacks if isinstance(c, SaveOnInterrupt)]  # type: ignore[attr-defined]
+    return 128 + (next((number for number in found if number is not None), None) or signal.SIGINT)
+
+
+def _default(number: signal.Signals) -> bool:
+    """Whether a signal does what it does by itself: SIGINT is ignored after nohup, say."""
+    return signal.getsignal(number) is signal.default_int_handler
 
 
 def _validation_is_due(trainer: L.Trainer) -> bool:

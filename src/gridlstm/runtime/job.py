@@ -17,6 +17,7 @@ from gridlstm.runtime.build import Run, build
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
+from gridlstm.runtime.interruption import exit_status
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
 from gridlstm.runtime.progress_file import best_checkpoint
@@ -61,6 +62,8 @@ def run_job(cfg: DictConfig) -> float:
             score = _run_stages(cfg, run, record, checkpoint)
         except BaseException as error:
             _finish_loggers(run, record, error)
+            if status_after(error) == "interrupted":  # Lightning makes 1 of it, as of a failure
+                raise SystemExit(exit_status(run.trainer)) from error
             raise
         _finish_loggers(run, record, None)
     _summary(cfg, record)
@@ -139,6 +142,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # A run goes on in its own directory.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # The loss of a row of the log that has only begun is no number, as it should be.
+    warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
     # Sweeps reach SLURM by hardware=slurm, and a run beside it is no mistake.
     warnings.filterwarnings("ignore", message=".*`srun` command is available on your system.*")
     # Lightning's own use of an API that torch has begun to retire.

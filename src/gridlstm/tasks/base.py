@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,7 +83,13 @@ class SequenceTask(L.LightningModule):
         y, state = self.model(x, state)
         return self.head(y), state
 
+    def on_fit_start(self) -> None:
+        self._noise_seed = torch.initial_seed()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of (seed, rank, batch), so that a run that goes on draws what it would have drawn.
+        origin = (self._noise_seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(origin).generate_state(1, np.uint64)[0]))
         steps = self.trainer.max_steps
         for module in self.model.modules():
             if isinstance(module, Grid) and steps > 0:  # without a last step, no share of the training is known
@@ -180,9 +187,9 @@ class SequenceTask(L.LightningModule):
             # Every rank takes part in saving; the checkpoint holds the rows of all of them, in order.
             leaves = [leaf.cpu() for leaf in tree_flatten(self._state)[0]]
             checkpoint["carried_state"] = self._gather_rows(leaves)
-        reduce = self.trainer.strategy.reduce
+        reduce = self.trainer.strategy.reduce  # in place
         checkpoint["training_sums"] = {
-            name: [reduce(metric.total, reduce_op="sum").item(), reduce(metric.count, reduce_op="sum").item()]
+            name: [reduce(part.clone(), reduce_op="sum").item() for part in (metric.total, metric.count)]
             for name, metric in self._metrics("train").items()
         }
 
