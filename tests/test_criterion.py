@@ -30,7 +30,7 @@ def test_training_ends_when_all_is_right(job: Job, tmp_path: Path) -> None:
 
 
 def test_what_is_not_solved_trains_to_the_limit(job: Job, tmp_path: Path) -> None:
-    run_job(job(*EASY, "trainer.max_steps=20", "callbacks.criterion.at_least=1.01"))
+    run_job(job(*EASY, "trainer.max_steps=20", "optimizer.lr=1e-9"))
     found = result(tmp_path / "run")
     assert found["samples_to_solve"] is None
     assert found["steps"] == 20
@@ -69,6 +69,43 @@ def test_another_criterion_asks_anew(job: Job, tmp_path: Path) -> None:
 def test_an_unknown_metric_is_refused(job: Job) -> None:
     with pytest.raises(UserError, match=r"must be one of val/accuracy, val/sequence_accuracy, got 'val/bpc'"):
         run_job(job(*EASY, "callbacks.criterion.metric=val/bpc"))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("callbacks.criterion.at_least=1.5", "at_least must be above 0 and at most 1, got 1.5"),
+        ("trainer.limit_val_batches=1", "limit_val_batches=1 leaves some out: .* task.data.num_val"),
+        ("trainer.limit_val_batches=0", "limit_val_batches=0 leaves val/accuracy"),
+        ("task.data.num_val=0", "num_val"),
+    ],
+)
+def test_what_no_validation_can_meet_is_refused(job: Job, option: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_job(job(*EASY, option))
+
+
+def test_a_language_model_has_no_accuracy(job: Job) -> None:
+    with pytest.raises(UserError, match="needs an accuracy, which this task has none of"):
+        run_job(job("callbacks=criterion", task="text"))
+
+
+def test_accumulated_gradients_end_before_a_checkpoint(job: Job, tmp_path: Path) -> None:
+    """Two batches a step, a validation asked for every three: it comes every four, and a run goes on bit for bit."""
+    options = ("trainer.accumulate_grad_batches=2", "task.val_every=3", "stages=[fit]")
+    run_job(job(*options, "trainer.max_steps=6", directory="whole"))
+    run_job(job(*options, "trainer.max_steps=4", directory="parts"))
+    run_job(job(*options, "trainer.max_steps=6", "ckpt_path=last", directory="parts"))
+    assert [row["step"] for row in rows(tmp_path / "whole") if row["val/loss"]] == ["2", "4", "6"]
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    with pytest.raises(UserError, match=r"val_check_interval=3 must be a multiple of .*accumulate_grad_batches=2"):
+        run_job(job(*options, "trainer.val_check_interval=3"))
+
+
+@pytest.mark.parametrize("option", ["task.delay=100000000000", "task.alphabet=10000000000000"])
+def test_what_does_not_fit_in_memory_is_said_in_a_sentence(job: Job, option: str) -> None:
+    with pytest.raises(UserError, match=r"these sizes need more memory than there is .* Smaller ones need less"):
+        run_job(job(option))
 
 
 def test_each_length_of_a_test_is_reported_for_itself(job: Job, tmp_path: Path) -> None:

@@ -162,11 +162,8 @@ def test_a_run_of_two_ranks_goes_on_in_its_directory_or_elsewhere_on_one(run: Ru
     alone = {row["step"]: row for row in rows(run("alone", "text", "hardware=cpu", there, "stages=[fit]"))}
     run("two", "text", "hardware=ddp_cpu", "ckpt_path=last", *largest)
     whole = [row for row in rows(one(run, "text")) if row["train/loss"]]
-    assert [row["step"] for row in whole] == [
-        "4",
-        "8",
-        "12",
-    ]  # the second is begun before the checkpoint and ended after
+    # The second row is begun before the checkpoint and ended after it.
+    assert [row["step"] for row in whole] == ["4", "8", "12"]
     for row, other in zip(whole, (row for row in rows(two) if row["train/loss"]), strict=True):
         assert row["step"] == other["step"]
         assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), abs=1e-9)

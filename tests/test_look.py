@@ -281,6 +281,9 @@ def test_labels_mark_what_they_name() -> None:
         return [text[run.start() : run.end()] for run in runs]
 
     assert marked("URL") == ["http://a.org/x"]
+    for link in ('"http://a.org/x?y=1"', "(http://a.org/x?y=1).", "&quot;http://a.org/x?y=1&quot;, www"):
+        label = labels(link)["URL"].astype(bool)
+        assert "".join(c for c, inside in zip(link, label, strict=True) if inside) == "http://a.org/x?y=1"
     assert marked("quotes") == ['"Hi"']
     assert marked("comment") == ["&lt;!-- no\nte --&gt;"]
     assert marked("markup") == ["[[A b]]", "{{c}}", "&lt;ref&gt;"]

@@ -35,7 +35,7 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
     plan = []
     for number, (model, seed) in enumerate(POINTS):
         name = f"{number}-memorization-{model}-s{seed}"
-        fault = ["trainer.limit_val_batches=0"] if number == 2 else []
+        fault = ["model.num_layers=0"] if number == 2 else []
         plan.append({"number": number, "name": name, "overrides": [f"model={model}", f"seed={seed}", *fault]})
         names = [f"run.name=memorization-{model}-s{seed}", "report.paper={test/accuracy: {grid2d: 0.99}}"]
         if number == 2:
@@ -65,7 +65,7 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     assert re.fullmatch(r"[0-9a-f]{10}(\+changes)?|unknown", grid["commit"])
     assert all(row["paper's test/accuracy"] == "" for row in rows if row is not grid)
     text = (sweep / "report.md").read_text()
-    assert "2-memorization-stacked_lstm-s1` **failed** UserError: training ended after 4 steps without" in text
+    assert re.search("2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: .* num_layers=0", text)
     assert "-s3` **missing**" in text
     assert "seed 3 missing" in text
     assert r"test/sequence\_accuracy" in (sweep / "report.tex").read_text()
@@ -114,8 +114,8 @@ def test_training_to_a_criterion_is_compared_by_its_samples(job: Callable[..., D
         for layers in ("1", "2", "3"):
             options = ["callbacks=criterion", "task.length=1", "task.alphabet=2", "model.hidden_size=16"]
             options += [f"model.num_layers={layers}", f"seed={seed}", "report.recalled=true"]
-            # Three layers are asked for more than there is.
-            options += ["callbacks.criterion.at_least=1.1"] if layers == "3" else ["trainer.max_steps=300"]
+            # Three layers have too few steps.
+            options += [] if layers == "3" else ["trainer.max_steps=300"]
             options += ["callbacks.learning_curve=null", "task.val_every=20"]
             directory = tmp_path / "runs" / f"{layers}-{seed}"
             config = job(*options, directory=f"runs/{layers}-{seed}")

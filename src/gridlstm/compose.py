@@ -29,6 +29,13 @@ def _steps(samples: int, _root_: DictConfig) -> int:
     return math.ceil(_batches(samples, _root_) / _positive(_root_.trainer.accumulate_grad_batches))
 
 
+def _whole_steps(batches: object, _root_: DictConfig) -> object:
+    if type(batches) is not int:
+        return batches
+    accumulated = _positive(_root_.trainer.accumulate_grad_batches)
+    return math.ceil(batches / accumulated) * accumulated
+
+
 def _positive(value: object) -> int:
     """Itself, or 1 for what whoever takes the value will refuse."""
     return value if type(value) is int and value > 0 else 1
@@ -37,6 +44,8 @@ def _positive(value: object) -> int:
 # ${gridlstm.batches:N} and ${gridlstm.steps:N}: so many of a run's batches, or steps of its optimiser, are N samples.
 OmegaConf.register_new_resolver("gridlstm.batches", _batches, replace=True)
 OmegaConf.register_new_resolver("gridlstm.steps", _steps, replace=True)
+# ${gridlstm.whole_steps:N}: N batches, or the next number that ends with a step of the optimiser.
+OmegaConf.register_new_resolver("gridlstm.whole_steps", _whole_steps, replace=True)
 
 
 def choices(group: str) -> list[str]:

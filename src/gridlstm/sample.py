@@ -77,10 +77,12 @@ def write_samples(
         generator = torch.Generator().manual_seed(seed + number)
         begin = ids or torch.randint(len(symbols), (1,), generator=generator).tolist()
         drawn = sample(task, begin, generator, temperature, top_k, top_p, argmax)
+        # Drawn before the prime is written, or what the first pass logs would stand inside the text.
+        first = next(drawn)
         if number:
             write("\n\n---\n\n")
         count = len(begin) + length
-        pieces = symbols.stream(itertools.islice(itertools.chain(begin, drawn), count))
+        pieces = symbols.stream(itertools.islice(itertools.chain(begin, [first], drawn), count))
         for piece in pieces if stop is None else _until(stop, len(symbols.decode(ids)), pieces):
             write(piece)
     write("\n")

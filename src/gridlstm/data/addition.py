@@ -48,6 +48,8 @@ class AdditionData(GeneratedData):
         num_test: int = 1000,
     ) -> None:
         super().__init__(batch_size, seed, num_val, num_test)
+        if digits < 1:
+            raise UserError(f"task.digits must be at least 1, got {digits}.")
         least = digits if min_digits is None else min_digits
         if not 1 <= least <= digits:
             raise UserError(f"addition needs 1 <= task.data.min_digits <= task.digits, got {least} and {digits}.")

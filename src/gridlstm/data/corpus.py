@@ -11,6 +11,7 @@ import json
 import logging
 import lzma
 import os
+import re
 import zipfile
 import zlib
 from collections import Counter
@@ -32,6 +33,8 @@ FORMAT = 3
 """Version of the cache entries; part of their key."""
 ALIGNMENT = 64
 _PIECE = 2**20
+_MAC = re.compile(r"__MACOSX/|(.*/)?\.DS_Store$")
+"""What macOS adds to every archive."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,11 @@ def _contents(path: Path) -> bytes:
     try:
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
-                members = [member.filename for member in archive.infolist() if not member.is_dir()]
+                members = [
+                    member.filename
+                    for member in archive.infolist()
+                    if not member.is_dir() and not _MAC.match(member.filename)
+                ]
                 if len(members) != 1:
                     raise UserError(
                         f"{path} must hold exactly one file, got {len(members)}: {', '.join(members[:10])}. Unpack it "

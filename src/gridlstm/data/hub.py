@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,14 @@ class HubTextData(PartedTextData):
         try:
             found = datasets.load_dataset(self.data_set, self.config, streaming=self.streaming)
         except Exception as error:  # of many kinds: no such name, no network, a file that cannot be read
-            raise UserError(
-                f"the data set {self.data_set} cannot be loaded: {str(error).splitlines()[0]} Check task.data.name and "
-                f"task.data.config, and the network; a directory of files works without one."
-            ) from error
+            raise self._unreadable(error) from error
         names = ("train", "validation", "test")
         if "train" not in found:
             raise UserError(f"{self.data_set} has no split train, but {', '.join(found)}: it cannot be trained on.")
         return [self._documents(found[name]) for name in (names if set(names) <= set(found) else names[:1])]
 
     def _documents(self, split: Any) -> Iterator[str]:
-        for document in islice(split, self.max_documents):
+        for document in self._read(islice(split, self.max_documents)):
             text = document.get(self.column)
             if not isinstance(text, str):
                 columns = ", ".join(name for name, value in document.items() if isinstance(value, str))
@@ -92,3 +89,21 @@ class HubTextData(PartedTextData):
                     f"{columns or 'none'}."
                 )
             yield text if text.endswith("\n") else text + "\n"
+
+    def _read(self, documents: Iterable[Any]) -> Iterator[Any]:
+        iterator = iter(documents)
+        while True:
+            try:
+                document = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:  # of many kinds, for a stream is read here
+                raise self._unreadable(error) from error
+            yield document
+
+    def _unreadable(self, error: Exception) -> UserError:
+        cause = error.__cause__ or error  # the package's own often says but that there was one
+        return UserError(
+            f"the data set {self.data_set} cannot be loaded: {str(cause).partition(chr(10))[0]} Check task.data.name "
+            f"and task.data.config, and the network; a directory of files works without one."
+        )

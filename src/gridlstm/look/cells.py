@@ -49,6 +49,10 @@ def record(model: SequenceModel, x: Tensor, names: Sequence[str]) -> dict[str, d
     return {dimension: {name: torch.cat(x) for name, x in each.items()} for dimension, each in parts.items()}
 
 
+LEAST = 100
+"""Symbols that are looked at."""
+
+
 def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     """Writes cells.csv, cells.png, cells.html, memories.npz, and of a grid survival.csv and survival.png.
 
@@ -58,6 +62,8 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     Raises:
         UserError: no character model, or a model whose cells cannot be seen.
     """
+    if symbols < LEAST:
+        raise UserError(f"symbols must be at least {LEAST}, or a correlation says nothing; got {symbols}.")
     data = text_of(trained)
     model = trained.task.model
     x, _ = windows(data, 1, symbols)
@@ -92,6 +98,7 @@ def _archive(text: str, memories: dict[str, Array]) -> bytes:
 @torch.no_grad()
 def _survival(model: Grid2d, x: Tensor, depth: dict[str, Tensor], out: Path) -> list[Path]:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     bottom = model.input(x)[0].split([model.hidden_size, model.output_size - model.hidden_size], dim=-1)
     rows = []
@@ -105,6 +112,7 @@ def _survival(model: Grid2d, x: Tensor, depth: dict[str, Tensor], out: Path) -> 
         axes.plot(layers, r.mean(1), marker=".", label={"h": "hidden vector", "m": "memory"}[vector])
         axes.fill_between(layers, quartiles[0], quartiles[2], alpha=0.2)
     axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("|r| with what entered at the bottom")
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)

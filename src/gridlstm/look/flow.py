@@ -125,6 +125,7 @@ def _rows(curves: Sequence[Curve]) -> Iterator[tuple[object, ...]]:
 
 def _draw(curves: Sequence[Curve], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     stages = list(dict.fromkeys(curve.stage for curve in curves))
     alongs = [along for along in ("time", "depth") if any(curve.along == along for curve in curves)]
@@ -147,6 +148,8 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
                 positive = norms.where(norms > 0, torch.nan)  # a logarithm has no place for what vanished altogether
                 axes.plot(back, positive.tolist(), style, color=colour, label=model if style == "-" else None)
     for (along, stage), axes in axes_of.items():
+        if along == "depth":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yscale("log")
         axes.set_ylim(bottom=max(axes.get_ylim()[0], SINGLE))
         axes.set_xlabel("steps before the loss" if along == "time" else "layers below the top")

@@ -12,7 +12,8 @@ from gridlstm.errors import UserError
 
 _OPEN, _CLOSE = "(?:<|&lt;)", "(?:>|&gt;)"  # a dump of MediaWiki escapes the mark-up of its pages
 SPANS = {
-    "URL": r"(?:https?|ftp)://[^\s<>\[\]|{}]+|www\.[^\s<>\[\]|{}]+",
+    # Without the mark that ends the sentence or the quotation around it.
+    "URL": r"(?:(?:https?|ftp)://|www\.)(?:(?!&quot;|&[lg]t;)[^\s<>\[\]|{}\"])*(?:(?!&quot;|&[lg]t;)[^\s<>\[\]|{}\".,;:!?')])",
     "quotes": r'"[^"\n]*"|&quot;(?:(?!&quot;)[^\n])*&quot;|“[^”\n]*”',
     "comment": rf"{_OPEN}!--.*?--{_CLOSE}|/\*.*?\*/",
     "markup": rf"\[\[[^\[\]]*\]\]|\{{\{{[^{{}}]*\}}\}}|{_OPEN}/?[A-Za-z](?:(?!&[lg]t;)[^<>\n])*{_CLOSE}",

@@ -84,7 +84,7 @@ def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _
     """One colour a kind of network; marks of several kinds stand side by side."""
     width = max(p[0] for p in points) - min(p[0] for p in points)
     for n, kind in enumerate(kinds):
-        aside = width * 0.04 * (n / len(kinds) - 0.5)
+        aside = width * 0.04 * ((n + 0.5) / len(kinds) - 0.5)
         for solved in (True, False):
             if some := [(a + aside, b) for a, b, mark in points if (mark.kind, mark.solved) == (kind, solved)]:
                 face = f"C{n % 10}" if solved else "none"

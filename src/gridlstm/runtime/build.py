@@ -85,6 +85,15 @@ def make_task(cfg: DictConfig, spec: Spec) -> SequenceTask:
     return task
 
 
+def check_data(cfg: DictConfig) -> None:
+    """Builds the data module, which reads nothing yet.
+
+    Raises:
+        UserError: it refuses its options.
+    """
+    _make(cfg, "task.data")()
+
+
 def check_optimizer(cfg: DictConfig) -> None:
     """Builds the optimiser and the schedule for a parameter that nobody needs.
 
@@ -169,7 +178,7 @@ def _make(cfg: DictConfig, path: str) -> Any:
             return make(*args, **kwargs)
         except (TypeError, ValueError, LookupError, ArithmeticError, MisconfigurationException) as error:
             # A constructor refuses its options in one of these ways.
-            raise UserError(f"{path} ({node._target_}): {error}") from error
+            raise UserError(f"{path} ({node._target_}): {str(error).partition(chr(10))[0]}") from error
 
     return call
 

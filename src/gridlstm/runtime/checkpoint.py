@@ -68,10 +68,16 @@ def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:
     Raises:
         UserError: they are those of another network.
     """
-    try:
-        task.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"the weights do not fit a model of these sizes: {error}") from error
+    own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    if own != given:
+        wrong = [name for name in {**own, **given} if own.get(name) != given.get(name)]
+        here, there = (str(shapes.get(wrong[0], "missing")) for shapes in (own, given))
+        raise UserError(
+            f"the weights do not fit this network: {len(wrong)} of its tensors are others, such as {wrong[0]}, here "
+            f"{here} and in the checkpoint {there}. Give the options of model and task of the run that wrote it."
+        )
+    task.load_state_dict(weights)
 
 
 def data_state(config: DictConfig, content: dict[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,15 @@ class Criterion(Callback):
     Args:
         metric: larger is better, such as "val/sequence_accuracy": the share of validation problems, of which the
             paper takes 100, whose whole answer is right.
-        at_least: the value that ends the training.
+        at_least: the value that ends the training, above 0 and at most 1.
+
+    Raises:
+        UserError: when constructed, ``at_least`` is another number; in training, see ``on_fit_start``.
     """
 
     def __init__(self, metric: str, at_least: float = 1.0) -> None:
+        if not 0 < at_least <= 1:
+            raise UserError(f"callbacks.criterion.at_least must be above 0 and at most 1, got {at_least}.")
         self.metric = metric
         self.at_least = at_least
         self.samples_to_solve: int | None = None
@@ -41,14 +46,22 @@ class Criterion(Callback):
         self.samples_to_solve = state_dict["samples_to_solve"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses a metric that the task does not measure, or of which less is better.
+        """Refuses a metric that the task does not measure, or of which less is better, and a part of the validation.
 
         Raises:
             UserError: with the names of those that it does.
         """
         names = [f"val/{name}" for name in cast(SequenceTask, pl_module).metric_names if "accuracy" in name]
         if self.metric not in names:
-            raise UserError(f"callbacks.criterion.metric must be one of {', '.join(names)}, got {self.metric!r}.")
+            expected = (
+                f"must be one of {', '.join(names)}" if names else "needs an accuracy, which this task has none of"
+            )
+            raise UserError(f"callbacks.criterion.metric {expected}, got {self.metric!r}.")
+        if (limit := trainer.limit_val_batches) not in (None, 1.0) or type(limit) is int:
+            raise UserError(
+                f"the criterion is about all problems of a validation, and trainer.limit_val_batches={limit} leaves "
+                f"some out: give their number with task.data.num_val."
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.samples_to_solve is not None:

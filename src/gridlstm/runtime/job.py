@@ -1,9 +1,12 @@
 """One job: build, fit, test, record."""
 
 import logging
+import re
 import shlex
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +47,7 @@ def run_job(cfg: DictConfig) -> float:
     elif cfg.ckpt_path == "last":
         log.info("no checkpoint in %s yet: starting from scratch", cfg.run.dir)
     goes_on = checkpoint is not None and run_directory(checkpoint) == Path(cfg.run.dir).resolve()
-    with recording(cfg, goes_on) as record:
+    with recording(cfg, goes_on) as record, _memory():
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
         _check_monitor(cfg, run)
@@ -71,6 +74,27 @@ def run_job(cfg: DictConfig) -> float:
         # Left to the end of the process, its threads have aborted a rank that had done all its work.
         torch.distributed.destroy_process_group()
     return score
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Says in a sentence that there is too little of it.
+
+    Raises:
+        UserError: in the place of torch's errors, of which only that of GPUs has a class of its own.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not re.search(
+            "allocate|[Oo]verflow", reason
+        ):
+            raise
+        raise UserError(
+            f"these sizes need more memory than there is ({reason}). Smaller ones need less, also task.data.batch_size "
+            f"with trainer.accumulate_grad_batches, or model.sweep=recompute where the model has it."
+        ) from error
 
 
 def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | None) -> float:
@@ -206,7 +230,7 @@ def _short(path: str | Path) -> str:
 NEXT = {
     "memorization": "without memory along depth: python train.py model=stacked_lstm",
     "addition": "a stacked LSTM: python train.py task=addition model=stacked_lstm",
-    "parity": "ReLU layers: python train.py experiment=paper/parity_small model=feed_forward",
+    "parity": "ReLU layers: python train.py experiment=paper/parity_small model=feed_forward model.tied=true",
     "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
     **dict.fromkeys(
         ("enwik8", "text8", "penn_treebank", "hub"), "the same with a stacked LSTM: add model=stacked_lstm"

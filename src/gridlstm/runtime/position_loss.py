@@ -73,7 +73,8 @@ class PositionLoss(Callback):
         from matplotlib.figure import Figure
 
         position = torch.arange(1, len(self.nats) + 1, dtype=torch.float64)
-        order = (position.log10() * BINS_PER_DECADE).long()
+        # The last position, 10,000, has no bin of its own.
+        order = ((position - 0.5).log10().clamp(min=0) * BINS_PER_DECADE).long()
         sums = [torch.zeros(int(order.max()) + 1, dtype=torch.float64).index_add(0, order, x) for x in (
             position * self.symbols, self.nats, self.symbols.double()
         )]  # fmt: skip

@@ -51,7 +51,7 @@ def check_start(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Raises UserError for a job that cannot work, whatever its components."""
     # They import torch, for which --help and a misspelt option need not wait.
-    from gridlstm.runtime.build import check_optimizer
+    from gridlstm.runtime.build import check_data, check_optimizer
     from gridlstm.runtime.match import check_match
 
     try:
@@ -73,6 +73,16 @@ def check(cfg: DictConfig) -> None:
     for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
         if type(value := cfg.trainer[name]) is int and value < 1:
             raise UserError(f"trainer.{name} must be at least 1, got {value}.")
+    every, accumulated = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
+    if type(every) is int and every % accumulated:
+        raise UserError(
+            f"trainer.val_check_interval={every} must be a multiple of trainer.accumulate_grad_batches={accumulated}: "
+            f"a checkpoint has no room for half a sum of gradients. task.val_every is rounded up by itself."
+        )
+    if cfg.trainer.limit_val_batches == 0 and "fit" in cfg.stages:
+        raise UserError(
+            f"trainer.limit_val_batches=0 leaves {cfg.task.monitor}, by which a run is judged, without a value."
+        )
     if (clip := cfg.trainer.gradient_clip_val) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
     for length in ("T_max", "total_steps"):
@@ -82,6 +92,7 @@ def check(cfg: DictConfig) -> None:
                 f"trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.{length}."
             )
     check_optimizer(cfg)
+    check_data(cfg)
 
 
 def _given(key: str) -> bool:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MANY = 50
+"""Jobs whose configurations take so long to compose that one wonders."""
+
 
 class ProcessLauncher(Launcher):
     """Runs the jobs of a sweep side by side on free GPUs or cores, each as ``python -m gridlstm.train``.
@@ -81,6 +84,8 @@ class ProcessLauncher(Launcher):
         from gridlstm.multirun.check import check_jobs
         from gridlstm.multirun.jobs import plan
 
+        if len(points) >= _MANY:
+            log.info("checking %d jobs", len(points))
         planned = plan(root, points, first_number, self._compose)
         check_jobs(planned.jobs)
         demands, pool, start = self.place(root, [job.config.trainer for job in planned.jobs])
