@@ -254,6 +254,8 @@ def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
     runs[0].result["samples_to_solve"] = 100
     table = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])), Group("b", tuple(runs[12:]))))
     assert [run.seed for run in best_ten(table)] == [0, *range(11, 2, -1), *range(11, 1, -1)]
+    few = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])),))
+    assert len(best_ten(few)) == 12
 
 
 def test_what_is_solved_is_drawn_against_every_size_and_at_every_depth() -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _MOST_POINTS = 400
 """Of one curve in a page, as many as its pixels."""
 
+_FEW = 20
+"""Runs up to which all are drawn: of an ablation, the worst say as much as the best."""
+
 _MOST_NAMED = 40
 """Groups up to which each has a name in the picture."""
 
@@ -30,7 +33,9 @@ def thinned(curve: Curve) -> Curve:
 
 
 def best_ten(table: Table) -> list[Run]:
-    """The ten best runs of each kind of network, as in the paper's figures; all where there are no more."""
+    """The ten best runs of each kind of network, as in the paper's figures; all where there are but few in all."""
+    if sum(len(group.runs) for group in table.groups) <= _FEW:
+        return [run for group in table.groups for run in group.runs]
 
     def rank(run: Run) -> tuple[float, float]:
         score = run.result.get("best", {}).get(table.monitor, math.nan)
