@@ -373,7 +373,7 @@ def test_tinyshakespeare_is_the_same_in_bytes_and_characters(cache: Path) -> Non
 def test_chinese_text_in_characters(cache: Path) -> None:
     path = shared("tatoeba_cmn_eng/cmn.txt")
     found = read_corpus(path, "char", cache)
-    text = path.read_bytes().decode()
+    text = path.read_text(encoding="utf-8-sig")
     assert found.vocabulary.decode(found.ids) == text
     assert len(found.vocabulary) == len(set(text))
     assert found.ids.dtype == np.uint16

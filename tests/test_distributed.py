@@ -92,7 +92,8 @@ def test_a_rank_without_validation_batches_keeps_nobody_waiting(run: Run) -> Non
 
 
 def test_a_criterion_ends_all_ranks_at_the_same_step(run: Run) -> None:
-    met_at_once = ["callbacks=criterion", "callbacks.criterion.at_least=0", "trainer.max_steps=24"]
+    met_at_once = ["callbacks=criterion", "callbacks.criterion.metric=val/accuracy", "task.alphabet=2"]
+    met_at_once += ["callbacks.criterion.at_least=0.01", "trainer.max_steps=24"]
     ended = result(run("criterion-ddp_cpu", "memorization", "hardware=ddp_cpu", *met_at_once))
     assert (ended["processes"], ended["steps"], ended["samples_to_solve"]) == (2, 6, 30)
 

@@ -206,7 +206,7 @@ def test_a_schedule_without_an_end_is_refused(job: Job, schedule: str, length: s
         ("trainer.gradient_clip_val=-1", "gradient_clip_val must be above 0"),
         ("optimizer.betas=[0.9]", "optimizer"),
         ("task.data.num_val=0", "num_val must be at least 1"),
-        ("trainer.limit_val_batches=0", "without a value of val/accuracy"),
+        ("trainer.limit_val_batches=0", "leaves val/accuracy, by which a run is judged, without a value"),
     ],
 )
 def test_a_job_that_cannot_work_is_refused(job: Job, option: str, message: str) -> None:
