@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
 
 from gridlstm.errors import UserError
+from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.tasks.base import SequenceTask
 
 _ROWS = 3
@@ -79,13 +80,7 @@ class StopOnDivergence(Callback):
 
 
 def _diverged(what: str, trainer: L.Trainer) -> UserError:
-    kept = any(isinstance(callback, Checkpoint) and _written(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    before = "and its last checkpoint is from before" if kept else "before it had a checkpoint"
+    before = "and its last checkpoint is from before" if best_checkpoint(trainer) else "before it had a checkpoint"
     clip = "" if trainer.gradient_clip_val else " or clip the gradients (trainer.gradient_clip_val=1)"
     advice = f"Lower the learning rate (optimizer.lr){clip}."
     return UserError(f"{what} by step {trainer.global_step}: the run was ended, {before}. {advice}")
-
-
-def _written(callback: Checkpoint) -> bool:
-    """Whether it has saved one."""
-    return bool(getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", ""))

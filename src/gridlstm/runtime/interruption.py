@@ -36,7 +36,9 @@ class SaveOnInterrupt(Checkpoint):
         if threading.current_thread() is not threading.main_thread():
             return
         # Lightning's answer to SIGTERM is a collective, which waits for ever for a rank that computes.
-        taken = [signal.SIGTERM, *([signal.SIGINT] if _default(signal.SIGINT) else [])]
+        taken = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so after nohup, say
+            taken.append(signal.SIGINT)
         self._before = {number: signal.signal(number, self._note) for number in taken}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -85,13 +87,9 @@ class SaveOnInterrupt(Checkpoint):
 
 def exit_status(trainer: L.Trainer) -> int:
     """Of a process that a signal has ended: 128 and the signal's number."""
-    found = [c.received for c in trainer.callbacks if isinstance(c, SaveOnInterrupt)]  # type: ignore[attr-defined]
-    return 128 + (next((number for number in found if number is not None), None) or signal.SIGINT)
-
-
-def _default(number: signal.Signals) -> bool:
-    """Whether a signal does what it does by itself: SIGINT is ignored after nohup, say."""
-    return signal.getsignal(number) is signal.default_int_handler
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # missing from its annotations
+    received = [callback.received for callback in callbacks if isinstance(callback, SaveOnInterrupt)]
+    return 128 + next(filter(None, received), signal.SIGINT)
 
 
 def _validation_is_due(trainer: L.Trainer) -> bool:
