@@ -19,6 +19,7 @@ from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
 from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
+from gridlstm.report.lengths import by_length, length_picture
 from gridlstm.report.runs import Run, find_runs
 from gridlstm.report.sizes import size_picture
 from gridlstm.report.tables import SOLVED, Group, Spread, Table, make_tables
@@ -282,6 +283,26 @@ def test_what_is_solved_is_drawn_against_every_size_and_at_every_depth() -> None
     one_row, three_rows = height((20,), (1, 2)), height((20, 40), (1, 2))
     assert 2.5 * one_row < three_rows < 3.5 * one_row
     assert size_picture(make_tables(runs((20,), (2,)))) is None
+
+
+def test_tests_of_several_lengths_are_drawn_by_length() -> None:
+    config = {"run.model": "grid2d", "task.monitor": "val/accuracy", "task.mode": "max"}
+    tests = [
+        {"test/accuracy": 0.7, "test/accuracy_20_digits": 0.5, "test/accuracy_9_digits": 0.9},
+        {"test/accuracy": 0.8, "test/accuracy_20_digits": 0.7, "test/accuracy_9_digits": 0.9},
+    ]
+    runs = [
+        Run(Path(str(n)), config | {"seed": n}, {"status": "completed", "test": test}) for n, test in enumerate(tests)
+    ]
+    (table,) = tables = make_tables(runs)
+    (lines,) = [by_length(group, table.monitor) for group in table.groups]
+    assert lines == {("test/accuracy", "digits"): {9: (0.9, 0.9, 0.9), 20: (pytest.approx(0.6), 0.5, 0.7)}}
+    assert list(lines["test/accuracy", "digits"]) == [9, 20], "the line goes from short to long"
+    drawn = length_picture(tables)
+    assert drawn is not None
+    assert drawn.startswith(b"\x89PNG")
+    runs[0].result["test"] = runs[1].result["test"] = {"test/accuracy": 0.7}
+    assert length_picture(make_tables(runs)) is None
 
 
 def test_the_picture_has_room_for_long_names(tmp_path: Path) -> None:

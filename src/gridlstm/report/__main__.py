@@ -6,6 +6,7 @@ from gridlstm.atomic import write_bytes, write_text
 from gridlstm.command import run_command
 from gridlstm.report.arguments import parse
 from gridlstm.report.curves import picture
+from gridlstm.report.lengths import length_picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import find_runs
 from gridlstm.report.sizes import size_picture
@@ -15,7 +16,8 @@ from gridlstm.report.text import comma_separated, latex, markdown, not_completed
 USAGE = """python -m gridlstm.report DIRECTORY … [out=DIRECTORY]
 
 Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html;
-samples_to_solve.png too, against depth and other sizes, where runs of several sizes had a criterion.
+samples_to_solve.png too, against depth and other sizes, where runs of several sizes had a criterion, and
+test_lengths.png where tests were broken down by length.
 
   DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
   out         where the report goes; the sweep's own directory, if only one is given
@@ -35,9 +37,12 @@ def report(roots: list[Path], out: Path) -> list[str]:
     runs = find_runs(roots)
     tables = make_tables(runs)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {"curves.png": picture(tables)}
-    if (solved := size_picture(tables)) is not None:
-        pictures["samples_to_solve.png"] = solved
+    drawn = {
+        "curves.png": picture(tables),
+        "samples_to_solve.png": size_picture(tables),
+        "test_lengths.png": length_picture(tables),
+    }
+    pictures = {name: content for name, content in drawn.items() if content is not None}
     for name, content in pictures.items():
         write_bytes(out / name, content)
     write_text(out / "report.md", markdown(tables, runs, out, list(pictures)))
@@ -56,7 +61,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> None:
     roots, out, _ = parse(arguments, USAGE, ())
     print("\n".join(report(roots, out)))
-    print(f"{out / 'report.html'}, report.md, report.csv, report.tex, curves.png")
+    print(f"{out / 'report.html'}, and report.md, report.csv, report.tex, pictures beside it")
 
 
 if __name__ == "__main__":

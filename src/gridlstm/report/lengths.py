@@ -1,0 +1,60 @@
+"""What tests found at each length that they were broken down by: does a network go on where its training ended?"""
+
+import io
+import re
+import statistics
+from collections.abc import Sequence
+
+from gridlstm.report.tables import Group, Spread, Table, values
+
+_BY_LENGTH = re.compile(r"(test/\w+?)_(\d+)_([a-z]+)")
+"""As in test/sequence_accuracy_20_digits: a metric, a length and its unit."""
+
+_MOST_NAMED = 10
+"""Groups up to which each has a name below the picture."""
+
+Panel = tuple[str, str]
+"""A metric, and the unit of the lengths."""
+
+
+def length_picture(tables: Sequence[Table]) -> bytes | None:
+    """A PNG with a panel for every metric by length: a line for each group, its seeds' mean, and from least to most.
+
+    None where no test was broken down by length.
+    """
+    from matplotlib.figure import Figure
+
+    found = {group.label: by_length(group, table.monitor) for table in tables for group in table.groups}
+    lines = {label: panels for label, panels in found.items() if panels}
+    panels = list(dict.fromkeys(panel for some in lines.values() for panel in some))
+    if not panels:
+        return None
+    named = len(lines) if len(lines) <= _MOST_NAMED else 0
+    figure = Figure(figsize=(6 * len(panels), 4 + 0.2 * named), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for n, (label, some) in enumerate(lines.items()):
+            lengths, spreads, colour = list(some.get(panel, {})), some.get(panel, {}).values(), f"C{n % 10}"
+            axes.plot(lengths, [s.mean for s in spreads], marker="o", color=colour, label=label)
+            axes.fill_between(lengths, [s.min for s in spreads], [s.max for s in spreads], color=colour, alpha=0.2)
+        axes.set_xticks(sorted({length for some in lines.values() for length in some.get(panel, {})}))
+        axes.set_ylim(-0.03, 1.03)  # shares of what is right
+        axes.set_xlabel(panel[1])
+        axes.set_ylabel(panel[0])
+        axes.grid(alpha=0.3)
+    if named:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
+    out = io.BytesIO()
+    figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
+    return out.getvalue()
+
+
+def by_length(group: Group, monitor: str) -> dict[Panel, dict[int, Spread]]:
+    """Metric and unit -> length -> what the group's runs found, the shortest first."""
+    names = dict.fromkeys(name for run in group.completed for name in run.result.get("test", {}))
+    parts = [part for name in names if (part := _BY_LENGTH.fullmatch(name))]
+    panels: dict[Panel, dict[int, Spread]] = {}
+    for part in sorted(parts, key=lambda part: int(part[2])):
+        if found := values(group, part[0], monitor):
+            spread = Spread(statistics.fmean(found), min(found), max(found))
+            panels.setdefault((part[1], part[3]), {})[int(part[2])] = spread
+    return panels
