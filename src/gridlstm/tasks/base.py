@@ -89,7 +89,11 @@ class SequenceTask(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of (seed, rank, batch), so that a run that goes on draws what it would have drawn.
         origin = (self._noise_seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
-        torch.manual_seed(int(np.random.SeedSequence(origin).generate_state(1, np.uint64)[0]))
+        seed = int(np.random.SeedSequence(origin).generate_state(1, np.uint64)[0])
+        # torch.manual_seed notes a traceback for every kind of device that is not there: a quarter of a millisecond.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         steps = self.trainer.max_steps
         for module in self.model.modules():
             if isinstance(module, Grid) and steps > 0:  # without a last step, no share of the training is known
