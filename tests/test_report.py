@@ -305,6 +305,29 @@ def test_tests_of_several_lengths_are_drawn_by_length() -> None:
     assert length_picture(make_tables(runs)) is None
 
 
+def test_runs_of_several_tasks_are_ranked_each_among_its_own(tmp_path: Path) -> None:
+    """Also a run that never began, of which only the command line tells."""
+    judged = {"task.monitor": "val/accuracy", "task.mode": "max"}
+    runs = [
+        Run(
+            tmp_path / f"{task}-{model}",
+            {"run.task": task, "run.model": model, "seed": 1, **judged},
+            {"status": "completed", "best": {"val/accuracy": score}},
+            {"task": task, "model": model},
+            {"val/accuracy": [(1.0, score)]},
+        )
+        for task, model, score in (("addition", "a", 0.5), ("parity", "a", 0.9), ("parity", "b", 0.8))
+    ]
+    runs.append(Run(tmp_path / "lost", overrides={"task": "addition", "model": "b"}))
+    tables = make_tables(runs)
+    assert [table.title for table in tables] == ["addition: val/accuracy", "parity: val/accuracy"]
+    assert [[row[0] for row in table.rows] for table in tables] == [["a", "b"], ["a", "b"]]
+    assert [len(table.groups) for table in tables] == [2, 2]
+    assert "## parity: val/accuracy" in markdown(tables, runs, tmp_path, [])
+    (alone,) = make_tables(runs[1:3])
+    assert alone.title == "val/accuracy"
+
+
 def test_the_picture_has_room_for_long_names(tmp_path: Path) -> None:
     """Else matplotlib only warns, and the curves are a strip beside their names."""
     curve = {"val/accuracy": [(1.0, 0.5), (2.0, 0.6)]}

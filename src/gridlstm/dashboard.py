@@ -120,7 +120,7 @@ def _curves(tables: Sequence[Table], runs: Sequence[Run]) -> ws.Section:
 
 
 def _comparison(tables: Sequence[Table]) -> ws.Section:
-    monitored = " or ".join(table.monitor for table in tables)
+    monitored = " or ".join(dict.fromkeys(table.monitor for table in tables))
     tests = dict.fromkeys(name for table in tables for name in table.columns if name.startswith("test/"))
     return ws.Section(
         name="Comparison",
@@ -208,7 +208,7 @@ def log_report(
         for table in tables:
             # A column of a W&B table has one type: text shows a mean and its range as the report does.
             rows = [[shown(cell) for cell in row] for row in table.rows]
-            run.log({f"report/{table.monitor}": wandb.Table(columns=list(table.columns), data=rows)})
+            run.log({f"report/{table.title}": wandb.Table(columns=list(table.columns), data=rows)})
         curves = Image.open(io.BytesIO(picture(tables)))
         run.log({"report/curves": wandb.Image(curves), "report/page": wandb.Html(page(tables, runs, out))})
 

@@ -54,7 +54,7 @@ def _kind(run: Run) -> tuple[str, str]:
 
 
 def picture(tables: Sequence[Table]) -> bytes:
-    """A PNG with a panel for every monitored metric: one colour a group, one line for each of the best runs."""
+    """A PNG with a panel for every table: one colour a group, one line for each of the best runs."""
     # Imported here: matplotlib takes half a second that reading and checking do not need.
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def picture(tables: Sequence[Table]) -> bytes:
                     axes.plot(*zip(*curve, strict=True), color=colour, label=label, marker=".", linewidth=1.2)
                     label = None
         axes.set_xlabel("training samples")
-        axes.set_ylabel(table.monitor or "no metric known")
+        axes.set_ylabel(table.title)
         axes.grid(alpha=0.3)
         if len(best) < sum(len(group.runs) for group in table.groups):
             axes.set_title("the ten best runs of each kind", fontsize="medium")

@@ -28,7 +28,8 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
         ],
         "tables": [
             {
-                "monitor": table.monitor or "no metric known",
+                "title": table.title,
+                "monitor": table.monitor,
                 "mode": table.mode,
                 "columns": table.columns,
                 "rows": [[_cell(cell) for cell in row] for row in table.rows],

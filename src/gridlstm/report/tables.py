@@ -48,6 +48,12 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     groups: tuple[Group, ...]
+    task: str = ""
+    """Where a report has runs of several, theirs."""
+
+    @property
+    def title(self) -> str:
+        return ": ".join(filter(None, (self.task, self.monitor or "no metric known")))
 
 
 class Beside(NamedTuple):
@@ -59,18 +65,21 @@ class Beside(NamedTuple):
 
 
 def make_tables(runs: Sequence[Run]) -> list[Table]:
-    """One table for every monitored metric, the best row first; every run is in one of them."""
+    """One table for every task and monitored metric, the best row first; every run is in one of them."""
     by_identity: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         by_identity.setdefault(run.identity(), []).append(run)
     groups = [tuple(members) for members in _join_by_overrides(list(by_identity.values()))]
     # A run that left no configuration is judged as the others of its sweep are.
     known = next((run.monitor for run in runs if run.monitor), "")
-    by_monitor: dict[str, list[tuple[Run, ...]]] = {}
+    known_task = next((task for run in runs if (task := run.setting("task"))), "")
+    by_metric: dict[tuple[str, str], list[tuple[Run, ...]]] = {}
     for members in groups:
+        task = next((task for run in members if (task := run.setting("task"))), known_task)
         monitor = next((run.monitor for run in members if run.monitor), known)
-        by_monitor.setdefault(monitor, []).append(members)
-    return [_table(monitor, members) for monitor, members in by_monitor.items()]
+        by_metric.setdefault((task, monitor), []).append(members)
+    several = len({task for task, _ in by_metric}) > 1
+    return [_table(monitor, members, task if several else "") for (task, monitor), members in by_metric.items()]
 
 
 def _join_by_overrides(groups: list[list[Run]]) -> list[list[Run]]:
@@ -107,7 +116,7 @@ def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     return varied or ["model"]
 
 
-def _table(monitor: str, members: Sequence[tuple[Run, ...]]) -> Table:
+def _table(monitor: str, members: Sequence[tuple[Run, ...]], task: str) -> Table:
     varied = _varied(members)
     groups = [Group(_label(runs[0], varied), runs) for runs in members]
     mode = next((str(run.config["task.mode"]) for group in groups for run in group.runs if run.config), "min")
@@ -125,7 +134,7 @@ def _table(monitor: str, members: Sequence[tuple[Run, ...]]) -> Table:
     columns += ["solved"] if to_criterion else []
     columns += ["seeds", "parameters", "samples", "steps", "processes", "seconds", "device", "commit", "not completed"]
     rows = [_row(group, varied, monitor, measured, papers) for group in groups]
-    return Table(monitor, mode, tuple(varied), tuple(columns), tuple(rows), tuple(groups))
+    return Table(monitor, mode, tuple(varied), tuple(columns), tuple(rows), tuple(groups), task)
 
 
 def _label(run: Run, varied: list[str]) -> str:

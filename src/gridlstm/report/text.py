@@ -35,7 +35,7 @@ def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pict
     """Pictures, tables, and the runs that did not complete, named as seen from ``directory``, each with its error."""
     parts = ["# Report\n", f"{summary(runs)}\n", *(f"![{Path(name).stem}]({name})\n" for name in pictures)]
     for table in tables:
-        parts.append(f"## {table.monitor or 'no metric known'}\n")
+        parts.append(f"## {table.title}\n")
         parts.append(f"Mean over seeds (min to max); {'larger' if table.mode == 'max' else 'smaller'} is better.\n")
         if "solved" in table.columns:
             parts.append("Samples to solve: over the runs that met their criterion, whose number is in a column.\n")
