@@ -66,6 +66,25 @@ def test_another_criterion_asks_anew(job: Job, tmp_path: Path) -> None:
     assert result(tmp_path / "run")["samples_to_solve"] > early  # type: ignore[operator]
 
 
+def test_a_run_goes_on_with_the_problems_it_was_judged_by(job: Job) -> None:
+    run_job(job(*EASY, "callbacks.criterion.at_least=0.1"))
+    with pytest.raises(UserError, match=r"task\.data\.num_val=500, there"):
+        run_job(job(*EASY, "callbacks.criterion.at_least=0.1", "ckpt_path=last", "task.data.num_val=500"))
+
+
+@pytest.mark.parametrize("debug", ["debug=smoke", "trainer.fast_dev_run=true"])
+def test_a_quick_look_at_a_run_needs_no_whole_validation(job: Job, debug: str) -> None:
+    run_job(job(*EASY, debug, "stages=[fit]", *(["callbacks.checkpoint=null"] if "fast" in debug else [])))
+
+
+def test_what_is_left_out_of_a_training_is_said(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    run_job(job("task.data.min_digits=1", "task.data.curriculum=60", "trainer.max_steps=4", task="addition"))
+    assert "all lengths open after 60 samples, and trainer.max_steps=4 ends the training after 60" in caplog.text
+    caplog.clear()
+    run_job(job("task.data.min_digits=1", "task.data.curriculum=59", "trainer.max_steps=4", task="addition"))
+    assert "all lengths open" not in caplog.text
+
+
 def test_an_unknown_metric_is_refused(job: Job) -> None:
     with pytest.raises(UserError, match=r"must be one of val/accuracy, val/sequence_accuracy, got 'val/bpc'"):
         run_job(job(*EASY, "callbacks.criterion.metric=val/bpc"))
@@ -76,6 +95,7 @@ def test_an_unknown_metric_is_refused(job: Job) -> None:
     [
         ("callbacks.criterion.at_least=1.5", "at_least must be above 0 and at most 1, got 1.5"),
         ("trainer.limit_val_batches=1", "limit_val_batches=1 leaves some out: .* task.data.num_val"),
+        ("trainer.limit_train_batches=5", "limit_train_batches=5 would train on the same batches again"),
         ("task.data.num_val=0", "num_val"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
+from gridlstm.report.arguments import parse
 from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.lengths import by_length, length_picture
@@ -303,6 +305,52 @@ def test_tests_of_several_lengths_are_drawn_by_length() -> None:
     assert drawn.startswith(b"\x89PNG")
     runs[0].result["test"] = runs[1].result["test"] = {"test/accuracy": 0.7}
     assert length_picture(make_tables(runs)) is None
+
+
+def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
+    """Without a configuration; with numbers that are none; a directory that is named twice."""
+    directory = tmp_path / "runs" / "one"
+    directory.mkdir(parents=True)
+    found = {"status": "completed", "task": "a", "monitor": "val/loss", "best": {"val/loss": math.nan}}
+    (directory / "result.json").write_text(json.dumps(found | {"test": {"test/loss": math.nan, "test/x": 1.5}}))
+    (directory / "metrics.csv").write_text("step,samples,val/loss\n1,10,2.5\n2,20,nan\n")
+    lines = report([tmp_path / "runs", tmp_path / "runs" / ".." / "runs"], tmp_path / "out")
+    assert lines == ["1 run: 1 completed."]
+    assert "| 1.5 |" in (tmp_path / "out" / "report.md").read_text()
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "out" / "report.html").read_text(), re.DOTALL)
+    assert data is not None
+    json.loads(data[1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    (directory / "metrics.csv").write_text("step,samples,val/loss\n1,10,2.5e-\n")
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged: .*2\.5e-"):
+        find_runs([tmp_path / "runs"])
+    (directory / "result.json").write_text("[]")
+    with pytest.raises(UserError, match=r"result\.json is damaged: it holds no object"):
+        find_runs([tmp_path / "runs"])
+    with pytest.raises(UserError, match="is a file: give a directory"):
+        parse([str(tmp_path), f"out={directory / 'result.json'}"], "", ())
+
+
+def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None:
+    """true is True, two $ are no formula, and a run without a criterion has solved nothing and failed nothing."""
+
+    def run(name: str, tied: Any, solved: int | None, seed: int, **overrides: str) -> Run:
+        config = {"run.model": "grid2d", "model.tied": tied, "task.monitor": "val/accuracy", "seed": seed}
+        result = {"status": "completed", SOLVED: solved, "best": {"val/accuracy": 1.0}}
+        curve = {"val/accuracy": [(1.0, 0.5)]}
+        return Run(tmp_path / name, config | {"task.mode": "max"}, result, {"note": "a$b$", **overrides}, curve)
+
+    runs = [
+        run("0", True, 100, 1),
+        replace(run("1", True, None, 2), overrides={"note": "a$b$", "model.tied": "true"}),
+        run("2", False, 900, 1, note="c_$_$"),
+    ]
+    (table,) = make_tables(runs)
+    assert table.varied == ("note", "model.tied")
+    assert [row[:2] for row in table.rows] == [("c_$_$", "false"), ("a$b$", "true")], "1 of 1 before 1 of 2"
+    assert picture([table]).startswith(b"\x89PNG")
+    del runs[2].result[SOLVED]
+    (table,) = make_tables(runs)
+    assert {row[1]: row[table.columns.index("solved")] for row in table.rows} == {"true": "1 of 2", "false": None}
 
 
 def test_runs_of_several_tasks_are_ranked_each_among_its_own(tmp_path: Path) -> None:

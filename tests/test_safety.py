@@ -1,5 +1,6 @@
 """What keeps the work of a run: interruption, divergence, early stopping, clipping, schedules, other runs' weights."""
 
+import json
 import logging
 import math
 import os
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from tests.test_training import result, rows
 
 from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
 from gridlstm.runtime.build import build
 from gridlstm.runtime.divergence import StopOnDivergence
 from gridlstm.runtime.init_from import init_from
@@ -129,12 +131,14 @@ def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.Monk
         original(task, *arguments)
 
     monkeypatch.setattr(SequenceTask, "on_train_batch_end", record)
-    run_job(job("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.decay=0.75", "stages=[fit]"))
+    run_job(job("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.decay=0.75"))
     average = seen[0]
     for weight in seen[1:]:
         average = 0.75 * average + 0.25 * weight
     assert len(seen) == 4
     torch.testing.assert_close(last(tmp_path / "run")["state_dict"]["head.weight"], average)
+    tested = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    assert tested == evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", []), "the average, not the last"
 
 
 def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any) -> None:

@@ -197,6 +197,11 @@ def test_a_schedule_without_an_end_is_refused(job: Job, schedule: str, length: s
         ("optimizer.lr=-1", "Invalid learning rate: -1"),
         ("stages=[test]", "needs trained weights"),
         ("ckpt_path=nowhere.ckpt", "is no file"),
+        (["stages=[test]", "ckpt_path=last"], r"has no checkpoints/last\.ckpt to test"),
+        (
+            "+model.bias=true",
+            r"model\.bias does not exist: gridlstm\.models\.grid2d\.Grid2d has input_size",
+        ),
         ("stages=test", r"stages must be a list: stages=\[test\]"),
         ("seed=-1", "seed must be"),
         ("seed=99999999999", "seed must be"),
@@ -209,9 +214,10 @@ def test_a_schedule_without_an_end_is_refused(job: Job, schedule: str, length: s
         ("trainer.limit_val_batches=0", "leaves val/accuracy, by which a run is judged, without a value"),
     ],
 )
-def test_a_job_that_cannot_work_is_refused(job: Job, option: str, message: str) -> None:
+def test_a_job_that_cannot_work_is_refused(job: Job, option: str | list[str], message: str) -> None:
+    options = [option] if isinstance(option, str) else option
     with pytest.raises(UserError, match=message):
-        run_job(job(option, "callbacks.checkpoint=null") if "limit" in option else job(option))
+        run_job(job(*options, *(["callbacks.checkpoint=null"] if "limit" in options[0] else [])))
 
 
 def test_schedules_know_how_much_of_the_training_is_done(job: Job) -> None:

@@ -1,11 +1,11 @@
 """Evaluate a checkpoint: ``python -m gridlstm.evaluate ckpt=outputs/…/checkpoints/best.ckpt split=test``."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gridlstm import strict_json
 from gridlstm.command import run_on_checkpoint
 from gridlstm.errors import UserError
 
@@ -148,7 +148,8 @@ def _run(given: dict[str, str]) -> None:
     except ValueError as error:
         raise UserError(f"dynamic_rate, dynamic_decay and temperature must be numbers: {error}.") from error
     overrides = [f"{key}={value}" for key, value in given.items()]
-    print(json.dumps(evaluate(first, split, overrides, positions, rate, decay, others, temperature), indent=2))
+    found = evaluate(first, split, overrides, positions, rate, decay, others, temperature)
+    print(strict_json.dumps(found, indent=2))
 
 
 def main() -> None:

@@ -67,6 +67,7 @@ class AdditionData(GeneratedData):
         self.test_digits = list(test_digits) or [digits]
         self.leading_zero = leading_zero
         self.curriculum = curriculum
+        self.curriculum_samples = curriculum * (digits - least)
 
     @property
     def spec(self) -> Spec:

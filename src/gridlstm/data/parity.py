@@ -54,6 +54,7 @@ class ParityData(GeneratedData):
         self.bits = bits
         self.density = density
         self.curriculum = curriculum
+        self.curriculum_samples = curriculum * (bits - 1)
 
     @property
     def spec(self) -> Spec:

@@ -22,4 +22,7 @@ def parse(arguments: Sequence[str], usage: str, options: Sequence[str]) -> tuple
         raise UserError(f"no directory is given.\n\n{usage}")
     if len(roots) > 1 and "out" not in given:
         raise UserError("several directories together need a place of their own: out=DIRECTORY.")
-    return roots, Path(given.pop("out", roots[0])), given
+    out = Path(given.pop("out", roots[0]))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file: give a directory, which may be a new one.")
+    return roots, out, given

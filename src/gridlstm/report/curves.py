@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import SOLVED, Table
+from gridlstm.report.text import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def picture(tables: Sequence[Table]) -> bytes:
         colours = colormaps["tab10" if len(groups) <= 10 else "turbo"]
         for n, group in enumerate(groups):
             colour = colours(n if len(groups) <= 10 else n / len(groups))
-            label: str | None = group.label
+            label: str | None = drawn(group.label)
             for run in group.runs:
                 if run in best and (curve := run.curves.get(table.monitor)):
                     axes.plot(*zip(*curve, strict=True), color=colour, label=label, marker=".", linewidth=1.2)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from gridlstm.report.tables import Group, Spread, Table, values
+from gridlstm.report.text import drawn
 
 _BY_LENGTH = re.compile(r"(test/\w+?)_(\d+)_([a-z]+)")
 """As in test/sequence_accuracy_20_digits: a metric, a length and its unit."""
@@ -24,19 +25,19 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
     """
     from matplotlib.figure import Figure
 
-    found = {group.label: by_length(group, table.monitor) for table in tables for group in table.groups}
-    lines = {label: panels for label, panels in found.items() if panels}
-    panels = list(dict.fromkeys(panel for some in lines.values() for panel in some))
+    found = [(group.label, by_length(group, table.monitor)) for table in tables for group in table.groups]
+    lines = [(drawn(label), panels) for label, panels in found if panels]
+    panels = list(dict.fromkeys(panel for _, some in lines for panel in some))
     if not panels:
         return None
     named = len(lines) if len(lines) <= _MOST_NAMED else 0
     figure = Figure(figsize=(6 * len(panels), 4 + 0.2 * named), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for n, (label, some) in enumerate(lines.items()):
+        for n, (label, some) in enumerate(lines):
             lengths, spreads, colour = list(some.get(panel, {})), some.get(panel, {}).values(), f"C{n % 10}"
             axes.plot(lengths, [s.mean for s in spreads], marker="o", color=colour, label=label)
             axes.fill_between(lengths, [s.min for s in spreads], [s.max for s in spreads], color=colour, alpha=0.2)
-        axes.set_xticks(sorted({length for some in lines.values() for length in some.get(panel, {})}))
+        axes.set_xticks(sorted({length for _, some in lines for length in some.get(panel, {})}))
         axes.set_ylim(-0.03, 1.03)  # shares of what is right
         axes.set_xlabel(panel[1])
         axes.set_ylabel(panel[0])

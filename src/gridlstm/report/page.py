@@ -1,10 +1,10 @@
 """report.html: one file, without any other, that a browser opens from the disk."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gridlstm import strict_json
 from gridlstm.report.beside import beside
 from gridlstm.report.curves import thinned
 from gridlstm.report.runs import Run
@@ -58,7 +58,7 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
         ],
     }
     # "</" would end the script that carries the data.
-    data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
+    data = strict_json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
     return _TEMPLATE.read_text(encoding="utf-8").replace("@@DATA@@", data)
 
 

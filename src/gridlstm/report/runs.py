@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,10 +53,9 @@ class Run:
 
     def setting(self, key: str) -> str:
         """The value of an override or option: what was given, else what the configuration says."""
-        if key in self.overrides:
-            return self.overrides[key]
-        value = self.config.get(f"run.{key}" if key in ("task", "model") else key, "")
-        return "null" if value is None else str(value)
+        value = self.overrides.get(key, self.config.get(f"run.{key}" if key in ("task", "model") else key, ""))
+        text = "null" if value is None else str(value)
+        return text.lower() if text in ("True", "False") else text
 
     def identity(self) -> tuple[Any, ...]:
         """Equal for runs that differ by seed only."""
@@ -83,7 +84,7 @@ def find_runs(roots: list[Path]) -> list[Run]:
         UserError: a directory is not there, or holds no runs.
     """
     runs: dict[Path, Run] = {}
-    for root in roots:
+    for root in dict.fromkeys(Path(os.path.abspath(root)) for root in roots):
         if not root.is_dir():
             raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
         found = {path.parent for name in ("config.yaml", "result.json") for path in _walk(root, name)}
@@ -134,10 +135,13 @@ def _yaml(path: Path) -> Any:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """An object, in which what is no number is null."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except ValueError as error:
         raise UserError(f"{path} is damaged: {error}. Mend or delete it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no object. Mend or delete it.")
     return content
 
 
@@ -153,11 +157,14 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if not row.get("samples"):
-                continue  # a test, which belongs to no sample
-            for name, value in row.items():
-                if value and "/" in name and not name.startswith("test/"):
-                    curves.setdefault(name, []).append((float(row["samples"]), float(value)))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if not row.get("samples"):
+                    continue  # a test, which belongs to no sample
+                for name, value in row.items():
+                    if value and "/" in name and not name.startswith("test/") and math.isfinite(y := float(value)):
+                        curves.setdefault(name, []).append((float(row["samples"]), y))
+    except (ValueError, TypeError) as error:  # a name of None: more values than names
+        raise UserError(f"{path} is damaged: {error}. Mend or delete it.") from error
     return curves

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gridlstm.report.tables import SOLVED, Table
+from gridlstm.report.text import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ _SIZES = {_LAYERS: "layers", "task.delay": "steps of delay", "task.bits": "bits"
 _ALIASES = {"task.network.num_layers"}
 """Another name of the depth, which a sweep may use."""
 
-_MOST_NAMED = 10
+_MOST_NAMED = 20
 """Kinds of networks up to which each has a name below the picture."""
 
 
@@ -77,7 +78,7 @@ def _marks(table: Table) -> Iterable[_Mark]:
                 continue
             sizes = {key: float(size) for key in _SIZES if isinstance(size := run.config.get(key), int | float)}
             samples, solved = run.result[SOLVED] or run.result["samples"], run.result[SOLVED] is not None
-            yield _Mark(", ".join(parts) or run.setting("model"), sizes, samples, best, solved)
+            yield _Mark(drawn(", ".join(parts)) or run.setting("model"), sizes, samples, best, solved)
 
 
 def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]], x: str, y: str) -> None:
@@ -89,7 +90,10 @@ def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _
             if some := [(a + aside, b) for a, b, mark in points if (mark.kind, mark.solved) == (kind, solved)]:
                 face = f"C{n % 10}" if solved else "none"
                 label = kind if solved else f"{kind}: not solved"
-                axes.scatter(*zip(*some, strict=True), label=label, facecolors=face, edgecolors=f"C{n % 10}")
+                form = "os"[n // 10 % 2]  # there are ten colours
+                axes.scatter(
+                    *zip(*some, strict=True), label=label, marker=form, facecolors=face, edgecolors=f"C{n % 10}"
+                )
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)

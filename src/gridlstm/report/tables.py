@@ -139,15 +139,15 @@ def _table(monitor: str, members: Sequence[tuple[Run, ...]], task: str) -> Table
 
 def _label(run: Run, varied: list[str]) -> str:
     """What tells a group from others, without options that its network does not have."""
-    return ", ".join(f"{key}={setting}" for key in varied if (setting := run.setting(key)))
+    return ", ".join(f"{key}={setting}" for key in varied if (setting := run.setting(key))) or run.directory.name
 
 
 def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
-    """Most solved first, then fewest samples to solve, then the best score."""
+    """The largest share solved first, then the fewest samples to solve, then the best score."""
     scores = values(group, monitor, monitor)
     solved = values(group, SOLVED, monitor)
     score = statistics.fmean(scores) * (-1 if mode == "max" else 1) if scores else 0.0
-    return (not scores, -len(solved), statistics.fmean(solved) if solved else 0.0, score)
+    return (not scores, -len(solved) / max(1, len(group.completed)), statistics.fmean(solved) if solved else 0.0, score)
 
 
 def values(group: Group, name: str, monitor: str) -> list[float]:
@@ -168,7 +168,8 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
         if name in papers:
             row.append(_paper(group, name))
     if SOLVED in measured:
-        row.append(f"{len(values(group, SOLVED, monitor))} of {len(done)}")
+        judged = [run for run in done if SOLVED in run.result]
+        row.append(f"{len(values(group, SOLVED, monitor))} of {len(judged)}" if judged else None)
     row.append(len(done))
     for name in ("parameters", "samples", "steps", "processes", "seconds"):
         numbers = [run.result[name] for run in done if name in run.result]

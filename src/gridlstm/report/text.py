@@ -31,6 +31,11 @@ def shown(cell: Cell) -> str:
     return (f"{cell:,.0f}" if abs(cell) >= 10_000 else f"{cell:.4g}") if isinstance(cell, float) else cell
 
 
+def drawn(label: str) -> str:
+    """For a picture, where matplotlib would take what stands between two $ for a formula."""
+    return label.replace("$", r"\$")
+
+
 def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pictures: Sequence[str]) -> str:
     """Pictures, tables, and the runs that did not complete, named as seen from ``directory``, each with its error."""
     parts = ["# Report\n", f"{summary(runs)}\n", *(f"![{Path(name).stem}]({name})\n" for name in pictures)]

@@ -134,6 +134,11 @@ def check_types(node: DictConfig, path: str) -> None:
     except (ImportError, ValueError) as error:
         raise UserError(f"{path}._target_={node._target_} cannot be read: {' '.join(str(error).split())}") from error
     hints = annotations(target)
+    accepted = inspect.signature(target).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted):
+        names = [parameter.name for parameter in accepted]
+        if unknown := [name for name in node if not str(name).startswith("_") and name not in names]:
+            raise UserError(f"{path}.{unknown[0]!s} does not exist: {node._target_} has {', '.join(names)}.")
     for name, value in node.items():
         kinds = _kinds(hints.get(str(name)))
         if not kinds or isinstance(value, DictConfig | ListConfig) or type(value) in kinds:

@@ -57,6 +57,8 @@ class Criterion(Callback):
                 f"must be one of {', '.join(names)}" if names else "needs an accuracy, which this task has none of"
             )
             raise UserError(f"callbacks.criterion.metric {expected}, got {self.metric!r}.")
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # missing from its annotations
+            return
         if (limit := trainer.limit_val_batches) not in (None, 1.0) or type(limit) is int:
             raise UserError(
                 f"the criterion is about all problems of a validation, and trainer.limit_val_batches={limit} leaves "

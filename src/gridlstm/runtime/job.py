@@ -22,7 +22,7 @@ from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.interruption import exit_status
 from gridlstm.runtime.match import match_size
-from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory
+from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory, unused_network_options
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
 
@@ -61,6 +61,7 @@ def run_job(cfg: DictConfig) -> float:
                 logger.start_over()
             logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
         _announce(cfg, run, record)
+        _warn(cfg, run)
         try:
             score = _run_stages(cfg, run, record, checkpoint)
         except BaseException as error:
@@ -190,6 +191,22 @@ def _announce(cfg: DictConfig, run: Run, record: Record) -> None:
         cfg.seed,
     )
     log.info("run directory: %s", _short(cfg.run.dir))
+
+
+def _warn(cfg: DictConfig, run: Run) -> None:
+    """Names options that do less than they say."""
+    for key, value in unused_network_options(cfg):
+        log.warning("task.network.%s=%s has no effect: model=%s has no use for it", key, value, cfg.run.model)
+    samples = run.trainer.max_steps * cfg.trainer.accumulate_grad_batches * run.data.batch_size
+    opened = getattr(run.data, "curriculum_samples", 0)
+    if 0 < samples <= opened:
+        log.warning(
+            "the curriculum has all lengths open after %s samples, and trainer.max_steps=%d ends the training after "
+            "%s: the longest are judged, and not trained",
+            f"{opened:,}",
+            run.trainer.max_steps,
+            f"{samples:,}",
+        )
 
 
 def _finish_loggers(run: Run, record: Record, error: BaseException | None) -> None:

@@ -60,7 +60,10 @@ def check_match(cfg: DictConfig) -> tuple[str, str, DictConfig] | None:
     if not wanted:
         return None
     if len(wanted) > 1:
-        raise UserError("match.parameters_to and match.flops_to cannot both be met: give one of them.")
+        raise UserError(
+            "match.parameters_to and match.flops_to cannot both be met: set one of them to null, such as "
+            "match.parameters_to=null."
+        )
     ((how, name),) = wanted
     if name not in choices("model"):
         raise UserError(f"match.{how}={name} is no model. Choices: {', '.join(choices('model'))}.")
@@ -84,7 +87,7 @@ def match_size(cfg: DictConfig) -> None:
     spec = make_data(cfg).spec
     measure, unit = _MEASURES[how]
     goal = measure(reference, spec)
-    sized, default = cfg.copy(), cfg.model.hidden_size
+    sized, default = cfg.copy(), cfg.model.hidden_size or reference.model.hidden_size
     sized.model.hidden_size = _AMPLE
     count_parameters(sized, spec)  # refuses what is wrong at any size
 

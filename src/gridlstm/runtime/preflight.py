@@ -18,7 +18,7 @@ STAGES = ("fit", "test")
 # Where a run finds things, how it computes and how much it evaluates may change on a resume.
 _FREE = {
     "model": {"sweep"},
-    "task.data": {"path", "data_dir", "url", "cache_dir", "num_val", "num_test", "val_symbols"},
+    "task.data": {"path", "data_dir", "url", "cache_dir", "num_test", "val_symbols"},
     "optimizer": set[str](),
     "scheduler": set[str](),
 }
@@ -51,7 +51,7 @@ def check_start(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Raises UserError for a job that cannot work, whatever its components."""
     # They import torch, for which --help and a misspelt option need not wait.
-    from gridlstm.runtime.build import check_data, check_optimizer
+    from gridlstm.runtime.build import check_data, check_optimizer, check_types
     from gridlstm.runtime.match import check_match
 
     try:
@@ -66,8 +66,14 @@ def check(cfg: DictConfig) -> None:
     _check_stages(cfg)
     check_fit(cfg)
     check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
-    if check_match(cfg) and _given("model.hidden_size"):
+    matched = check_match(cfg)
+    if matched and _given("model.hidden_size"):
         raise UserError("match chooses model.hidden_size, so leave one of the two out.")
+    if not matched and cfg.model.get("hidden_size", 1) is None:
+        raise UserError(
+            f"this experiment has no width for model={cfg.run.model}: give task.network.hidden_size=…, or one of "
+            f"match.parameters_to and match.flops_to."
+        )
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
     for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
@@ -83,6 +89,11 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.limit_val_batches=0 leaves {cfg.task.monitor}, by which a run is judged, without a value."
         )
+    if cfg.trainer.limit_train_batches not in (None, 1.0) or type(cfg.trainer.limit_train_batches) is int:
+        raise UserError(
+            f"trainer.limit_train_batches={cfg.trainer.limit_train_batches} would train on the same batches again and "
+            f"again: trainer.max_steps ends a training early, debug=overfit repeats three batches."
+        )
     if (clip := cfg.trainer.gradient_clip_val) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
     for length in ("T_max", "total_steps"):
@@ -91,8 +102,30 @@ def check(cfg: DictConfig) -> None:
                 f"scheduler.{length} must be at least 1, got {steps}: this schedule needs the number of steps, so give "
                 f"trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.{length}."
             )
+    model = cfg.model.copy()
+    if matched:
+        model.hidden_size = 1  # which match chooses later
+    check_types(model, "model")
     check_optimizer(cfg)
     check_data(cfg)
+
+
+def unused_network_options(cfg: DictConfig) -> list[tuple[str, Any]]:
+    """Numbers of ``task.network`` that the command line gives and that the model does not read."""
+
+    def model_with(key: str, value: float) -> Any:
+        other = cfg.copy()
+        other.task.network[key] = value
+        return OmegaConf.to_container(other.model, resolve=True)
+
+    return [
+        (key, value)
+        for key, value in cfg.task.get("network", {}).items()
+        if isinstance(value, int | float)
+        and _given(f"task.network.{key}")
+        and not (cfg.match.parameters_to or cfg.match.flops_to)  # they size by it
+        and model_with(key, value) == model_with(key, value + 1)
+    ]
 
 
 def _given(key: str) -> bool:
@@ -120,6 +153,8 @@ def _check_stages(cfg: DictConfig) -> None:
             raise UserError(
                 "init_from starts a new training: leave it out where ckpt_path or stages=[test] takes one up."
             )
+    if "fit" not in cfg.stages and resume_from(cfg) is None:
+        raise UserError(f"{cfg.run.dir} has no checkpoints/last.ckpt to test: give hydra.run.dir=…, or ckpt_path=….")
 
 
 def _several_processes(cfg: DictConfig) -> bool:

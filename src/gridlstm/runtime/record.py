@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_leaves
 
+from gridlstm import strict_json
 from gridlstm.atomic import only_writer, write_text
 from gridlstm.compose import as_typed
 from gridlstm.runtime import provenance
@@ -46,7 +47,7 @@ class Record:
         """Writes result.json, on rank zero."""
         self.fields["seconds"] = round(self.earlier.get("seconds", 0) + time.monotonic() - self.start, 3)
         if provenance.rank() == 0:
-            write_text(self.dir / "result.json", json.dumps(self.fields, indent=2, default=_plain) + "\n")
+            write_text(self.dir / "result.json", strict_json.dumps(self.fields, indent=2, default=_plain) + "\n")
 
 
 def write_config(cfg: DictConfig) -> None:
