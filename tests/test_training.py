@@ -15,7 +15,8 @@ from PIL import Image
 
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.runtime.build import build
+from gridlstm.runtime.build import build, make_data
+from gridlstm.runtime.checkpoint import data_state, load_config, load_content
 from gridlstm.runtime.job import run_job
 
 Job = Callable[..., DictConfig]
@@ -228,6 +229,42 @@ def test_schedules_know_how_much_of_the_training_is_done(job: Job) -> None:
     grid.register_forward_pre_hook(lambda *_: seen.append(grid.progress) if run.trainer.training else None)
     run.trainer.fit(run.task, run.data)
     assert seen == [0, 0.25, 0.5, 0.75]
+
+
+def test_evaluate_finds_the_text_from_anywhere(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other that has its name there."""
+    for name in ("there", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "there" / "text.txt").write_text("all of this is text, " * 200)
+    (tmp_path / "elsewhere" / "text.txt").write_text("this is all of text, " * 200)
+    monkeypatch.chdir(tmp_path / "there")
+    run_job(job("task.path=text.txt", "stages=[fit]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    found = evaluate(checkpoint, "test", [])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate(checkpoint, "test", []) == found
+    assert evaluate(checkpoint, "test", ["task.path=text.txt"]) != found
+    with pytest.raises(UserError, match="task=text names a choice of a group"):
+        evaluate(checkpoint, "test", ["task=text"])
+    with pytest.raises(UserError, match="Options are those of"):
+        evaluate(checkpoint, "test", ["task.path=[x].txt"])
+
+
+def test_words_of_another_text_are_those_that_the_network_knows(job: Job, tmp_path: Path) -> None:
+    """Also where they are not among its most frequent ones."""
+    for name, counts in (("a", (9, 5, 3, 2, 1)), ("b", (1, 2, 3, 5, 9))):
+        words = [word for word, count in zip("vwxyz", counts, strict=True) for _ in range(count)]
+        (tmp_path / f"{name}.txt").write_text(" ".join(words * 40))
+    run_job(
+        job(f"task.path={tmp_path}/a.txt", "task.data.level=word", "task.data.max_words=4", "stages=[fit]", task="text")
+    )
+    config = load_config(tmp_path / "run" / "checkpoints" / "best.ckpt", [f"task.path={tmp_path}/b.txt"])
+    content = load_content(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    corpus = make_data(config, data_state(config, content)).corpus  # type: ignore[attr-defined]  # of a text
+    known = corpus.vocabulary.symbols
+    assert set(known) == {"v", "w", "x", "<unk>"}
+    counts = {word: int((corpus.ids == known.index(word)).sum()) for word in known}
+    assert counts == {"v": 40, "w": 80, "x": 120, "<unk>": 560}
 
 
 def test_evaluate_follows_references(job: Job, tmp_path: Path, text_file: Path) -> None:

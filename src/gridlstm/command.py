@@ -19,6 +19,8 @@ def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
         run(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}. Files are written to, and read from, where the command says.")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -63,12 +63,7 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
     Raises:
         UserError: file missing, empty, unreadable, damaged, a zip of several members, or at level char not UTF-8.
     """
-    if level not in get_args(Level):
-        raise UserError(f"the level must be byte, char or word, got {level!r}.")
-    if max_words is not None and (level != "word" or max_words < 2):
-        raise UserError(
-            f"task.data.max_words must be null, or at level word at least 2, got {max_words} at level {level}."
-        )
+    check_level(level, max_words)
     path = path.expanduser().resolve()
     try:
         stat = path.stat()
@@ -86,6 +81,16 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
     except OSError as error:
         log.warning("the cache cannot be used (%s): %s stays in memory, and is read anew each time", error, path)
         return _decode(path, level, max_words)
+
+
+def check_level(level: Level, max_words: int | None) -> None:
+    """Raises UserError for a level that is none, and for a ``max_words`` that does not go with it."""
+    if level not in get_args(Level):
+        raise UserError(f"task.data.level must be byte, char or word, got {level!r}.")
+    if max_words is not None and (level != "word" or max_words < 2):
+        raise UserError(
+            f"task.data.max_words must be null, or at level word at least 2, got {max_words} at level {level}."
+        )
 
 
 def cache_directory(given: Path | None) -> Path:

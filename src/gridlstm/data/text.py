@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
 from gridlstm.data.base import Batch, SequenceData, Spec
-from gridlstm.data.corpus import Corpus, read_corpus
+from gridlstm.data.corpus import Corpus, check_level, read_corpus
 from gridlstm.data.entropy import ngram_entropy
 from gridlstm.data.streams import Streams, split_text
 from gridlstm.data.vocabulary import Level, Vocabulary
@@ -71,6 +71,7 @@ class TextData(SequenceData):
         max_words: int | None = None,
     ) -> None:
         super().__init__(batch_size, seed)
+        check_level(level, max_words)
         if seed < 0:
             raise UserError(f"seed must be 0 or more, got {seed}.")
         if window < 1:
@@ -194,6 +195,9 @@ class TextData(SequenceData):
         """
         goes_on = self.trainer is not None and self.trainer.state.fn == "fit"
         known = Vocabulary(state_dict["level"], tuple(state_dict["vocabulary"]))
+        if self.max_words is not None and not goes_on and known != self.corpus.vocabulary:
+            # Its most frequent words are others than those that the checkpoint knows, which are to be found in it.
+            self.max_words, self._corpus = None, None
         ids, own = self.corpus.ids, self.corpus.vocabulary
         if known != own:
             places = own.places_in(known)

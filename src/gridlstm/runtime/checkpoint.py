@@ -8,6 +8,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
@@ -38,9 +39,16 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
     config = OmegaConf.load(source)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)
+    for override in overrides:
+        key, _, _ = override.partition("=")
+        if OmegaConf.is_dict(OmegaConf.select(config, key)):
+            raise UserError(
+                f"{override} names a choice of a group, and a run has made its choices: give a single option of "
+                f"{directory}/config.yaml, such as {key}.{next(iter(config[key]), '…')}=…"
+            )
     try:
         config.merge_with_dotlist(overrides)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{str(error).splitlines()[0]}. Options are those of {directory}/config.yaml.") from error
     return config
 

@@ -21,6 +21,7 @@ _FREE = {
     "task.data": {"path", "data_dir", "url", "cache_dir", "num_test", "val_symbols"},
     "optimizer": set[str](),
     "scheduler": set[str](),
+    "callbacks.weight_averaging": set[str](),
 }
 
 

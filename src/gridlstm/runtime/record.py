@@ -56,6 +56,10 @@ def write_config(cfg: DictConfig) -> None:
     The second is what other options can still be applied to: there task.path reaches all that refers to it.
     """
     source = cfg.copy()
+    # These may be read from another working directory.
+    for name in ("task.path", "data_dir"):
+        if isinstance(path := OmegaConf.select(source, name), str):
+            OmegaConf.update(source, name, str(Path(path).expanduser().absolute()))
     source.run = OmegaConf.create(cast(dict[str, Any], OmegaConf.to_container(cfg.run, resolve=True)))
     for name, node, resolve in (("config_source.yaml", source, False), ("config.yaml", cfg, True)):
         write_text(Path(cfg.run.dir) / name, OmegaConf.to_yaml(node, resolve=resolve))
