@@ -250,6 +250,19 @@ def test_evaluate_finds_the_text_from_anywhere(job: Job, tmp_path: Path, monkeyp
         evaluate(checkpoint, "test", ["task.path=[x].txt"])
 
 
+def test_weights_that_do_not_fit_are_refused_in_a_sentence(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with pytest.raises(UserError, match="the weights do not fit this network"):
+        run_job(job("stages=[test]", f"ckpt_path={checkpoint}", "model.hidden_size=9", directory="other"))
+    (tmp_path / "none.ckpt").write_text("no checkpoint at all")
+    with pytest.raises(UserError, match="cannot be read: it is no checkpoint"):
+        run_job(job("stages=[test]", f"ckpt_path={tmp_path / 'none.ckpt'}", directory="other"))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"best\.ckpt cannot be read: "):
+        run_job(job(f"ckpt_path={checkpoint}", directory="other"))
+
+
 def test_words_of_another_text_are_those_that_the_network_knows(job: Job, tmp_path: Path) -> None:
     """Also where they are not among its most frequent ones."""
     for name, counts in (("a", (9, 5, 3, 2, 1)), ("b", (1, 2, 3, 5, 9))):

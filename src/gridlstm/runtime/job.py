@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
+from gridlstm.runtime.checkpoint import load_content, load_weights
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
@@ -101,6 +102,8 @@ def _memory() -> Iterator[None]:
 def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | None) -> float:
     score: float | None = None
     weights = None if checkpoint is None else str(checkpoint)
+    if checkpoint is not None:
+        load_weights(run.task, load_content(checkpoint)["state_dict"])  # refuses those of another network
     if "fit" in cfg.stages:
         start = time.monotonic()
         try:
