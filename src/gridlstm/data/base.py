@@ -75,6 +75,9 @@ class SequenceData(L.LightningDataModule):
     unit = "symbols"
     """What one time step is called in the log."""
 
+    curriculum_samples: int = 0
+    """Training samples after which a curriculum has all lengths open; 0 where there is none."""
+
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
         if batch_size < 1:

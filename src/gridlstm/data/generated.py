@@ -59,8 +59,6 @@ class GeneratedData(SequenceData):
             if size < 1:
                 raise UserError(f"task.data.{name} must be at least 1, got {size}.")
         self.sizes = {VAL: num_val, TEST: num_test}
-        self.curriculum_samples = 0
-        """Training samples after which a curriculum has all lengths open."""
 
     def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
         """The samples with these indices, on the device of ``index``."""

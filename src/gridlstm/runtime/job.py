@@ -201,7 +201,7 @@ def _warn(cfg: DictConfig, run: Run) -> None:
     for key, value in unused_network_options(cfg):
         log.warning("task.network.%s=%s has no effect: model=%s has no use for it", key, value, cfg.run.model)
     samples = run.trainer.max_steps * cfg.trainer.accumulate_grad_batches * run.data.batch_size
-    opened = getattr(run.data, "curriculum_samples", 0)
+    opened = run.data.curriculum_samples
     if 0 < samples <= opened:
         log.warning(
             "the curriculum has all lengths open after %s samples, and trainer.max_steps=%d ends the training after "
