@@ -505,7 +505,9 @@ def test_a_checksum_that_nobody_published_is_recorded_and_then_expected(data_dir
     assert make_text8().source().read_bytes() == text
     digest = hashlib.sha256(text).hexdigest()
     assert (data_dir / "text8.sha256").read_text() == f"{digest}  text8\n"
+    (data_dir / "text8.sha256").unlink()
     assert make_text8().source() == data_dir / "text8"
+    assert (data_dir / "text8.sha256").read_text() == f"{digest}  text8\n", "of a file that lay there"
     (data_dir / "text8").write_bytes(text.upper())
     with pytest.raises(UserError, match=rf"text8: SHA-256 [0-9a-f]*, expected {digest}"):
         make_text8().source()

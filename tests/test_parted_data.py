@@ -103,6 +103,15 @@ def test_a_data_set_without_splits_is_divided(data_set: Any, tmp_path: Path) -> 
     assert len(val) == pytest.approx(len(train) / 2, abs=1)
 
 
+def test_a_document_without_text_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "set").mkdir()
+    rows = [{"text": f"document {n}" if n % 3 else None} for n in range(90)]
+    (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = "".join(f"document {n}\n" for n in range(90) if n % 3)
+    assert "".join(splits(make(tmp_path / "set", tmp_path))) == expected
+    assert any(record.message.startswith("30 documents of") for record in caplog.records)
+
+
 def test_what_is_wrong_with_a_data_set_is_named(data_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = data_set()
     for changes, message in (

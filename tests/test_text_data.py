@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gridlstm.data.base import Batch
+from gridlstm.data.corpus import Corpus
 from gridlstm.data.streams import split_text
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
@@ -299,6 +301,7 @@ def test_fractions_share_out_the_whole_text(length: int, val: float, test: float
         (("a", 0.2, 0.1), "expected three"),
         ((0.8, 0.1, 0.05), r"sums to 0\.95"),
         ((1500, 300, 201), r"takes 2,001 symbols, the text has 2,000"),
+        ((90, 5, 5), r"100 of 2,000; for shares of it give \[0\.9,0\.05,0\.05\]"),
         ((1.0, 0.0, 0.0), "leaves 0 of 2,000 symbols for validation"),
         ((1998, 2, 0), "leaves 0 of 2,000 symbols for test"),
         ((1998, 1, 1), "leaves 1 of 2,000 symbols for validation"),
@@ -407,6 +410,10 @@ def test_a_resumed_run_goes_on_with_the_next_batch(directory: Path, tmp_path: Pa
     assert checkpoint["TextData"]["batches_seen"] == 7
     assert checkpoint["TextData"]["vocabulary"] == [0x4E00 + place for place in range(2000)]
     assert checkpoint["TextData"]["level"] == "char"
+    changed = make(directory)
+    changed._corpus = Corpus(np.roll(changed.corpus.ids, 1), changed.corpus.vocabulary)
+    with pytest.raises(UserError, match="is not what it was when the checkpoint was written, though as long"):
+        trainer(12, tmp_path).fit(Recorder(), datamodule=changed, ckpt_path=tmp_path / "last.ckpt", weights_only=False)
     for other, why in (
         (make(directory, 1999), "1 of its 2000 symbols do not occur"),
         (make(directory, 2001), r"it knows 2000 symbols .* 2001 .*, 1 of which it does not know"),

@@ -191,6 +191,18 @@ def test_a_schedule_without_an_end_is_refused(job: Job, schedule: str, length: s
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["scheduler.total_steps=9", "trainer.max_steps=10"], "total_steps=9 ends before trainer.max_steps=10"),
+        (["trainer.max_steps=20"], "of 20 steps is a warm-up of one step"),
+    ],
+)
+def test_a_one_cycle_that_cannot_go_round_is_refused(job: Job, options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_job(job("scheduler=one_cycle", *options))
+
+
+@pytest.mark.parametrize(
     ("option", "message"),
     [
         ("stages=[fitt]", "stages must be some of"),
@@ -207,6 +219,8 @@ def test_a_schedule_without_an_end_is_refused(job: Job, schedule: str, length: s
         ("seed=-1", "seed must be"),
         ("seed=99999999999", "seed must be"),
         ("task.monitor=val/foo", "task.monitor must be one of val/loss, val/accuracy"),
+        ("callbacks.checkpoint.monitor=accuracy", "callbacks.checkpoint.monitor must be one of val/loss, val/acc"),
+        ("trainer.max_epochs=3", "max_epochs=3 would never be reached"),
         ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1"),
         ("trainer.val_check_interval=0", "val_check_interval must be at least 1"),
         ("trainer.gradient_clip_val=-1", "gradient_clip_val must be above 0"),

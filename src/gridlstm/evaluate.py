@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,7 @@ def _join(run: "Run", checkpoints: Sequence[Path]) -> None:
     members, first = [], None
     for checkpoint in checkpoints:
         config, content = load_config(checkpoint, []), load_content(checkpoint)
-        found = (config.task.data._target_, vocabulary(config, content))
+        found = vocabulary(config, content) or config.task.data._target_
         first = first or found
         if found != first:
             raise UserError(
@@ -133,7 +134,12 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
     run.data.setup("validate" if split == "val" else "test")
     run.data.batch_size = 1  # what was learned from one place in the text is used for all that follows
     loader = run.data.val_dataloader() if split == "val" else run.data.test_dataloader()
-    return {f"{split}/{name}": value for name, value in evaluation.evaluate(loader).items()}
+    name = f"limit_{split}_batches"
+    limit = run.trainer.limit_val_batches if split == "val" else run.trainer.limit_test_batches
+    if type(limit) is float and limit != 1:
+        raise UserError(f"trainer.{name} must be a whole number for dynamic evaluation, got {limit}.")
+    windows = islice(loader, limit if type(limit) is int else None)
+    return {f"{split}/{name}": value for name, value in evaluation.evaluate(windows).items()}
 
 
 def _run(given: dict[str, str]) -> None:

@@ -54,8 +54,10 @@ def write_samples(
     from gridlstm.tasks.sampling import next_probabilities, sample
 
     for name, value in {"length": length, "samples": samples}.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}.")
+        if not 1 <= value < 2**62:
+            raise UserError(f"{name} must be at least 1, and below 2^62, got {value}.")
+    if not 0 <= seed < 2**63 - samples:
+        raise UserError(f"seed must be 0 or more, and below 2^63 also for the last of {samples} samples, got {seed}.")
     if stop == "":
         raise UserError("stop must not be empty: leave it out to write until length.")
     next_probabilities(torch.zeros(1), temperature, top_k, top_p)  # refuses values before anything is read
@@ -68,6 +70,8 @@ def write_samples(
     task = make_task(config, Spec(len(symbols), len(symbols), sequence_length=1))
     load_weights(task, content["state_dict"])
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it only knows sizes")
         task.eval().to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or torch without it
         raise UserError(

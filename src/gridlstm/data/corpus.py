@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,6 +45,11 @@ class Corpus:
     ids: NDArray[np.unsignedinteger[Any]]
     """(length,) in the smallest unsigned type; memory-mapped and read-only where the cache can be written."""
     vocabulary: Vocabulary
+
+    @cached_property
+    def crc32(self) -> int:
+        """Of the ids: tells a text that was changed in place from what it was."""
+        return zlib.crc32(np.ascontiguousarray(self.ids).data)
 
 
 def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_words: int | None = None) -> Corpus:

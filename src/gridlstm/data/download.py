@@ -21,7 +21,7 @@ TIMEOUT = 30.0
 """Seconds that a server may be silent."""
 
 
-def fetch(url: str, destination: Path, size: int, sha256: str | None) -> str:
+def fetch(url: str, destination: Path, size: int, sha256: str | None) -> None:
     """Downloads a file over HTTP(S), with a progress bar on stderr.
 
     Always starts from the first byte: what an interrupted download left could not be verified.
@@ -31,16 +31,13 @@ def fetch(url: str, destination: Path, size: int, sha256: str | None) -> str:
         size: expected, in bytes.
         sha256: expected, in hexadecimal; None where it is not known.
 
-    Returns:
-        The SHA-256 found.
-
     Raises:
         UserError: no connection, timeout, HTTP error status, wrong size or checksum, directory not writable, disk full.
     """
-    return _store(_received(url, size, destination.name), destination, size, sha256, url)
+    _store(_received(url, size, destination.name), destination, size, sha256, url)
 
 
-def unzip_member(archive: Path, member: str, destination: Path, size: int, sha256: str | None) -> str:
+def unzip_member(archive: Path, member: str, destination: Path, size: int, sha256: str | None) -> None:
     """Unpacks one member of a zip archive.
 
     Args:
@@ -48,16 +45,13 @@ def unzip_member(archive: Path, member: str, destination: Path, size: int, sha25
         size: of the unpacked member, expected, in bytes.
         sha256: of the unpacked member, expected, in hexadecimal; None where it is not known.
 
-    Returns:
-        The SHA-256 found.
-
     Raises:
         UserError: damaged archive, no such member, wrong size or checksum, directory not writable, disk full.
     """
-    return _store(_unpacked(archive, member), destination, size, sha256, f"{archive}, member {member}")
+    _store(_unpacked(archive, member), destination, size, sha256, f"{archive}, member {member}")
 
 
-def _store(chunks: Generator[bytes, None, None], destination: Path, size: int, sha256: str | None, origin: str) -> str:
+def _store(chunks: Generator[bytes, None, None], destination: Path, size: int, sha256: str | None, origin: str) -> None:
     digest = hashlib.sha256()
     received = 0
     try:
@@ -84,7 +78,6 @@ def _store(chunks: Generator[bytes, None, None], destination: Path, size: int, s
             f"cannot write {destination}: {error.strerror}. Make room there, make it writable, or choose another "
             f"directory with data_dir=..."
         ) from error
-    return digest.hexdigest()
 
 
 def _received(url: str, size: int, name: str) -> Generator[bytes, None, None]:

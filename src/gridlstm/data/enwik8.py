@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gridlstm.atomic import write_text
 from gridlstm.data.download import fetch, unzip_member
-from gridlstm.data.files import mismatch, only_process, recorded_digest
+from gridlstm.data.files import mismatch, only_process, recorded_digest, sha256_of
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 
@@ -94,15 +94,17 @@ class Enwik8Data(TextData):
             named = Path(self.path).expanduser()
             file, not_file = _genuine([named], self.size, self.sha256)
             if file is not None:
+                self._record(file)
                 return file
             archives, not_archive = [named], _genuine([named], self.zip_size, self.zip_sha256)[1]
             if not_archive:
                 raise UserError(
                     f"task.path is neither {self.name} ({not_file[0]}) nor {self._zip_name} ({not_archive[0]}). Name "
-                    f"the genuine one, or leave task.path out; for any other text, task=text task.path={named}."
+                    f"the genuine one, or leave task.path out; a run on any other text: task=text task.path={named}."
                 )
         file, reasons = _genuine(files, self.size, self.sha256)
         if file is not None:
+            self._record(file)
             return file
         try:
             with only_process(self.data_dir / f".{self.name}.lock", f"preparing {self.name}"):
@@ -136,11 +138,22 @@ class Enwik8Data(TextData):
             downloaded.unlink(missing_ok=True)
 
     def _unpack(self, archive: Path, home: Path) -> Path:
-        digest = unzip_member(archive, self.name, home / self.name, self.size, self.sha256)
-        if self.sha256 is None:
-            log.info("the SHA-256 of %s is %s, and expected from now on", home / self.name, digest)
-            write_text(recorded_digest(home / self.name), f"{digest}  {self.name}\n")
+        unzip_member(archive, self.name, home / self.name, self.size, self.sha256)
+        self._record(home / self.name)
         return home / self.name
+
+    def _record(self, file: Path) -> None:
+        """Writes the SHA-256 of a file beside it, where nobody has published one and none has been recorded."""
+        record = recorded_digest(file)
+        if self.sha256 is not None or record.exists():
+            return
+        digest = sha256_of(file)
+        try:
+            write_text(record, f"{digest}  {file.name}\n")
+        except OSError as error:
+            log.warning("the SHA-256 of %s is %s, and cannot be recorded: %s", file, digest, error)
+        else:
+            log.info("the SHA-256 of %s is %s, and expected from now on", file, digest)
 
     def _not_found(self, reasons: list[str]) -> UserError:
         tried = "".join(f"\n  - {reason}" for reason in reasons)

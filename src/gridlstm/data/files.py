@@ -40,6 +40,12 @@ def recorded_digest(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def mismatch(path: Path, size: int, sha256: str | None) -> str | None:
     """Why the file is not the one of this size (bytes) and SHA-256 (hexadecimal); None when it is.
 
@@ -56,8 +62,7 @@ def mismatch(path: Path, size: int, sha256: str | None) -> str | None:
             sha256 = record.read_text().split(" ")[0]
         if sha256 is None:
             return None
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     except OSError as error:
         return f"unreadable: {error.strerror}"
     return None if digest == sha256 else f"SHA-256 {digest}, expected {sha256}"

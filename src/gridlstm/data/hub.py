@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from gridlstm.data.parts import PartedTextData
 from gridlstm.data.vocabulary import Level
 from gridlstm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class HubTextData(PartedTextData):
@@ -80,8 +83,12 @@ class HubTextData(PartedTextData):
         return [self._documents(found[name]) for name in (names if set(names) <= set(found) else names[:1])]
 
     def _documents(self, split: Any) -> Iterator[str]:
+        empty = 0
         for document in self._read(islice(split, self.max_documents)):
             text = document.get(self.column)
+            if text is None and self.column in document:
+                empty += 1
+                continue
             if not isinstance(text, str):
                 columns = ", ".join(name for name, value in document.items() if isinstance(value, str))
                 raise UserError(
@@ -89,6 +96,10 @@ class HubTextData(PartedTextData):
                     f"{columns or 'none'}."
                 )
             yield text if text.endswith("\n") else text + "\n"
+        if empty:
+            log.warning(
+                "%s documents of %s have no %s (null) and are left out", f"{empty:,}", self.data_set, self.column
+            )
 
     def _read(self, documents: Iterable[Any]) -> Iterator[Any]:
         iterator = iter(documents)

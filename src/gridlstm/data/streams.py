@@ -72,6 +72,11 @@ def split_text(length: int, splits: Sequence[float]) -> tuple[range, range, rang
         raise UserError(f"{given}: expected three fractions that sum to 1, or three numbers of symbols.")
     if all(isinstance(split, int) for split in splits):
         ends = [int(end) for end in itertools.accumulate(splits)]
+        if ends[-1] == 100 < length:
+            raise UserError(
+                f"{given} are numbers of symbols, 100 of {length:,}; for shares of it give "
+                f"[{','.join(str(split / 100) for split in splits)}]."
+            )
         if ends[-1] > length:
             raise UserError(
                 f"{given} takes {ends[-1]:,} symbols, the text has {length:,}: lower them, or give fractions such as "

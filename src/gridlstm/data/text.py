@@ -184,7 +184,12 @@ class TextData(SequenceData):
 
     def state_dict(self) -> dict[str, Any]:
         vocabulary = self.corpus.vocabulary
-        own = {"level": vocabulary.level, "vocabulary": list(vocabulary.symbols), "symbols": len(self.corpus.ids)}
+        own = {
+            "level": vocabulary.level,
+            "vocabulary": list(vocabulary.symbols),
+            "symbols": len(self.corpus.ids),
+            "crc32": self.corpus.crc32,
+        }
         return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -213,6 +218,11 @@ class TextData(SequenceData):
             raise UserError(
                 f"{self.source()} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "
                 f"would lie elsewhere. Give back the text as it was, or start a new run with init_from=…"
+            )
+        if goes_on and state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32:
+            raise UserError(
+                f"{self.source()} is not what it was when the checkpoint was written, though as long. Give back the "
+                f"text as it was, or start a new run with init_from=…"
             )
         super().load_state_dict(state_dict)
 

@@ -37,7 +37,8 @@ class Vocabulary:
         Raises:
             UserError: a symbol that the vocabulary lacks, or bytes that are not UTF-8 at another level than byte.
         """
-        raw = text.encode() if isinstance(text, str) else text
+        # A command line gives bytes that are no UTF-8 as lone surrogates.
+        raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
         if self.level == "word":
             return self._encode_words(raw)
         codes = np.concatenate([np.zeros(0, np.int64), *symbol_codes(raw, self.level, "the text")])

@@ -1,11 +1,11 @@
 """Learning curves of all runs: as a picture, and thinned out for a page."""
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gridlstm.report.png import png
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import SOLVED, Table
 from gridlstm.report.text import drawn
@@ -81,9 +81,7 @@ def picture(tables: Sequence[Table]) -> bytes:
         if axes.lines and len(groups) <= _MOST_NAMED:
             height += _legend(axes)
     figure.set_figheight(height)
-    out = io.BytesIO()
-    figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
-    return out.getvalue()
+    return png(figure)
 
 
 def _legend(axes: "Axes") -> float:

@@ -1,10 +1,10 @@
 """What tests found at each length that they were broken down by: does a network go on where its training ended?"""
 
-import io
 import re
 import statistics
 from collections.abc import Sequence
 
+from gridlstm.report.png import png
 from gridlstm.report.tables import Group, Spread, Table, values
 from gridlstm.report.text import drawn
 
@@ -44,9 +44,7 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
         axes.grid(alpha=0.3)
     if named:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
-    out = io.BytesIO()
-    figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
-    return out.getvalue()
+    return png(figure)
 
 
 def by_length(group: Group, monitor: str) -> dict[Panel, dict[int, Spread]]:

@@ -1,9 +1,9 @@
 """What networks reach against their depth, and against the size of the task: the paper's figures."""
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from gridlstm.report.png import png
 from gridlstm.report.tables import SOLVED, Table
 from gridlstm.report.text import drawn
 
@@ -64,9 +64,7 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
         named = [zip(*axes.get_legend_handles_labels(), strict=True) for row in rows for axes in row]
         found = {label: handle for pairs in named for handle, label in pairs}
         figure.legend(list(found.values()), list(found), loc="outside lower center", fontsize="small")
-    out = io.BytesIO()
-    figure.savefig(out, dpi=100, format="png", bbox_inches="tight")
-    return out.getvalue()
+    return png(figure)
 
 
 def _marks(table: Table) -> Iterable[_Mark]:

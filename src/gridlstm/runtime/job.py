@@ -51,7 +51,7 @@ def run_job(cfg: DictConfig) -> float:
     with recording(cfg, goes_on) as record, _memory():
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
-        _check_monitor(cfg, run)
+        _check_monitors(cfg, run)
         if cfg.init_from is not None and checkpoint is None:
             init_from(run.task, run.data, Path(cfg.init_from))
         if provenance.rank() == 0 and "fit" in cfg.stages:
@@ -139,10 +139,14 @@ def _trained(cfg: DictConfig, run: Run, record: Record, seconds: float) -> dict[
     }
 
 
-def _check_monitor(cfg: DictConfig, run: Run) -> None:
+def _check_monitors(cfg: DictConfig, run: Run) -> None:
     names = [f"val/{name}" for name in run.task.metric_names]
-    if cfg.task.monitor not in names:
-        raise UserError(f"task.monitor must be one of {', '.join(names)}, got {cfg.task.monitor!r}.")
+    monitors = {
+        f"callbacks.{name}.monitor": node.get("monitor") for name, node in (cfg.callbacks or {}).items() if node
+    }
+    for option, monitor in {"task.monitor": cfg.task.monitor, **monitors}.items():
+        if monitor not in names and (monitor is not None or option == "task.monitor"):
+            raise UserError(f"{option} must be one of {', '.join(names)}, got {monitor!r}.")
 
 
 def _best(cfg: DictConfig, run: Run) -> tuple[float, str | None]:
