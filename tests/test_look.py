@@ -408,6 +408,7 @@ def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) ->
         ({"what": "gradients", "ckpt": "CKPT", "layers": "5"}, "layers is the checkpoint's own"),
         ({"what": "gradients", "ckpt": "CKPT", "steps": "100000"}, "the test split has"),
         ({"what": "gates", "ckpt": "CKPT", "modle": "3"}, "modle"),
+        ({"what": "gates", "ckpt": "CKPT", "symbols": "100000"}, "symbols to look at, and symbols=100000: ask for few"),
         ({"what": "activation", "weights": "1,b"}, "numbers with commas"),
         ({"what": "activation", "seeds": "1"}, "there is no option seeds"),
     ],

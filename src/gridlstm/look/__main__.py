@@ -110,7 +110,11 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     symbols = _whole(given, "symbols", 10_000)
     trained = load(checkpoint, _words(given))
     if isinstance(trained.data, TextData):
-        x, _ = windows(trained.data, ROWS, max(1, symbols // ROWS))
+        most = len(trained.data.parts[2]) - 1
+        if symbols > most:
+            raise UserError(f"the test split has {most:,} symbols to look at, and symbols={symbols}: ask for fewer.")
+        rows = min(ROWS, symbols)
+        x, _ = windows(trained.data, rows, symbols // rows)
     elif asked:
         raise UserError("symbols is for texts; here the first batch of the test data is looked at: leave it out.")
     else:
