@@ -151,3 +151,9 @@ def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
     assert {"config.yaml", "metrics.csv", "result.json", "checkpoints", "learning_curve.png", "train.log"} <= {
         path.name for path in directory.iterdir()
     }
+
+
+def test_a_pipe_that_ends_early_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m gridlstm.list | true"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""

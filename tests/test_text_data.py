@@ -353,6 +353,10 @@ def test_sizes_that_cannot_work_are_refused(directory: Path, options: dict[str, 
 def test_a_missing_name_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.path="):
         TextData(None, "byte", 1, 1).setup()
+    with pytest.raises(UserError, match=r"no text was named"):
+        TextData("", "byte", 1, 1).setup()
+    with pytest.raises(UserError, match=r"is a directory: name a text file in it"):
+        TextData(tmp_path, "byte", 1, 1, cache_dir=tmp_path).setup()
     with pytest.raises(UserError, match=r"No such file.*task\.path="):
         TextData(tmp_path / "none.txt", "byte", 1, 1, cache_dir=tmp_path).setup()
 

@@ -1,6 +1,7 @@
 """What the commands share: usage, one message for an error, exit status."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         sys.exit(usage) if not arguments else print(usage)
         return
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where a pipe does, as in "| head"
     try:
         run(arguments)
     except UserError as error:

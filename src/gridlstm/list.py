@@ -1,5 +1,6 @@
 """Which model goes with which task, and what a model costs: ``python -m gridlstm.list``."""
 
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -134,6 +135,7 @@ that is found is in the run's config.yaml. With `-m model=grid2d,stacked_lstm,tr
 
 def main() -> None:
     """The command line."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where a pipe does, as in "| head"
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         print(USAGE)

@@ -1,7 +1,6 @@
 """Write a text with a trained language model: ``python -m gridlstm.sample ckpt=… prime="The " length=500``."""
 
 import itertools
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -119,8 +118,6 @@ def _run(given: dict[str, str]) -> None:
             whole, real = kinds[name] is int, kinds[name] is float
             expected = "a whole number" if whole else "a number" if real else "true or false"
             raise UserError(f"{name} must be {expected}, got {value!r}.") from error
-
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where a pipe does, as in "| head"
 
     def write(piece: str) -> None:
         sys.stdout.write(piece)

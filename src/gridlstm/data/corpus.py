@@ -77,6 +77,8 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
         raise UserError(
             f"{path}: {error.strerror}. Name a text file (plain, .xz, .gz, .bz2, .zip): task.path=..."
         ) from error
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: name a text file in it with task.path=...")
     try:
         entry = _entry(path, stat, level, max_words, cache_dir)
         cached = _load(entry, level)

@@ -98,7 +98,7 @@ class TextData(SequenceData):
 
     def source(self) -> Path:
         """The text file."""
-        if self.path is None:
+        if self.path is None or str(self.path) == "":
             raise UserError("no text was named: task.path=<any text file>.")
         return Path(self.path)
 

@@ -49,6 +49,7 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None) -> Run:
     """
     data = make_data(cfg, state)
     data.setup("fit")
+    _check_sizes(data)
     task = make_task(_with_epochs(cfg, data), data.spec)
     trainer: L.Trainer = _make(cfg, "trainer")(
         # A node set to null is left out: callbacks.learning_curve=null.
@@ -85,6 +86,25 @@ def make_task(cfg: DictConfig, spec: Spec) -> SequenceTask:
     return task
 
 
+MOST = 2**27
+"""Symbols of one batch, and different symbols, beyond which no machine has the memory for a network's numbers."""
+
+
+def _check_sizes(data: SequenceData) -> None:
+    """Refuses in a sentence what would otherwise end in an overflow, or in the kernel's killing the process.
+
+    Raises:
+        UserError: a batch of more than ``MOST`` symbols, or as many different ones.
+    """
+    spec, rows = data.spec, data.batch_size
+    steps = max(spec.sequence_length, *spec.test_lengths.values(), 0)
+    if rows * steps > MOST or max(spec.input_size, spec.output_size) > MOST:
+        raise UserError(
+            f"task: {rows:,} rows of {steps:,} steps, of {spec.input_size:,} different inputs and {spec.output_size:,} "
+            f"outputs, are beyond the memory of any machine: choose smaller sizes."
+        )
+
+
 def check_data(cfg: DictConfig) -> None:
     """Builds the data module, which reads nothing yet.
 
@@ -103,7 +123,10 @@ def check_optimizer(cfg: DictConfig) -> None:
     optimizer = _make(cfg, "optimizer")([torch.zeros(1)])
     if optimizer.defaults.get("lr") == 0:
         raise UserError("optimizer.lr must be above 0, got 0: nothing would be trained.")
-    if cfg.scheduler and cfg.scheduler.get("steps_per_epoch", 0) is not None:
+    if cfg.scheduler:
+        if cfg.scheduler.get("steps_per_epoch", 0) is None:  # which the data will fill in
+            cfg = cfg.copy()
+            cfg.scheduler.steps_per_epoch = 1
         _make(cfg, "scheduler")(optimizer)
 
 
