@@ -261,6 +261,8 @@ def test_evaluate_finds_the_text_from_anywhere(job: Job, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert evaluate(checkpoint, "test", []) == found
     assert evaluate(checkpoint, "test", ["task.path=text.txt"]) != found
+    (tmp_path / "elsewhere" / "short.txt").write_text("all of this is text, " * 4)
+    assert evaluate(checkpoint, "test", ["task.path=short.txt"])["test/bpc"] > 0, "shorter than a training stream"
     with pytest.raises(UserError, match="task=text names a choice of a group"):
         evaluate(checkpoint, "test", ["task=text"])
     with pytest.raises(UserError, match="Options are those of"):

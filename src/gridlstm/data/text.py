@@ -54,7 +54,8 @@ class TextData(SequenceData):
         cache_dir, max_words: of the decoded text; see ``read_corpus``.
 
     Raises:
-        UserError: sizes that do not fit together; from ``setup``, a text that cannot be read or is too short.
+        UserError: sizes that do not fit together; from ``setup``, a text that cannot be read, or to train on, one that
+            is shorter than a stream.
     """
 
     def __init__(
@@ -136,18 +137,17 @@ class TextData(SequenceData):
 
     def setup(self, stage: str | None = None) -> None:
         self._fitting = stage != "validate"
-        epoch = self.streams.per_epoch  # reads the text and checks that the splits fit it
+        parts = self.parts  # reads the text and checks that the splits fit it
+        # A text that is only evaluated may be shorter than a training stream.
+        training = "" if stage in ("validate", "test") else self._epoch()
         if not self._told:
             self._told = True
-            sizes = " + ".join(f"{len(part):,}" for part in self.parts)
-            log.info(
-                "%s %s to train, validate and test on; an epoch is %d streams of %d",
-                sizes,
-                self.unit,
-                epoch,
-                self.stream_length,
-            )
+            sizes = " + ".join(f"{len(part):,}" for part in parts)
+            log.info("%s %s to train, validate and test on%s", sizes, self.unit, training)
             self._log_yardstick()
+
+    def _epoch(self) -> str:
+        return f"; an epoch is {self.streams.per_epoch} streams of {self.stream_length}"
 
     def _log_yardstick(self) -> None:
         """What a model must beat to have learned more than which symbol follows which."""

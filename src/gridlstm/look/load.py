@@ -47,7 +47,7 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
     seed_everything(cfg.seed, verbose=False)
     content = load_content(checkpoint)
     data = make_data(cfg, data_state(cfg, content))
-    data.setup("fit")
+    data.setup("test")
     start = make_task(cfg, data.spec)
     if (origin := cfg.get("init_from")) is not None:
         if Path(origin).is_file():

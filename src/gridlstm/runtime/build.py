@@ -42,13 +42,14 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None) -> Run:
     Sizes flow in Python: the data knows its symbols, the model is made for them, the task joins both.
 
     Args:
-        state: what a checkpoint's data left in it, such as the symbols that its network knows.
+        state: what a checkpoint's data left in it, such as the symbols that its network knows, for a run that is only
+            evaluated.
 
     Raises:
         UserError: a component refused its options, or the data is not what the checkpoint was trained on.
     """
     data = make_data(cfg, state)
-    data.setup("fit")
+    data.setup("fit" if state is None else "test")
     _check_sizes(data)
     task = make_task(_with_epochs(cfg, data), data.spec)
     trainer: L.Trainer = _make(cfg, "trainer")(
