@@ -1,9 +1,57 @@
 """Learning rates that PyTorch's schedulers do not describe."""
 
+import math
+
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from gridlstm.errors import UserError
+
+
+class Cosine(LRScheduler):
+    """Up to the optimiser's lr over the first part of the training, then down along half a cosine.
+
+    With p the share of the training that is done and w = ``warmup``:
+
+        lr (start + (1 - start) p / w)                                   while p < w
+        lr (end + (1 - end) (1 + cos(pi (p - w) / (1 - w))) / 2)         after that
+
+    It is one cycle of Smith and Topin 2018 (arXiv 1708.07120) without its momentum. PyTorch's ``OneCycleLR`` and
+    ``CosineAnnealingLR`` count steps; a run that ends by the clock does not know how many it will have, and its
+    schedule follows the clock, as in Geiping and Goldstein 2023 (arXiv 2212.14034).
+
+    Args:
+        warmup: share of the training, 0 for none.
+        start: share of lr at the beginning of the warm-up.
+        end: share of lr at the end.
+
+    Raises:
+        UserError: a share out of range.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: float, start: float, end: float) -> None:
+        if not 0 <= warmup < 1:
+            raise UserError(f"scheduler.warmup must be at least 0 and below 1, got {warmup}.")
+        for name, share in (("start", start), ("end", end)):
+            if not 0 <= share <= 1:
+                raise UserError(f"scheduler.{name} must be from 0 to 1, got {share}.")
+        self.warmup = warmup
+        self.start = start
+        self.end = end
+        self.progress = 0.0
+        """p; the task sets it before every step."""
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [lr * self.factor(self.progress) for lr in self.base_lrs]
+
+    def factor(self, progress: float) -> float:
+        """The share of lr at a share of the training."""
+        if progress < self.warmup:
+            return self.start + (1 - self.start) * progress / self.warmup
+        done = min(1.0, (progress - self.warmup) / (1 - self.warmup))
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * done)) / 2
 
 
 class EpochDecay(LambdaLR):

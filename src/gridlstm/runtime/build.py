@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gridlstm.data.base import SequenceData, Spec
 from gridlstm.errors import UserError
 from gridlstm.runtime.fit import annotations
+from gridlstm.schedules import Cosine
 from gridlstm.tasks.base import SequenceTask
 
 # torch 2.14 has renamed it.
@@ -128,7 +129,11 @@ def check_optimizer(cfg: DictConfig) -> None:
         if cfg.scheduler.get("steps_per_epoch", 0) is None:  # which the data will fill in
             cfg = cfg.copy()
             cfg.scheduler.steps_per_epoch = 1
-        _make(cfg, "scheduler")(optimizer)
+        schedule = _make(cfg, "scheduler")(optimizer)
+        if isinstance(schedule, Cosine) and cfg.trainer.max_steps < 1 and cfg.trainer.max_time is None:
+            raise UserError(
+                "this schedule spans the training, which has no end: give trainer.max_steps or trainer.max_time."
+            )
 
 
 def _with_epochs(cfg: DictConfig, data: SequenceData) -> DictConfig:

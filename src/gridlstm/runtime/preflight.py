@@ -102,23 +102,6 @@ def check(cfg: DictConfig) -> None:
         )
     if (clip := cfg.trainer.gradient_clip_val) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
-    for length in ("T_max", "total_steps"):
-        if cfg.scheduler and ((steps := cfg.scheduler.get(length, 1)) is None or steps < 1):
-            raise UserError(
-                f"scheduler.{length} must be at least 1, got {steps}: this schedule needs the number of steps, so give "
-                f"trainer.max_steps (a clock, trainer.max_time, may still end the run earlier) or scheduler.{length}."
-            )
-    if cfg.scheduler and (steps := cfg.scheduler.get("total_steps")) is not None:
-        if steps < cfg.trainer.max_steps:
-            raise UserError(
-                f"scheduler.total_steps={steps} ends before trainer.max_steps={cfg.trainer.max_steps}, and has no "
-                f"learning rate for what follows."
-            )
-        if steps * cfg.scheduler.get("pct_start", 0) == 1:
-            raise UserError(
-                f"scheduler.pct_start={cfg.scheduler.pct_start} of {steps} steps is a warm-up of one step, by which "
-                f"this schedule would divide by 0: give another share."
-            )
     model = cfg.model.copy()
     if matched:
         model.hidden_size = 1  # which match chooses later
@@ -212,8 +195,8 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
         raise UserError(
             f"{checkpoint} goes on with the options it was trained with, and here they differ:\n  "
             + "\n  ".join(differences)
-            + "\nLeave them as they were (trainer.max_steps and trainer.max_time may grow; a schedule that spans "
-            "trainer.max_steps cannot grow with it), or start a new run."
+            + "\nLeave them as they were (trainer.max_steps and trainer.max_time may grow, and a schedule "
+            "stretches with them), or start a new run."
         )
 
 

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,6 +21,7 @@ from gridlstm.errors import UserError
 from gridlstm.grid import Grid
 from gridlstm.metrics import RatioOfSums
 from gridlstm.models.base import SequenceModel, State, start_weights_within
+from gridlstm.schedules import Cosine
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -94,10 +96,31 @@ class SequenceTask(L.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
-        steps = self.trainer.max_steps
+        progress = self.progress
         for module in self.model.modules():
-            if isinstance(module, Grid) and steps > 0:  # without a last step, no share of the training is known
-                module.progress = self.global_step / steps
+            if isinstance(module, Grid):
+                module.progress = progress
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, by steps or by the clock, whichever is further; 0 without an end.
+
+        All ranks must ask at the same time: they agree on the furthest clock.
+        """
+        shares = [0.0]
+        if self.trainer.max_steps > 0:
+            shares.append(self.global_step / self.trainer.max_steps)
+        for timer in self.trainer.callbacks:  # type: ignore[attr-defined]  # set, but not annotated
+            if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
+                elapsed = timer.time_elapsed()
+                share = torch.tensor(elapsed / (elapsed + remaining), device=self.device, dtype=torch.float64)
+                shares.append(float(self.trainer.strategy.reduce(share, reduce_op="max")))
+        return min(1.0, max(shares))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if isinstance(scheduler, Cosine):
+            scheduler.progress = self.progress
+        super().lr_scheduler_step(scheduler, metric)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits, nats, self._state = self._step(batch, self._training_state(len(batch.reset)))
