@@ -10,12 +10,12 @@ from gridlstm.errors import UserError
 
 
 class Cosine(LRScheduler):
-    """Up to the optimiser's lr over the first part of the training, then down along half a cosine.
+    """Up to the optimiser's lr over the first part of the training, then down, both along half a cosine.
 
-    With p the share of the training that is done and w = ``warmup``:
+    With p the share of the training that is done, w = ``warmup`` and C(a, b, x) = b + (a - b) (1 + cos(pi x)) / 2:
 
-        lr (start + (1 - start) p / w)                                   while p < w
-        lr (end + (1 - end) (1 + cos(pi (p - w) / (1 - w))) / 2)         after that
+        lr C(start, 1, p / w)                    while p < w
+        lr C(1, end, (p - w) / (1 - w))          after that
 
     It is one cycle of Smith and Topin 2018 (arXiv 1708.07120) without its momentum. PyTorch's ``OneCycleLR`` and
     ``CosineAnnealingLR`` count steps; a run that ends by the clock does not know how many it will have, and its
@@ -49,9 +49,12 @@ class Cosine(LRScheduler):
     def factor(self, progress: float) -> float:
         """The share of lr at a share of the training."""
         if progress < self.warmup:
-            return self.start + (1 - self.start) * progress / self.warmup
-        done = min(1.0, (progress - self.warmup) / (1 - self.warmup))
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * done)) / 2
+            return _half_cosine(self.start, 1.0, progress / self.warmup)
+        return _half_cosine(1.0, self.end, min(1.0, (progress - self.warmup) / (1 - self.warmup)))
+
+
+def _half_cosine(first: float, last: float, done: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 class EpochDecay(LambdaLR):
