@@ -185,7 +185,7 @@ def unreadable_files(directory: Path) -> dict[str, tuple[Path, str]]:
     noise = os.urandom(200)
     return {
         "missing": (directory / "none.txt", r"No such file.*task\.path"),
-        "directory": (directory, r"cannot be read.*Is a directory"),
+        "directory": (directory, r"is a directory: name a text file in it"),
         "empty": (write(directory / "empty.txt", b""), "is empty"),
         "empty xz": (write(directory / "empty.xz", lzma.compress(b"")), "is empty"),
         "two members": (two, r"exactly one file, got 2: a\.txt, b\.txt"),

@@ -121,9 +121,16 @@ def test_accumulated_gradients_end_before_a_checkpoint(job: Job, tmp_path: Path)
         run_job(job(*options, "trainer.val_check_interval=3"))
 
 
-@pytest.mark.parametrize("option", ["task.delay=100000000000", "task.alphabet=10000000000000"])
-def test_what_does_not_fit_in_memory_is_said_in_a_sentence(job: Job, option: str) -> None:
-    with pytest.raises(UserError, match=r"these sizes need more memory than there is .* Smaller ones need less"):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.hidden_size=10000000", r"these sizes need more memory than there is .* Smaller ones need less"),
+        ("task.delay=100000000000", r"15 rows of 100,000,000,\d+ steps, .* are beyond the memory of any machine"),
+        ("task.alphabet=10000000000000", r"10,000,000,000,001 outputs, are beyond the memory of any machine"),
+    ],
+)
+def test_what_does_not_fit_in_memory_is_said_in_a_sentence(job: Job, option: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         run_job(job(option))
 
 
