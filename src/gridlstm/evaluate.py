@@ -129,15 +129,14 @@ def _check_language_model(run: "Run", both: bool) -> None:
 def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, float]:
     from gridlstm.tasks.dynamic import DynamicEvaluation
 
+    limit = run.trainer.limit_val_batches if split == "val" else run.trainer.limit_test_batches
+    if type(limit) is float and limit != 1:
+        raise UserError(f"trainer.limit_{split}_batches must be a whole number for dynamic evaluation, got {limit}.")
     task = run.task.to(run.trainer.strategy.root_device)
     evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay)
     run.data.setup("validate" if split == "val" else "test")
     run.data.batch_size = 1  # what was learned from one place in the text is used for all that follows
     loader = run.data.val_dataloader() if split == "val" else run.data.test_dataloader()
-    name = f"limit_{split}_batches"
-    limit = run.trainer.limit_val_batches if split == "val" else run.trainer.limit_test_batches
-    if type(limit) is float and limit != 1:
-        raise UserError(f"trainer.{name} must be a whole number for dynamic evaluation, got {limit}.")
     windows = islice(loader, limit if type(limit) is int else None)
     return {f"{split}/{name}": value for name, value in evaluation.evaluate(windows).items()}
 

@@ -84,6 +84,7 @@ class Enwik8Data(TextData):
     def source(self) -> Path:
         if self._found is None:
             self._found = self._find()
+            self._record(self._found)
         return self._found
 
     def _find(self) -> Path:
@@ -94,7 +95,6 @@ class Enwik8Data(TextData):
             named = Path(self.path).expanduser()
             file, not_file = _genuine([named], self.size, self.sha256)
             if file is not None:
-                self._record(file)
                 return file
             archives, not_archive = [named], _genuine([named], self.zip_size, self.zip_sha256)[1]
             if not_archive:
@@ -104,7 +104,6 @@ class Enwik8Data(TextData):
                 )
         file, reasons = _genuine(files, self.size, self.sha256)
         if file is not None:
-            self._record(file)
             return file
         try:
             with only_process(self.data_dir / f".{self.name}.lock", f"preparing {self.name}"):
@@ -139,7 +138,6 @@ class Enwik8Data(TextData):
 
     def _unpack(self, archive: Path, home: Path) -> Path:
         unzip_member(archive, self.name, home / self.name, self.size, self.sha256)
-        self._record(home / self.name)
         return home / self.name
 
     def _record(self, file: Path) -> None:

@@ -113,8 +113,11 @@ class SequenceTask(L.LightningModule):
         for timer in self.trainer.callbacks:  # type: ignore[attr-defined]  # set, but not annotated
             if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
                 elapsed = timer.time_elapsed()
-                share = torch.tensor(elapsed / (elapsed + remaining), device=self.device, dtype=torch.float64)
-                shares.append(float(self.trainer.strategy.reduce(share, reduce_op="max")))
+                share = elapsed / (elapsed + remaining)
+                if self.trainer.world_size > 1:  # a single process need not wait for its device
+                    of_all = torch.tensor(share, device=self.device, dtype=torch.float64)
+                    share = float(self.trainer.strategy.reduce(of_all, reduce_op="max"))
+                shares.append(share)
         return min(1.0, max(shares))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
