@@ -390,8 +390,11 @@ def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) ->
             "time": (300, 2, 8),
             "depth": (300, 2, 8),
         }
-        assert "times" in "".join(archive["text"])
+        assert "times" in "".join(map(chr, archive["text"]))
     assert len(rows(beside / "survival.csv")) == 4
+    look({"what": "cells", "ckpt": str(checkpoint)})
+    with np.load(beside / "memories.npz") as archive:
+        assert 300 < len(archive["text"]) < 40_000, "without symbols=, a short test text is looked at whole"
     look({"what": "gates", "ckpt": str(checkpoint), "symbols": "200"})
     assert len(rows(beside / "gates.csv")) == 2 * 2 * 3
     assert len(rows(beside / "gate_units.csv")) == 2 * 2 * 3 * 8

@@ -19,7 +19,7 @@ from gridlstm.runtime.job import run_job
 Job = Callable[..., DictConfig]
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("split", ["val", "test", "all"])
 def test_the_loss_by_position_is_that_of_single_streams(
     job: Job, tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -33,7 +33,8 @@ def test_the_loss_by_position_is_that_of_single_streams(
     run = build(config)
     run.task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     task = run.task.double().eval()
-    part = run.data.parts[{"val": 1, "test": 2}[split]]  # type: ignore[attr-defined]
+    parts = run.data.parts  # type: ignore[attr-defined]
+    part = {"val": parts[1], "test": parts[2], "all": range(parts[2].stop)}[split]
     text = torch.from_numpy(run.data.corpus.ids[part.start : part.stop].astype("int64"))  # type: ignore[attr-defined]
     sums, counts = torch.zeros(100, dtype=torch.float64), torch.zeros(100)
     for start in range(0, len(text) - 1, 100):

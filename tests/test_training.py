@@ -116,8 +116,10 @@ def test_evaluate_names_what_is_wrong(job: Job, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match="is no file"):
         evaluate(tmp_path / "nothing.ckpt", "test", [])
-    with pytest.raises(UserError, match="split must be val or test"):
+    with pytest.raises(UserError, match="split must be val, test or all"):
         evaluate(checkpoint, "train", [])
+    with pytest.raises(UserError, match="split=all is for texts"):
+        evaluate(checkpoint, "all", [])
     with pytest.raises(UserError, match="lenght"):
         evaluate(checkpoint, "test", ["task.lenght=3"])
     source = tmp_path / "run" / "config_source.yaml"

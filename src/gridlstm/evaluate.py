@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT[,CHECKPOINT …] [split=val|test] [positions=STEM] [key=value …]
+USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT[,CHECKPOINT …] [split=val|test|all] [positions=STEM] [key=value …]
 
 Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
 
   ckpt       a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest.
              Several are an ensemble: the mean of their probabilities, on the task of the first
-  split      test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols)
+  split      test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols);
+             or all: of a language model, the whole text, such as another one, task.path=other.txt
   positions  of a language model: writes STEM.csv and STEM.png, the loss by symbols read since the state's reset
   dynamic_rate, dynamic_decay
              of a language model: it goes on learning from the text, at this rate, after it has predicted each window;
@@ -46,7 +47,7 @@ def evaluate(
 
     Args:
         checkpoint: inside its run directory.
-        split: "val" or "test".
+        split: "val", "test", or, of a language model, "all".
         overrides: dotted ``key=value``, of options that the run has.
         positions: where the loss by position is written; see ``gridlstm.runtime.position_loss``.
         dynamic_rate, dynamic_decay: see ``gridlstm.tasks.dynamic``.
@@ -56,11 +57,12 @@ def evaluate(
     Raises:
         UserError: no such checkpoint, split or option, weights that do not fit, or networks for other symbols.
     """
-    if split not in ("val", "test"):
-        raise UserError(f"split must be val or test, got {split!r}.")
+    if split not in ("val", "test", "all"):
+        raise UserError(f"split must be val, test or all, got {split!r}.")
     if not temperature > 0:
         raise UserError(f"temperature must be above 0, got {temperature}.")
     # Imported here, so that --help need not wait for torch.
+    from gridlstm.data.text import TextData
     from gridlstm.runtime.build import build
     from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
     from gridlstm.runtime.job import quiet
@@ -78,6 +80,10 @@ def evaluate(
     run.task.temperature = temperature
     if others:
         _join(run, [checkpoint, *others])
+    if split == "all":
+        if not isinstance(run.data, TextData):
+            raise UserError("split=all is for texts, this task draws its problems: give split=val or split=test.")
+        run.data.whole = True
     if positions is not None or dynamic_rate is not None:
         _check_language_model(run, positions is not None and dynamic_rate is not None)
     if dynamic_rate is not None:
@@ -89,7 +95,9 @@ def evaluate(
     go(run.task, run.data, verbose=False)
     if positions is not None:
         log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
-    return {name: value for name, value in metrics(run).items() if name.startswith(f"{split}/")}
+    stage = "val" if split == "val" else "test"
+    found = {name: value for name, value in metrics(run).items() if name.startswith(f"{stage}/")}
+    return {f"{split}/{name.partition('/')[2]}": value for name, value in found.items()}
 
 
 def _join(run: "Run", checkpoints: Sequence[Path]) -> None:
@@ -129,9 +137,10 @@ def _check_language_model(run: "Run", both: bool) -> None:
 def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, float]:
     from gridlstm.tasks.dynamic import DynamicEvaluation
 
-    limit = run.trainer.limit_val_batches if split == "val" else run.trainer.limit_test_batches
+    stage = "val" if split == "val" else "test"
+    limit = getattr(run.trainer, f"limit_{stage}_batches")
     if type(limit) is float and limit != 1:
-        raise UserError(f"trainer.limit_{split}_batches must be a whole number for dynamic evaluation, got {limit}.")
+        raise UserError(f"trainer.limit_{stage}_batches must be a whole number for dynamic evaluation, got {limit}.")
     task = run.task.to(run.trainer.strategy.root_device)
     evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay)
     run.data.setup("validate" if split == "val" else "test")

@@ -94,6 +94,8 @@ class TextData(SequenceData):
         self.max_words = max_words
         self.unit = "words" if level == "word" else "characters"
         self._corpus: Corpus | None = None
+        self.whole = False
+        """Test on the whole text instead of its last part."""
         self._fitting = True
         self._told = False
 
@@ -137,6 +139,10 @@ class TextData(SequenceData):
 
     def setup(self, stage: str | None = None) -> None:
         self._fitting = stage != "validate"
+        if self.whole:
+            if (length := len(self.corpus.ids)) < 2:
+                raise UserError(f"{self.source()} has {length} symbol, to predict any needs at least 2.")
+            return
         parts = self.parts  # reads the text and checks that the splits fit it
         # A text that is only evaluated may be shorter than a training stream.
         training = "" if stage in ("validate", "test") else self._epoch()
@@ -179,7 +185,7 @@ class TextData(SequenceData):
         return _loader(lambda: self._evaluation_batches(part))
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        part = self.parts[2]
+        part = range(len(self.corpus.ids)) if self.whole else self.parts[2]
         return _loader(lambda: self._evaluation_batches(part))
 
     def state_dict(self) -> dict[str, Any]:

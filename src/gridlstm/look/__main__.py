@@ -1,9 +1,13 @@
 """The look command."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gridlstm.command import run_with_options
 from gridlstm.errors import UserError
+
+if TYPE_CHECKING:
+    from gridlstm.data.text import TextData
 
 USAGE = """python -m gridlstm.look what=WHAT [ckpt=CHECKPOINT] [out=DIRECTORY] [key=value …]
 
@@ -12,9 +16,10 @@ Looks inside networks and writes pictures with their numbers as CSV: beside the 
   what=gradients    norms of dL_T/dh_i through time and depth. With ckpt=A,B,…: at the start and after training, on
                     test data, steps=500 (of a text); networks of one name are numbered in this order. Without: new
                     networks, model=grid2d,stacked_lstm,… steps=500 layers=100, and options of train.py
-  what=cells        memory cells of a character model over symbols=10000 of its test text: which follow URLs, quotes,
-                    mark-up, …, the text coloured by them, and how long a value survives from layer to layer
-  what=gates        how often gates are shut or open, by layer; symbols=10000 of a text
+  what=cells        memory cells of a character model over symbols=40000 of its test text, or all of a shorter one: which
+                    follow URLs, quotes, mark-up, …, the text coloured by them, and how long a value survives from
+                    layer to layer
+  what=gates        how often gates are shut or open, by layer; symbols=10000 of a text, or all of a shorter one
   what=activation   the 1-LSTM as an activation function; memory=-2,-1,0,1,2 weights=1,2,3,4 (of u, f, o, c), or
                     seed=1 for four draws
 
@@ -93,10 +98,11 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
 
 def _cells(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look import cells
-    from gridlstm.look.load import load
+    from gridlstm.look.load import load, text_of
 
-    symbols = _whole(given, "symbols", 10_000)
-    return cells.look(load(checkpoint, _words(given)), symbols, out)
+    asked = _whole(given, "symbols", 1) if "symbols" in given else None
+    trained = load(checkpoint, _words(given))
+    return cells.look(trained, _symbols(asked, text_of(trained), 40_000), out)
 
 
 def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
@@ -106,16 +112,13 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look.load import load, test_batch, windows
     from gridlstm.look.watch import watching
 
-    asked = "symbols" in given
-    symbols = _whole(given, "symbols", 10_000)
+    asked = _whole(given, "symbols", 1) if "symbols" in given else None
     trained = load(checkpoint, _words(given))
     if isinstance(trained.data, TextData):
-        most = len(trained.data.parts[2]) - 1
-        if symbols > most:
-            raise UserError(f"the test split has {most:,} symbols to look at, and symbols={symbols}: ask for fewer.")
+        symbols = _symbols(asked, trained.data, 10_000)
         rows = min(ROWS, symbols)
         x, _ = windows(trained.data, rows, symbols // rows)
-    elif asked:
+    elif asked is not None:
         raise UserError("symbols is for texts; here the first batch of the test data is looked at: leave it out.")
     else:
         x = test_batch(trained.data).inputs
@@ -123,6 +126,14 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
         cells = {name: watched.cell for name, watched in seen.items()}
     recorded = record(trained.task.model, x, ["z"])
     return write([s for name, each in recorded.items() for s in saturation(name, cells[name], each["z"])], out)
+
+
+def _symbols(asked: int | None, data: "TextData", default: int) -> int:
+    """How many symbols of the test split are looked at."""
+    most = len(data.parts[2]) - 1
+    if asked is not None and asked > most:
+        raise UserError(f"the test split has {most:,} symbols to look at, and symbols={asked}: ask for fewer.")
+    return min(default, most) if asked is None else asked
 
 
 def _whole(given: dict[str, str], name: str, default: int) -> int:

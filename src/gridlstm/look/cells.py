@@ -88,10 +88,11 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
 
 
 def _archive(text: str, memories: dict[str, Array]) -> bytes:
-    """Every cell's value at every character, by dimension (N, L, d), and the text."""
+    """Every cell's value at every character, by dimension (N, L, d), and the text's code points (N,)."""
     out = io.BytesIO()
     values = {name: m.astype(np.float32) for name, m in memories.items()}
-    np.savez_compressed(out, text=np.array(list(text)), **values)  # type: ignore[arg-type]  # typed for other keywords
+    codes = np.array([ord(c) for c in text], dtype=np.uint32)  # as an array of strings NumPy would lose a NUL
+    np.savez_compressed(out, text=codes, **values)  # type: ignore[arg-type]  # typed for other keywords
     return out.getvalue()
 
 
