@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT[,CHECKPOINT …] [split=val|test|all] [positions=STEM] [key=value …]
+USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT[,…] [split=val|test|all] [positions=STEM] [key=value …]
 
 Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
 

@@ -16,9 +16,9 @@ Looks inside networks and writes pictures with their numbers as CSV: beside the 
   what=gradients    norms of dL_T/dh_i through time and depth. With ckpt=A,B,…: at the start and after training, on
                     test data, steps=500 (of a text); networks of one name are numbered in this order. Without: new
                     networks, model=grid2d,stacked_lstm,… steps=500 layers=100, and options of train.py
-  what=cells        memory cells of a character model over symbols=40000 of its test text, or all of a shorter one: which
-                    follow URLs, quotes, mark-up, …, the text coloured by them, and how long a value survives from
-                    layer to layer
+  what=cells        memory cells of a character model over symbols=40000 of its test text, or all of a shorter one:
+                    which follow URLs, quotes, mark-up, …, the text coloured by them, and how long a value survives
+                    from layer to layer
   what=gates        how often gates are shut or open, by layer; symbols=10000 of a text, or all of a shorter one
   what=activation   the 1-LSTM as an activation function; memory=-2,-1,0,1,2 weights=1,2,3,4 (of u, f, o, c), or
                     seed=1 for four draws
