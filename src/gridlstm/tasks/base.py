@@ -66,6 +66,8 @@ class SequenceTask(L.LightningModule):
         self.metrics = nn.ModuleDict({stage: self.make_metrics() for stage in ("train_", "val_", "test_")})
         self.latest: dict[str, float] = {}
         """The training metrics logged last, for the progress bar."""
+        self._clock = 0.0
+        """The share of the training's time that was spent before this batch."""
         self._logged_step = 0
         self._checkpoint_step: int | None = None
         self._state: State = None
@@ -96,6 +98,7 @@ class SequenceTask(L.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
+        self._clock = self._time_spent()
         progress = self.progress
         for module in self.model.modules():
             if isinstance(module, Grid):
@@ -103,22 +106,22 @@ class SequenceTask(L.LightningModule):
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done, by steps or by the clock, whichever is further; 0 without an end.
+        """The share of the training that is done, by steps or by the clock, whichever is further; 0 without an end."""
+        steps = self.global_step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
+        return min(1.0, max(steps, self._clock))
 
-        All ranks must ask at the same time: they agree on the furthest clock.
-        """
-        shares = [0.0]
-        if self.trainer.max_steps > 0:
-            shares.append(self.global_step / self.trainer.max_steps)
+    def _time_spent(self) -> float:
+        """The share of the training's time, if that is limited; of several ranks the furthest."""
+        shares = []
         for timer in self.trainer.callbacks:  # type: ignore[attr-defined]  # set, but not annotated
             if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
                 elapsed = timer.time_elapsed()
-                share = elapsed / (elapsed + remaining)
-                if self.trainer.world_size > 1:  # a single process need not wait for its device
-                    of_all = torch.tensor(share, device=self.device, dtype=torch.float64)
-                    share = float(self.trainer.strategy.reduce(of_all, reduce_op="max"))
-                shares.append(share)
-        return min(1.0, max(shares))
+                shares.append(elapsed / (elapsed + remaining))
+        spent = max(shares, default=0.0)
+        if shares and self.trainer.world_size > 1:  # a single process need not wait for its device
+            of_all = torch.tensor(spent, device=self.device, dtype=torch.float64)
+            spent = float(self.trainer.strategy.reduce(of_all, reduce_op="max"))
+        return spent
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if isinstance(scheduler, Cosine):
