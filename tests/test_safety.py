@@ -235,6 +235,7 @@ def test_early_stopping_ends_a_run_that_does_not_improve(
     assert result(tmp_path / "run")["steps"] == 6  # the first validation is the best, two more do not improve on it
     assert result(tmp_path / "run")["status"] == "completed"
     assert "did not improve in the last 2 records" in caplog.text
+    assert not logging.getLogger("lightning").handlers, "Lightning prints what the root logger prints too"
 
 
 @pytest.mark.parametrize(("algorithm", "order"), [("norm", 2), ("value", math.inf)])

@@ -168,6 +168,8 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("profilers", "callbacks.early_stopping"):  # what they print was asked for
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+    if logging.getLogger().handlers:  # Lightning's own would print the same once more
+        logging.getLogger("lightning").handlers.clear()
     # Batches are slices of memory or made on the device: worker processes would only cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A checkpoint that is only evaluated needs none of the callbacks that wrote it.
