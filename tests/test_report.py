@@ -353,6 +353,29 @@ def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None
     assert {row[1]: row[table.columns.index("solved")] for row in table.rows} == {"true": "1 of 2", "false": None}
 
 
+def test_a_choice_reads_alike_whoever_made_it(tmp_path: Path) -> None:
+    """By an experiment or on the command line; and a reference is shown as what it stood for."""
+    for name, given in (("a", ["scheduler=cosine", "task.max_steps=${gridlstm.steps:80}"]), ("b", []), ("c", [])):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(json.dumps(given))
+        said = {"hydra": {"runtime": {"choices": {"scheduler": "one_cycle" if name == "c" else "cosine"}}}}
+        (tmp_path / name / ".hydra" / "hydra.yaml").write_text(json.dumps(said))
+        task = {"max_steps": 20 if name == "a" else 10, "monitor": "val/loss", "mode": "min"}
+        (tmp_path / name / "config.yaml").write_text(
+            json.dumps(
+                {
+                    "seed": 1,
+                    "run": {"model": "x", "name": name},
+                    "task": task,
+                    "scheduler": {"warmup": 0.05 * (name == "c")},
+                }
+            )
+        )
+    (table,) = make_tables(find_runs([tmp_path]))
+    assert table.varied == ("scheduler", "task.max_steps")
+    assert {row[:2] for row in table.rows} == {("cosine", "20"), ("cosine", "10"), ("one_cycle", "10")}
+
+
 def test_runs_of_several_tasks_are_ranked_each_among_its_own(tmp_path: Path) -> None:
     """Also a run that never began, of which only the command line tells."""
     judged = {"task.monitor": "val/accuracy", "task.mode": "max"}

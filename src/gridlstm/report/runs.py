@@ -28,6 +28,7 @@ class Run:
         result: result.json; {} where it is missing.
         overrides: of the command line, by key; {} where they are not known.
         curves: metric -> [(samples, value)], from metrics.csv.
+        choices: of Hydra's groups, such as scheduler: one_cycle, an experiment's among them; {} where not known.
     """
 
     directory: Path
@@ -35,6 +36,7 @@ class Run:
     result: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, str] = field(default_factory=dict)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -53,7 +55,10 @@ class Run:
 
     def setting(self, key: str) -> str:
         """The value of an override or option: what was given, else what the configuration says."""
-        value = self.overrides.get(key, self.config.get(f"run.{key}" if key in ("task", "model") else key, ""))
+        own = self.config.get(f"run.{key}" if key in ("task", "model") else key, "")
+        value = self.overrides.get(key, self.choices.get(key, own))
+        if "${" in str(value):
+            value = own  # what the reference stood for
         text = "null" if value is None else str(value)
         return text.lower() if text in ("True", "False") else text
 
@@ -120,6 +125,10 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
         run.result = _json(directory / "result.json")
     if overrides is None and (directory / ".hydra" / "overrides.yaml").exists():
         overrides = _yaml(directory / ".hydra" / "overrides.yaml")
+    if (directory / ".hydra" / "hydra.yaml").exists():
+        said = _flat(_yaml(directory / ".hydra" / "hydra.yaml"))
+        start = "hydra.runtime.choices."
+        run.choices = {key.removeprefix(start): value for key, value in said.items() if key.startswith(start)}
     parts = [override.lstrip("+~").partition("=") for override in overrides or []]
     run.overrides = {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in parts}  # 00\:05\:00 is as Hydra quotes
     if (directory / "metrics.csv").exists():
