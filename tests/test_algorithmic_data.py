@@ -212,9 +212,14 @@ def fastest(do: Callable[[], object], times: int) -> float:
         (lambda: addition(3, test_digits=[3, 0]), r"test_digits must be whole numbers of at least 1, got \[3, 0\]"),
         (lambda: addition(3, test_digits=[3.5]), r"got \[3\.5\]"),
         (lambda: addition(3, test_digits=[3, 4], num_test=1), "num_test=1 has no sample for some of 2 test_digits"),
-        (lambda: addition(3, curriculum=10), "min_digits below task.digits; got 10, and 3 to 3 digits"),
-        (lambda: ParityData(0, 20, 1), "parity needs task.bits >= 1"),
-        (lambda: ParityData(5, 20, 1, curriculum=-1), "curriculum >= 0, got 5 and -1"),
+        (
+            lambda: addition(3, curriculum=10),
+            "curriculum=10 needs task.data.min_digits below task.digits, got 3 to 3 digits",
+        ),
+        (lambda: ParityData(0, 20, 1), "task.bits must be at least 1, got 0"),
+        (lambda: ParityData(5, 20, 1, curriculum=-1), r"samples from 0 to 2\^40, got -1"),
+        (lambda: ParityData(5, 20, 1, curriculum=10**21), r"samples from 0 to 2\^40, got 10{21}"),
+        (lambda: ParityData(1, 20, 1, curriculum=5), "opens bit after bit, and task.bits=1"),
         (lambda: ParityData(5, 20, 1, density="all"), "density must be half or drawn, got 'all'"),  # type: ignore[arg-type]
         (lambda: MemorizationData(2, 4, 1, 1, delay=-1), "task.delay must be at least 0, got -1"),
         (lambda: MemorizationData(2, 1, 1, 1), "task.alphabet >= 2, got 2 and 1"),

@@ -58,6 +58,8 @@ def test_cfg_job_prints_the_configuration() -> None:
     [
         ("modle=grid2d", ["no option modle", "Did you mean model?", "Groups: "]),
         ("experiment=paper/parety", ["experiment=paper/parety does not exist", "Did you mean paper/parity"]),
+        ("experiment=memorization", ["experiment=memorization does not exist", "Did you mean paper/memorization"]),
+        ("callbacks.criterion.at_least=1", ["without callbacks=[default,criterion]"]),
         ("model=gird2d", ["model=gird2d does not exist", "Did you mean grid2d or ", "Choices of model: "]),
         ("task=enwik9", ["Did you mean enwik8?", "enwik8, hub, memorization"]),
         ("model.hiden_size=3", ["no option model.hiden_size", "Did you mean model.hidden_size", "Options of model: "]),

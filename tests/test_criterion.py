@@ -59,11 +59,14 @@ def test_a_resumed_run_is_solved_when_an_uninterrupted_one_is(job: Job, tmp_path
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
-def test_another_criterion_asks_anew(job: Job, tmp_path: Path) -> None:
+def test_another_criterion_asks_anew(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_job(job(*EASY, "callbacks.criterion.at_least=0.1"))
     early = result(tmp_path / "run")["samples_to_solve"]
     run_job(job(*EASY, "ckpt_path=last"))
     assert result(tmp_path / "run")["samples_to_solve"] > early  # type: ignore[operator]
+    assert f"whether it was met within the first {early:,} samples is not known" in caplog.text
+    run_job(job(*EASY, "callbacks=default", "trainer.max_steps=310", "ckpt_path=last"))
+    assert "samples_to_solve" not in result(tmp_path / "run"), "this leg had no criterion"
 
 
 def test_a_run_goes_on_with_the_problems_it_was_judged_by(job: Job) -> None:

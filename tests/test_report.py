@@ -22,9 +22,9 @@ from gridlstm.report.arguments import parse
 from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.lengths import by_length, length_picture
-from gridlstm.report.runs import Run, find_runs
+from gridlstm.report.runs import SOLVED, Run, find_runs
 from gridlstm.report.sizes import size_picture
-from gridlstm.report.tables import SOLVED, Group, Spread, Table, make_tables
+from gridlstm.report.tables import Group, Spread, Table, make_tables
 from gridlstm.report.text import markdown
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
@@ -323,6 +323,17 @@ def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
     (directory / "metrics.csv").write_text("step,samples,val/loss\n1,10,2.5e-\n")
     with pytest.raises(UserError, match=r"metrics\.csv is damaged: .*2\.5e-"):
         find_runs([tmp_path / "runs"])
+    (directory / "metrics.csv").unlink()
+    (directory / "result.json").write_text(json.dumps({"status": "completed", "best": None, "samples": None}))
+    assert report([tmp_path / "runs"], tmp_path / "out") == ["1 run: 1 completed."]
+    (directory / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        find_runs([tmp_path / "runs"])
+    (directory / "config.yaml").unlink()
+    (tmp_path / "runs" / "sweep.json").write_text("{}")
+    with pytest.raises(UserError, match=r"sweep\.json is damaged: it names no jobs"):
+        find_runs([tmp_path / "runs"])
+    (tmp_path / "runs" / "sweep.json").unlink()
     (directory / "result.json").write_text("[]")
     with pytest.raises(UserError, match=r"result\.json is damaged: it holds no object"):
         find_runs([tmp_path / "runs"])
@@ -351,6 +362,13 @@ def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None
     del runs[2].result[SOLVED]
     (table,) = make_tables(runs)
     assert {row[1]: row[table.columns.index("solved")] for row in table.rows} == {"true": "1 of 2", "false": None}
+
+
+def test_two_runs_of_one_seed_are_no_two_seeds(tmp_path: Path) -> None:
+    config = {"run.model": "x", "task.monitor": "val/loss", "task.mode": "min", "seed": 1}
+    runs = [Run(tmp_path / str(n), config, {"status": "completed", "best": {"val/loss": 1.0}}) for n in range(2)]
+    (table,) = make_tables(runs)
+    assert table.rows[0][table.columns.index("seeds")] == "1 in 2 runs"
 
 
 def test_a_choice_reads_alike_whoever_made_it(tmp_path: Path) -> None:

@@ -188,6 +188,11 @@ def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
         (["seed=1,2,1"], "error: seed=1,2,1 names 1 more than once"),
         (["model=grid2d,grid1d", "hydra.sweep.dir=new"], "error: 1 of 2 jobs cannot work, so none was started."),
         (["optimizer.lr=-1,0.01", "hydra.sweep.dir=new"], "Invalid learning rate: -1"),
+        (
+            ["callbacks=criterion", "callbacks.criterion.at_least=0.5,1.5", "hydra.sweep.dir=new"],
+            "at_least must be above 0 and at most 1, got 1.5",
+        ),
+        (["task=addition", "task.digits=3,100000000", "hydra.sweep.dir=new"], "beyond the memory of any machine"),
         (["trainer.num_nodes=2", "hydra.sweep.dir=new"], "Use hardware=slurm, or trainer.num_nodes=1"),
     ],
 )

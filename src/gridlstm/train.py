@@ -67,10 +67,10 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return _unknown_option(found.group(1), arguments)
     if found := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
         group, name = found.groups()
-        choices = sorted(_group_options(group))
         if group.startswith("experiment/"):  # whose files lie in directories, and which is one group all the same
             group, _, directory = group.partition("/")
-            name, choices = f"{directory}/{name}", [f"{directory}/{choice}" for choice in choices]
+            name = f"{directory}/{name}"
+        choices = sorted(_group_options(group))
         return f"{group}={name} does not exist.{_nearest(name, choices)}\nChoices of {group}: {', '.join(choices)}"
     if found := re.search(r"Missing mandatory value: (\S+)", message):
         return f"{found.group(1)} must be given: {found.group(1)}=…"
@@ -82,6 +82,9 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
     keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
     if key in keys:  # but not with a choice that is swept over, or that is of the user's own
         return f"there is no option {key} with some of the choices made here. Run those that have it by themselves."
+    node, _, rest = key.partition(".")
+    if node == "callbacks" and (CONF / node / f"{(name := rest.partition('.')[0])}.yaml").is_file():
+        return f"there is no option {key} without callbacks=[default,{name}]: add it."
     groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
     # A misspelt last part is found among the options of its node, and anything else among all of them.
     parent = key.rpartition(".")[0]
@@ -99,7 +102,8 @@ def _nearest(name: str, choices: list[str]) -> str:
 
 
 def _group_options(group: str) -> Iterator[str]:
-    yield from (path.stem for path in (CONF / group).glob("*.yaml"))
+    files = (CONF / group).rglob("*.yaml") if group == "experiment" else (CONF / group).glob("*.yaml")
+    yield from (str(path.relative_to(CONF / group).with_suffix("")) for path in files)
 
 
 def _default_config(arguments: list[str], with_hydra: bool) -> DictConfig:

@@ -47,7 +47,7 @@ class AdditionData(GeneratedData):
         num_val: int = 100,
         num_test: int = 1000,
     ) -> None:
-        super().__init__(batch_size, seed, num_val, num_test)
+        super().__init__(batch_size, seed, num_val, num_test, curriculum)
         if digits < 1:
             raise UserError(f"task.digits must be at least 1, got {digits}.")
         least = digits if min_digits is None else min_digits
@@ -57,16 +57,15 @@ class AdditionData(GeneratedData):
             raise UserError(f"task.data.test_digits must be whole numbers of at least 1, got {list(test_digits)}.")
         if num_test < len(test_digits):
             raise UserError(f"task.data.num_test={num_test} has no sample for some of {len(test_digits)} test_digits.")
-        if curriculum < 0 or (curriculum and least == digits):
+        if curriculum and least == digits:
             raise UserError(
-                f"task.data.curriculum must be 0, or a number of samples with task.data.min_digits below task.digits; "
-                f"got {curriculum}, and {least} to {digits} digits."
+                f"task.data.curriculum={curriculum} needs task.data.min_digits below task.digits, got {least} to "
+                f"{digits} digits."
             )
         self.digits = digits
         self.min_digits = least
         self.test_digits = list(test_digits) or [digits]
         self.leading_zero = leading_zero
-        self.curriculum = curriculum
         self.curriculum_samples = curriculum * (digits - least)
 
     @property

@@ -69,7 +69,10 @@ class SequenceData(L.LightningDataModule):
 
     Args:
         batch_size: rows of one global batch, over all ranks.
-        seed: of the training stream; evaluation data does not depend on it.
+        seed: of the training stream, 0 or more; evaluation data does not depend on it.
+
+    Raises:
+        UserError: no row, or a seed below 0.
     """
 
     unit = "symbols"
@@ -82,6 +85,8 @@ class SequenceData(L.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"task.data.batch_size must be at least 1, got {batch_size}.")
+        if seed < 0:
+            raise UserError(f"seed must be 0 or more, got {seed}.")
         self.batch_size = batch_size
         self.seed = seed
         self.batches_seen = 0

@@ -17,6 +17,11 @@ TRAIN, VAL, TEST = range(3)
 """The splits, as parts of the random key: no sample of one is a sample of another but by chance."""
 
 
+MOST_JUDGED = 10**7
+"""Samples of a validation or a test."""
+MOST_SAMPLES = 2**40
+"""Of a curriculum's step, so that indices stay far from the end of int64."""
+
 _SIZE_OPTIONS = {VAL: "task.data.num_val", TEST: "task.data.num_test"}
 
 
@@ -51,13 +56,20 @@ class GeneratedData(SequenceData):
         seed: of the training samples. Evaluation samples have a key of their own, so every seed is judged alike.
         num_val: samples of each validation.
         num_test: samples of the final test.
+        curriculum: training samples after which the next larger problems are allowed; 0: all from the start.
+
+    Raises:
+        UserError: a number out of its range.
     """
 
-    def __init__(self, batch_size: int, seed: int, num_val: int, num_test: int) -> None:
+    def __init__(self, batch_size: int, seed: int, num_val: int, num_test: int, curriculum: int = 0) -> None:
         super().__init__(batch_size, seed)
         for name, size in (("num_val", num_val), ("num_test", num_test)):
-            if size < 1:
-                raise UserError(f"task.data.{name} must be at least 1, got {size}.")
+            if not 1 <= size <= MOST_JUDGED:
+                raise UserError(f"task.data.{name} must be from 1 to {MOST_JUDGED:,}, got {size:,}.")
+        if not 0 <= curriculum <= MOST_SAMPLES:
+            raise UserError(f"task.data.curriculum must be a number of samples from 0 to 2^40, got {curriculum}.")
+        self.curriculum = curriculum
         self.sizes = {VAL: num_val, TEST: num_test}
 
     def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:

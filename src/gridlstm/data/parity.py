@@ -46,14 +46,15 @@ class ParityData(GeneratedData):
         num_val: int = 100,
         num_test: int = 1000,
     ) -> None:
-        super().__init__(batch_size, seed, num_val, num_test)
-        if bits < 1 or curriculum < 0:
-            raise UserError(f"parity needs task.bits >= 1 and curriculum >= 0, got {bits} and {curriculum}.")
+        super().__init__(batch_size, seed, num_val, num_test, curriculum)
+        if bits < 1:
+            raise UserError(f"task.bits must be at least 1, got {bits}.")
+        if curriculum and bits == 1:
+            raise UserError("task.data.curriculum opens bit after bit, and task.bits=1 has but one: leave it out.")
         if density not in ("half", "drawn"):
             raise UserError(f"task.data.density must be half or drawn, got {density!r}.")
         self.bits = bits
         self.density = density
-        self.curriculum = curriculum
         self.curriculum_samples = curriculum * (bits - 1)
 
     @property

@@ -73,8 +73,6 @@ class TextData(SequenceData):
     ) -> None:
         super().__init__(batch_size, seed)
         check_level(level, max_words)
-        if seed < 0:
-            raise UserError(f"seed must be 0 or more, got {seed}.")
         if window < 1:
             raise UserError(f"task.data.window must be at least 1, got {window}.")
         if stream_length is not None and (stream_length < window or stream_length % window):

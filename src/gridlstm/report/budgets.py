@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Callable
 
-from gridlstm.report.runs import Run
-from gridlstm.report.tables import SOLVED, Beside, Cell, Group, Spread, Table
+from gridlstm.report.runs import SOLVED, Run
+from gridlstm.report.tables import Beside, Cell, Group, Spread, Table
 
 
 def at_equal_budgets(table: Table) -> Beside | None:

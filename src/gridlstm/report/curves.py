@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gridlstm.report.png import png
-from gridlstm.report.runs import Run
-from gridlstm.report.tables import SOLVED, Table
+from gridlstm.report.runs import SOLVED, Run
+from gridlstm.report.tables import Table
 from gridlstm.report.text import drawn
 
 if TYPE_CHECKING:

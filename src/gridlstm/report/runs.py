@@ -15,6 +15,9 @@ from yaml import YAMLError
 from gridlstm.errors import UserError
 from gridlstm.runtime.published import check_report
 
+SOLVED = "samples_to_solve"
+"""What a run with a criterion says in result.json: after how many samples it was met, null where it was not."""
+
 _NO_RUNS = {"wandb", ".hydra"}
 """Directories below runs and sweeps that hold none."""
 
@@ -94,7 +97,7 @@ def find_runs(roots: list[Path]) -> list[Run]:
             raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
         found = {path.parent for name in ("config.yaml", "result.json") for path in _walk(root, name)}
         plans = _walk(root, "sweep.json")
-        planned = {path.parent / job["name"]: job["overrides"] for path in plans for job in _json(path)["jobs"]}
+        planned = {path.parent / name: overrides for path in plans for name, overrides in _jobs(path)}
         for sweep in {path.parent for path in _walk(root, "multirun.yaml")} - {path.parent for path in plans}:
             found |= {child for child in sweep.iterdir() if child.is_dir() and child.name not in _NO_RUNS}
         if not found and not planned:
@@ -102,6 +105,14 @@ def find_runs(roots: list[Path]) -> list[Run]:
         for directory in sorted(found | set(planned), key=_natural):
             runs[directory] = _read(directory, planned.get(directory))
     return list(runs.values())
+
+
+def _jobs(plan: Path) -> list[tuple[str, list[str]]]:
+    """Name and overrides of every job that a sweep.json plans."""
+    try:
+        return [(job["name"], job["overrides"]) for job in _json(plan)["jobs"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{plan} is damaged: it names no jobs. Mend or delete it.") from error
 
 
 def _walk(root: Path, name: str) -> list[Path]:
@@ -122,7 +133,8 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
             check_report(config["report"], str(directory / "config.yaml"))
         run.config = _flat(config)
     if (directory / "result.json").exists():
-        run.result = _json(directory / "result.json")
+        found = _json(directory / "result.json")
+        run.result = {name: value for name, value in found.items() if value is not None or name == SOLVED}
     if overrides is None and (directory / ".hydra" / "overrides.yaml").exists():
         overrides = _yaml(directory / ".hydra" / "overrides.yaml")
     if (directory / ".hydra" / "hydra.yaml").exists():
@@ -139,7 +151,7 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
 def _yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OSError) as error:
+    except (YAMLError, OSError, ValueError) as error:  # ValueError: bytes that are no text
         raise UserError(f"{path} is damaged: {error}. Mend or delete it.") from error
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gridlstm.report.png import png
-from gridlstm.report.tables import SOLVED, Table
+from gridlstm.report.runs import SOLVED
+from gridlstm.report.tables import Table
 from gridlstm.report.text import drawn
 
 if TYPE_CHECKING:
@@ -72,11 +73,12 @@ def _marks(table: Table) -> Iterable[_Mark]:
         parts = [part for part in group.label.split(", ") if part.partition("=")[0] not in {*_SIZES, *_ALIASES}]
         for run in group.completed:
             best = run.result.get("best", {}).get(table.monitor)
-            if SOLVED not in run.result or best is None:
+            if not {SOLVED, "samples"} <= run.result.keys() or best is None:
                 continue
             sizes = {key: float(size) for key in _SIZES if isinstance(size := run.config.get(key), int | float)}
             samples, solved = run.result[SOLVED] or run.result["samples"], run.result[SOLVED] is not None
-            yield _Mark(drawn(", ".join(parts)) or run.setting("model"), sizes, samples, best, solved)
+            kind = drawn(", ".join(parts)) or run.setting("model")
+            yield _Mark(f"{table.task}: {kind}" if table.task else kind, sizes, samples, best, solved)
 
 
 def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]], x: str, y: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gridlstm.report.runs import Run
+from gridlstm.report.runs import SOLVED, Run
 
 
 class Spread(NamedTuple):
@@ -17,9 +17,6 @@ class Spread(NamedTuple):
 
 
 Cell = str | int | float | Spread | None
-
-SOLVED = "samples_to_solve"
-"""What a run with a criterion says in result.json: after how many samples it was met, null where it was not."""
 
 _NOT_VARIED = ("seed", "ckpt_path", "logger", "stages", "run.name")
 """Overrides that say nothing about what was trained."""
@@ -170,7 +167,8 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
     if SOLVED in measured:
         judged = [run for run in done if SOLVED in run.result]
         row.append(f"{len(values(group, SOLVED, monitor))} of {len(judged)}" if judged else None)
-    row.append(len(done))
+    seeds = {run.seed for run in done}
+    row.append(len(done) if len(seeds) == len(done) else f"{len(seeds)} in {len(done)} runs")
     for name in ("parameters", "samples", "steps", "processes", "seconds"):
         numbers = [run.result[name] for run in done if name in run.result]
         mean = statistics.fmean(numbers) if numbers else None

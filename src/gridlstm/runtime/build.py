@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from gridlstm.data.base import SequenceData, Spec
+from gridlstm.data.generated import GeneratedData
 from gridlstm.errors import UserError
 from gridlstm.runtime.fit import annotations
 from gridlstm.schedules import Cosine
@@ -113,7 +114,20 @@ def check_data(cfg: DictConfig) -> None:
     Raises:
         UserError: it refuses its options.
     """
-    _make(cfg, "task.data")()
+    data = _make(cfg, "task.data")()
+    if isinstance(data, GeneratedData):  # a text is measured when it has been read
+        _check_sizes(data)
+
+
+def check_callbacks(cfg: DictConfig) -> None:
+    """Builds the callbacks, which do nothing yet.
+
+    Raises:
+        UserError: one of them refuses its options.
+    """
+    for name, node in (cfg.callbacks or {}).items():
+        if node:
+            _make(cfg, f"callbacks.{name}")()
 
 
 def check_optimizer(cfg: DictConfig) -> None:
@@ -170,7 +184,9 @@ def check_types(node: DictConfig, path: str) -> None:
             raise UserError(f"{path}.{unknown[0]!s} does not exist: {node._target_} has {', '.join(names)}.")
     for name, value in node.items():
         kinds = _kinds(hints.get(str(name)))
-        if not kinds or isinstance(value, DictConfig | ListConfig) or type(value) in kinds:
+        if not kinds or type(value) in kinds or isinstance(value, DictConfig):
+            continue
+        if isinstance(value, ListConfig) and not set(kinds) <= _KIND_NAMES.keys() - {Sequence}:
             continue
         if not (type(value) is int and float in kinds) and not (type(value) is str and Path in kinds):
             expected = " or ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)

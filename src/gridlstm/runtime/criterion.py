@@ -34,6 +34,7 @@ class Criterion(Callback):
         self.at_least = at_least
         self.samples_to_solve: int | None = None
         """Training samples seen when the criterion was met; None before."""
+        self._from_the_start = False
 
     @property
     def state_key(self) -> str:
@@ -44,6 +45,7 @@ class Criterion(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.samples_to_solve = state_dict["samples_to_solve"]
+        self._from_the_start = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses a metric that the task does not measure, or of which less is better, and a part of the validation.
@@ -69,6 +71,11 @@ class Criterion(Callback):
         if self.samples_to_solve is not None:
             log.info("solved already, after %s samples: nothing is left to train", f"{self.samples_to_solve:,}")
             trainer.should_stop = True
+        elif trainer.global_step and not self._from_the_start:
+            seen = f"{cast(SequenceTask, pl_module).samples_seen:,}"
+            log.warning(
+                "this criterion is new to the run: whether it was met within the first %s samples is not known", seen
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.samples_to_solve is not None:

@@ -110,6 +110,8 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
             run.trainer.fit(run.task, run.data, ckpt_path=weights)
         finally:  # how far it came is of interest also where it went no further
             record.fields |= _trained(cfg, run, record, time.monotonic() - start)
+            if not solved(run.trainer):  # an earlier leg may have had a criterion
+                record.fields.pop("samples_to_solve", None)
         score, weights = _best(cfg, run)
         record.fields |= {"best": {cfg.task.monitor: score, "checkpoint": weights}, "score": score}
         record.write()  # before the test, which may be long

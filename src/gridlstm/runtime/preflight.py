@@ -52,7 +52,7 @@ def check_start(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Raises UserError for a job that cannot work, whatever its components."""
     # They import torch, for which --help and a misspelt option need not wait.
-    from gridlstm.runtime.build import check_data, check_optimizer, check_types
+    from gridlstm.runtime.build import check_callbacks, check_data, check_optimizer, check_types
     from gridlstm.runtime.match import check_match
 
     try:
@@ -77,9 +77,12 @@ def check(cfg: DictConfig) -> None:
         )
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
+    check_types(cfg.trainer, "trainer")
     for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
         if type(value := cfg.trainer[name]) is int and value < 1:
             raise UserError(f"trainer.{name} must be at least 1, got {value}.")
+    if cfg.trainer.max_steps < -1:
+        raise UserError(f"trainer.max_steps must be at least 1, or -1 for no end, got {cfg.trainer.max_steps}.")
     every, accumulated = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
     if type(every) is int and every % accumulated:
         raise UserError(
@@ -108,6 +111,7 @@ def check(cfg: DictConfig) -> None:
     check_types(model, "model")
     check_optimizer(cfg)
     check_data(cfg)
+    check_callbacks(cfg)
 
 
 def unused_network_options(cfg: DictConfig) -> list[tuple[str, Any]]:
