@@ -206,7 +206,7 @@ def unreadable_files(directory: Path) -> dict[str, tuple[Path, str]]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" * 9, "holds zero bytes, as a text does not"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" * 9, "holds zero bytes, as no text in UTF-8 does"),
         ("Gr\xf6\xdfe und Ma\xdf".encode("latin-1"), "is not UTF-8 ("),
         (TEXT[:-1] + "é".encode()[:1], None),  # cut inside a character
     ],

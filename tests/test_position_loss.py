@@ -58,6 +58,25 @@ def test_the_loss_by_position_is_that_of_single_streams(
     assert "loss by position: " in caplog.text
 
 
+def test_the_whole_of_a_text_may_be_too_short_for_splits(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]", "task.data.splits=[2000,200,200]", task="text"))
+    known = build(job(task="text")).data.corpus  # type: ignore[attr-defined]
+    text = bytes(known.vocabulary.symbols[i] for i in known.ids[:3])
+    (tmp_path / "short.txt").write_bytes(text)
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    found = evaluate(checkpoint, "all", [f"task.path={tmp_path / 'short.txt'}"])
+    assert set(found) == {"all/loss", "all/bpc", "all/perplexity"}
+    (tmp_path / "one.txt").write_bytes(text[:1])
+    with pytest.raises(UserError, match="has 1 symbol, to predict any needs at least 2"):
+        evaluate(checkpoint, "all", [f"task.path={tmp_path / 'one.txt'}"])
+    with pytest.raises(UserError, match="knows the text's training split beforehand"):
+        evaluate(checkpoint, "all", [], dynamic_rate=0.1)
+    with pytest.raises(UserError, match=r"temperature must be at least 0\.0001, got 1e-45"):
+        evaluate(checkpoint, "test", [], temperature=1e-45)
+    with pytest.raises(UserError, match=r"limit_test_batches must be a whole number of batches here"):
+        evaluate(checkpoint, "test", ["trainer.limit_test_batches=0.5"])
+
+
 def test_positions_are_for_language_models(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
     with pytest.raises(UserError, match="positions and dynamic_rate are for language models"):

@@ -238,6 +238,14 @@ def test_early_stopping_ends_a_run_that_does_not_improve(
     assert not logging.getLogger("lightning").handlers, "Lightning prints what the root logger prints too"
 
 
+def test_a_resumed_run_has_the_patience_that_it_is_given(job: Job, tmp_path: Path) -> None:
+    options = (*STEPS, "callbacks=[default,early_stopping]", "optimizer.lr=1e-30", "task.val_every=2")
+    run_job(job(*options, "callbacks.early_stopping.patience=1", "trainer.max_steps=100"))
+    assert result(tmp_path / "run")["steps"] == 4
+    run_job(job(*options, "callbacks.early_stopping.patience=3", "trainer.max_steps=100", "ckpt_path=last"))
+    assert result(tmp_path / "run")["steps"] == 8
+
+
 @pytest.mark.parametrize(("algorithm", "order"), [("norm", 2), ("value", math.inf)])
 def test_clipping_bounds_what_the_optimiser_gets(job: Job, algorithm: str, order: float) -> None:
     clip = (f"trainer.gradient_clip_algorithm={algorithm}", "trainer.gradient_clip_val=0.001")

@@ -235,6 +235,19 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ("trainer.gradient_clip_val=abc", r"gradient_clip_val must be .* got 'abc'"),
         ("trainer.gradient_clip_val=[1]", r"gradient_clip_val must be .* got \[1\]"),
         ("trainer.accumulate_grad_batches=1.5", r"accumulate_grad_batches must be a whole number, got 1\.5"),
+        ("model.time_regularizers=[Dropout]", r"time_regularizers must be a list of nodes .* got 'Dropout' in it"),
+        (
+            "model.time_regularizers=[{_target_: gridlstm.regularizers.Dropout, p: abc}]",
+            r"model\.time_regularizers\[0\]\.p must be a number, got 'abc'",
+        ),
+        (
+            "model.time_regularizers=[{_target_: gridlstm.regularizers.Dropout, q: 3}]",
+            r"model\.time_regularizers\[0\]\.q does not exist: gridlstm\.regularizers\.Dropout has",
+        ),
+        (
+            ["callbacks=[default,weight_averaging]", "callbacks.weight_averaging.update_every_n_steps=0"],
+            "update_every_n_steps must be at least 1, got 0",
+        ),
         ("trainer.max_steps=-5", "max_steps must be at least 1, or -1 for no end, got -5"),
         ("task.data.seed=-1", "seed must be 0 or more, got -1"),
         ("optimizer.betas=[0.9]", "optimizer"),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COLDEST = 1e-4
+"""The lowest temperature: logits that it divides stay far from the largest float32."""
+
 USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT[,…] [split=val|test|all] [positions=STEM] [key=value …]
 
 Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
@@ -59,10 +62,11 @@ def evaluate(
     """
     if split not in ("val", "test", "all"):
         raise UserError(f"split must be val, test or all, got {split!r}.")
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, got {temperature}.")
+    if not temperature >= COLDEST:
+        raise UserError(f"temperature must be at least {COLDEST}, got {temperature}.")
+    if split == "all" and dynamic_rate is not None:
+        raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
     # Imported here, so that --help need not wait for torch.
-    from gridlstm.data.text import TextData
     from gridlstm.runtime.build import build
     from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
     from gridlstm.runtime.job import quiet
@@ -70,20 +74,18 @@ def evaluate(
     from gridlstm.runtime.record import metrics
 
     config = load_config(checkpoint, overrides)
-    config.logger = None
+    config.logger = config.scheduler = None
     config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
     config.trainer.enable_checkpointing = False
     quiet()
     content = load_content(checkpoint)
-    run = build(config, data_state(config, content))
+    if positions is not None:  # before what may take hours
+        positions.parent.mkdir(parents=True, exist_ok=True)
+    run = build(config, data_state(config, content), whole_text=split == "all")
     load_weights(run.task, content["state_dict"])
     run.task.temperature = temperature
     if others:
         _join(run, [checkpoint, *others])
-    if split == "all":
-        if not isinstance(run.data, TextData):
-            raise UserError("split=all is for texts, this task draws its problems: give split=val or split=test.")
-        run.data.whole = True
     if positions is not None or dynamic_rate is not None:
         _check_language_model(run, positions is not None and dynamic_rate is not None)
     if dynamic_rate is not None:

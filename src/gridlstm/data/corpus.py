@@ -161,6 +161,7 @@ def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     if level == "byte":
         _doubt(raw, path)
     else:
+        _doubt_zeros(raw, path)
         raw = raw.removeprefix(codecs.BOM_UTF8)  # a mark of the encoding, no character of the text
         if (cut := _cut_character(raw)) > 0:
             log.warning("%s ends inside a UTF-8 character: its last %d bytes are left out", path, cut)
@@ -249,8 +250,7 @@ def _contents(path: Path) -> bytes:
 
 def _doubt(raw: bytes, path: Path) -> None:
     """Says so where bytes are of no text, or in another encoding than is usual; they may be meant all the same."""
-    if 0 in raw:
-        log.warning("%s holds zero bytes, as a text does not: all its bytes are symbols, as they are", path)
+    if _doubt_zeros(raw, path):
         return
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
@@ -258,6 +258,13 @@ def _doubt(raw: bytes, path: Path) -> None:
             decoder.decode(raw[start : start + _PIECE])
     except UnicodeDecodeError as error:
         log.warning("%s is not UTF-8 (%s): all its bytes are symbols, as they are", path, error.reason)
+
+
+def _doubt_zeros(raw: bytes, path: Path) -> bool:
+    """Says so where there are zero bytes."""
+    if 0 in raw:
+        log.warning("%s holds zero bytes, as no text in UTF-8 does: they are symbols as others are", path)
+    return 0 in raw
 
 
 def _cut_character(raw: bytes) -> int:

@@ -162,6 +162,9 @@ class Enwik8Data(TextData):
         )
 
 
+_SYMBOLS = frozenset(b" abcdefghijklmnopqrstuvwxyz")
+
+
 class Text8Data(Enwik8Data):
     """text8: the text of enwik8's articles in 27 symbols, a to z and the space, made by Matt Mahoney; 10^8 bytes.
 
@@ -169,6 +172,15 @@ class Text8Data(Enwik8Data):
     """
 
     name = "text8"
+
+    def _record(self, file: Path) -> None:
+        """Before it is expected from then on, what nobody has published a checksum of must at least look like it."""
+        if not recorded_digest(file).exists() and (strange := set(file.read_bytes()) - _SYMBOLS):
+            raise UserError(
+                f"{file} is not text8, which has the letters a to z and the space alone: it holds {len(strange)} other "
+                f"bytes, such as {min(strange)}. A run on any other text: task=text task.path={file}."
+            )
+        super()._record(file)
 
 
 def _genuine(places: list[Path], size: int, sha256: str | None) -> tuple[Path | None, list[str]]:

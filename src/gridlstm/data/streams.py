@@ -68,7 +68,7 @@ def split_text(length: int, splits: Sequence[float]) -> tuple[range, range, rang
         UserError: they are neither, or validation or test has fewer than the two symbols that a prediction takes.
     """
     given = f"task.data.splits={list(splits)}"
-    if len(splits) != 3 or any(not isinstance(split, int | float) or split < 0 for split in splits):
+    if len(splits) != 3 or any(type(split) not in (int, float) or split < 0 for split in splits):
         raise UserError(f"{given}: expected three fractions that sum to 1, or three numbers of symbols.")
     if all(isinstance(split, int) for split in splits):
         ends = [int(end) for end in itertools.accumulate(splits)]

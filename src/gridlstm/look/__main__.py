@@ -1,5 +1,6 @@
 """The look command."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,7 +147,10 @@ def _whole(given: dict[str, str], name: str, default: int) -> int:
 def _numbers(given: dict[str, str], name: str, default: str | None) -> list[float] | None:
     text = given.pop(name, default)
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        numbers = None if text is None else [float(part) for part in text.split(",")]
+        if not all(map(math.isfinite, numbers or ())):
+            raise ValueError(text)
+        return numbers
     except ValueError as error:
         raise UserError(f"{name} must be numbers with commas between them, got {text!r}.") from error
 

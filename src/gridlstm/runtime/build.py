@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gridlstm.data.base import SequenceData, Spec
 from gridlstm.data.generated import GeneratedData
+from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.runtime.fit import annotations
 from gridlstm.schedules import Cosine
@@ -38,7 +39,7 @@ class Run(NamedTuple):
     trainer: L.Trainer
 
 
-def build(cfg: DictConfig, state: dict[str, Any] | None = None) -> Run:
+def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool = False) -> Run:
     """config -> (data, task, trainer).
 
     Sizes flow in Python: the data knows its symbols, the model is made for them, the task joins both.
@@ -46,17 +47,23 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None) -> Run:
     Args:
         state: what a checkpoint's data left in it, such as the symbols that its network knows, for a run that is only
             evaluated.
+        whole_text: test on all of a text, not on its last part.
 
     Raises:
         UserError: a component refused its options, or the data is not what the checkpoint was trained on.
     """
     data = make_data(cfg, state)
+    if whole_text:
+        if not isinstance(data, TextData):
+            raise UserError("split=all is for texts, this task draws its problems: give split=val or split=test.")
+        data.whole = True
+    _check_limits(cfg, data)
     data.setup("fit" if state is None else "test")
     _check_sizes(data)
     task = make_task(_with_epochs(cfg, data), data.spec)
     trainer: L.Trainer = _make(cfg, "trainer")(
         # A node set to null is left out: callbacks.learning_curve=null.
-        callbacks=[_make(cfg, f"callbacks.{name}")() for name, node in (cfg.callbacks or {}).items() if node],
+        callbacks=[_make(cfg, f"callbacks.{name}")() for name in _callbacks(cfg)],
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
     )
     # Lightning would do so only after it has loaded a checkpoint, and round its float64 weights to float32 on the way.
@@ -108,6 +115,16 @@ def _check_sizes(data: SequenceData) -> None:
         )
 
 
+def _check_limits(cfg: DictConfig, data: SequenceData) -> None:
+    for name in ("limit_val_batches", "limit_test_batches"):
+        limit = cfg.trainer[name]
+        if isinstance(data, TextData) and type(limit) is float and limit != 1:
+            raise UserError(
+                f"trainer.{name} must be a whole number of batches here, or 1.0 for all, got {limit}: a text is read "
+                f"without counting its batches first."
+            )
+
+
 def check_data(cfg: DictConfig) -> None:
     """Builds the data module, which reads nothing yet.
 
@@ -115,6 +132,7 @@ def check_data(cfg: DictConfig) -> None:
         UserError: it refuses its options.
     """
     data = _make(cfg, "task.data")()
+    _check_limits(cfg, data)
     if isinstance(data, GeneratedData):  # a text is measured when it has been read
         _check_sizes(data)
 
@@ -125,9 +143,14 @@ def check_callbacks(cfg: DictConfig) -> None:
     Raises:
         UserError: one of them refuses its options.
     """
-    for name, node in (cfg.callbacks or {}).items():
-        if node:
-            _make(cfg, f"callbacks.{name}")()
+    for name in _callbacks(cfg):
+        _make(cfg, f"callbacks.{name}")()
+
+
+def _callbacks(cfg: DictConfig) -> list[str]:
+    """The names of those that are in use."""
+    unused = () if cfg.trainer.enable_progress_bar else ("progress",)
+    return [name for name, node in (cfg.callbacks or {}).items() if node and name not in unused]
 
 
 def check_optimizer(cfg: DictConfig) -> None:
@@ -186,11 +209,24 @@ def check_types(node: DictConfig, path: str) -> None:
         kinds = _kinds(hints.get(str(name)))
         if not kinds or type(value) in kinds or isinstance(value, DictConfig):
             continue
+        if isinstance(value, ListConfig):
+            _check_elements(value, hints[str(name)], f"{path}.{name!s}")
         if isinstance(value, ListConfig) and not set(kinds) <= _KIND_NAMES.keys() - {Sequence}:
             continue
         if not (type(value) is int and float in kinds) and not (type(value) is str and Path in kinds):
             expected = " or ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
             raise UserError(f"{path}.{name!s} must be {expected}, got {value!r}.")
+
+
+def _check_elements(values: ListConfig, hint: Any, path: str) -> None:
+    """Of a list of objects, such as ``Sequence[Regularizer]``: each must be a node that makes one."""
+    (kind, *_) = get_args(hint) or (None,)
+    objects = isinstance(kind, type) and kind not in _KIND_NAMES
+    for number, value in enumerate(values):
+        if isinstance(value, DictConfig) and "_target_" in value:
+            check_types(value, f"{path}[{number}]")
+        elif objects:
+            raise UserError(f"{path} must be a list of nodes such as {{_target_: …}}, got {value!r} in it.")
 
 
 _KIND_NAMES: dict[type, str] = {

@@ -61,9 +61,13 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"{checkpoint} cannot be read: {str(error).splitlines()[0]}. Give a whole checkpoint of a run."
+        ) from error
+    except (EOFError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         # Of a file that is none, torch says how to load it all the same, which would run what is in it.
-        reason = "it is no checkpoint" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
+        reason = "it is no checkpoint"
         raise UserError(f"{checkpoint} cannot be read: {reason}. Give a whole checkpoint of a run.") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{checkpoint} is no checkpoint of a run. Give one such as outputs/…/checkpoints/best.ckpt.")

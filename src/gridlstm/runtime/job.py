@@ -23,7 +23,14 @@ from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.interruption import exit_status
 from gridlstm.runtime.match import match_size
-from gridlstm.runtime.preflight import check, check_resume, resume_from, run_directory, unused_network_options
+from gridlstm.runtime.preflight import (
+    check,
+    check_resume,
+    resume_from,
+    run_directory,
+    unread_rate,
+    unused_network_options,
+)
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
 
@@ -208,6 +215,8 @@ def _warn(cfg: DictConfig, run: Run) -> None:
     """Names options that do less than they say."""
     for key, value in unused_network_options(cfg):
         log.warning("task.network.%s=%s has no effect: model=%s has no use for it", key, value, cfg.run.model)
+    if unread_rate(cfg):
+        log.warning("task.lr=%s has no effect: this optimizer has a rate of its own, optimizer.lr", cfg.task.lr)
     samples = run.trainer.max_steps * cfg.trainer.accumulate_grad_batches * run.data.batch_size
     opened = run.data.curriculum_samples
     if 0 < samples <= opened:

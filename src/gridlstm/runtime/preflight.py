@@ -114,6 +114,17 @@ def check(cfg: DictConfig) -> None:
     check_callbacks(cfg)
 
 
+def unread_rate(cfg: DictConfig) -> bool:
+    """Whether the command line gives ``task.lr`` to an optimiser that has a rate of its own."""
+    if not _given("task.lr"):
+        return False
+    other = cfg.copy()
+    other.task.lr = 2 * cfg.task.lr + 1
+    return bool(
+        OmegaConf.to_container(other.optimizer, resolve=True) == OmegaConf.to_container(cfg.optimizer, resolve=True)
+    )
+
+
 def unused_network_options(cfg: DictConfig) -> list[tuple[str, Any]]:
     """Numbers of ``task.network`` that the command line gives and that the model does not read."""
 

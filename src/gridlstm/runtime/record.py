@@ -60,6 +60,9 @@ def write_config(cfg: DictConfig) -> None:
     for name in ("task.path", "data_dir"):
         if isinstance(path := OmegaConf.select(source, name), str):
             OmegaConf.update(source, name, str(Path(path).expanduser().absolute()))
+    name = "task.data.name"  # of a data set of the hub, or a directory
+    if isinstance(path := OmegaConf.select(source, name), str) and Path(path).is_dir():
+        OmegaConf.update(source, name, str(Path(path).absolute()))
     source.run = OmegaConf.create(cast(dict[str, Any], OmegaConf.to_container(cfg.run, resolve=True)))
     for name, node, resolve in (("config_source.yaml", source, False), ("config.yaml", cfg, True)):
         write_text(Path(cfg.run.dir) / name, OmegaConf.to_yaml(node, resolve=resolve))
