@@ -256,6 +256,20 @@ def test_a_named_file_or_archive_is_taken(data_dir: Path, served: Served, server
     assert server.requests == 0
 
 
+def test_a_trained_network_is_measured_on_any_text(
+    data_dir: Path, tmp_path: Path, served: Served, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = make(data_dir, served, server).state_dict()
+    other = tmp_path / "other.txt"
+    other.write_bytes(served.text[:50])
+    data = make(data_dir, served, server, path=other)
+    data.whole = True
+    data.load_state_dict(state)
+    data.setup("test")
+    assert sum(int(batch.loss_mask.sum()) for batch in data.test_dataloader()) == 49
+    assert f"{other} is not enwik8: what is found here is about that text" in caplog.text
+
+
 def test_a_named_file_that_is_another_is_refused(data_dir: Path, served: Served, server: Server) -> None:
     mine = data_dir.parent / "mine.txt"
     wrong = {
@@ -511,6 +525,10 @@ def test_a_checksum_that_nobody_published_is_recorded_and_then_expected(data_dir
     (data_dir / "text8").write_bytes(text.upper())
     with pytest.raises(UserError, match=rf"text8: SHA-256 [0-9a-f]*, expected {digest}"):
         make_text8().source()
+    (data_dir / "text8.sha256").unlink()
+    with pytest.raises(UserError, match="is not text8, .* it holds 16 other bytes, such as 65"):
+        make_text8().source()
+    assert not (data_dir / "text8.sha256").exists()
 
 
 def test_text8_is_fetched_where_it_lies(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
