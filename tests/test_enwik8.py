@@ -526,7 +526,7 @@ def test_a_checksum_that_nobody_published_is_recorded_and_then_expected(data_dir
     with pytest.raises(UserError, match=rf"text8: SHA-256 [0-9a-f]*, expected {digest}"):
         make_text8().source()
     (data_dir / "text8.sha256").unlink()
-    with pytest.raises(UserError, match="is not text8, .* it holds 16 other bytes, such as 65"):
+    with pytest.raises(UserError, match=r"is not text8, .* it holds 16 other bytes, such as 65"):
         make_text8().source()
     assert not (data_dir / "text8.sha256").exists()
 
