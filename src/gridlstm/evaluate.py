@@ -141,8 +141,6 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
 
     stage = "val" if split == "val" else "test"
     limit = getattr(run.trainer, f"limit_{stage}_batches")
-    if type(limit) is float and limit != 1:
-        raise UserError(f"trainer.limit_{stage}_batches must be a whole number for dynamic evaluation, got {limit}.")
     task = run.task.to(run.trainer.strategy.root_device)
     evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay)
     run.data.setup("validate" if split == "val" else "test")

@@ -117,7 +117,7 @@ def _check_sizes(data: SequenceData) -> None:
 
 def _check_limits(cfg: DictConfig, data: SequenceData) -> None:
     for name in ("limit_val_batches", "limit_test_batches"):
-        limit = cfg.trainer[name]
+        limit = cfg.trainer.get(name)
         if isinstance(data, TextData) and type(limit) is float and limit != 1:
             raise UserError(
                 f"trainer.{name} must be a whole number of batches here, or 1.0 for all, got {limit}: a text is read "
@@ -143,13 +143,16 @@ def check_callbacks(cfg: DictConfig) -> None:
     Raises:
         UserError: one of them refuses its options.
     """
+    if cfg.run.dir is None:  # of a sweep whose jobs have not begun
+        cfg = cfg.copy()
+        cfg.run.dir = "."
     for name in _callbacks(cfg):
         _make(cfg, f"callbacks.{name}")()
 
 
 def _callbacks(cfg: DictConfig) -> list[str]:
     """The names of those that are in use."""
-    unused = () if cfg.trainer.enable_progress_bar else ("progress",)
+    unused = () if cfg.trainer.get("enable_progress_bar", True) else ("progress",)
     return [name for name, node in (cfg.callbacks or {}).items() if node and name not in unused]
 
 
