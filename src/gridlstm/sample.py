@@ -96,7 +96,7 @@ def _until(stop: str, prime: int, pieces: Iterable[str]) -> Iterator[str]:
     text = ""
     for piece in pieces:
         written, text = len(text), text + piece
-        if (found := text.find(stop, max(prime - len(stop) + 1, written - len(stop) + 1, 0))) >= 0:
+        if (found := text.find(stop, max(max(prime, written) - len(stop) + 1, 0))) >= 0:
             yield text[written : found + len(stop)]
             return
         yield piece

@@ -83,7 +83,9 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
     if key in keys:  # but not with a choice that is swept over, or that is of the user's own
         return f"there is no option {key} with some of the choices made here. Run those that have it by themselves."
     node, _, rest = key.partition(".")
-    if node == "callbacks" and (CONF / node / f"{(name := rest.partition('.')[0])}.yaml").is_file():
+    name = rest.partition(".")[0]
+    chosen = any(name in argument for argument in arguments if argument.startswith("callbacks="))  # then it is misspelt
+    if node == "callbacks" and not chosen and (CONF / node / f"{name}.yaml").is_file():
         return f"there is no option {key} without callbacks=[default,{name}]: add it."
     groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
     # A misspelt last part is found among the options of its node, and anything else among all of them.

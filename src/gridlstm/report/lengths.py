@@ -25,11 +25,7 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
     """
     from matplotlib.figure import Figure
 
-    found = [
-        (f"{table.task}: {group.label}" if table.task else group.label, by_length(group, table.monitor))
-        for table in tables
-        for group in table.groups
-    ]
+    found = [(table.named(group.label), by_length(group, table.monitor)) for table in tables for group in table.groups]
     lines = [(drawn(label), panels) for label, panels in found if panels]
     panels = list(dict.fromkeys(panel for _, some in lines for panel in some))
     if not panels:

@@ -78,7 +78,7 @@ def _marks(table: Table) -> Iterable[_Mark]:
             sizes = {key: float(size) for key in _SIZES if isinstance(size := run.config.get(key), int | float)}
             samples, solved = run.result[SOLVED] or run.result["samples"], run.result[SOLVED] is not None
             kind = drawn(", ".join(parts)) or run.setting("model")
-            yield _Mark(f"{table.task}: {kind}" if table.task else kind, sizes, samples, best, solved)
+            yield _Mark(table.named(kind), sizes, samples, best, solved)
 
 
 def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]], x: str, y: str) -> None:

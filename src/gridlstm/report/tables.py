@@ -50,7 +50,11 @@ class Table:
 
     @property
     def title(self) -> str:
-        return ": ".join(filter(None, (self.task, self.monitor or "no metric known")))
+        return self.named(self.monitor or "no metric known")
+
+    def named(self, label: str) -> str:
+        """What is said of one of its parts, after the task where a report has several."""
+        return ": ".join(filter(None, (self.task, label)))
 
 
 class Beside(NamedTuple):

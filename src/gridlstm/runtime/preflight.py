@@ -116,31 +116,27 @@ def check(cfg: DictConfig) -> None:
 
 def unread_rate(cfg: DictConfig) -> bool:
     """Whether the command line gives ``task.lr`` to an optimiser that has a rate of its own."""
-    if not _given("task.lr"):
-        return False
-    other = cfg.copy()
-    other.task.lr = 2 * cfg.task.lr + 1
-    return bool(
-        OmegaConf.to_container(other.optimizer, resolve=True) == OmegaConf.to_container(cfg.optimizer, resolve=True)
-    )
+    return _given("task.lr") and not _reads(cfg, "optimizer", "task.lr")
 
 
 def unused_network_options(cfg: DictConfig) -> list[tuple[str, Any]]:
     """Numbers of ``task.network`` that the command line gives and that the model does not read."""
-
-    def model_with(key: str, value: float) -> Any:
-        other = cfg.copy()
-        other.task.network[key] = value
-        return OmegaConf.to_container(other.model, resolve=True)
-
     return [
         (key, value)
         for key, value in cfg.task.get("network", {}).items()
         if isinstance(value, int | float)
         and _given(f"task.network.{key}")
         and not (cfg.match.parameters_to or cfg.match.flops_to)  # they size by it
-        and model_with(key, value) == model_with(key, value + 1)
+        and not _reads(cfg, "model", f"task.network.{key}")
     ]
+
+
+def _reads(cfg: DictConfig, node: str, option: str) -> bool:
+    """Whether a node changes with a number."""
+    other = cfg.copy()
+    OmegaConf.update(other, option, OmegaConf.select(cfg, option) + 1)
+    now, then = (OmegaConf.to_container(each[node], resolve=True) for each in (other, cfg))
+    return bool(now != then)
 
 
 def _given(key: str) -> bool:
