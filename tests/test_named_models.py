@@ -28,6 +28,8 @@ def size(name: str) -> int:
         ("grid2d_priority", 2 * 8 * M + 410_000),
         ("grid2d_shared_transforms", 8 * M + 410_000),
         ("grid2d_untied", 12 * 8 * M + 410_000),
+        # A gain and a shift for each gate and for the memory.
+        ("grid2d_untied_layer_norm", 12 * (8 * M + 10_000) + 410_000),
         ("grid2d_relu_depth", (8 + 2) * M + 205_000),
         ("grid2d_identity_depth", (8 + 2) * M + 205_000),
         ("grid2d_gru", 2 * (6 * M + 4_000) + 205_000),
@@ -36,6 +38,7 @@ def size(name: str) -> int:
         ("stacked_lstm", 6 * 8 * M + 205_000),
         ("stacked_lstm_peephole", 6 * (8 * M + 3_000) + 205_000),
         ("stacked_lstm_coupled", 6 * 6 * M + 205_000),
+        ("stacked_lstm_layer_norm", 6 * (8 * M + 10_000) + 205_000),
         ("stacked_lstm_torch7", 6 * (8 * M + 4_000) + 205_000),
         ("lstm", 6 * (8 * M + 4_000) + 205_000),
         ("gru", 6 * (6 * M + 6_000) + 205_000),

@@ -5,10 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
-from gridlstm.cells import CoupledLSTM, PeepholeLSTM
+from gridlstm.cells import CoupledLSTM, LayerNormLSTM, PeepholeLSTM
+from gridlstm.engine.chain import chain, reference_chain
 from gridlstm.engine.dispatch import ChainName
 from gridlstm.errors import UserError
 from gridlstm.models.stacked_lstm import StackedLSTM, StackedLSTMState
+from gridlstm.scan import Weights
 
 # float64, other order of sums.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
@@ -54,9 +56,26 @@ def test_fast_loop_equals_plain_loop_in_value_and_gradient(bias: bool, forget_bi
         torch.testing.assert_close(a, b, **EXACT)
 
 
-def test_fast_loop_in_single_precision_equals_plain_loop_in_double() -> None:
+def test_fast_loop_carries_the_gradient_of_vectors() -> None:
+    torch.manual_seed(0)
+    cell, d, e = LayerNormLSTM(), 4, 3
+    weight, x, h, m = (torch.randn(*shape).double() for shape in ((4 * d, e + d), (7, 2, e), (2, d), (2, d)))
+    vectors = [torch.randn(length).double() for length in cell.vector_lengths(d).values()]
+    leaves = [t.requires_grad_() for t in (weight, x, h, m, *vectors)]
+    results = []
+    for run in (chain, reference_chain):
+        outputs, last = run(cell, Weights(weight, None, tuple(vectors)), x, HiddenMemory(h, m))
+        loss = outputs.square().sum() + last.h.sum() + last.m.square().sum()
+        again = torch.autograd.grad(loss, leaves, retain_graph=True)  # forms the kept pre-activations again
+        results.append([outputs, *last, *again, *torch.autograd.grad(loss, leaves)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
+def test_fast_loop_in_single_precision_equals_plain_loop_in_double(cell: Cell) -> None:
     """The pointwise step is then compiled C, the gradient checked in units of float32's rounding."""
-    model, exact = network(LSTM()).float(), network(LSTM(), sweep="reference")
+    model, exact = network(cell).float(), network(cell, sweep="reference")
     x = torch.randint(5, (2, 7))
     for a, b in ((model, x), (exact, x)):
         a(b)[0].square().sum().backward()

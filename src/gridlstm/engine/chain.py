@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty
 from gridlstm.engine.matmul import affine, fastest_product, multiply
 from gridlstm.engine.packed import steps
@@ -48,10 +48,10 @@ def reference_chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory
 
 
 @torch.compiler.disable  # a compiled caller runs this as it is
-def chain(cell: LSTM, weights: Weights, x: Tensor, start: HiddenMemory) -> Chained:
+def chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory) -> Chained:
     """As ``reference_chain``, and equal to it in value and gradient. Under autocast, products run in its type.
 
-    For ``LSTM`` itself, whose gradient is written out (``gridlstm.engine.pointwise``).
+    For cells whose gradient reaches h through the matrix product alone, as an LSTM's does.
 
     Raises:
         UserError: when a second derivative is asked for (``create_graph=True``).
@@ -59,7 +59,8 @@ def chain(cell: LSTM, weights: Weights, x: Tensor, start: HiddenMemory) -> Chain
     device = x.device.type
     lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False):
-        outputs, h, m = _Chain.apply(cell, lowered, x.to(start.h.dtype), weights.weight, weights.bias, *start)
+        x = x.to(start.h.dtype)
+        outputs, h, m = _Chain.apply(cell, lowered, x, weights.weight, weights.bias, *start, *weights.vectors)
     return Chained(outputs, HiddenMemory(h, m))
 
 
@@ -67,13 +68,14 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        cell: LSTM,
+        cell: Cell,
         lowered: torch.dtype | None,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         h: Tensor,
         m: Tensor,
+        *vectors: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         (T, B, _), d = x.shape, h.shape[-1]
         block = Block((cell,), (d,), ((0,),))
@@ -81,7 +83,7 @@ class _Chain(torch.autograd.Function):
         # Row t is what step t reads; what leaves the last one follows.
         X, M, Z = empty(T + 1, B, d, like=h), empty(T + 1, B, m.shape[-1], like=m), empty(T, B, len(weight), like=h)
         X[0], M[0] = h, m
-        buffers = Buffers(layout, [X], [M], [Z], [()], None)
+        buffers = Buffers(layout, [X], [M], [Z], [vectors], None)
         _feed(buffers, x, weight, bias)
         (step,) = steps(buffers)
         recurrent = _recurrent(weight, d, lowered).t().contiguous()  # for products with few rows
@@ -91,7 +93,7 @@ class _Chain(torch.autograd.Function):
                 multiply(h_t, recurrent, z_t, lowered, add=True)
                 step.forward(step_t)
         ctx.layout, ctx.Z = layout, Z
-        ctx.save_for_backward(x, weight, bias, X, M)
+        ctx.save_for_backward(x, weight, bias, X, M, *vectors)
         return X[1:].clone(), X[T].clone(), M[T].clone()
 
     @staticmethod
@@ -100,12 +102,12 @@ class _Chain(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise UserError("the fast loop has no second derivatives: choose sweep=reference to differentiate twice.")
         layout: Layout = ctx.layout
-        x, weight, bias, X, M = ctx.saved_tensors
+        x, weight, bias, X, M, *vectors = ctx.saved_tensors
         (T, B, e), d, lowered = x.shape, X.shape[-1], layout.lowered
         # The first backward pass turns the kept gates into their gradients; a second one computes them again.
         kept, ctx.Z = ctx.Z, None
         Z = empty(T, B, len(weight), like=X) if kept is None else kept
-        buffers = Buffers(layout, [X], [M], [Z], [()], None)
+        buffers = Buffers(layout, [X], [M], [Z], [tuple(vectors)], None)
         recurrent = _recurrent(weight, d, lowered)
         if kept is None:
             _feed(buffers, x, weight, bias)
@@ -113,7 +115,7 @@ class _Chain(torch.autograd.Function):
             steps(buffers)[0].restore(slice(0, T))
         dH = buffers.dH = empty(T + 1, B, d, like=X)
         dM = empty(*M.shape, like=M)
-        buffers.dM, buffers.grad_vectors = [dM], [()]
+        buffers.dM, buffers.grad_vectors = [dM], [tuple(v.new_zeros(v.shape) for v in buffers.vectors[0])]
         dH[0] = 0
         dH[1:], dM[T] = grads[0], grads[2]
         dH[T] += grads[1]
@@ -131,7 +133,8 @@ class _Chain(torch.autograd.Function):
             multiply(dz.t(), x.flatten(0, 1), dW[:, :e], lowered)
             multiply(dz.t(), X[:T].flatten(0, 1), dW[:, e:], lowered)
         db = dz.sum(0) if ctx.needs_input_grad[4] else None
-        return None, None, dx.view(x.shape), dW, db, dH[0], dM[0]
+        grad_vectors = [grad.view(vector.shape) for grad, vector in zip(buffers.grad_vectors[0], vectors, strict=True)]
+        return None, None, dx.view(x.shape), dW, db, dH[0], dM[0], *grad_vectors
 
 
 def _feed(buffers: Buffers, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine.chain import Chained, chain, reference_chain
+from gridlstm.engine.fused import can_fuse
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
@@ -62,9 +63,13 @@ def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Ten
     return SWEEPS[name]
 
 
-def chain_named(name: ChainName, cell: Cell, steps: int) -> Callable[[Any, Weights, Tensor, HiddenMemory], Chained]:
-    """How a layer of a stacked network is computed: by the plain loop, or with "auto" by the fast one where it pays."""
-    fast = type(cell) is LSTM and steps >= CHAIN_STEPS and not _taken_apart()
+def chain_named(name: ChainName, cell: Cell, x: Tensor) -> Callable[[Any, Weights, Tensor, HiddenMemory], Chained]:
+    """How a layer of a stacked network is computed: by the plain loop, or with "auto" by the fast one where it pays.
+
+    Args:
+        x: what enters the layer, (T, B, e).
+    """
+    fast = (type(cell) is LSTM or can_fuse(cell, x)) and len(x) >= CHAIN_STEPS and not _taken_apart()
     return chain if name == "auto" and fast else reference_chain
 
 

@@ -1,71 +1,9 @@
 /* Equations 1 to 3 and their derivatives for one diagonal of a grid, in one pass over memory.
  *
- * Rows are as in plan.py: block k of the diagonal reads row k of every buffer and writes what leaves it to row
- * successor[k]. z holds the pre-activations (u, f, o, c), which the forward pass replaces by the gates and the backward
- * pass by the gradients of the pre-activations.
+ * z holds the pre-activations (u, f, o, c), which the forward pass replaces by the gates and the backward pass by the
+ * gradients of the pre-activations.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#define V 16 /* elements a step; a constant, so that the compiler turns every loop over them into vectors */
-#define MOST_STAGES 8
-
-typedef struct {
-    float *z;                   /* (C, B, z_stride), at this dimension's first gate */
-    float *m;                   /* (rows, B, d) */
-    float *h[MOST_STAGES];      /* (rows, B, h_stride) what each stage multiplies, at this dimension's first column */
-    const int64_t *successor;   /* (C,) */
-    float *grad_h;              /* as h; backward only, like all that follow */
-    float *grad_m;              /* as m */
-    const float *later;         /* (r, B, h_stride) gradients of h' from later stages of the same block, or NULL */
-    const float *keep_h;        /* (C, B, d), or NULL: h' becomes keep_h h + (1 - keep_h) h' */
-    const float *keep_m;        /* likewise */
-    int64_t z_stride, h_stride, B, d;
-    int32_t stages;             /* how many h there are */
-    int32_t stage;              /* this dimension's: h' goes to the successor's row of h[0..stage], to its own after */
-    int32_t standard;           /* h' = o tanh(m') instead of tanh(o m') */
-    int32_t threads;
-} Dimension;
-
-/* 2^n for integral n in [-126, 127]. */
-static inline float power_of_two(float n) {
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float result;
-    memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-/* exp(x) - 1 = 2^n p + (2^n - 1): p keeps its relative accuracy near 0. Polynomial of Moshier's Cephes library, expf.
- * Comparisons are written so that NaN passes through. */
-static inline float expm1_parts(float x, float *scale) {
-    x = x > 88.0f ? 88.0f : x;
-    x = x < -87.0f ? -87.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    *scale = power_of_two(n);
-    return p * r * r + r;
-}
-
-static inline float sigmoid(float x) {
-    float scale, p = expm1_parts(-x, &scale);
-    return 1.0f / (1.0f + (scale * p + scale));
-}
-
-static inline float tanh_(float x) {
-    float scale, p;
-    x = x > 15.0f ? 15.0f : x;
-    x = x < -15.0f ? -15.0f : x;
-    p = expm1_parts(2.0f * x, &scale);
-    p = scale * p + (scale - 1.0f);
-    return p / (p + 2.0f);
-}
+#include "fused.h"
 
 static inline void gates_step(float *restrict u, float *restrict f, float *restrict o, float *restrict c) {
     for (int i = 0; i < V; i++) {
@@ -110,29 +48,6 @@ static inline void backward_step(float *restrict u, float *restrict f, float *re
         o[i] = d_o[i] * g_o * (1.0f - g_o);
         c[i] = d_m[i] * g_u * (1.0f - g_c * g_c);
         dm[i] = d_m[i] * g_f;
-    }
-}
-
-/* Vectors of V elements at any place, n of which exist: the last ones of a row, and all where steps are held back. */
-static inline void load(float *to, const float *from, int64_t n) {
-    if (n == V) {
-        memcpy(to, from, V * sizeof(float));
-        return;
-    }
-    memset(to, 0, V * sizeof(float));
-    memcpy(to, from, n * sizeof(float));
-}
-
-static inline void store(float *to, const float *from, int64_t n) {
-    memcpy(to, from, (n == V ? V : n) * sizeof(float));
-}
-
-/* keep old + (1 - keep) new, and exactly one of them where keep is 0 or 1, whatever the other. */
-static inline void hold_back(const float *restrict keep, const float *restrict old, float *restrict new_) {
-    for (int i = 0; i < V; i++) {
-        float mixed = keep[i] * old[i] + (1.0f - keep[i]) * new_[i];
-        mixed = keep[i] == 0.0f ? new_[i] : mixed;
-        new_[i] = keep[i] == 1.0f ? old[i] : mixed;
     }
 }
 

@@ -1,4 +1,6 @@
-"""The LSTM's pointwise step in one pass over memory: ``fused.c``, built with the machine's own C compiler.
+"""The pointwise step of an LSTM, plain or with layer normalisation, in one pass over memory.
+
+C, built with the machine's own compiler.
 
 Nothing depends on it: without a compiler, in another precision or on another device, ``steps.EagerStep`` computes the
 same numbers to float32 rounding.
@@ -19,14 +21,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gridlstm.cell import LSTM
+from gridlstm.cell import LSTM, Cell
+from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine.buffers import Buffers, take
 from gridlstm.engine.plan import Diagonal
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("fused.c")
+HERE = Path(__file__).parent
+SOURCES = (HERE / "fused.c", HERE / "fused_layer_norm.c")
+HEADER = HERE / "fused.h"
 MOST_STAGES = 8  # as in the source
+NORM_PARTS = 5  # as in the source
+NORM_SCRATCH = 12  # as in the source
 # No -ffast-math: NaN must stay NaN.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
@@ -37,7 +44,7 @@ _forced: PointwiseStep | None = None
 
 
 class Dimension(ctypes.Structure):
-    """``Dimension`` of the source."""
+    """``Dimension`` of the header."""
 
     _fields_ = (
         ("z", ctypes.c_void_p),
@@ -57,6 +64,22 @@ class Dimension(ctypes.Structure):
         ("stage", ctypes.c_int32),
         ("standard", ctypes.c_int32),
         ("threads", ctypes.c_int32),
+    )
+
+
+class Norm(ctypes.Structure):
+    """``Norm`` of fused_layer_norm.c."""
+
+    _fields_ = (
+        ("gain", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("copy_of", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("grad_gain", ctypes.c_void_p),
+        ("grad_shift", ctypes.c_void_p),
+        ("copies", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
     )
 
 
@@ -80,8 +103,8 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         log.info("pointwise: no C compiler found, plain PyTorch instead")
         return None
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join([source, " ".join(FLAGS).encode(), _processor().encode()])).hexdigest()[:16]
+    texts = [path.read_bytes() for path in (HEADER, *SOURCES)]
+    key = hashlib.sha256(b"\0".join([*texts, " ".join(FLAGS).encode(), _processor().encode()])).hexdigest()[:16]
     try:
         built = _cache_directory() / f"fused-{key}.so"
         if not built.exists():
@@ -89,17 +112,20 @@ def library() -> ctypes.CDLL | None:
             # Built aside and renamed, so that processes that start together never load half a file.
             with tempfile.TemporaryDirectory(dir=built.parent) as directory:
                 fresh = Path(directory) / built.name
-                subprocess.run(
-                    [compiler, *FLAGS, "-o", str(fresh), str(SOURCE), "-lm"], check=True, capture_output=True, text=True
-                )
+                command = [compiler, *FLAGS, "-o", str(fresh), *map(str, SOURCES), "-lm"]
+                subprocess.run(command, check=True, capture_output=True, text=True)
                 fresh.replace(built)
         loaded = ctypes.CDLL(str(built))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home directory
         reason = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else error
-        log.info("pointwise: fused.c could not be built (%s), plain PyTorch instead", reason)
+        log.info("pointwise: the fused step could not be built (%s), plain PyTorch instead", reason)
         return None
+    rows = [ctypes.c_int64, ctypes.c_int64]
     for function in (loaded.lstm_forward, loaded.lstm_gates, loaded.lstm_backward):
-        function.argtypes = [ctypes.POINTER(Dimension), ctypes.c_int64, ctypes.c_int64]
+        function.argtypes = [ctypes.POINTER(Dimension), *rows]
+        function.restype = None
+    for function in (loaded.layer_norm_forward, loaded.layer_norm_backward):
+        function.argtypes = [ctypes.POINTER(Dimension), ctypes.POINTER(Norm), *rows]
         function.restype = None
     log.info("pointwise: fused (%s)", built)
     return loaded
@@ -116,15 +142,21 @@ def force_pointwise_step(name: PointwiseStep) -> None:
     _forced = name
 
 
-def can_fuse(n: int, buffers: Buffers) -> bool:
-    """Whether ``FusedStep`` computes this dimension."""
-    like = buffers.X[0]
+def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
+    """The compiled step of this dimension, None where there is none."""
+    cell, stages = buffers.layout.block.cells[n], len(buffers.X)
+    if stages > MOST_STAGES or not can_fuse(cell, buffers.X[0]):
+        return None
+    return FusedStep(n, buffers, backward) if type(cell) is LSTM else FusedLayerNorm(n, buffers, backward)
+
+
+def can_fuse(cell: Cell, like: Tensor) -> bool:
+    """Whether there is a compiled step for this cell in this precision on this device."""
     return (
-        type(buffers.layout.block.cells[n]) is LSTM
+        type(cell) in (LSTM, LayerNormLSTM)
         and type(like) is Tensor  # others, such as those of FakeTensorMode, have no memory to point to
         and like.dtype == torch.float32
         and like.device.type == "cpu"
-        and len(buffers.X) <= MOST_STAGES
         and pointwise_step() == "fused"
     )
 
@@ -174,7 +206,7 @@ class FusedStep:
     def forward(self, diagonal: Diagonal) -> None:
         # Rows count from the first one of all buffers, also where Z holds only those of this diagonal.
         self.dimension.z = self.z - self.buffers.first * self.z_stride
-        self.library.lstm_forward(self.dimension, diagonal.rows.start, diagonal.size)
+        self.run_forward(diagonal.rows.start, diagonal.size)
 
     def restore(self, rows: slice) -> None:
         self.library.lstm_gates(self.dimension, rows.start, rows.stop - rows.start)
@@ -184,8 +216,51 @@ class FusedStep:
         assert self.here is not None
         # ``later`` is always the diagonal's own rows of dH.
         self.dimension.later = None if later is None else self.here + first * self.later_stride
-        self.library.lstm_backward(self.dimension, first, diagonal.size)
+        self.run_backward(first, diagonal.size)
         if self.keep_h is None:
             return None
         grad_h = take(self.buffers.dH[:, :, self.columns], diagonal.successors[self.n])
         return grad_h * self.keep_h[diagonal.rows]
+
+    def run_forward(self, first: int, count: int) -> None:
+        """The source's forward pass over these blocks."""
+        self.library.lstm_forward(self.dimension, first, count)
+
+    def run_backward(self, first: int, count: int) -> None:
+        """Its backward pass."""
+        self.library.lstm_backward(self.dimension, first, count)
+
+
+class FusedLayerNorm(FusedStep):
+    """``LayerNormLSTM`` of one dimension."""
+
+    def __init__(self, n: int, buffers: Buffers, backward: bool) -> None:
+        super().__init__(n, buffers, backward)
+        cell, threads, d = buffers.layout.block.cells[n], self.dimension.threads, self.dimension.d
+        assert isinstance(cell, LayerNormLSTM)
+        like = buffers.X[0]
+        gain, shift = (vector.contiguous() for vector in buffers.vectors[n])
+        scratch = like.new_empty(threads, NORM_SCRATCH, d)
+        sums = like.new_zeros(threads, 2, len(gain), NORM_PARTS, d) if backward and threads > 1 else None
+        grads = buffers.grad_vectors[n] if backward else (None, None)
+        self.held = (gain, shift, scratch, sums)
+        self.norm = Norm(
+            gain=gain.data_ptr(),
+            shift=shift.data_ptr(),
+            copy_of=buffers.layout.plan.copy_of.data_ptr(),
+            scratch=scratch.data_ptr(),
+            sums=None if sums is None else sums.data_ptr(),
+            grad_gain=None if grads[0] is None else grads[0].data_ptr(),
+            grad_shift=None if grads[1] is None else grads[1].data_ptr(),
+            copies=len(gain),
+            epsilon=cell.epsilon,
+        )
+
+    def restore(self, rows: slice) -> None:
+        """The backward pass reads the pre-activations themselves."""
+
+    def run_forward(self, first: int, count: int) -> None:
+        self.library.layer_norm_forward(self.dimension, self.norm, first, count)
+
+    def run_backward(self, first: int, count: int) -> None:
+        self.library.layer_norm_backward(self.dimension, self.norm, first, count)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty, empty_stages
-from gridlstm.engine.fused import FusedStep, can_fuse
+from gridlstm.engine.fused import fused_step
 from gridlstm.engine.matmul import affine, fastest_product, multiply
 from gridlstm.engine.plan import Order
 from gridlstm.engine.steps import EagerStep, Step
@@ -92,10 +92,7 @@ class Packed:
 
 def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
     """Each dimension's pointwise step."""
-    return [
-        FusedStep(n, buffers, backward) if can_fuse(n, buffers) else EagerStep(n, buffers)
-        for n in range(len(buffers.layout.block.cells))
-    ]
+    return [fused_step(n, buffers, backward) or EagerStep(n, buffers) for n in range(len(buffers.layout.block.cells))]
 
 
 def _by_dimension(block: Block, vectors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -171,7 +168,7 @@ class _PackedSweep(torch.autograd.Function):
         buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
-        buffers.grad_vectors = [tuple(torch.zeros_like(x) for x in own) for own in buffers.vectors]
+        buffers.grad_vectors = [tuple(x.new_zeros(x.shape) for x in own) for own in buffers.vectors]
         for n, columns in enumerate(layout.columns):
             leaving = slice(C, C + layout.plan.exits[n])
             dH[leaving, :, columns] = grads[n].reshape(layout.plan.exits[n], B, block.sizes[n])

@@ -97,7 +97,7 @@ class StackedLSTM(SequenceModel):
         layers = copies * self.num_layers if self.tied else copies
         if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard":
             return self._by_kernel(y, state, layers)
-        run = chain_named(self.sweep, self.cell, len(y))
+        run = chain_named(self.sweep, self.cell, y)
         last = []
         for weights, h, m in zip(layers, *state, strict=True):
             outputs, end = run(self.cell, weights, y, HiddenMemory(h, m))

@@ -1,0 +1,221 @@
+/* The LSTM with layer normalisation (cells.LayerNormLSTM) and its derivatives for one diagonal of a grid.
+ *
+ *     g = alpha(gain_g n_g + shift_g), n_g = LN(z_g), for the gates u, f, o and the candidate c
+ *     m' = f m + u c, y = gain_m LN(m') + shift_m, h' = tanh(o y), or o tanh(y)
+ *
+ * z keeps the pre-activations; the backward pass forms everything else again, row by row in the cache, which takes less
+ * time than to keep and read statistics, normalised values and gates, and replaces z by its gradient.
+ */
+#include <omp.h>
+
+#include "fused.h"
+
+#define PARTS 5 /* of gain and shift: u, f, o, c, m */
+
+typedef struct {
+    const float *gain, *shift;      /* (copies, PARTS, d) */
+    const int64_t *copy_of;         /* (C,) the weight copy of each block */
+    float *scratch;                 /* (threads, 12, d) */
+    float *sums;                    /* (threads, 2, copies, PARTS, d), 0 between calls; backward only */
+    float *grad_gain, *grad_shift;  /* (copies, PARTS, d), to which is added; backward only */
+    int64_t copies;
+    float epsilon;
+} Norm;
+
+/* What a row needs: the gates, the normalised values, and what they were divided by. */
+typedef struct {
+    float *gates;  /* (4, d) */
+    float *normal; /* (PARTS, d) */
+    float *new_m;  /* (d,) before it is held back */
+    float *y;      /* (d,) */
+    float *work;   /* (d,) */
+    float scale[PARTS];
+} Row;
+
+static Row row_of(float *scratch, int64_t d) {
+    Row row = {.gates = scratch, .normal = scratch + 4 * d, .new_m = scratch + 9 * d, .y = scratch + 10 * d,
+               .work = scratch + 11 * d};
+    return row;
+}
+
+/* Sums in V lanes: the compiler must not reorder a plain sum. */
+static inline float total(const float *restrict lanes) {
+    float result = 0.0f;
+    for (int i = 0; i < V; i++) result += lanes[i];
+    return result;
+}
+
+/* normal = (x - mean) / sqrt(variance + epsilon); returns 1 / sqrt(variance + epsilon). */
+static float normalise(const float *restrict x, float *restrict normal, int64_t d, float epsilon) {
+    const int64_t full = d - d % V;
+    float lanes[V] = {0};
+    for (int64_t i = 0; i < full; i += V)
+        for (int j = 0; j < V; j++) lanes[j] += x[i + j];
+    for (int64_t i = full; i < d; i++) lanes[i - full] += x[i];
+    const float mean = total(lanes) / (float)d;
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t i = 0; i < full; i += V)
+        for (int j = 0; j < V; j++) {
+            float difference = normal[i + j] = x[i + j] - mean;
+            lanes[j] += difference * difference;
+        }
+    for (int64_t i = full; i < d; i++) {
+        float difference = normal[i] = x[i] - mean;
+        lanes[i - full] += difference * difference;
+    }
+    const float scale = 1.0f / sqrtf(total(lanes) / (float)d + epsilon);
+    for (int64_t i = 0; i < d; i++) normal[i] *= scale;
+    return scale;
+}
+
+/* dx of normal = LN(x) and of y = gain normal + shift, from dy, which is overwritten; adds to the gradients of both. */
+static void normalise_backward(float *restrict dy, const float *restrict normal, const float *restrict gain,
+                               float scale, float *restrict d_gain, float *restrict d_shift, float *restrict dx,
+                               int64_t d, int add) {
+    const int64_t full = d - d % V;
+    float lanes[V] = {0}, products[V] = {0};
+    for (int64_t i = 0; i < d; i++) {
+        d_gain[i] += dy[i] * normal[i];
+        d_shift[i] += dy[i];
+        dy[i] *= gain[i];
+    }
+    for (int64_t i = 0; i < full; i += V)
+        for (int j = 0; j < V; j++) {
+            lanes[j] += dy[i + j];
+            products[j] += dy[i + j] * normal[i + j];
+        }
+    for (int64_t i = full; i < d; i++) {
+        lanes[i - full] += dy[i];
+        products[i - full] += dy[i] * normal[i];
+    }
+    const float mean = total(lanes) / (float)d, product = total(products) / (float)d;
+    if (add)
+        for (int64_t i = 0; i < d; i++) dx[i] += scale * (dy[i] - mean - normal[i] * product);
+    else
+        for (int64_t i = 0; i < d; i++) dx[i] = scale * (dy[i] - mean - normal[i] * product);
+}
+
+/* Everything up to y, from z and m. */
+static void step(Row *row, const Norm *norm, const float *gain, const float *shift, const float *restrict z,
+                 const float *restrict m, int64_t d) {
+    for (int g = 0; g < 4; g++) row->scale[g] = normalise(z + g * d, row->normal + g * d, d, norm->epsilon);
+    const float *restrict normal = row->normal;
+    float *restrict gates = row->gates;
+    for (int64_t i = 0; i < 3 * d; i++) gates[i] = sigmoid(gain[i] * normal[i] + shift[i]);
+    for (int64_t i = 3 * d; i < 4 * d; i++) gates[i] = tanh_(gain[i] * normal[i] + shift[i]);
+    const float *u = gates, *f = gates + d, *c = gates + 3 * d;
+    float *restrict new_m = row->new_m;
+    for (int64_t i = 0; i < d; i++) new_m[i] = f[i] * m[i] + u[i] * c[i];
+    row->scale[4] = normalise(new_m, row->normal + 4 * d, d, norm->epsilon);
+    float *restrict y = row->y;
+    for (int64_t i = 0; i < d; i++) y[i] = gain[4 * d + i] * normal[4 * d + i] + shift[4 * d + i];
+}
+
+static void keep_some(const float *keep, const float *old, float *new_, int64_t d) {
+    for (int64_t i = 0; i < d; i += V) {
+        const int64_t n = d - i < V ? d - i : V;
+        float held[V], before[V], after[V];
+        load(held, keep + i, n);
+        load(before, old + i, n);
+        load(after, new_ + i, n);
+        hold_back(held, before, after);
+        store(new_ + i, after, n);
+    }
+}
+
+static void forward_row(const Dimension *self, const Norm *norm, float *scratch, int64_t block, int64_t b) {
+    const int64_t d = self->d, from = block * self->B + b, next = self->successor[block] * self->B + b;
+    const int64_t copy = norm->copy_of[block] * PARTS * d;
+    const float *m = self->m + from * d;
+    float *new_m = self->m + next * d, *restrict new_h = self->h[0] + next * self->h_stride;
+    Row row = row_of(scratch, d);
+    step(&row, norm, norm->gain + copy, norm->shift + copy, self->z + from * self->z_stride, m, d);
+    const float *restrict o = row.gates + 2 * d, *restrict y = row.y;
+    if (self->standard)
+        for (int64_t i = 0; i < d; i++) new_h[i] = o[i] * tanh_(y[i]);
+    else
+        for (int64_t i = 0; i < d; i++) new_h[i] = tanh_(o[i] * y[i]);
+    memcpy(new_m, row.new_m, d * sizeof(float));
+    if (self->keep_h)
+        keep_some(self->keep_h + from * d, self->h[self->stage] + from * self->h_stride, new_h, d);
+    if (self->keep_m) keep_some(self->keep_m + from * d, m, new_m, d);
+    for (int stage = 1; stage < self->stages; stage++)
+        memcpy(self->h[stage] + (stage <= self->stage ? next : from) * self->h_stride, new_h, d * sizeof(float));
+}
+
+/* As in fused.c, the caller adds keep_h dh' to the gradient of h. */
+static void backward_row(const Dimension *self, const Norm *norm, float *scratch, float *d_gain, float *d_shift,
+                         int64_t block, int64_t b, const float *later) {
+    const int64_t d = self->d, from = block * self->B + b, next = self->successor[block] * self->B + b;
+    const int64_t copy = norm->copy_of[block] * PARTS * d;
+    const float *gain = norm->gain + copy;
+    const float *restrict m = self->m + from * d, *restrict new_dm = self->grad_m + next * d;
+    const float *keep_h = self->keep_h ? self->keep_h + from * d : NULL;
+    const float *keep_m = self->keep_m ? self->keep_m + from * d : NULL;
+    float *z = self->z + from * self->z_stride, *restrict dm = self->grad_m + from * d;
+    float *restrict dh = self->grad_h + next * self->h_stride;
+    d_gain += copy;
+    d_shift += copy;
+    if (later)
+        for (int64_t i = 0; i < d; i++) dh[i] += later[i];
+    Row row = row_of(scratch, d);
+    step(&row, norm, gain, norm->shift + copy, z, m, d);
+    float *restrict u = row.gates, *restrict f = u + d, *restrict o = u + 2 * d, *restrict c = u + 3 * d;
+    float *restrict y = row.y, *restrict d_o = row.work, *restrict d_m = row.new_m;
+    /* Gradients take the places of values: y's own, the output gate's in work, the memory's in new_m. */
+    for (int64_t i = 0; i < d; i++) {
+        float grad = keep_h ? dh[i] * (1.0f - keep_h[i]) : dh[i];
+        if (self->standard) {
+            float t = tanh_(y[i]);
+            d_o[i] = grad * t;
+            y[i] = grad * o[i] * (1.0f - t * t);
+        } else {
+            float t = tanh_(o[i] * y[i]);
+            float product = grad * (1.0f - t * t);
+            d_o[i] = product * y[i];
+            y[i] = product * o[i];
+        }
+    }
+    for (int64_t i = 0; i < d; i++) d_m[i] = keep_m ? new_dm[i] * (1.0f - keep_m[i]) : new_dm[i];
+    normalise_backward(y, row.normal + 4 * d, gain + 4 * d, row.scale[4], d_gain + 4 * d, d_shift + 4 * d, d_m, d, 1);
+    for (int64_t i = 0; i < d; i++) {
+        float g_u = u[i], g_f = f[i], g_o = o[i], g_c = c[i];
+        u[i] = d_m[i] * g_c * g_u * (1.0f - g_u);
+        f[i] = d_m[i] * m[i] * g_f * (1.0f - g_f);
+        o[i] = d_o[i] * g_o * (1.0f - g_o);
+        c[i] = d_m[i] * g_u * (1.0f - g_c * g_c);
+        dm[i] = d_m[i] * g_f;
+        if (keep_m) dm[i] += keep_m[i] * new_dm[i];
+    }
+    for (int g = 0; g < 4; g++)
+        normalise_backward(row.gates + g * d, row.normal + g * d, gain + g * d, row.scale[g], d_gain + g * d,
+                           d_shift + g * d, z + g * d, d, 0);
+}
+
+void layer_norm_forward(const Dimension *self, const Norm *norm, int64_t first, int64_t count) {
+    const int64_t B = self->B, d = self->d;
+#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
+    for (int64_t r = 0; r < count * B; r++)
+        forward_row(self, norm, norm->scratch + omp_get_thread_num() * 12 * d, first + r / B, r % B);
+}
+
+void layer_norm_backward(const Dimension *self, const Norm *norm, int64_t first, int64_t count) {
+    const int64_t B = self->B, d = self->d, length = norm->copies * PARTS * d;
+    const int shared = self->threads > 1 && count * B * d > 16384;
+#pragma omp parallel for num_threads(self->threads) schedule(static) if (shared)
+    for (int64_t r = 0; r < count * B; r++) {
+        /* Threads add up by themselves, and their sums in their order: equal from run to run. */
+        const int thread = omp_get_thread_num();
+        float *sums = norm->sums + thread * 2 * length;
+        backward_row(self, norm, norm->scratch + thread * 12 * d, shared ? sums : norm->grad_gain,
+                     shared ? sums + length : norm->grad_shift, first + r / B, r % B,
+                     self->later ? self->later + r * self->h_stride : NULL);
+    }
+    if (shared)
+        for (int thread = 0; thread < self->threads; thread++) {
+            float *sums = norm->sums + thread * 2 * length;
+            for (int64_t i = 0; i < length; i++) norm->grad_gain[i] += sums[i];
+            for (int64_t i = 0; i < length; i++) norm->grad_shift[i] += sums[length + i];
+            memset(sums, 0, 2 * length * sizeof(float));
+        }
+}
