@@ -249,6 +249,7 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
             "update_every_n_steps must be at least 1, got 0",
         ),
         ("trainer.max_steps=-5", "max_steps must be at least 1, or -1 for no end, got -5"),
+        ("+task.digits=3", "task=memorization has no option digits, so task.digits=3 would have no effect"),
         ("task.data.seed=-1", "seed must be 0 or more, got -1"),
         ("optimizer.betas=[0.9]", "optimizer"),
         (["scheduler=epoch_decay", "scheduler.gamma=2"], "scheduler.gamma must be above 0 and at most 1, got 2"),

@@ -87,7 +87,7 @@ def _join_by_overrides(groups: list[list[Run]]) -> list[list[Run]]:
     """Puts runs without a configuration, which never began, to those with the same overrides but for the seed."""
 
     def key(run: Run) -> tuple[Any, ...]:
-        return tuple(sorted(item for item in run.overrides.items() if item[0] not in ("seed", "ckpt_path")))
+        return tuple(sorted(item for item in run.overrides.items() if item[0] not in _NOT_VARIED))
 
     begun = [group for group in groups if group[0].config]
     for group in groups:
@@ -110,9 +110,10 @@ def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     varied = [key for key in keys if len({group[0].setting(key) for group in groups} - {""}) > 1]
     alike: dict[tuple[str, ...], list[Run]] = {}
     for group in groups:
-        alike.setdefault(tuple(group[0].setting(key) for key in varied), []).append(group[0])
+        if group[0].config:
+            alike.setdefault(tuple(group[0].setting(key) for key in varied), []).append(group[0])
     for runs in alike.values():
-        options = dict.fromkeys(key for run in runs if run.config for key, _ in run.identity())
+        options = dict.fromkeys(key for run in runs for key, _ in run.identity())
         varied += [key for key in options if key not in varied and len({run.setting(key) for run in runs}) > 1]
     return varied or ["model"]
 
@@ -179,7 +180,8 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
         row.append(mean if mean is None or name == "seconds" else round(mean))
     row.append(_distinct(run.result.get("device") for run in done))
     row.append(_distinct(_short(str(run.result.get("commit", ""))) for run in done))
-    row.append(", ".join(f"seed {run.seed} {run.status}" for run in group.runs if run.status != "completed") or None)
+    lost = [run for run in group.runs if run.status != "completed"]
+    row.append(", ".join(f"seed {run.seed} {run.status}" if run.seed != "" else run.status for run in lost) or None)
     return tuple(row)
 
 

@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
+from gridlstm.compose import CONF
 from gridlstm.errors import UserError
 from gridlstm.runtime.fit import check_fit
 from gridlstm.runtime.published import check_report
@@ -65,6 +66,7 @@ def check(cfg: DictConfig) -> None:
         reason = str(error).splitlines()[0]
         raise UserError(f"{error.full_key} has no value here ({reason}): give {error.full_key}=…") from error
     _check_stages(cfg)
+    _check_task_options(cfg)
     check_fit(cfg)
     check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
     matched = check_match(cfg)
@@ -112,6 +114,27 @@ def check(cfg: DictConfig) -> None:
     check_optimizer(cfg)
     check_data(cfg)
     check_callbacks(cfg)
+
+
+def _check_task_options(cfg: DictConfig) -> None:
+    """Raises UserError for numbers that the task's own file does not have and nothing reads.
+
+    An experiment brings options of the task that it is made for, which the command line may replace by another.
+    """
+    file = CONF / "task" / f"{cfg.run.task}.yaml"
+    own = OmegaConf.load(file) if file.exists() else cfg.task
+    for key, value in cfg.task.items():
+        if key in own or not isinstance(value, int | float):
+            continue
+        other = cfg.copy()
+        other.task[key] = value + 1
+        now, then = (cast(dict[str, Any], OmegaConf.to_container(each, resolve=True)) for each in (cfg, other))
+        then["task"][key] = value
+        if now == then:
+            raise UserError(
+                f"task={cfg.run.task} has no option {key}, so task.{key}={value} would have no effect: leave it out, or "
+                f"choose the task that experiment={cfg.run.group} is made for."
+            )
 
 
 def unread_rate(cfg: DictConfig) -> bool:
