@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.cells import CoupledLSTM, NonLSTM, PeepholeLSTM
+from gridlstm.cells import CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.data.base import Spec
 from gridlstm.data.corpus import Vocabulary
 from gridlstm.engine.wavefront import wavefront
@@ -223,15 +223,22 @@ def test_recorded_memories_are_those_of_the_state_step_by_step(make: type[Sequen
             torch.testing.assert_close(torch.cat([seen["depth"][n][t, -1] for n in ("h", "m")], dim=-1), y[:, 0])
 
 
-def test_gate_shares_are_those_of_the_equations() -> None:
-    model = StackedLSTM(SYMBOLS, D, 1, time=LSTM(gain=4.0, forget_bias=0.5))
+@pytest.mark.parametrize("normalised", [False, True])
+def test_gate_shares_are_those_of_the_equations(normalised: bool) -> None:
+    cell = LayerNormLSTM(gain=4.0, forget_bias=0.5) if normalised else LSTM(gain=4.0, forget_bias=0.5)
+    model = StackedLSTM(SYMBOLS, D, 1, time=cell)
     x = torch.randint(SYMBOLS, (2, 40))
+    if normalised:
+        torch.nn.init.normal_(model.layers.get_parameter("vectors.gain"), 2.0)
     found = saturation("time", model.cell, record(model, x, ["z"])["time"]["z"])
     W = model.layers.weight.detach().numpy()[0]
     gates, state = [], model.initial_state(2)
     for t in range(40):
         H = np.concatenate([model.input.weight.detach().numpy()[x[:, t]], state.h[0].detach().numpy()], axis=1)
         z = (H @ W.T).reshape(2, 4, D)
+        if normalised:
+            z = (z - z.mean(2, keepdims=True)) / np.sqrt(z.var(2, keepdims=True) + 1e-5)
+            z *= model.layers.get_parameter("vectors.gain").detach().numpy()[0].reshape(5, D)[:4]
         z[:, 1] += 0.5
         gates.append(1 / (1 + np.exp(-z[:, :3])))
         state = model(x[:, t : t + 1], state)[1]

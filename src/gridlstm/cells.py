@@ -104,15 +104,20 @@ class LayerNormLSTM(LSTM):
     def vector_lengths(self, size: int) -> dict[str, int]:
         return {"gain": 5 * size, "shift": 5 * size}
 
+    def preactivations(self, z: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        """What the gates are of, normalised: (R, 4d) in the order of z = W H."""
+        parts = zip(z.chunk(4, dim=-1), gain.chunk(5, dim=-1), shift.chunk(5, dim=-1), strict=False)  # m's is left
+        return torch.cat([self._normalised(*part) for part in parts], dim=-1)
+
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
-        gains, shifts = (vector.chunk(5, dim=-1) for vector in vectors)
-
-        def normalise(x: Tensor, part: int) -> Tensor:
-            return F.layer_norm(x, x.shape[-1:], eps=self.epsilon) * gains[part] + shifts[part]
-
-        u, f, o, c = lstm_gates(torch.cat([normalise(x, k) for k, x in enumerate(z.chunk(4, dim=-1))], dim=-1))
+        gain, shift = vectors
+        u, f, o, c = lstm_gates(self.preactivations(z, gain, shift))
         new_m = lstm_memory(u, f, c, m)
-        return HiddenMemory(OUTPUTS[self.output](o, normalise(new_m, 4)), new_m)
+        seen = self._normalised(new_m, gain.chunk(5, dim=-1)[4], shift.chunk(5, dim=-1)[4])
+        return HiddenMemory(OUTPUTS[self.output](o, seen), new_m)
+
+    def _normalised(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.epsilon) * gain + shift
 
     @torch.no_grad()
     def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:

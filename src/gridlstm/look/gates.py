@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, lstm_gates
-from gridlstm.cells import CoupledLSTM
+from gridlstm.cells import CoupledLSTM, LayerNormLSTM
 from gridlstm.errors import UserError
 from gridlstm.look.tables import write_figure, write_table
 
@@ -29,18 +29,20 @@ class Saturation(NamedTuple):
 
 
 def gates(cell: Cell, z: Tensor) -> dict[str, Tensor]:
-    """The gates of a cell by name, each (..., d), from z (..., num_gates * d).
+    """The gates of a cell by name, each (..., d), from what ``watch.Seen`` has of its z, (..., num_gates * d).
 
     Raises:
         UserError: the cell has no u, f, o gates that follow from z alone.
     """
-    if type(cell) is LSTM:
+    if type(cell) in (LSTM, LayerNormLSTM):
         u, f, o, _ = lstm_gates(z)
         return {"u": u, "f": f, "o": o}
     if type(cell) is CoupledLSTM:
         f, o, _ = z.chunk(3, dim=-1)
         return {"u": 1 - f.sigmoid(), "f": f.sigmoid(), "o": o.sigmoid()}
-    raise UserError(f"gates are counted in LSTM and CoupledLSTM cells, and {type(cell).__name__} is another.")
+    raise UserError(
+        f"gates are counted in LSTM, LayerNormLSTM and CoupledLSTM cells, and {type(cell).__name__} is another."
+    )
 
 
 def saturation(dimension: str, cell: Cell, z: Tensor) -> list[Saturation]:

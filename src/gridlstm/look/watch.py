@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import Cell, HiddenMemory
+from gridlstm.cells import LayerNormLSTM
 from gridlstm.errors import UserError
 from gridlstm.models.grid1d import Grid1d
 from gridlstm.models.grid2d import Grid2d
@@ -22,7 +23,7 @@ class Seen(NamedTuple):
     """One call of a cell."""
 
     z: Tensor
-    """(B, G d) pre-activations"""
+    """(B, G d) pre-activations, normalised where the cell does so"""
     h: Tensor
     """(B, d) what leaves the block"""
     m: Tensor
@@ -62,6 +63,8 @@ class _Watched(Cell):
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
         new = self.seen.cell.pointwise(z, h, m, *vectors)
         passed = HiddenMemory(new.h.clone(), new.m.clone())
+        if isinstance(self.seen.cell, LayerNormLSTM):
+            z = self.seen.cell.preactivations(z, *vectors)
         self.seen.calls.append(Seen(z, *passed))
         return passed
 

@@ -132,8 +132,8 @@ def _check_task_options(cfg: DictConfig) -> None:
         then["task"][key] = value
         if now == then:
             raise UserError(
-                f"task={cfg.run.task} has no option {key}, so task.{key}={value} would have no effect: leave it out, or "
-                f"choose the task that experiment={cfg.run.group} is made for."
+                f"task={cfg.run.task} has no option {key}, so task.{key}={value} would have no effect: leave it out, "
+                f"or choose the task that experiment={cfg.run.group} is made for."
             )
 
 
