@@ -41,14 +41,7 @@ static inline void backward_step(float *restrict u, float *restrict f, float *re
             d_o[i] = product * new_m[i];
             d_m[i] = new_dm[i] + product * o[i];
         }
-    for (int i = 0; i < V; i++) {
-        float g_u = u[i], g_f = f[i], g_o = o[i], g_c = c[i];
-        u[i] = d_m[i] * g_c * g_u * (1.0f - g_u);
-        f[i] = d_m[i] * m[i] * g_f * (1.0f - g_f);
-        o[i] = d_o[i] * g_o * (1.0f - g_o);
-        c[i] = d_m[i] * g_u * (1.0f - g_c * g_c);
-        dm[i] = d_m[i] * g_f;
-    }
+    gates_backward(u, f, o, c, m, d_o, d_m, dm, V);
 }
 
 static void forward_part(const Dimension *self, int64_t row, int64_t next, int64_t i, int64_t n) {
@@ -107,7 +100,7 @@ static void backward_part(const Dimension *self, int64_t row, int64_t next, int6
 
 void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
     const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V;
-#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
+#pragma omp parallel for num_threads(self->threads) if (shared(self, count))
     for (int64_t r = 0; r < count * B; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
         float *z = self->z + row * self->z_stride, *new_m = self->m + next * d;
@@ -124,7 +117,7 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
 /* As lstm_forward, but only z is written. */
 void lstm_gates(const Dimension *self, int64_t first, int64_t count) {
     const int64_t B = self->B, d = self->d, full = d - d % V;
-#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
+#pragma omp parallel for num_threads(self->threads) if (shared(self, count))
     for (int64_t row = first * B; row < (first + count) * B; row++) {
         float *z = self->z + row * self->z_stride;
         for (int64_t i = 0; i < full; i += V) gates_step(z + i, z + d + i, z + 2 * d + i, z + 3 * d + i);
@@ -139,7 +132,7 @@ void lstm_gates(const Dimension *self, int64_t first, int64_t count) {
 
 void lstm_backward(const Dimension *self, int64_t first, int64_t count) {
     const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V;
-#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
+#pragma omp parallel for num_threads(self->threads) if (shared(self, count))
     for (int64_t r = 0; r < count * B; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
         float *z = self->z + row * self->z_stride, *dm = self->grad_m + row * d;

@@ -92,4 +92,23 @@ static inline void hold_back(const float *restrict keep, const float *restrict o
     }
 }
 
+/* The gates become the gradients of what sigma and tanh were taken of, from those of the output gate and of m'. */
+static inline void gates_backward(float *restrict u, float *restrict f, float *restrict o, float *restrict c,
+                                  const float *restrict m, const float *restrict d_o, const float *restrict d_m,
+                                  float *restrict dm, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        float g_u = u[i], g_f = f[i], g_o = o[i], g_c = c[i];
+        u[i] = d_m[i] * g_c * g_u * (1.0f - g_u);
+        f[i] = d_m[i] * m[i] * g_f * (1.0f - g_f);
+        o[i] = d_o[i] * g_o * (1.0f - g_o);
+        c[i] = d_m[i] * g_u * (1.0f - g_c * g_c);
+        dm[i] = d_m[i] * g_f;
+    }
+}
+
+/* Whether so many blocks are enough work for several threads. */
+static inline int shared(const Dimension *self, int64_t count) {
+    return self->threads > 1 && count * self->B * self->d > 16384;
+}
+
 #endif

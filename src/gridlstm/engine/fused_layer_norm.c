@@ -10,12 +10,13 @@
 
 #include "fused.h"
 
-#define PARTS 5 /* of gain and shift: u, f, o, c, m */
+#define PARTS 5    /* of gain and shift: u, f, o, c, m */
+#define SCRATCH 12 /* vectors of a Row */
 
 typedef struct {
     const float *gain, *shift;      /* (copies, PARTS, d) */
     const int64_t *copy_of;         /* (C,) the weight copy of each block */
-    float *scratch;                 /* (threads, 12, d) */
+    float *scratch;                 /* (threads, SCRATCH, d) */
     float *sums;                    /* (threads, 2, copies, PARTS, d), 0 between calls; backward only */
     float *grad_gain, *grad_shift;  /* (copies, PARTS, d), to which is added; backward only */
     int64_t copies;
@@ -178,15 +179,9 @@ static void backward_row(const Dimension *self, const Norm *norm, float *scratch
     }
     for (int64_t i = 0; i < d; i++) d_m[i] = keep_m ? new_dm[i] * (1.0f - keep_m[i]) : new_dm[i];
     normalise_backward(y, row.normal + 4 * d, gain + 4 * d, row.scale[4], d_gain + 4 * d, d_shift + 4 * d, d_m, d, 1);
-    for (int64_t i = 0; i < d; i++) {
-        float g_u = u[i], g_f = f[i], g_o = o[i], g_c = c[i];
-        u[i] = d_m[i] * g_c * g_u * (1.0f - g_u);
-        f[i] = d_m[i] * m[i] * g_f * (1.0f - g_f);
-        o[i] = d_o[i] * g_o * (1.0f - g_o);
-        c[i] = d_m[i] * g_u * (1.0f - g_c * g_c);
-        dm[i] = d_m[i] * g_f;
-        if (keep_m) dm[i] += keep_m[i] * new_dm[i];
-    }
+    gates_backward(u, f, o, c, m, d_o, d_m, dm, d);
+    if (keep_m)
+        for (int64_t i = 0; i < d; i++) dm[i] += keep_m[i] * new_dm[i];
     for (int g = 0; g < 4; g++)
         normalise_backward(row.gates + g * d, row.normal + g * d, gain + g * d, row.scale[g], d_gain + g * d,
                            d_shift + g * d, z + g * d, d, 0);
@@ -194,24 +189,24 @@ static void backward_row(const Dimension *self, const Norm *norm, float *scratch
 
 void layer_norm_forward(const Dimension *self, const Norm *norm, int64_t first, int64_t count) {
     const int64_t B = self->B, d = self->d;
-#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && count * B * d > 16384)
+#pragma omp parallel for num_threads(self->threads) if (shared(self, count))
     for (int64_t r = 0; r < count * B; r++)
-        forward_row(self, norm, norm->scratch + omp_get_thread_num() * 12 * d, first + r / B, r % B);
+        forward_row(self, norm, norm->scratch + omp_get_thread_num() * SCRATCH * d, first + r / B, r % B);
 }
 
 void layer_norm_backward(const Dimension *self, const Norm *norm, int64_t first, int64_t count) {
     const int64_t B = self->B, d = self->d, length = norm->copies * PARTS * d;
-    const int shared = self->threads > 1 && count * B * d > 16384;
-#pragma omp parallel for num_threads(self->threads) schedule(static) if (shared)
+    const int several = shared(self, count);
+#pragma omp parallel for num_threads(self->threads) schedule(static) if (several)
     for (int64_t r = 0; r < count * B; r++) {
         /* Threads add up by themselves, and their sums in their order: equal from run to run. */
         const int thread = omp_get_thread_num();
         float *sums = norm->sums + thread * 2 * length;
-        backward_row(self, norm, norm->scratch + thread * 12 * d, shared ? sums : norm->grad_gain,
-                     shared ? sums + length : norm->grad_shift, first + r / B, r % B,
+        backward_row(self, norm, norm->scratch + thread * SCRATCH * d, several ? sums : norm->grad_gain,
+                     several ? sums + length : norm->grad_shift, first + r / B, r % B,
                      self->later ? self->later + r * self->h_stride : NULL);
     }
-    if (shared)
+    if (several)
         for (int thread = 0; thread < self->threads; thread++) {
             float *sums = norm->sums + thread * 2 * length;
             for (int64_t i = 0; i < length; i++) norm->grad_gain[i] += sums[i];
