@@ -126,9 +126,8 @@ def _check_task_options(cfg: DictConfig) -> None:
     for key, value in cfg.task.items():
         if key in own or not isinstance(value, int | float):
             continue
-        other = cfg.copy()
-        other.task[key] = value + 1
-        now, then = (cast(dict[str, Any], OmegaConf.to_container(each, resolve=True)) for each in (cfg, other))
+        both = (cfg, _with_another(cfg, f"task.{key}"))
+        now, then = (cast(dict[str, Any], OmegaConf.to_container(each, resolve=True)) for each in both)
         then["task"][key] = value
         if now == then:
             raise UserError(
@@ -156,10 +155,15 @@ def unused_network_options(cfg: DictConfig) -> list[tuple[str, Any]]:
 
 def _reads(cfg: DictConfig, node: str, option: str) -> bool:
     """Whether a node changes with a number."""
+    now, then = (OmegaConf.to_container(each[node], resolve=True) for each in (cfg, _with_another(cfg, option)))
+    return bool(now != then)
+
+
+def _with_another(cfg: DictConfig, option: str) -> DictConfig:
+    """A copy in which a number is one larger."""
     other = cfg.copy()
     OmegaConf.update(other, option, OmegaConf.select(cfg, option) + 1)
-    now, then = (OmegaConf.to_container(each[node], resolve=True) for each in (other, cfg))
-    return bool(now != then)
+    return other
 
 
 def _given(key: str) -> bool:
