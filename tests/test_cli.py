@@ -69,6 +69,7 @@ def test_cfg_job_prints_the_configuration() -> None:
         ("sed=3", ["Did you mean seed"]),
         ("seed", ["seed", "--help"]),
         ("transform@model.depht=lstm", ["model.depth"]),
+        ("task.path=größe (1).txt", ["cannot be read", "\"task.path='größe (1).txt'\""]),
         ("logger=null", ["a group cannot be null"]),
         ("hydra.run.dir=/proc/nowhere", ["/proc/nowhere", "hydra.run.dir"]),
         ("--config-dir=nowhere", ["nowhere", "not found"]),
@@ -88,6 +89,15 @@ def test_an_option_that_some_of_the_chosen_tasks_lack_is_not_called_misspelt() -
 
 def test_a_missing_path_is_asked_for(tmp_path: Path) -> None:
     assert "error: task.path must be given: task.path=…" in refused("task=text", cwd=tmp_path)
+
+
+def test_a_refused_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert "error: task.val_every must be at least 1, got 0" in refused("task.val_every=0", cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+    (kept := tmp_path / "run").mkdir()
+    (kept / "mine.txt").write_text("mine")
+    refused("task.val_every=0", "hydra.run.dir=run", cwd=tmp_path)
+    assert (kept / "mine.txt").read_text() == "mine"
 
 
 def test_a_wrong_path_is_named(tmp_path: Path) -> None:

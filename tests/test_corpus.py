@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,18 @@ def test_all_formats_give_the_same_corpus(tmp_path: Path, cache: Path) -> None:
     for other in found[1:]:
         assert other.vocabulary == found[0].vocabulary
         assert np.array_equal(other.ids, found[0].ids)
+
+
+def test_a_link_is_unpacked_as_it_is_called(tmp_path: Path, cache: Path) -> None:
+    """Stores that name files by their content have links to them, and no suffixes of their own."""
+    blob = write(tmp_path / "3fa9", gzip.compress(TEXT))
+    (tmp_path / "a.gz").symlink_to(blob)
+    found = read_corpus(tmp_path / "a.gz", "char", cache)
+    assert found.vocabulary.decode(found.ids) == TEXT.decode()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in (str(tmp_path / "loop"), "~nobody-of-this-name/a.txt"):
+        with pytest.raises(UserError, match=r"Name a text file \(plain"):
+            read_corpus(Path(name), "char", cache)
 
 
 @given(text=st.text(min_size=1), chunk=st.integers(1, 9))
@@ -430,5 +443,15 @@ def test_words_do_not_depend_on_the_chunks(tmp_path: Path, cache: Path, monkeypa
     parts = read_corpus(write(tmp_path / "b.txt", TEXT), "word", cache)
     assert parts.vocabulary == whole.vocabulary
     assert np.array_equal(parts.ids, whole.ids)
+    lengths, decoded = [], vocabulary_module._decoded
+
+    def spy(raw: bytes, *rest: Any) -> str:
+        lengths.append(len(raw))
+        return decoded(raw, *rest)
+
+    monkeypatch.setattr(vocabulary_module, "_decoded", spy)
+    words = list(vocabulary_module.split_words(b"one two  three\tfour\r\nfive six seven eight", ""))
+    assert words == ["one", "two", "three", "four", "<eos>", "five", "six", "seven", "eight"]
+    assert max(lengths) <= 7 + len("three "), "whole lines may be the whole text"
     with pytest.raises(UserError, match="not UTF-8 at byte offset 9 "):
         read_corpus(write(tmp_path / "c.txt", b"line one\n\xff"), "word", cache)

@@ -78,6 +78,13 @@ def test_an_ensemble_of_networks_without_time(job: Job, tmp_path: Path) -> None:
     assert math.isfinite(sum(losses))
 
 
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "gridlstm.evaluate", "ckpt=a.ckpt", "ckpt=b.ckpt"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: ckpt is given more than once: leave one out, or put commas between several values." in done.stderr
+
+
 def test_networks_for_other_symbols_make_no_ensemble(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]", task="text", directory="a"))
     other = tmp_path / "other.txt"

@@ -22,6 +22,7 @@ from gridlstm.multirun.jobs import Job, plan
 from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.start import environment
 from gridlstm.multirun.table import Row, lines, sweep_seconds_left
+from gridlstm.runtime.job import run_job
 from hydra_plugins.gridlstm_launcher.process_launcher import ProcessLauncher
 
 ROOT = Path(__file__).parents[1]
@@ -266,6 +267,23 @@ def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
     steps = [int(line.split(",")[0]) for line in (job / "metrics.csv").read_text().splitlines()[1:]]
     assert steps[0] == 2
     assert steps == sorted(set(steps))
+
+
+def test_the_seconds_of_an_attempt_that_is_gone_on_with_count(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
+    one = Job(0, "run", tmp_path / "run", [], job())
+    run_job(job("stages=[fit]"))
+    path = one.directory / "result.json"
+    earlier = json.loads(path.read_text()) | {"status": "interrupted", "error": "interrupted", "fit_seconds": 1000}
+    path.write_text(json.dumps(earlier))
+    one.begin()
+    assert one.result().keys() == earlier.keys() - {"status", "error"}
+    run_job(job("stages=[fit]", "ckpt_path=last", "trainer.max_steps=6"))
+    found = one.result()
+    assert found["fit_seconds"] > 1000
+    assert (found["status"], found["steps"]) == ("completed", 6)
+    (one.directory / "checkpoints" / "last.ckpt").unlink()
+    one.begin()
+    assert one.result() == {}, "it starts from scratch"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")

@@ -36,6 +36,7 @@ from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.recurrent import GRU, RNN
 from gridlstm.models.stacked_lstm import StackedLSTM
 from gridlstm.models.transformer import Transformer
+from gridlstm.regularizers import Zoneout
 from gridlstm.runtime.job import run_job
 
 SYMBOLS, D, T = 5, 3, 4
@@ -195,6 +196,13 @@ def test_what_cannot_be_seen_is_refused() -> None:
         new("grid3d", Spec(SYMBOLS, SYMBOLS, T), [])
     with pytest.raises(UserError, match="PeepholeLSTM is another"):
         saturation("time", PeepholeLSTM(), torch.zeros(1, 1, 1, 4))
+
+
+def test_what_zoneout_mixes_is_not_taken_for_what_a_cell_makes() -> None:
+    model = Grid2d(SYMBOLS, D, 2, time_regularizers=[Zoneout(m=0.5)]).eval()
+    with pytest.raises(UserError, match="Zoneout mixes a cell's h and m with those before"):
+        record(model, torch.randint(SYMBOLS, (1, 3)), ["m"])
+    assert record(model, torch.randint(SYMBOLS, (1, 3)), ["z"])["time"]["z"].shape == (3, 2, 1, 4 * D)
 
 
 @pytest.mark.parametrize("model", [Grid2d(SYMBOLS, D, 2), StackedLSTM(SYMBOLS, D, 2), Grid1d(SYMBOLS, D, 2)])
@@ -374,6 +382,15 @@ def test_gradients_of_a_trained_network_without_time(tmp_path: Path, job_in: Cal
         (stage, "depth", back) for stage in ("start", "trained") for back in "10"
     ]
     assert all(float(row["norm of dL/dh"]) > 0 and not row["norm of dL/dm"] for row in table)
+
+
+def test_gates_of_a_trained_network_without_time(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
+    run_job(job_in(tmp_path, "task.bits=6", task="parity", model="grid1d"))
+    look({"what": "gates", "ckpt": str(tmp_path / "run" / "checkpoints" / "last.ckpt")})
+    table = rows(tmp_path / "run" / "look" / "gates.csv")
+    assert [(row["dimension"], row["layer"], row["gate"]) for row in table] == [
+        ("depth", layer, gate) for gate in "ufo" for layer in "12"
+    ]
 
 
 def test_two_networks_of_one_name_stay_apart(checkpoint: Path, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
 
 def test_what_is_logged_makes_no_other_run(sweep: Path) -> None:
     first = find_runs([sweep])[0]
-    other = replace(first, config={**first.config, "logger.wandb.project": "p", "stages": ["fit"]})
+    more = {"logger.wandb.project": "p", "stages": ["fit"], "data_dir": "/elsewhere", "report.claims.a.claim": "b"}
+    other = replace(first, config={**first.config, **more})
     assert other.identity() == first.identity()
     assert replace(first, config={**first.config, "model.tied": False}).identity() != first.identity()
 
@@ -266,6 +267,8 @@ def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
     runs[0].result["samples_to_solve"] = 100
     table = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])), Group("b", tuple(runs[12:]))))
     assert [run.seed for run in best_ten(table)] == [0, *range(11, 2, -1), *range(11, 1, -1)]
+    runs[23].result["best"] = {"val/accuracy": None}  # no number
+    assert len(best_ten(table)) == 20
     few = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])),))
     assert len(best_ten(few)) == 12
 
@@ -350,6 +353,15 @@ def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
         parse([str(tmp_path), f"out={directory / 'result.json'}"], "", ())
 
 
+def test_files_of_other_programs_are_no_runs(sweep: Path) -> None:
+    before = len(find_runs([sweep]))
+    for name, text in (("aaa", "a: 1\n"), (".venv/lib", "a: 1\n"), ("list", "[1, 2]\n")):
+        (sweep / name).mkdir(parents=True)
+        (sweep / name / "config.yaml").write_text(text)
+    (sweep / ".venv" / "config.yaml").write_text("{")
+    assert len(find_runs([sweep])) == before
+
+
 def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None:
     """true is True, two $ are no formula, and a run without a criterion has solved nothing and failed nothing."""
 
@@ -368,6 +380,12 @@ def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None
     assert table.varied == ("note", "model.tied")
     assert [row[:2] for row in table.rows] == [("c_$_$", "false"), ("a$b$", "true")], "1 of 1 before 1 of 2"
     assert picture([table]).startswith(b"\x89PNG")
+    runs.append(replace(run("3", False, None, 2, note="c_$_$"), result={"status": "failed"}))
+    runs.append(replace(runs[-1], directory=tmp_path / "4", config=runs[-1].config | {"seed": 3}))
+    (table,) = make_tables(runs)
+    solved = [row[table.columns.index("solved")] for row in table.rows]
+    assert solved == ["1 of 2", "1 of 3"], "what diverged has not solved it"
+    del runs[3:]
     del runs[2].result[SOLVED]
     (table,) = make_tables(runs)
     assert {row[1]: row[table.columns.index("solved")] for row in table.rows} == {"true": "1 of 2", "false": None}

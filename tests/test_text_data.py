@@ -463,4 +463,4 @@ def test_the_log_names_the_yardstick(directory: Path, caplog: pytest.LogCaptureF
     path.write_text("ab" * 500)
     with caplog.at_level(logging.INFO):
         TextData(path, "byte", 2, 1, cache_dir=directory / "cache").setup("fit")
-    assert "entropy: 1.000 bits per character, 0.000 knowing" in caplog.text
+    assert "entropy: 1.000 bits per byte, 0.000 knowing" in caplog.text

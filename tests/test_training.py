@@ -15,9 +15,11 @@ from PIL import Image
 
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
+from gridlstm.metrics import RatioOfSums
 from gridlstm.runtime.build import build, make_data
 from gridlstm.runtime.checkpoint import data_state, load_config, load_content
 from gridlstm.runtime.job import run_job
+from gridlstm.runtime.preflight import check
 
 Job = Callable[..., DictConfig]
 
@@ -132,6 +134,73 @@ def test_evaluate_names_what_is_wrong(job: Job, tmp_path: Path) -> None:
         evaluate(stray, "test", [])
 
 
+def test_an_option_that_is_read_after_rounding_is_read(job: Job) -> None:
+    """One sample more makes no batch more, but the option is read all the same."""
+    config = job("+task.samples=1500")
+    config.trainer.max_steps = "${gridlstm.steps:${task.samples}}"
+    check(config)
+
+
+def test_without_checkpoints_a_run_ends_with_its_last_weights(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="enable_checkpointing=false needs") as refusal:
+        run_job(job("trainer.enable_checkpointing=false"))
+    advice = [word for word in str(refusal.value).replace(",", " ").split() if word.startswith("callbacks.")]
+    run_job(job("trainer.enable_checkpointing=false", *advice))
+    assert result(tmp_path / "run")["status"] == "completed"
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_longer_training_drops_the_test_of_the_shorter(job: Job, tmp_path: Path) -> None:
+    run_job(job())
+    assert "test" in result(tmp_path / "run")
+    run_job(job("ckpt_path=last", "trainer.max_steps=6", "stages=[fit]"))
+    found = result(tmp_path / "run")
+    assert (found["steps"], "test" in found) == (6, False)
+
+
+@pytest.mark.parametrize("option", ["trainer.gradient_clip_val=5", "trainer.precision=64-true"])
+def test_a_run_goes_on_with_the_numerics_it_began_with(job: Job, option: str) -> None:
+    run_job(job("stages=[fit]"))
+    with pytest.raises(UserError, match=f"{option.partition('=')[0]}=.*, there "):
+        run_job(job("stages=[fit]", "ckpt_path=last", "trainer.max_steps=6", option))
+
+
+def test_an_evaluation_is_of_the_whole_split(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever part the run itself looked at, unless a part is asked for."""
+    run_job(job("stages=[fit]", "trainer.limit_val_batches=1", "task.data.num_val=100"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with caplog.at_level(logging.INFO):
+        whole = evaluate(checkpoint, "val", [])
+    assert "had trainer.limit_val_batches=1, here the whole split" in caplog.text
+    assert whole == evaluate(checkpoint, "val", ["trainer.limit_val_batches=null"])
+    assert whole != evaluate(checkpoint, "val", ["trainer.limit_val_batches=1"])
+
+
+def test_a_text_that_has_changed_since_is_named(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture, text_file: Path
+) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text(text_file.read_text())
+    config = job("stages=[fit]", task="text")
+    config.task.path = str(text)
+    run_job(config)
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    evaluate(checkpoint, "test", [])
+    assert "is not what it was" not in caplog.text
+    text.write_text(text_file.read_text()[1000:])
+    evaluate(checkpoint, "test", [f"task.path={text}"])
+    assert "is not what it was" not in caplog.text, "another text was asked for"
+    evaluate(checkpoint, "test", [])
+    assert "mine.txt is not what it was when the checkpoint was written" in caplog.text
+
+
+def test_a_macs_gpu_is_left_out(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert build(job("hardware=auto")).trainer.strategy.root_device.type == "cpu"
+    with pytest.raises(UserError, match=r"trainer\.accelerator=gpu is no choice here"):
+        build(job("hardware=gpu"))
+
+
 def test_a_failed_run_says_so(job: Job, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="loss became"):
         run_job(job("optimizer.lr=1e30"))
@@ -140,10 +209,23 @@ def test_a_failed_run_says_so(job: Job, tmp_path: Path) -> None:
     assert "loss became" in str(written["error"])
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
 def test_precision_is_a_plain_option(job: Job, tmp_path: Path, precision: str) -> None:
     run_job(job(f"trainer.precision={precision}", task="text"))
     assert math.isfinite(float(rows(tmp_path / "run")[-1]["train/loss"]))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_metrics_count_exactly_whatever_the_networks_precision(kind: torch.dtype) -> None:
+    """In bfloat16 a sum beyond 512 would not grow by ones any more, in float16 none beyond 2,048."""
+    module = torch.nn.ModuleDict({"metric": RatioOfSums()}).to(dtype=kind)
+    metric = module["metric"]
+    assert isinstance(metric, RatioOfSums)
+    for _ in range(2):  # a reset goes back to the defaults
+        metric.reset()
+        for _ in range(5000):
+            metric.update(torch.tensor(1.0), 2)
+        assert metric.compute() == 0.5
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(job: Job, tmp_path: Path) -> None:
@@ -182,7 +264,7 @@ def test_the_log_shows_throughput_and_time_left(job: Job, caplog: pytest.LogCapt
         run_job(job("callbacks.progress.every_seconds=0", task="text"))
     lines = [record.message for record in caplog.records if record.message.startswith("step ")]
     assert any("train/bpc" in line for line in lines)
-    assert all("characters/s" in line and "ETA 0:" in line for line in lines)
+    assert all("bytes/s" in line and "ETA 0:" in line for line in lines)
     assert any("everything is in" in record.message for record in caplog.records)
 
 
@@ -231,6 +313,8 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ("trainer.max_epochs=3", "max_epochs=3 would never be reached"),
         ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1"),
         ("trainer.val_check_interval=0", "val_check_interval must be at least 1"),
+        ("trainer.max_time=5", "max_time must be days, hours, minutes and seconds, such as 00:01:30:00, .* got 5"),
+        ("trainer.enable_checkpointing=false", "needs callbacks.checkpoint=null callbacks.last_checkpoint=null"),
         ("trainer.gradient_clip_val=-1", "gradient_clip_val must be above 0"),
         ("trainer.gradient_clip_val=abc", r"gradient_clip_val must be .* got 'abc'"),
         ("trainer.gradient_clip_val=[1]", r"gradient_clip_val must be .* got \[1\]"),
@@ -252,11 +336,16 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ("+task.digits=3", "task=memorization has no option digits, so task.digits=3 would have no effect"),
         ("task.data.seed=-1", "seed must be 0 or more, got -1"),
         ("optimizer.betas=[0.9]", "optimizer"),
+        ("optimizer.betas=0.9", r"optimizer\.betas must be a list, got 0\.9"),
         (["scheduler=epoch_decay", "scheduler.gamma=2"], "scheduler.gamma must be above 0 and at most 1, got 2"),
         ("task.alphabet=9223372036854775808", "are beyond the memory of any machine"),
         ("task.length=99999999999999999999", "are beyond the memory of any machine"),
         ("task.data.num_val=0", "num_val must be from 1 to"),
         ("task.data.num_test=1000000000", "num_test must be from 1 to"),
+        ("match=null", r"match is a group of options: give single ones, match\.….=…, got match=None"),
+        ("report=null", "report is a group of options"),
+        ("callbacks.learning_curve=true", r"callbacks\.learning_curve must be null, .* got True"),
+        ("trainer.limit_test_batches=0", r"leaves nothing to test: give stages=\[fit\]"),
         ("trainer.limit_val_batches=0", "leaves val/accuracy, by which a run is judged, without a value"),
     ],
 )
@@ -295,6 +384,9 @@ def test_evaluate_finds_the_text_from_anywhere(job: Job, tmp_path: Path, monkeyp
         evaluate(checkpoint, "test", ["task=text"])
     with pytest.raises(UserError, match="Options are those of"):
         evaluate(checkpoint, "test", ["task.path=[x].txt"])
+    for option in ("callbacks.progress.every_seconds=1", "trainer.gradient_clip_val=2", "task.lr=1", "seed=2"):
+        with pytest.raises(UserError, match=f"{option} says how a run trains"):
+            evaluate(checkpoint, "test", [option])
 
 
 def test_weights_that_do_not_fit_are_refused_in_a_sentence(job: Job, tmp_path: Path) -> None:

@@ -35,7 +35,12 @@ def run_with_options(usage: str, run: Callable[[dict[str, str]], None]) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the result's
         if bad := [a for a in arguments if "=" not in a]:
             raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{usage}")
-        run(dict(a.split("=", 1) for a in arguments))
+        given = dict(a.split("=", 1) for a in arguments)
+        if len(given) < len(arguments):
+            keys = [a.split("=", 1)[0] for a in arguments]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise UserError(f"{twice} is given more than once: leave one out, or put commas between several values.")
+        run(given)
 
     run_command(usage, parsed)
 

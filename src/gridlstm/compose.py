@@ -57,7 +57,10 @@ def choices(group: str) -> list[str]:
 def as_typed(name: str, value: object) -> str:
     """``name=value`` as one types it in a shell: in Hydra's quotes, and those of the shell, only where need be."""
     text = str(value)
-    return f"{name}={text}" if re.fullmatch(r"[\w./-]+", text) else shlex.quote(f"{name}={quoted(text)}")
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII):
+        return f"{name}={text}"
+    override = f"{name}={quoted(text)}"
+    return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
 
 
 def quoted(text: str) -> str:

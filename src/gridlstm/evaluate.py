@@ -11,6 +11,8 @@ from gridlstm.command import run_on_checkpoint
 from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from gridlstm.runtime.build import Run
 
 log = logging.getLogger(__name__)
@@ -77,11 +79,15 @@ def evaluate(
     config.logger = config.scheduler = None
     config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
     config.trainer.enable_checkpointing = False
+    _whole_split(config, overrides)
     quiet()
     content = load_content(checkpoint)
     if positions is not None:  # before what may take hours
+        if not positions.name:
+            raise UserError(f"positions={positions} names no file: give positions=STEM, for STEM.csv and STEM.png.")
         positions.parent.mkdir(parents=True, exist_ok=True)
     run = build(config, data_state(config, content), whole_text=split == "all")
+    _warn_of_change(run, overrides)
     load_weights(run.task, content["state_dict"])
     run.task.temperature = temperature
     if others:
@@ -100,6 +106,27 @@ def evaluate(
     stage = "val" if split == "val" else "test"
     found = {name: value for name, value in metrics(run).items() if name.startswith(f"{stage}/")}
     return {f"{split}/{name.partition('/')[2]}": value for name, value in found.items()}
+
+
+def _whole_split(config: "DictConfig", overrides: Sequence[str]) -> None:
+    """Takes back what kept the run itself to a part of the split, but for what is asked for now."""
+    given = {override.partition("=")[0] for override in overrides}
+    whole = {"limit_val_batches": None, "limit_test_batches": None, "fast_dev_run": False, "overfit_batches": 0.0}
+    for name, value in whole.items():
+        if f"trainer.{name}" not in given and config.trainer.get(name, value) != value:
+            log.info("the run had trainer.%s=%s, here the whole split is evaluated", name, config.trainer[name])
+            config.trainer[name] = value
+
+
+def _warn_of_change(run: "Run", overrides: Sequence[str]) -> None:
+    from gridlstm.data.text import TextData
+
+    another = any(override.startswith(("task.path=", "task.data.", "data_dir=")) for override in overrides)
+    if isinstance(run.data, TextData) and run.data.changed and not another:
+        log.warning(
+            "%s is not what it was when the checkpoint was written: its splits may hold what was trained on",
+            run.data.source(),
+        )
 
 
 def _join(run: "Run", checkpoints: Sequence[Path]) -> None:
@@ -162,8 +189,11 @@ def _run(given: dict[str, str]) -> None:
     except ValueError as error:
         raise UserError(f"dynamic_rate, dynamic_decay and temperature must be numbers: {error}.") from error
     overrides = [f"{key}={value}" for key, value in given.items()]
+    from gridlstm.runtime.provenance import rank
+
     found = evaluate(first, split, overrides, positions, rate, decay, others, temperature)
-    print(strict_json.dumps(found, indent=2))
+    if rank() == 0:  # of several processes each comes here
+        print(strict_json.dumps(found, indent=2))
 
 
 def main() -> None:

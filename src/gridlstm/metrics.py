@@ -1,6 +1,7 @@
 """Metrics as ratios of sums, exact over batches of any size and over any number of ranks."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +25,13 @@ class RatioOfSums(Metric):
         # Sums of 10^8 float32 terms lose digits; float64 keeps them.
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[..., Tensor], exclude_state: Sequence[str] = ()) -> "RatioOfSums":
+        """Moves to a device, never to another type: a network in half precision does not count in it."""
+        super()._apply(fn, exclude_state)
+        self.total = self.total.double()
+        self._defaults["total"] = torch.zeros((), dtype=torch.float64)
+        return self
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
         """Adds a sum and the number of its terms."""

@@ -3,18 +3,21 @@
 import difflib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gridlstm.compose import CONF, MATRIX
+from gridlstm.compose import CONF, MATRIX, as_typed
 from gridlstm.errors import UserError
 from gridlstm.process import prepare
 from gridlstm.runtime.preflight import check_start
@@ -33,8 +36,20 @@ def _job(cfg: DictConfig) -> float:
         return run_job(cfg)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.RUN:
+            if "TORCHELASTIC_RUN_ID" not in os.environ:  # whose ranks share the directory, and may not all be here yet
+                _remove_empty(Path(HydraConfig.get().runtime.output_dir))
             sys.exit(f"error: {error}")  # past Hydra, which would print the command line's options once more
         raise
+
+
+def _remove_empty(directory: Path) -> None:
+    """Removes the directory of a run that was refused, where nothing but Hydra's own files is in it."""
+    if {path.name for path in directory.iterdir()} <= {".hydra", "train.log"}:
+        shutil.rmtree(directory)
+        for parent in directory.parents:
+            if not parent.is_relative_to(Path.cwd() / "outputs") or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def main() -> None:
@@ -72,9 +87,21 @@ def explain(error: Exception, arguments: list[str]) -> str:
             name = f"{directory}/{name}"
         choices = sorted(_group_options(group))
         return f"{group}={name} does not exist.{_nearest(name, choices)}\nChoices of {group}: {', '.join(choices)}"
+    if "override_grammar" in message and (wrong := next(filter(_unreadable, arguments), None)) is not None:
+        key, _, value = wrong.partition("=")
+        return f"{wrong} cannot be read. A value like this one is written in quotes: {as_typed(key, value)}"
     if found := re.search(r"Missing mandatory value: (\S+)", message):
         return f"{found.group(1)} must be given: {found.group(1)}=…"
     return f"{message}\nSee python train.py --help, or --cfg job for every option with its value."
+
+
+def _unreadable(argument: str) -> bool:
+    """Whether an argument gives text to an option, but not in Hydra's grammar."""
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return re.match(r"[\w.@+~/-]+=[^\[{]", argument) is not None
+    return False
 
 
 def _unknown_option(key: str, arguments: list[str]) -> str:

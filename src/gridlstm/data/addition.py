@@ -73,6 +73,10 @@ class AdditionData(GeneratedData):
         lengths = {f"{n}_digits": _steps(n) for n in self.test_digits} if len(self.test_digits) > 1 else {}
         return Spec(input_size=11, output_size=11, sequence_length=_steps(self.digits), test_lengths=lengths)
 
+    @property
+    def longest(self) -> int:
+        return _steps(max(self.digits, *self.test_digits))
+
     def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
         most = max(self.test_digits) if key[1] == TEST else self.digits
         words = random_words(key, index, 2 * most + 1)

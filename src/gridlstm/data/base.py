@@ -97,6 +97,11 @@ class SequenceData(L.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must define spec")
 
     @property
+    def longest(self) -> int:
+        """Steps of the longest sequences, those of tests among them."""
+        return max(self.spec.sequence_length, *self.spec.test_lengths.values(), 0)
+
+    @property
     def batches_per_epoch(self) -> int | None:
         """Batches in which the training data is read once, rounded; None where it has no end."""
         return None

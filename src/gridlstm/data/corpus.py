@@ -70,7 +70,8 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
         UserError: file missing, empty, unreadable, damaged, a zip of several members, or at level char not UTF-8.
     """
     check_level(level, max_words)
-    path = path.expanduser().resolve()
+    # As it is called: a link's target may lack the suffix that says how the text is packed.
+    path = Path(os.path.expanduser(path)).absolute()
     try:
         stat = path.stat()
     except OSError as error:

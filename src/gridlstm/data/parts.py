@@ -44,9 +44,9 @@ class PartedTextData(TextData):
         try:
             directory = cache_directory(None if self.cache_dir is None else Path(self.cache_dir))
             joined = directory / f"{self.key()}.txt"
-            if not _lengths_file(joined).exists():
+            if not _whole(joined):
                 with only_process(joined.with_suffix(".lock"), f"joining {joined}"):
-                    if not _lengths_file(joined).exists():
+                    if not _whole(joined):
                         self._join(joined)
         except OSError as error:
             raise UserError(f"the text cannot be written into the cache: {error}. Set task.data.cache_dir.") from error
@@ -77,6 +77,11 @@ class PartedTextData(TextData):
                     lengths["word"][-1] += len(piece.replace("\n", f" {END_OF_LINE} ").split())
         write_text(_lengths_file(joined), json.dumps(lengths) + "\n")
         log.info("joined in %s", joined)
+
+
+def _whole(joined: Path) -> bool:
+    """Whether both files are there. Large ones are what is deleted where there is no room."""
+    return joined.exists() and _lengths_file(joined).exists()
 
 
 def _lengths_file(joined: Path) -> Path:

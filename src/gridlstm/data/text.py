@@ -90,10 +90,12 @@ class TextData(SequenceData):
         self.val_symbols = val_symbols
         self.cache_dir = cache_dir
         self.max_words = max_words
-        self.unit = "words" if level == "word" else "characters"
+        self.unit = {"byte": "bytes", "char": "characters", "word": "words"}[level]
         self._corpus: Corpus | None = None
         self.whole = False
         """Test on the whole text instead of its last part."""
+        self.changed = False
+        """Whether a checkpoint was taken up that was written of another text."""
         self._fitting = True
         self._told = False
 
@@ -208,6 +210,9 @@ class TextData(SequenceData):
             # Its most frequent words are others than those that the checkpoint knows, which are to be found in it.
             self.max_words, self._corpus = None, None
         ids, own = self.corpus.ids, self.corpus.vocabulary
+        was, now = state_dict.get("symbols"), len(ids)
+        as_long = was in (None, now)
+        self.changed = not as_long or state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32
         if known != own:
             places = own.places_in(known)
             if goes_on:
@@ -216,14 +221,14 @@ class TextData(SequenceData):
                     f"{len(known)} symbols do not occur in {self.source()}. Give back that text, or start a new run "
                     f"with init_from=…"
                 )
-            self._corpus = Corpus(places[ids].astype(np.min_scalar_type(len(known) - 1)), known)
-        was, now = state_dict.get("symbols"), len(ids)
-        if goes_on and was is not None and was != now:
+            small = places.astype(np.min_scalar_type(len(known) - 1))  # before it is as long as the text
+            self._corpus = Corpus(small[ids], known)
+        if goes_on and not as_long:
             raise UserError(
                 f"{self.source()} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "
                 f"would lie elsewhere. Give back the text as it was, or start a new run with init_from=…"
             )
-        if goes_on and state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32:
+        if goes_on and self.changed:
             raise UserError(
                 f"{self.source()} is not what it was when the checkpoint was written, though as long. Give back the "
                 f"text as it was, or start a new run with init_from=…"

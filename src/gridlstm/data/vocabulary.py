@@ -1,6 +1,7 @@
 """The symbols of a text: bytes, characters or words, and their ids."""
 
 import codecs
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,8 @@ Level = Literal["byte", "char", "word"]
 
 CHUNK = 1 << 24
 """Bytes decoded at a time."""
+
+_SPACE = re.compile(rb"[ \t\r\n]")
 
 UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
@@ -107,7 +110,8 @@ def split_words(raw: bytes, name: str) -> Iterator[str]:
     """
     start = 0
     while start < len(raw):
-        end = raw.find(b"\n", start + CHUNK) + 1 or len(raw)  # whole lines
+        space = _SPACE.search(raw, start + CHUNK)  # whole words
+        end = space.end() if space else len(raw)
         *lines, rest = _decoded(raw[start:end], start, name).split("\n")
         for line in lines:
             yield from line.split()

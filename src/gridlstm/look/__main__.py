@@ -123,7 +123,7 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
         raise UserError("symbols is for texts; here the first batch of the test data is looked at: leave it out.")
     else:
         x = test_batch(trained.data).inputs
-    with watching(trained.task.model) as seen:
+    with watching(trained.task.model, vectors=False) as seen:
         cells = {name: watched.cell for name, watched in seen.items()}
     recorded = record(trained.task.model, x, ["z"])
     return write([s for name, each in recorded.items() for s in saturation(name, cells[name], each["z"])], out)

@@ -40,7 +40,7 @@ def record(model: SequenceModel, x: Tensor, names: Sequence[str]) -> dict[str, d
     """
     state, parts = None, dict[str, dict[str, list[Tensor]]]()
     for chunk in x.split(CHUNK, dim=1):
-        with watching(model) as seen:
+        with watching(model, vectors=list(names) != ["z"]) as seen:
             _, state = model(chunk, state)
         for dimension, watched in seen.items():
             calls = watched.by_step(chunk.shape[1])
@@ -69,7 +69,7 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     x, _ = windows(data, 1, symbols)
     text, places = characters(data.corpus.vocabulary, x[0].tolist())
     seen = record(model, x, ["h", "m"])
-    memories = {name: each["m"][places, :, 0].double().numpy() for name, each in seen.items() if each["m"].shape[-1]}
+    memories = {name: each["m"][places, :, 0].float().numpy() for name, each in seen.items() if each["m"].shape[-1]}
     if not memories:
         raise UserError("there is no memory cell in this network.")
     known = labels(text)
@@ -90,9 +90,8 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
 def _archive(text: str, memories: dict[str, Array]) -> bytes:
     """Every cell's value at every character, by dimension (N, L, d), and the text's code points (N,)."""
     out = io.BytesIO()
-    values = {name: m.astype(np.float32) for name, m in memories.items()}
     codes = np.array([ord(c) for c in text], dtype=np.uint32)  # as an array of strings NumPy would lose a NUL
-    np.savez_compressed(out, text=codes, **values)  # type: ignore[arg-type]  # typed for other keywords
+    np.savez_compressed(out, text=codes, **memories)  # type: ignore[arg-type]  # typed for other keywords
     return out.getvalue()
 
 

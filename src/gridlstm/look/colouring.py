@@ -4,7 +4,7 @@ Shape legend: N characters, L layers, d hidden size.
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ def telling(label: Array, length: int) -> slice:
     return slice(start, start + length)
 
 
-def page(text: str, memories: dict[str, Array], known: dict[str, Array], best: Sequence[Ranked]) -> str:
+def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best: Sequence[Ranked]) -> str:
     """A page without anything from elsewhere: for each label the best cell's colours over a part of the held-out half.
 
     Red: above the cell's mean, blue: below it. Where the label is 0 or 1, what has it is underlined.
@@ -91,7 +91,7 @@ def title(cell: Ranked) -> str:
     return f"{where}: r = {cell.held_out:.2f} ({cell.chosen:.2f} where chosen)"
 
 
-def picture(text: str, memories: dict[str, Array], known: dict[str, Array], best: Sequence[Ranked]) -> "Figure":
+def picture(text: str, memories: dict[str, Array], known: Mapping[str, Array], best: Sequence[Ranked]) -> "Figure":
     """The same for two lines of text a label; what has the label is bold."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure

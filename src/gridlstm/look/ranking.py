@@ -4,14 +4,15 @@ Shape legend: N characters, L layers, d hidden size, C cells, K labels.
 """
 
 import logging
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 BEST = 20
 """Cells kept of each label."""
 
@@ -42,7 +43,7 @@ def correlations(values: Array, labels: Array) -> Array:
     return result
 
 
-def rank(memories: dict[str, Array], known: dict[str, Array]) -> list[Ranked]:
+def rank(memories: dict[str, Array], known: Mapping[str, Array]) -> list[Ranked]:
     """The cells that follow each label best.
 
     Each label's are chosen by |r| on the first half of the text, and stand in that order; what counts is r on the
@@ -53,25 +54,30 @@ def rank(memories: dict[str, Array], known: dict[str, Array]) -> list[Ranked]:
         memories: by dimension, (N, L, d).
         known: labels, (N,) each.
     """
-    names = [
-        (dimension, layer, unit)
-        for dimension, m in memories.items()
-        for layer in range(m.shape[1])
-        for unit in range(m.shape[2])
-    ]
-    values = np.concatenate([m.reshape(len(m), -1) for m in memories.values()], axis=1)
-    half = len(values) // 2
-    ranked = []
+    half = len(next(iter(known.values()))) // 2
+    varying = []
     for label, column in known.items():
         if np.ptp(column[:half]) == 0 or np.ptp(column[half:]) == 0:
             log.info("%s: does not vary in both halves of this text, so no cell is ranked by it", label)
-            continue
-        first = correlations(values[:half], column[:half, None])[:, 0]
-        best = np.argsort(-abs(first))[:BEST]
-        second = correlations(values[half:, best], column[half:, None])[:, 0]
-        for cell, r in zip(best.tolist(), second.tolist(), strict=True):
-            dimension, layer, unit = names[cell]
-            ranked.append(Ranked(label, dimension, layer, unit, float(first[cell]), r))
+        else:
+            varying.append(label)
+    if not varying:
+        return []
+    columns = np.stack([known[label] for label in varying], axis=1)  # (N, K)
+    # Layer by layer: copies in double precision of all cells of a large network would not fit in memory.
+    cells, by_layer = [], []
+    for dimension, m in memories.items():
+        for layer in range(m.shape[1]):
+            cells += [(dimension, layer, unit) for unit in range(m.shape[2])]
+            by_layer.append(correlations(m[:half, layer].astype(np.float64), columns[:half]))
+    first = np.concatenate(by_layer)  # (C, K)
+    ranked = []
+    for k, label in enumerate(varying):
+        for best in np.argsort(-abs(first[:, k]))[:BEST].tolist():
+            dimension, layer, unit = cells[best]
+            own = memories[dimension][half:, layer, unit].astype(np.float64)
+            held_out = correlations(own[:, None], columns[half:, [k]]).item()
+            ranked.append(Ranked(label, dimension, layer, unit, float(first[best, k]), held_out))
     return ranked
 
 

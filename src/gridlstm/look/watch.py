@@ -17,6 +17,8 @@ from gridlstm.errors import UserError
 from gridlstm.models.grid1d import Grid1d
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.stacked_lstm import StackedLSTM
+from gridlstm.regularizers import Zoneout
+from gridlstm.tasks.classify_vector import EachStep
 
 
 class Seen(NamedTuple):
@@ -73,15 +75,20 @@ class _Watched(Cell):
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[dict[str, Dimension]]:
+def watching(model: nn.Module, vectors: bool = True) -> Iterator[dict[str, Dimension]]:
     """Inside, a grid runs its reference sweep and a stacked LSTM its plain loop, and every cell is noted.
+
+    Args:
+        vectors: whether h and m are of interest; else z alone is.
 
     Yields:
         By name, "time" and "depth", the dimensions that have a cell; they fill as the model runs.
 
     Raises:
-        UserError: another kind of model.
+        UserError: another kind of model, or one that mixes h and m with older ones after a cell has made them.
     """
+    if isinstance(model, EachStep):
+        model = model.model
     if isinstance(model, StackedLSTM):
         own = model.cell
         seen = {"time": Dimension(own, layer_major=True)}
@@ -97,6 +104,8 @@ def watching(model: nn.Module) -> Iterator[dict[str, Dimension]]:
             f"{type(model).__name__} is none."
         )
     grid = model.grid
+    if vectors and any(isinstance(each, Zoneout) for own in grid.regularizers for each in own):
+        raise UserError("Zoneout mixes a cell's h and m with those before: they cannot be watched, what=gates can.")
     block, sweep = grid.block, grid.sweep
     names = ("time", "depth") if isinstance(model, Grid2d) else ("depth",)
     seen = {name: Dimension(cell, layer_major=False) for name, cell in zip(names, block.cells, strict=True)}

@@ -56,11 +56,23 @@ class Job:
         """Whether it has run to its end, with a score."""
         return _score(self.directory) is not None
 
+    def resumable(self) -> bool:
+        """Whether an earlier attempt left a checkpoint to go on from."""
+        return (self.directory / "checkpoints" / "last.ckpt").exists()
+
     def begin(self) -> None:
-        """Makes its directory, without what an earlier attempt left there that this one must not pass for."""
+        """Makes its directory, without what an earlier attempt left there that this one must not pass for.
+
+        Of an attempt that is gone on with, result.json keeps all but how it ended: its seconds count.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
-        for name in ("result.json", "progress.json"):
-            (self.directory / name).unlink(missing_ok=True)
+        (self.directory / "progress.json").unlink(missing_ok=True)
+        path = self.directory / "result.json"
+        earlier = {name: value for name, value in self.result().items() if name not in ("status", "error")}
+        if earlier and self.resumable():
+            write_text(path, json.dumps(earlier, indent=2) + "\n")
+        else:
+            path.unlink(missing_ok=True)
 
     def record_end(self, status: str, error: str) -> None:
         """Writes how it ended into result.json, where the job itself could not say so."""

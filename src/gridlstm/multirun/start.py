@@ -76,7 +76,7 @@ def command(job: Job, ranks: Sequence[str], config_dirs: Sequence[str]) -> list[
         ranks: what ``torchrun`` returns; without, the job is one process.
     """
     overrides = list(job.overrides)
-    if (job.directory / "checkpoints" / "last.ckpt").exists():
+    if job.resumable():
         overrides = [o for o in overrides if not o.startswith("ckpt_path=")] + ["ckpt_path=last"]
     if not any(o.startswith("run.name=") for o in overrides):
         overrides.append(f"run.name={quoted(job.name)}")  # in the log and in W&B as in the table of jobs

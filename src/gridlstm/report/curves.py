@@ -39,8 +39,8 @@ def best_ten(table: Table) -> list[Run]:
         return [run for group in table.groups for run in group.runs]
 
     def rank(run: Run) -> tuple[float, float]:
-        score = run.result.get("best", {}).get(table.monitor, math.nan)
-        return (run.result.get(SOLVED) or math.inf, math.inf if math.isnan(score) else sign * score)
+        score = run.result.get("best", {}).get(table.monitor)  # null where it was no number
+        return (run.result.get(SOLVED) or math.inf, math.inf if score is None else sign * score)
 
     sign = -1 if table.mode == "max" else 1
     kept: list[Run] = []
@@ -68,10 +68,13 @@ def picture(tables: Sequence[Table]) -> bytes:
         colours = colormaps["tab10" if len(groups) <= 10 else "turbo"]
         for n, group in enumerate(groups):
             colour = colours(n if len(groups) <= 10 else n / len(groups))
+            style = "-" if len(groups) <= 10 else ("-", "--", ":")[n % 3]  # neighbours have nearly one colour
             label: str | None = drawn(group.label)
             for run in group.runs:
                 if run in best and (curve := run.curves.get(table.monitor)):
-                    axes.plot(*zip(*curve, strict=True), color=colour, label=label, marker=".", linewidth=1.2)
+                    axes.plot(
+                        *zip(*curve, strict=True), color=colour, linestyle=style, label=label, marker=".", linewidth=1.2
+                    )
                     label = None
         axes.set_xlabel("training samples")
         axes.set_ylabel(table.title)

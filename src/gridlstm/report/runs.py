@@ -18,8 +18,12 @@ from gridlstm.runtime.published import check_report
 SOLVED = "samples_to_solve"
 """What a run with a criterion says in result.json: after how many samples it was met, null where it was not."""
 
-_NO_RUNS = {"wandb", ".hydra"}
-"""Directories below runs and sweeps that hold none."""
+_NOT_TRAINED = ("ckpt_path", "logger", "stages", "data_dir", "report")
+"""Where to go on from, where to log to and look for data, whether to test and what to compare with: options that are no
+properties of what was trained."""
+
+_NODES = {"task", "run"}
+"""What every run's config.yaml has, and hardly another program's has both of."""
 
 
 @dataclass
@@ -77,8 +81,7 @@ class Run:
             if key.rpartition(".")[2] != "seed"
             and str(value) not in own
             and not str(value).startswith(f"{own[0]}/")
-            # Where to go on from, what to log to and whether to test are no properties of what was trained.
-            and key.partition(".")[0] not in ("ckpt_path", "logger", "stages")
+            and key.partition(".")[0] not in _NOT_TRAINED
         )
 
 
@@ -95,11 +98,12 @@ def find_runs(roots: list[Path]) -> list[Run]:
     for root in dict.fromkeys(Path(os.path.abspath(root)) for root in roots):
         if not root.is_dir():
             raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
-        found = {path.parent for name in ("config.yaml", "result.json") for path in _walk(root, name)}
+        found = {path.parent for path in _walk(root, "result.json")}
+        found |= {path.parent for path in _walk(root, "config.yaml") if path.parent in found or _ours(path)}
         plans = _walk(root, "sweep.json")
         planned = {path.parent / name: overrides for path in plans for name, overrides in _jobs(path)}
         for sweep in {path.parent for path in _walk(root, "multirun.yaml")} - {path.parent for path in plans}:
-            found |= {child for child in sweep.iterdir() if child.is_dir() and child.name not in _NO_RUNS}
+            found |= {child for child in sweep.iterdir() if child.is_dir() and not _no_run(child.name)}
         if not found and not planned:
             raise UserError(f"{root} holds no runs: there is no config.yaml, result.json or sweep.json below it.")
         for directory in sorted(found | set(planned), key=_natural):
@@ -116,7 +120,18 @@ def _jobs(plan: Path) -> list[tuple[str, list[str]]]:
 
 
 def _walk(root: Path, name: str) -> list[Path]:
-    return [path for path in root.rglob(name) if not _NO_RUNS & set(path.relative_to(root).parts)]
+    return [path for path in root.rglob(name) if not any(map(_no_run, path.relative_to(root).parts))]
+
+
+def _no_run(name: str) -> bool:
+    """Whether a directory of this name holds no runs, and lies below some."""
+    return name == "wandb" or name.startswith(".")
+
+
+def _ours(path: Path) -> bool:
+    """Whether a config.yaml is a run's."""
+    config = _yaml(path)
+    return isinstance(config, dict) and config.keys() >= _NODES
 
 
 def _natural(directory: Path) -> tuple[Any, ...]:

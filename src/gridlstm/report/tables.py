@@ -121,7 +121,7 @@ def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
 def _table(monitor: str, members: Sequence[tuple[Run, ...]], task: str) -> Table:
     varied = _varied(members)
     groups = [Group(_label(runs[0], varied), runs) for runs in members]
-    mode = next((str(run.config["task.mode"]) for group in groups for run in group.runs if run.config), "min")
+    mode = next((str(m) for group in groups for run in group.runs if (m := run.config.get("task.mode"))), "min")
     groups.sort(key=lambda group: _rank(group, monitor, mode))
     tests = dict.fromkeys(name for group in groups for run in group.runs for name in run.result.get("test", {}))
     to_criterion = [SOLVED] if any(SOLVED in run.result for group in groups for run in group.runs) else []
@@ -149,7 +149,12 @@ def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
     scores = values(group, monitor, monitor)
     solved = values(group, SOLVED, monitor)
     score = statistics.fmean(scores) * (-1 if mode == "max" else 1) if scores else 0.0
-    return (not scores, -len(solved) / max(1, len(group.completed)), statistics.fmean(solved) if solved else 0.0, score)
+    return (not scores, -len(solved) / max(1, len(_judged(group))), statistics.fmean(solved) if solved else 0.0, score)
+
+
+def _judged(group: Group) -> list[Run]:
+    """The runs of which it is known whether they met the criterion. One that failed, such as by diverging, did not."""
+    return [run for run in group.runs if run.status == "failed" or (run.status == "completed" and SOLVED in run.result)]
 
 
 def values(group: Group, name: str, monitor: str) -> list[float]:
@@ -170,8 +175,8 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
         if name in papers:
             row.append(_paper(group, name))
     if SOLVED in measured:
-        judged = [run for run in done if SOLVED in run.result]
-        row.append(f"{len(values(group, SOLVED, monitor))} of {len(judged)}" if judged else None)
+        judged = len(_judged(group))
+        row.append(f"{len(values(group, SOLVED, monitor))} of {judged}" if judged else None)
     seeds = {run.seed for run in done}
     row.append(len(done) if len(seeds) == len(done) else f"{len(seeds)} in {len(done)} runs")
     for name in ("parameters", "samples", "steps", "processes", "seconds"):

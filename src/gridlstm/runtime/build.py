@@ -62,6 +62,7 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
     _check_sizes(data)
     task = make_task(_with_epochs(cfg, data), data.spec)
     trainer: L.Trainer = _make(cfg, "trainer")(
+        **_accelerator(cfg.trainer.accelerator),
         # A node set to null is left out: callbacks.learning_curve=null.
         callbacks=[_make(cfg, f"callbacks.{name}")() for name in _callbacks(cfg)],
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
@@ -74,6 +75,21 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
         # chosen.
         trainer.strategy._ddp_kwargs[_SYNC_BUFFERS] = False
     return Run(data, task, trainer)
+
+
+def _accelerator(asked: str) -> dict[str, str]:
+    """On a Mac, the CPU for "auto": its GPU has no float64, in which metrics are summed.
+
+    Raises:
+        UserError: that GPU was asked for.
+    """
+    if asked == "cpu" or not torch.backends.mps.is_available():
+        return {}
+    if asked != "auto":
+        raise UserError(
+            f"trainer.accelerator={asked} is no choice here: a Mac's GPU has no float64. Give hardware=cpu."
+        )
+    return {"accelerator": "cpu"}
 
 
 def make_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> SequenceData:
@@ -107,7 +123,7 @@ def _check_sizes(data: SequenceData) -> None:
         UserError: a batch of more than ``MOST`` symbols, or as many different ones.
     """
     spec, rows = data.spec, data.batch_size
-    steps = max(spec.sequence_length, *spec.test_lengths.values(), 0)
+    steps = data.longest
     if rows * steps > MOST or max(spec.input_size, spec.output_size) > MOST:
         raise UserError(
             f"task: {rows:,} rows of {steps:,} steps, of {spec.input_size:,} different inputs and {spec.output_size:,} "
@@ -214,7 +230,7 @@ def check_types(node: DictConfig, path: str) -> None:
             continue
         if isinstance(value, ListConfig):
             _check_elements(value, hints[str(name)], f"{path}.{name!s}")
-        if isinstance(value, ListConfig) and not set(kinds) <= _KIND_NAMES.keys() - {Sequence}:
+        if isinstance(value, ListConfig) and not set(kinds) <= _KIND_NAMES.keys() - _LISTS:
             continue
         if not (type(value) is int and float in kinds) and not (type(value) is str and Path in kinds):
             expected = " or ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
@@ -232,12 +248,14 @@ def _check_elements(values: ListConfig, hint: Any, path: str) -> None:
             raise UserError(f"{path} must be a list of nodes such as {{_target_: …}}, got {value!r} in it.")
 
 
+_LISTS: set[type] = {Sequence, list, tuple}
+
 _KIND_NAMES: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "text",
-    Sequence: "a list",
+    **dict.fromkeys(_LISTS, "a list"),
     type(None): "null",
 }
 

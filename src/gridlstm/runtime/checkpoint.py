@@ -15,8 +15,18 @@ from gridlstm.errors import UserError
 from gridlstm.runtime.preflight import run_directory
 from gridlstm.tasks.base import SequenceTask
 
-_OF_TRAINING = ("match", "optimizer", "scheduler", "stages", "ckpt_path", "init_from")
-"""Options that a trained network has no use for."""
+_OF_TRAINING = ("match", "optimizer", "scheduler", "callbacks", "logger", "stages", "ckpt_path", "init_from", "report")
+"""Groups of options that a trained network has no use for."""
+
+_OF_TRAINING_ALONE = (
+    *("seed", "task.data.seed", "task.data.min_digits", "task.data.curriculum", "task.data.density"),
+    *("task.lr", "task.max_steps", "task.val_every", "task.monitor", "task.mode", "task.data.val_symbols"),
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.accumulate_grad_batches"),
+    *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.val_check_interval"),
+    *("trainer.check_val_every_n_epoch", "trainer.limit_train_batches", "trainer.overfit_batches"),
+    *("trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_checkpointing"),
+)
+"""Single ones."""
 
 
 def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
@@ -27,8 +37,10 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
     """
     if not checkpoint.is_file():
         raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
-    if untold := [override for override in overrides if override.split(".")[0].split("=")[0] in _OF_TRAINING]:
-        raise UserError(f"{untold[0]} says how a run trains, and this checkpoint is trained: leave it out.")
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.partition(".")[0] in _OF_TRAINING or key in _OF_TRAINING_ALONE:
+            raise UserError(f"{override} says how a run trains, and this checkpoint is trained: leave it out.")
     if (directory := run_directory(checkpoint)) is None:
         raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
     source = directory / "config_source.yaml"  # in which task.path still reaches task.data.path

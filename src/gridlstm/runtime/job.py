@@ -112,6 +112,7 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
     if checkpoint is not None:
         load_weights(run.task, load_content(checkpoint)["state_dict"])  # refuses those of another network
     if "fit" in cfg.stages:
+        record.fields.pop("test", None)  # an earlier leg's, of other weights
         start = time.monotonic()
         try:
             run.trainer.fit(run.task, run.data, ckpt_path=weights)
@@ -243,14 +244,14 @@ def _summary(cfg: DictConfig, record: Record) -> None:
     fields = record.fields
     lines = [f"{name} {value:.4g}" for name, value in fields.get("test", {}).items()]
     best = fields.get("best", {})
-    if best:
+    if cfg.task.monitor in best:  # an earlier leg may have been judged by another
         lines.insert(0, f"best {cfg.task.monitor} {best[cfg.task.monitor]:.4g}")
     log.info("")
     log.info("done in %.0f s: %s", fields["seconds"], " | ".join(lines))
     log.info("  everything is in   %s", _short(cfg.run.dir))
     if (picture := Path(cfg.run.dir) / "learning_curve.png").exists():
         log.info("  learning curve     %s", _short(picture))
-    if best and best["checkpoint"]:
+    if best.get("checkpoint"):
         log.info("  evaluate again     python -m gridlstm.evaluate ckpt=%s split=test", _short(best["checkpoint"]))
         if cfg.task.monitor == "val/bpc":
             log.info("  let it write       python -m gridlstm.sample ckpt=%s", _short(best["checkpoint"]))

@@ -37,16 +37,18 @@ class LearningCurve(Callback):
         if not table.exists():
             log.warning("no learning curve: %s is not there. Add the csv logger: logger=csv", table)
             return
-        draw(table, self.monitor.split("/", 1)[1], self.dir / "learning_curve.png")
+        unit = trainer.datamodule.unit.removesuffix("s")  # type: ignore[attr-defined]  # missing from its annotations
+        draw(table, self.monitor.split("/", 1)[1], self.dir / "learning_curve.png", unit)
 
 
-def draw(table: Path, metric: str, picture: Path) -> None:
+def draw(table: Path, metric: str, picture: Path, unit: str) -> None:
     """Draws loss and ``metric`` of training and validation against samples seen.
 
     Args:
         table: a metrics.csv with columns samples, train/… and val/….
         metric: without its prefix, such as "bpc".
         picture: the PNG to write.
+        unit: what one symbol is called, such as "byte".
     """
     # Imported here: matplotlib takes half a second that no other part of a run needs.
     from matplotlib.figure import Figure
@@ -63,7 +65,7 @@ def draw(table: Path, metric: str, picture: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
         axes.set_xlabel("training samples")
-        axes.set_ylabel({"loss": "loss, nats", "bpc": "bits per character"}.get(name, name))
+        axes.set_ylabel({"loss": "loss, nats", "bpc": f"bits per {unit}"}.get(name, name))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(picture, dpi=120)

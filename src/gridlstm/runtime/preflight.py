@@ -1,6 +1,7 @@
 """What no component can know for itself, checked before anything is written."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,11 @@ from gridlstm.runtime.fit import check_fit
 from gridlstm.runtime.published import check_report
 
 STAGES = ("fit", "test")
+
+_OF_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+"""Options of the trainer that say how a network is trained."""
+
+_CHECKPOINTS = ("checkpoint", "last_checkpoint", "interruption")
 
 # Where a run finds things, how it computes and how much it evaluates may change on a resume.
 _FREE = {
@@ -56,6 +62,7 @@ def check(cfg: DictConfig) -> None:
     from gridlstm.runtime.build import check_callbacks, check_data, check_optimizer, check_types
     from gridlstm.runtime.match import check_match
 
+    _check_nodes(cfg)
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
@@ -79,34 +86,9 @@ def check(cfg: DictConfig) -> None:
         )
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
+    _check_clock(cfg.trainer.max_time)
     check_types(cfg.trainer, "trainer")
-    for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
-        if type(value := cfg.trainer[name]) is int and value < 1:
-            raise UserError(f"trainer.{name} must be at least 1, got {value}.")
-    if cfg.trainer.max_steps < -1:
-        raise UserError(f"trainer.max_steps must be at least 1, or -1 for no end, got {cfg.trainer.max_steps}.")
-    every, accumulated = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
-    if type(every) is int and every % accumulated:
-        raise UserError(
-            f"trainer.val_check_interval={every} must be a multiple of trainer.accumulate_grad_batches={accumulated}: "
-            f"a checkpoint has no room for half a sum of gradients. task.val_every is rounded up by itself."
-        )
-    if cfg.trainer.limit_val_batches == 0 and "fit" in cfg.stages:
-        raise UserError(
-            f"trainer.limit_val_batches=0 leaves {cfg.task.monitor}, by which a run is judged, without a value."
-        )
-    if cfg.trainer.limit_train_batches not in (None, 1.0) or type(cfg.trainer.limit_train_batches) is int:
-        raise UserError(
-            f"trainer.limit_train_batches={cfg.trainer.limit_train_batches} would train on the same batches again and "
-            f"again: trainer.max_steps ends a training early, debug=overfit repeats three batches."
-        )
-    if cfg.trainer.max_epochs not in (None, -1) and not cfg.trainer.overfit_batches:
-        raise UserError(
-            f"trainer.max_epochs={cfg.trainer.max_epochs} would never be reached, for the training data has no end: "
-            f"give trainer.max_steps, or trainer.max_time."
-        )
-    if (clip := cfg.trainer.gradient_clip_val) is not None and not clip > 0:
-        raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
+    _check_trainer(cfg)
     model = cfg.model.copy()
     if matched:
         model.hidden_size = 1  # which match chooses later
@@ -114,6 +96,67 @@ def check(cfg: DictConfig) -> None:
     check_optimizer(cfg)
     check_data(cfg)
     check_callbacks(cfg)
+
+
+def _check_nodes(cfg: DictConfig) -> None:
+    for name in ("task", "model", "optimizer", "trainer", "match", "report", "run"):
+        if not isinstance(cfg[name], DictConfig):
+            raise UserError(f"{name} is a group of options: give single ones, {name}.….=…, got {name}={cfg[name]}.")
+    for group in ("callbacks", "logger"):
+        for name, node in (cfg[group] or {}).items():
+            if node is not None and not isinstance(node, DictConfig):
+                raise UserError(
+                    f"{group}.{name!s} must be null, which leaves it out, or a node of options, got {node}."
+                )
+
+
+def _check_clock(max_time: Any) -> None:
+    if max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", str(max_time)):
+        raise UserError(
+            f"trainer.max_time must be days, hours, minutes and seconds, such as 00:01:30:00, or null for no limit, "
+            f"got {max_time!r}."
+        )
+
+
+def _check_trainer(cfg: DictConfig) -> None:
+    trainer = cfg.trainer
+    for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
+        if type(value := trainer[name]) is int and value < 1:
+            by_task = name == "val_check_interval" and _given("task.val_every")
+            option = "task.val_every" if by_task else f"trainer.{name}"
+            raise UserError(f"{option} must be at least 1, got {value}.")
+    if trainer.max_steps < -1:
+        raise UserError(f"trainer.max_steps must be at least 1, or -1 for no end, got {trainer.max_steps}.")
+    every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if type(every) is int and every % accumulated:
+        raise UserError(
+            f"trainer.val_check_interval={every} must be a multiple of trainer.accumulate_grad_batches={accumulated}: "
+            f"a checkpoint has no room for half a sum of gradients. task.val_every is rounded up by itself."
+        )
+    if not trainer.enable_checkpointing and any((cfg.callbacks or {}).get(name) for name in _CHECKPOINTS):
+        raise UserError(
+            "trainer.enable_checkpointing=false needs "
+            + " ".join(f"callbacks.{name}=null" for name in _CHECKPOINTS)
+            + ", which write checkpoints: add that. Nothing can then be tested but the last weights, nor gone on with."
+        )
+    if trainer.limit_val_batches == 0 and "fit" in cfg.stages:
+        raise UserError(
+            f"trainer.limit_val_batches=0 leaves {cfg.task.monitor}, by which a run is judged, without a value."
+        )
+    if trainer.limit_test_batches == 0 and "test" in cfg.stages:
+        raise UserError("trainer.limit_test_batches=0 leaves nothing to test: give stages=[fit] instead.")
+    if trainer.limit_train_batches not in (None, 1.0) or type(trainer.limit_train_batches) is int:
+        raise UserError(
+            f"trainer.limit_train_batches={trainer.limit_train_batches} would train on the same batches again and "
+            f"again: trainer.max_steps ends a training early, debug=overfit repeats three batches."
+        )
+    if trainer.max_epochs not in (None, -1) and not trainer.overfit_batches:
+        raise UserError(
+            f"trainer.max_epochs={trainer.max_epochs} would never be reached, for the training data has no end: "
+            f"give trainer.max_steps, or trainer.max_time."
+        )
+    if (clip := trainer.gradient_clip_val) is not None and not clip > 0:
+        raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
 
 
 def _check_task_options(cfg: DictConfig) -> None:
@@ -160,9 +203,9 @@ def _reads(cfg: DictConfig, node: str, option: str) -> bool:
 
 
 def _with_another(cfg: DictConfig, option: str) -> DictConfig:
-    """A copy in which a number is one larger."""
+    """A copy in which a number is larger, by as much as no rounding swallows."""
     other = cfg.copy()
-    OmegaConf.update(other, option, OmegaConf.select(cfg, option) + 1)
+    OmegaConf.update(other, option, 2 * OmegaConf.select(cfg, option) + 1)
     return other
 
 
@@ -229,6 +272,11 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
             for name in {**now, **then}
             if now.get(name) != then.get(name) and name.split(".")[0] not in free
         ]
+    differences += [
+        f"trainer.{name}={cfg.trainer[name]!r}, there {before.trainer.get(name)!r}"
+        for name in _OF_TRAINER
+        if cfg.trainer[name] != before.trainer.get(name)
+    ]
     if differences:
         raise UserError(
             f"{checkpoint} goes on with the options it was trained with, and here they differ:\n  "

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -57,9 +58,9 @@ def write_config(cfg: DictConfig) -> None:
     """
     source = cfg.copy()
     # These may be read from another working directory.
-    for name in ("task.path", "data_dir"):
+    for name in ("task.path", "data_dir", "init_from"):
         if isinstance(path := OmegaConf.select(source, name), str):
-            OmegaConf.update(source, name, str(Path(path).expanduser().absolute()))
+            OmegaConf.update(source, name, str(Path(os.path.expanduser(path)).absolute()))
     name = "task.data.name"  # of a data set of the hub, or a directory
     if isinstance(path := OmegaConf.select(source, name), str) and Path(path).is_dir():
         OmegaConf.update(source, name, str(Path(path).absolute()))
