@@ -43,6 +43,16 @@ def test_inexact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert matmul.product() == "native"
 
 
+def test_a_stored_product_that_is_inexact_here_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint may come from a processor whose oneDNN is exact."""
+    monkeypatch.setattr(matmul, "_relative_error", lambda: 3e-3)
+    choices.force(Choices("onednn", fused.pointwise_step()))
+    assert matmul.product() == "native"
+    assert "results will differ by rounding" in caplog.text
+
+
 def test_faster_exact_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def faster_where_onednn(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
         torch.mm(x, weight, out=out)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.cells import GRU, NonLSTM, PeepholeLSTM
+from gridlstm.cells import GRU, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.layer import GridLSTMState
@@ -141,6 +143,63 @@ def test_function_transforms_go_through_the_reference() -> None:
     gradients = torch.func.grad(loss)(parameters)
     expected = torch.autograd.grad(model(x)[0].sum(), list(model.parameters()))
     torch.testing.assert_close(list(gradients.values()), list(expected), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_autocast_leaves_double_precision_alone(tied: bool) -> None:
+    grid = layer(tied=tied, sweep="wavefront").double()
+    x = torch.randn(6, 2, 5, dtype=torch.float64)
+    expected = grid(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(grid(x)[0], expected)
+
+
+def test_tracers_record_plain_operations() -> None:
+    grid = layer().requires_grad_(False)
+    x, other = torch.randn(2, 6, 2, 5)
+    with torch.no_grad():
+        expected = grid(other)[0]
+        recorded = make_fx(lambda x: grid(x)[0])(x)
+        torch.testing.assert_close(recorded(other), expected)
+
+
+def test_shapes_can_be_had_without_memory() -> None:
+    with torch.device("meta"):
+        assert GridLSTM(5, 4, 3)(torch.randn(6, 2, 5))[0].shape == (6, 2, 4)
+    grid, x = layer(), torch.randn(37, 2, 5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert grid(x)[0].shape == (37, 2, 4)
+    assert grid(x)[0].isfinite().all(), "and real ones afterwards"
+
+
+def test_gradients_do_not_depend_on_the_strides_that_hooks_return() -> None:
+    grid, x = layer(), torch.randn(6, 2, 5, requires_grad=True)
+    (expected,) = torch.autograd.grad(grid(x)[0].sum(), x)
+
+    def other_strides(saved: Tensor) -> Tensor:
+        return saved.mT.contiguous().mT if saved.dim() > 1 else saved
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, other_strides):
+        (found,) = torch.autograd.grad(grid(x)[0].sum(), x)
+    assert torch.equal(found, expected)
+
+
+def test_batched_gradients_name_the_sweep_that_has_them() -> None:
+    x = torch.randn(3, 1, 5)
+    with pytest.raises(UserError, match=r"have no batched gradients .* choose sweep=reference"):
+        torch.autograd.functional.jacobian(lambda x: GridLSTM(5, 4, 2)(x)[0], x, vectorize=True)
+    grid = GridLSTM(5, 4, 2, sweep="reference")
+    found = torch.autograd.functional.jacobian(lambda x: grid(x)[0], x, vectorize=True)
+    torch.testing.assert_close(found, torch.autograd.functional.jacobian(lambda x: grid(x)[0], x))
+
+
+def test_vectors_of_another_type_are_computed_plainly() -> None:
+    """The compiled step reads float32 alone. Gains of 1 and shifts of 0 are what they were in half precision."""
+    grid = GridLSTM(5, 8, 2, time=LayerNormLSTM(), depth=LayerNormLSTM())
+    x = torch.randn(6, 2, 5)
+    expected = grid(x)[0]
+    grid.grid.transforms["time"].vectors.half()
+    torch.testing.assert_close(grid(x)[0], expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])

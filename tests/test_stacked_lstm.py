@@ -1,5 +1,7 @@
 """The stacked LSTM: the loop against nn.LSTM, and nn.LSTM's kernel against the loop."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from gridlstm.cells import CoupledLSTM, LayerNormLSTM, PeepholeLSTM
 from gridlstm.engine.chain import chain, reference_chain
 from gridlstm.engine.dispatch import ChainName
 from gridlstm.errors import UserError
+from gridlstm.models.base import SequenceModel
+from gridlstm.models.min_gru import MinGRU
 from gridlstm.models.stacked_lstm import StackedLSTM, StackedLSTMState
 from gridlstm.scan import Weights
 
@@ -174,6 +178,26 @@ def test_state_stays_precise_under_autocast() -> None:
         _, state = model(torch.zeros(2, 7, dtype=torch.int64))
         _, state = model(torch.zeros(2, 7, dtype=torch.int64), state)
     assert state.h.dtype == state.m.dtype == exact.h.dtype == torch.float32
+
+
+@pytest.mark.parametrize("cell", [LSTM(), LSTM("standard")])
+def test_a_state_that_does_not_fit_is_refused(cell: LSTM) -> None:
+    """The kernel would read beyond its end."""
+    model, x = StackedLSTM(5, 4, 2, time=cell), torch.zeros(3, 6, dtype=torch.long)
+    for h, words in (
+        (torch.zeros(2, 1, 4), r"expected the state's h of shape \(2, 3, 4\), got \(2, 1, 4\)"),
+        (torch.zeros(2, 3, 4).double(), r"expected the state's h as torch\.float32 on cpu .*got torch\.float64 on cpu"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model(x, StackedLSTMState(h, torch.zeros(2, 3, 4)))
+
+
+@pytest.mark.parametrize("make", [lambda: StackedLSTM(5, 4, 2, time=LSTM("standard")), lambda: MinGRU(5, 4, 2)])
+def test_function_transforms_go_through_plain_loops(make: Callable[[], SequenceModel]) -> None:
+    model = make()
+    x = torch.randint(5, (3, 2, 6))
+    expected = torch.stack([model(row)[0] for row in x])
+    torch.testing.assert_close(torch.func.vmap(lambda row: model(row)[0])(x), expected)
 
 
 def test_wrong_options_are_refused() -> None:

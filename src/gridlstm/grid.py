@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.dispatch import SweepName, check_masks, check_sides, check_sweep_name, sweep_named
+from gridlstm.engine.matmul import autocast_type
 from gridlstm.errors import UserError
 from gridlstm.regularizers import Draw, Regularizer, combine
 from gridlstm.scan import Block, Masks, Weights, columns_of
@@ -110,8 +111,9 @@ class Grid(nn.Module):
         dimensions: in the order of the coordinates.
         priority: names of the dimensions that are computed after all others, in that order (section 3.2); () for none.
         sweep: how to compute it: "auto" takes the fastest, "reference" plain loops, "wavefront" whole diagonals,
-            "recompute" the latter with a third of the saved memory. All give the same numbers; only "reference" can
-            be differentiated twice.
+            "recompute" the latter with a third of the saved memory (three sevenths with priority), "layer-major" layer
+            after layer, for weights untied along the last dimension, "half-step" both stages of a priority at once. All
+            give the same numbers; only "reference" can be differentiated twice.
 
     Attributes:
         progress: share of the training that is done, 0 to 1, for regularizers with a schedule; whoever trains sets it.
@@ -161,7 +163,7 @@ class Grid(nn.Module):
             cast(Transform, self.transforms[source]).packed_for(self.copies, own)
             for source, own in zip(self.sources, columns_of(self.block), strict=True)
         ]
-        if torch.is_autocast_enabled(weights[0].weight.device.type):
+        if autocast_type(weights[0].weight) is not None:
             # States and sums stay in the weights' precision; the sweep lowers the products alone.
             sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]
         check_sides(self.block, sides, extents)

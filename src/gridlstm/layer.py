@@ -41,9 +41,9 @@ class GridLSTM(nn.Module):
     ======================================  ======================  =================================================
 
     ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o). Other differences: the state is a ``GridLSTMState``;
-    options after ``num_layers`` go by name; biases, the output equation and dropout belong to the cells (``time``,
-    ``depth``) and to ``Grid``; there is no bidirectional or projected form; a packed sequence is a padded one with
-    ``lengths``.
+    options after ``num_layers`` go by name; biases and the output equation belong to the cells (``time``, ``depth``),
+    dropout to ``gridlstm.models.grid2d.Grid2d``; there is no bidirectional or projected form; a packed sequence is a
+    padded one with ``lengths``.
 
     Args:
         input_size: features per step.
@@ -159,7 +159,10 @@ class GridLSTM(nn.Module):
         fits = fits and lengths.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         # An exported program takes other lengths, which cannot be looked at here.
         if not fits or not (torch.compiler.is_exporting() or ((lengths >= 1) & (lengths.long() <= T)).all()):
-            got = f"{lengths.dtype} of shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else f"{lengths!r}"
+            got = f"{lengths!r}"
+            if isinstance(lengths, Tensor):
+                reach = f" from {lengths.min()} to {lengths.max()}" if lengths.numel() else ""
+                got = f"{lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}{reach}"
             raise UserError(
                 f"expected lengths as whole numbers from 1 to T={T}, one for each of the {B} rows of a batch, "
                 f"on {x.device}, got {got}."

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty
-from gridlstm.engine.matmul import affine, fastest_product, multiply
+from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
 from gridlstm.engine.packed import steps
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Weights
@@ -56,8 +56,7 @@ def chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory) -> Chain
     Raises:
         UserError: when a second derivative is asked for (``create_graph=True``).
     """
-    device = x.device.type
-    lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    device, lowered = x.device.type, autocast_type(start.h)
     with torch.autocast(device, enabled=False):
         x = x.to(start.h.dtype)
         outputs, h, m = _Chain.apply(cell, lowered, x, weights.weight, weights.bias, *start, *weights.vectors)
@@ -101,8 +100,13 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise UserError("the fast loop has no second derivatives: choose sweep=reference to differentiate twice.")
+        if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
+            raise UserError(
+                "the fast loop has no batched gradients (is_grads_batched, vectorize=True): choose sweep=reference."
+            )
         layout: Layout = ctx.layout
         x, weight, bias, X, M, *vectors = ctx.saved_tensors
+        X, M = X.contiguous(), M.contiguous()  # whatever hooks on saved tensors made of their strides
         (T, B, e), d, lowered = x.shape, X.shape[-1], layout.lowered
         # The first backward pass turns the kept gates into their gradients; a second one computes them again.
         kept, ctx.Z = ctx.Z, None

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine.chain import Chained, chain, reference_chain
@@ -52,7 +53,7 @@ def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Ten
             "sweep=layer-major needs at least two dimensions, the last of them computed in the last stage, and weights "
             "untied along no other: choose sweep=auto, change priority or tie the weights."
         )
-    if name == "auto" and _taken_apart():
+    if name == "auto" and taken_apart(like):
         return scan
     if name == "auto":
         if _prefers_layers(block, extents, like):
@@ -69,13 +70,20 @@ def chain_named(name: ChainName, cell: Cell, x: Tensor) -> Callable[[Any, Weight
     Args:
         x: what enters the layer, (T, B, e).
     """
-    fast = (type(cell) is LSTM or can_fuse(cell, x)) and len(x) >= CHAIN_STEPS and not _taken_apart()
+    fast = (type(cell) is LSTM or can_fuse(cell, x)) and len(x) >= CHAIN_STEPS and not taken_apart(x)
     return chain if name == "auto" and fast else reference_chain
 
 
-def _taken_apart() -> bool:
-    """Whether torch.export or torch.func is at work, which need plain operations."""
-    return torch.compiler.is_exporting() or bool(torch._C._are_functorch_transforms_active())
+def taken_apart(like: Tensor) -> bool:
+    """Whether plain operations are needed, by torch.export, torch.func or a tracer, or as tensors have no memory."""
+    modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+    return (
+        torch.compiler.is_exporting()
+        or bool(torch._C._are_functorch_transforms_active())
+        or like.device.type == "meta"
+        or type(like) not in (Tensor, Parameter)  # such as FakeTensorMode's
+        or any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
+    )
 
 
 def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:

@@ -93,7 +93,8 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()
-    return "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(("model", "flags"))}))
+    kinds = ("model", "flags", "Features", "CPU ")  # of x86 and ARM
+    return "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(kinds)}))
 
 
 @lru_cache(maxsize=1)
@@ -145,7 +146,8 @@ def force_pointwise_step(name: PointwiseStep) -> None:
 def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
     """The compiled step of this dimension, None where there is none."""
     cell, stages = buffers.layout.block.cells[n], len(buffers.X)
-    if stages > MOST_STAGES or not can_fuse(cell, buffers.X[0]):
+    like = buffers.X[0]
+    if stages > MOST_STAGES or not can_fuse(cell, like) or any(v.dtype != like.dtype for v in buffers.vectors[n]):
         return None
     return FusedStep(n, buffers, backward) if type(cell) is LSTM else FusedLayerNorm(n, buffers, backward)
 

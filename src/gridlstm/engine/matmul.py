@@ -46,9 +46,17 @@ def product() -> Product:
 
 
 def force_product(name: Product) -> None:
-    """Uses this product from now on, without measuring."""
+    """Uses this product from now on, without measuring its speed; the native one where oneDNN's is not exact here."""
     global _chosen
-    _chosen = name
+    _chosen = name if name == "native" or onednn_is_exact() else "native"
+
+
+def autocast_type(like: Tensor) -> torch.dtype | None:
+    """The type in which autocast multiplies tensors like this one; None where it does not, as in float64."""
+    device = like.device.type
+    if like.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add: bool = False) -> Tensor:

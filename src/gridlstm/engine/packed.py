@@ -19,7 +19,7 @@ from torch import Tensor
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty, empty_stages
 from gridlstm.engine.fused import fused_step
-from gridlstm.engine.matmul import affine, fastest_product, multiply
+from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
 from gridlstm.engine.plan import Order
 from gridlstm.engine.steps import EagerStep, Step
 from gridlstm.errors import UserError
@@ -70,8 +70,7 @@ class Packed:
         Raises:
             UserError: when a second derivative is asked for (``create_graph=True``).
         """
-        N, device = len(extents), sides[0].h.device.type
-        lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        N, device, lowered = len(extents), sides[0].h.device.type, autocast_type(sides[0].h)
         keep_gates = torch.is_grad_enabled() and not self.recompute
         with torch.autocast(device, enabled=False):
             flat = _PackedSweep.apply(
@@ -152,6 +151,10 @@ class _PackedSweep(torch.autograd.Function):
             raise UserError(
                 "the fast sweeps have no second derivatives: choose sweep=reference to differentiate twice."
             )
+        if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
+            raise UserError(
+                "the fast sweeps have no batched gradients (is_grads_batched, vectorize=True): choose sweep=reference."
+            )
         layout: Layout = ctx.layout
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)
@@ -160,7 +163,8 @@ class _PackedSweep(torch.autograd.Function):
             masks = [Masks(*saved[i : i + 3]) for i in range(len(saved) - 3 * N, len(saved), 3)]
             saved = saved[: -3 * N]
         weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
-        X, M = saved[-N - K : -N], saved[-N:]
+        # Whatever hooks on saved tensors made of their strides.
+        X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
         # The first backward pass turns the kept gates into their gradients; a second one through the same graph
         # (retain_graph) computes them again.
         kept, ctx.Z = ctx.Z, None

@@ -154,8 +154,11 @@ def plan(
     def groups(blocks: list[Place]) -> tuple[Diagonal, ...]:
         return tuple(group(list(together)) for _, together in groupby(blocks, key=moment))
 
-    def rows_of(c: Place) -> slice | Tensor:
-        rows = [row[place] for place in places if copy(place) == c]
+    rows_by_copy: dict[Place, list[int]] = {c: [] for c in copy_numbers}
+    for k, place in enumerate(places):
+        rows_by_copy[copy(place)].append(k)
+
+    def joined(rows: list[int]) -> slice | Tensor:
         contiguous = rows[-1] - rows[0] == len(rows) - 1
         return slice(rows[0], rows[-1] + 1) if contiguous else torch.tensor(rows, device=device)
 
@@ -169,5 +172,5 @@ def plan(
         successors=tuple(torch.tensor([target[n][place] for place in places], device=device) for n in range(N)),
         order=torch.tensor([lexicographic[place] for place in places], device=device),
         copy_of=torch.tensor([copy_numbers[copy(place)] for place in places], device=device),
-        by_copy=tuple(rows_of(c) for c in copy_numbers),
+        by_copy=tuple(map(joined, rows_by_copy.values())),
     )

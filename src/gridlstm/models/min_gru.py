@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gridlstm.engine.dispatch import taken_apart
 from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 from gridlstm.models.residual import ResidualBlock, reset_linear
 
@@ -86,6 +87,8 @@ def linear_scan(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
     Returns:
         (B, T, d)
     """
+    if taken_apart(b):
+        return _by_doubling(a, torch.cat([torch.addcmul(b[:, :1], a[:, :1], h[:, None]), b[:, 1:]], dim=1))
     return _LinearScan.apply(a, b, h)
 
 

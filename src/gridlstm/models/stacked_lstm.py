@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
-from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name
+from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, taken_apart
+from gridlstm.errors import UserError
 from gridlstm.grid import Transform
 from gridlstm.models.base import InputProjection, SequenceModel, check_dropout, check_sizes, start_weights_within
 from gridlstm.scan import Weights
@@ -92,10 +93,11 @@ class StackedLSTM(SequenceModel):
     def forward(self, x: Tensor, state: StackedLSTMState | None = None) -> tuple[Tensor, StackedLSTMState]:
         if state is None:
             state = self.initial_state(x.shape[0])
+        self._check_state(state, x.shape[0])
         y = self.input(x).transpose(0, 1)  # (T, B, d)
         copies = self.layers.packed.copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
-        if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard":
+        if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard" and not taken_apart(y):
             return self._by_kernel(y, state, layers)
         run = chain_named(self.sweep, self.cell, y)
         last = []
@@ -104,6 +106,19 @@ class StackedLSTM(SequenceModel):
             y = F.dropout(outputs, self.dropout, self.training)
             last.append(end)
         return y.transpose(0, 1), StackedLSTMState(*(torch.stack(x) for x in zip(*last, strict=True)))
+
+    def _check_state(self, state: StackedLSTMState, batch_size: int) -> None:
+        """Raises UserError for a state of other sizes, which the kernel would read without looking."""
+        weight, sizes = self.input.weight, (self.hidden_size, self.cell.memory_size(self.hidden_size))
+        for name, value, size in zip(("h", "m"), state, sizes, strict=True):
+            expected = (self.num_layers, batch_size, size)
+            if tuple(value.shape) != expected:
+                raise UserError(f"expected the state's {name} of shape {expected}, got {tuple(value.shape)}.")
+            if (value.dtype, value.device) != (weight.dtype, weight.device):
+                raise UserError(
+                    f"expected the state's {name} as {weight.dtype} on {weight.device} like the weights, got "
+                    f"{value.dtype} on {value.device}."
+                )
 
     def _by_kernel(self, y: Tensor, state: StackedLSTMState, layers: list[Weights]) -> tuple[Tensor, StackedLSTMState]:
         """The rest of ``forward`` by the kernel of ``torch.nn.LSTM``."""
