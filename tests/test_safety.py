@@ -149,11 +149,16 @@ def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any)
     assert last(tmp_path / "run")["global_step"] == 4
 
 
-def test_sigterm_saves_the_step_at_hand_too(job: Job, tmp_path: Path, at_step: Any) -> None:
-    at_step(5, lambda loss: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as ended:
-        run_job(job(*STEPS))
-    assert ended.value.code == 128 + signal.SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_save_the_step_at_hand_too(job: Job, tmp_path: Path, at_step: Any, number: int) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # who runs the tests may ignore it
+    try:
+        at_step(5, lambda loss: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as ended:
+            run_job(job(*STEPS))
+    finally:
+        signal.signal(number, before)
+    assert ended.value.code == 128 + number
     assert result(tmp_path / "run")["status"] == "interrupted"
     assert last(tmp_path / "run")["global_step"] == 6
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -148,6 +149,25 @@ def test_without_checkpoints_a_run_ends_with_its_last_weights(job: Job, tmp_path
     run_job(job("trainer.enable_checkpointing=false", *advice))
     assert result(tmp_path / "run")["status"] == "completed"
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_checkpoint_is_replaced_whole(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens while the next one is written, and without files elsewhere."""
+    run = build(job())
+    run.trainer.strategy.connect(run.task)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    run.trainer.strategy.checkpoint_io.save_checkpoint({"state_dict": {}}, path)
+    before = path.read_bytes()
+
+    def killed(content: object, file: BinaryIO) -> None:
+        file.write(b"a part")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.trainer.strategy.checkpoint_io.save_checkpoint({"state_dict": {}}, path)
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_a_longer_training_drops_the_test_of_the_shorter(job: Job, tmp_path: Path) -> None:
@@ -345,6 +365,8 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ("match=null", r"match is a group of options: give single ones, match\.….=…, got match=None"),
         ("report=null", "report is a group of options"),
         ("callbacks.learning_curve=true", r"callbacks\.learning_curve must be null, .* got True"),
+        ("callbacks=early_stopping", r"the chosen callbacks lack checkpoint, .* give callbacks=\[default,…\]"),
+        ("callbacks.checkpoint.save_top_k=3", r"would write several checkpoints into best\.ckpt"),
         ("trainer.limit_test_batches=0", r"leaves nothing to test: give stages=\[fit\]"),
         ("trainer.limit_val_batches=0", "leaves val/accuracy, by which a run is judged, without a value"),
     ],

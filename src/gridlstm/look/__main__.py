@@ -54,7 +54,7 @@ def look(given: dict[str, str]) -> list[Path]:
 
 
 def _beside(checkpoints: list[Path]) -> Path:
-    from gridlstm.runtime.preflight import run_directory
+    from gridlstm.runtime.resume import run_directory
 
     if len(checkpoints) > 1:
         raise UserError("several checkpoints together need a place of their own: out=DIRECTORY.")

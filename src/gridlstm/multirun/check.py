@@ -41,6 +41,11 @@ def check(config: DictConfig) -> None:
         UserError: one of them has no values, or one twice, they sweep over experiments that declare sweeps, or a search
             would go against the task's metric or leave out what it is to search.
     """
+    if (name := str(config.hydra.job.config_name)) != "train":
+        raise UserError(
+            f"--config-name={name} would not reach the jobs of a sweep, which are composed from train: make an "
+            f"experiment of it (docs/extending.md) and choose that."
+        )
     _refuse_wrong_direction(config)
     loader = GlobalHydra.instance().config_loader()
     # Of the command line, and those that the experiment declares.

@@ -19,6 +19,7 @@ from gridlstm.data.base import SequenceData, Spec
 from gridlstm.data.generated import GeneratedData
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
+from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.runtime.fit import annotations
 from gridlstm.schedules import Cosine
 from gridlstm.tasks.base import SequenceTask
@@ -66,6 +67,7 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
         # A node set to null is left out: callbacks.learning_curve=null.
         callbacks=[_make(cfg, f"callbacks.{name}")() for name in _callbacks(cfg)],
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
+        plugins=AtomicCheckpointIO(),
     )
     # Lightning would do so only after it has loaded a checkpoint, and round its float64 weights to float32 on the way.
     trainer.precision_plugin.convert_module(task)

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
-from gridlstm.runtime.preflight import run_directory
+from gridlstm.runtime.resume import run_directory
 from gridlstm.tasks.base import SequenceTask
 
 _OF_TRAINING = ("match", "optimizer", "scheduler", "callbacks", "logger", "stages", "ckpt_path", "init_from", "report")

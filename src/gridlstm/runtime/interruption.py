@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step at hand, with a checkpoint of that step."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run after the step at hand, with a checkpoint of that step."""
 
 import logging
 import signal
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 class SaveOnInterrupt(Checkpoint):
-    """At Ctrl-C (SIGINT) or SIGTERM, finishes the training step, and the validation that may be due, writes last.ckpt
-    and ends.
+    """At Ctrl-C (SIGINT), SIGTERM or SIGHUP, finishes the training step, and the validation that may be due, writes
+    last.ckpt and ends.
 
-    A second signal ends at once, and leaves the last.ckpt of the last validation. Where SIGINT is ignored, or training
-    is not in the main thread, nothing is changed. A ``Checkpoint``, so that Lightning calls it after other callbacks,
-    whose state it saves.
+    A second signal ends at once, and leaves the last.ckpt of the last validation. Where SIGINT or SIGHUP is ignored, or
+    training is not in the main thread, nothing is changed. A ``Checkpoint``, so that Lightning calls it after other
+    callbacks, whose state it saves.
 
     Args:
         dirpath: of last.ckpt.
@@ -39,6 +39,8 @@ class SaveOnInterrupt(Checkpoint):
         taken = [signal.SIGTERM]
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so after nohup, say
             taken.append(signal.SIGINT)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that is closed
+            taken.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._note) for number in taken}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

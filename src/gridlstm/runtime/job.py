@@ -23,16 +23,10 @@ from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.interruption import exit_status
 from gridlstm.runtime.match import match_size
-from gridlstm.runtime.preflight import (
-    check,
-    check_resume,
-    resume_from,
-    run_directory,
-    unread_rate,
-    unused_network_options,
-)
+from gridlstm.runtime.preflight import check, unread_rate, unused_network_options
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
+from gridlstm.runtime.resume import check_resume, resume_from, run_directory
 
 log = logging.getLogger(__name__)
 

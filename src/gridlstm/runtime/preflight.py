@@ -14,22 +14,11 @@ from gridlstm.compose import CONF
 from gridlstm.errors import UserError
 from gridlstm.runtime.fit import check_fit
 from gridlstm.runtime.published import check_report
+from gridlstm.runtime.resume import resume_from
 
 STAGES = ("fit", "test")
 
-_OF_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-"""Options of the trainer that say how a network is trained."""
-
 _CHECKPOINTS = ("checkpoint", "last_checkpoint", "interruption")
-
-# Where a run finds things, how it computes and how much it evaluates may change on a resume.
-_FREE = {
-    "model": {"sweep"},
-    "task.data": {"path", "data_dir", "url", "cache_dir", "num_test", "val_symbols"},
-    "optimizer": set[str](),
-    "scheduler": set[str](),
-    "callbacks.weight_averaging": set[str](),
-}
 
 
 def check_start(cfg: DictConfig) -> None:
@@ -99,6 +88,17 @@ def check(cfg: DictConfig) -> None:
 
 
 def _check_nodes(cfg: DictConfig) -> None:
+    if missing := [name for name in _CHECKPOINTS if name not in (cfg.callbacks or {})]:
+        raise UserError(
+            f"the chosen callbacks lack {', '.join(missing)}, and so checkpoints or an answer to Ctrl-C: give "
+            f"callbacks=[default,…]. To leave out single ones: callbacks.{missing[0]}=null."
+        )
+    best = cfg.callbacks.checkpoint
+    if isinstance(best, DictConfig) and best.get("save_top_k", 1) != 1 and best.get("filename") == "best":
+        raise UserError(
+            f"callbacks.checkpoint.save_top_k={best.save_top_k} would write several checkpoints into best.ckpt: give "
+            f"callbacks.checkpoint.filename={{step}} too, or leave it at 1."
+        )
     for name in ("task", "model", "optimizer", "trainer", "match", "report", "run"):
         if not isinstance(cfg[name], DictConfig):
             raise UserError(f"{name} is a group of options: give single ones, {name}.….=…, got {name}={cfg[name]}.")
@@ -234,7 +234,8 @@ def _check_stages(cfg: DictConfig) -> None:
             raise UserError(
                 "init_from starts a new training: leave it out where ckpt_path or stages=[test] takes one up."
             )
-    if "fit" not in cfg.stages and resume_from(cfg) is None:
+    # The directory of a sweep's job is not known yet.
+    if "fit" not in cfg.stages and cfg.run.dir is not None and resume_from(cfg) is None:
         raise UserError(f"{cfg.run.dir} has no checkpoints/last.ckpt to test: give hydra.run.dir=…, or ckpt_path=….")
 
 
@@ -243,60 +244,3 @@ def _several_processes(cfg: DictConfig) -> bool:
     if isinstance(devices, int) and devices >= 0:
         return devices > 1
     return cfg.trainer.strategy not in ("auto", None)  # -1 and "auto": as many as there are
-
-
-def resume_from(cfg: DictConfig) -> Path | None:
-    """The checkpoint that ``ckpt_path`` names; for "last" this run's own last one, None where there is none."""
-    if cfg.ckpt_path is None:
-        return None
-    if cfg.ckpt_path != "last":
-        return Path(cfg.ckpt_path)
-    last = Path(cfg.run.dir) / "checkpoints" / "last.ckpt"
-    return last if last.exists() else None
-
-
-def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
-    """Refuses to go on with other options than the checkpoint's run: its optimiser's state would silently win.
-
-    Raises:
-        UserError: naming every option that differs.
-    """
-    if "fit" not in cfg.stages or (directory := run_directory(checkpoint)) is None:
-        return
-    before = OmegaConf.load(directory / "config.yaml")
-    differences = [f"seed={cfg.seed}, there {before.seed}"] if before.seed != cfg.seed else []
-    for node, free in _FREE.items():
-        now, then = _flat(OmegaConf.select(cfg, node)), _flat(OmegaConf.select(before, node))
-        differences += [
-            f"{node}.{name}={now.get(name)!r}, there {then.get(name)!r}"
-            for name in {**now, **then}
-            if now.get(name) != then.get(name) and name.split(".")[0] not in free
-        ]
-    differences += [
-        f"trainer.{name}={cfg.trainer[name]!r}, there {before.trainer.get(name)!r}"
-        for name in _OF_TRAINER
-        if cfg.trainer[name] != before.trainer.get(name)
-    ]
-    if differences:
-        raise UserError(
-            f"{checkpoint} goes on with the options it was trained with, and here they differ:\n  "
-            + "\n  ".join(differences)
-            + "\nLeave them as they were (trainer.max_steps and trainer.max_time may grow, and a schedule "
-            "stretches with them), or start a new run."
-        )
-
-
-def run_directory(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in: the nearest with a config.yaml; None outside of any."""
-    for directory in checkpoint.resolve().parents:
-        if (directory / "config.yaml").is_file():
-            return directory
-    return None
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted names and resolved values of a node."""
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    if not isinstance(plain, dict):
-        return {} if plain is None else {prefix.rstrip("."): plain}
-    return {name: value for key, child in plain.items() for name, value in _flat(child, f"{prefix}{key!s}.").items()}
