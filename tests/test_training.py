@@ -170,6 +170,17 @@ def test_a_checkpoint_is_replaced_whole(job: Job, tmp_path: Path, monkeypatch: p
     assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
 
 
+def test_a_run_that_has_moved_keeps_its_best(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    best = result(tmp_path / "run")["best"]
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run_job(job("ckpt_path=last", directory="moved"))
+    found = result(tmp_path / "moved")
+    assert found["status"] == "completed", "with nothing left to train, its best weights are tested"
+    path = str(tmp_path / "moved" / "checkpoints" / "best.ckpt")
+    assert found["best"] == {**best, "checkpoint": path}  # type: ignore[dict-item]
+
+
 def test_a_longer_training_drops_the_test_of_the_shorter(job: Job, tmp_path: Path) -> None:
     run_job(job())
     assert "test" in result(tmp_path / "run")

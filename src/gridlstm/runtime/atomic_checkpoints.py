@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, wherever temporary files lie."""
+"""Checkpoints that are whole or not there, wherever temporary files lie, and that know where they lie themselves."""
 
 from pathlib import Path
 from typing import Any
@@ -21,3 +21,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         destination.parent.mkdir(parents=True, exist_ok=True)
         with replacing(destination) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What Lightning loads, with the paths of checkpoints as they are now.
+
+        It drops the best score where the directory has another name than when it was written.
+        """
+        content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        for state in content.get("callbacks", {}).values():
+            if isinstance(state, dict) and isinstance(was := state.get("dirpath"), str):
+                now = str(Path(path).absolute().parent)
+                state.update({key: _moved(value, was, now) for key, value in state.items()})
+        return content
+
+
+def _moved(value: Any, was: str, now: str) -> Any:
+    """A path, or paths with their scores, below another directory."""
+    if isinstance(value, dict):
+        return {_moved(key, was, now): score for key, score in value.items()}
+    if isinstance(value, str) and (value == was or value.startswith(f"{was}/")):
+        return now + value[len(was) :]
+    return value
