@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
+from gridlstm.engine import dispatch
 from gridlstm.engine.dispatch import SWEEPS, Sweep, SweepName, sweep_named
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
@@ -355,8 +356,14 @@ def test_unknown_sweep_is_refused() -> None:
     ],
 )
 def test_the_sweep_is_picked_by_shape(
-    untied: tuple[int, ...], extents: tuple[int, ...], size: int, B: int, expected: SweepName
+    untied: tuple[int, ...],
+    extents: tuple[int, ...],
+    size: int,
+    B: int,
+    expected: SweepName,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(dispatch, "taken_apart", lambda like: False)
     block = Block((LSTM(),) * len(extents), (size,) * len(extents), (tuple(range(len(extents))),), untied)
     assert sweep_named("auto", block, extents, torch.empty(0, B, size, device="cpu")) is SWEEPS[expected]
     if expected == "layer-major":
@@ -364,11 +371,14 @@ def test_the_sweep_is_picked_by_shape(
 
 
 def like_gpu(B: int, size: int) -> Tensor:
-    """On a device of no known speed, for which a GPU's is assumed."""
+    """On a device of no known speed, for which a GPU's is assumed; but for this, it would be computed plainly."""
     return torch.empty(0, B, size, device="meta")
 
 
-def test_half_steps_are_picked_where_starting_a_product_takes_longer_than_the_product() -> None:
+def test_half_steps_are_picked_where_starting_a_product_takes_longer_than_the_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "taken_apart", lambda like: False)
     priority = Block((LSTM(), LSTM()), (400, 400), ((0,), (1,)))
     assert sweep_named("auto", priority, (49, 18), like_gpu(15, 400)) is SWEEPS["half-step"]
     assert sweep_named("auto", priority, (49, 18), like_gpu(1500, 400)) is SWEEPS["wavefront"]
