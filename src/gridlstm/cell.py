@@ -57,6 +57,17 @@ class HiddenMemory(NamedTuple):
     m: Tensor
 
 
+def check_state_vector(name: str, value: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
+    """Raises UserError for a vector of a state that has not this shape, or not the weight's type and device."""
+    if tuple(value.shape) != shape:
+        raise UserError(f"expected the state's {name} of shape {shape}, got {tuple(value.shape)}.")
+    if (value.dtype, value.device) != (weight.dtype, weight.device):
+        raise UserError(
+            f"expected the state's {name} as {weight.dtype} on {weight.device} like the weights, got {value.dtype} on "
+            f"{value.device}."
+        )
+
+
 class Cell(ABC):
     """What one dimension of a block does: a pure pointwise function of the pre-activations, and its sizes.
 

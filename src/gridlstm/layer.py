@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.cell import LSTM, Cell, HiddenMemory, check_state_vector
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
@@ -182,12 +182,6 @@ class GridLSTM(nn.Module):
             )
         for name, value, size in zip(("h", "m"), state[0], sizes, strict=True):
             expected = (self.num_layers, B, size) if batched else (self.num_layers, size)
-            if tuple(value.shape) != expected:
-                raise UserError(f"expected the state's time.{name} of shape {expected}, got {tuple(value.shape)}.")
-            if (value.dtype, value.device) != (weight.dtype, weight.device):
-                raise UserError(
-                    f"expected the state's time.{name} as {weight.dtype} on {weight.device} like the weights, "
-                    f"got {value.dtype} on {value.device}."
-                )
+            check_state_vector(f"time.{name}", value, expected, weight)
         h, m = state[0]
         return HiddenMemory(h, m) if batched else HiddenMemory(h.unsqueeze(1), m.unsqueeze(1))

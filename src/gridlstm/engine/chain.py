@@ -15,8 +15,7 @@ from torch import Tensor
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
-from gridlstm.engine.packed import steps
-from gridlstm.errors import UserError
+from gridlstm.engine.packed import check_backward, steps
 from gridlstm.scan import Block, Weights
 
 
@@ -98,12 +97,7 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @torch.compiler.disable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise UserError("the fast loop has no second derivatives: choose sweep=reference to differentiate twice.")
-        if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
-            raise UserError(
-                "the fast loop has no batched gradients (is_grads_batched, vectorize=True): choose sweep=reference."
-            )
+        check_backward("the fast loop has", grads)
         layout: Layout = ctx.layout
         x, weight, bias, X, M, *vectors = ctx.saved_tensors
         X, M = X.contiguous(), M.contiguous()  # whatever hooks on saved tensors made of their strides

@@ -94,6 +94,14 @@ def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
     return [fused_step(n, buffers, backward) or EagerStep(n, buffers) for n in range(len(buffers.layout.block.cells))]
 
 
+def check_backward(what_has: str, grads: Sequence[Tensor]) -> None:
+    """Raises UserError for what hand-written backward passes cannot do: be differentiated, take batched gradients."""
+    if torch.is_grad_enabled():
+        raise UserError(f"{what_has} no second derivatives: choose sweep=reference to differentiate twice.")
+    if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
+        raise UserError(f"{what_has} no batched gradients (is_grads_batched, vectorize=True): choose sweep=reference.")
+
+
 def _by_dimension(block: Block, vectors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """Cuts the flat list of all cells' vectors apart."""
     rest, result = list(vectors), []
@@ -147,14 +155,7 @@ class _PackedSweep(torch.autograd.Function):
     @staticmethod
     @torch.compiler.disable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise UserError(
-                "the fast sweeps have no second derivatives: choose sweep=reference to differentiate twice."
-            )
-        if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
-            raise UserError(
-                "the fast sweeps have no batched gradients (is_grads_batched, vectorize=True): choose sweep=reference."
-            )
+        check_backward("the fast sweeps have", grads)
         layout: Layout = ctx.layout
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)

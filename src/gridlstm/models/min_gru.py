@@ -88,8 +88,13 @@ def linear_scan(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         (B, T, d)
     """
     if taken_apart(b):
-        return _by_doubling(a, torch.cat([torch.addcmul(b[:, :1], a[:, :1], h[:, None]), b[:, 1:]], dim=1))
+        return _by_doubling(a, _begun(a, b, h))
     return _LinearScan.apply(a, b, h)
+
+
+def _begun(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """b with what comes of h in its first step: the same scan from zero."""
+    return torch.cat([torch.addcmul(b[:, :1], a[:, :1], h[:, None]), b[:, 1:]], dim=1)
 
 
 def _by_doubling(a: Tensor, b: Tensor) -> Tensor:
@@ -107,8 +112,7 @@ class _LinearScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-        b = torch.cat([torch.addcmul(b[:, :1], a[:, :1], h[:, None]), b[:, 1:]], dim=1)
-        y = _by_doubling(a, b)
+        y = _by_doubling(a, _begun(a, b, h))
         ctx.save_for_backward(a, y, h)
         return y
 

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.cell import LSTM, Cell, HiddenMemory, check_state_vector
 from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, taken_apart
-from gridlstm.errors import UserError
 from gridlstm.grid import Transform
 from gridlstm.models.base import InputProjection, SequenceModel, check_dropout, check_sizes, start_weights_within
 from gridlstm.scan import Weights
@@ -93,7 +92,9 @@ class StackedLSTM(SequenceModel):
     def forward(self, x: Tensor, state: StackedLSTMState | None = None) -> tuple[Tensor, StackedLSTMState]:
         if state is None:
             state = self.initial_state(x.shape[0])
-        self._check_state(state, x.shape[0])
+        sizes = (self.hidden_size, self.cell.memory_size(self.hidden_size))
+        for name, value, size in zip(("h", "m"), state, sizes, strict=True):  # which the kernel reads without looking
+            check_state_vector(name, value, (self.num_layers, x.shape[0], size), self.input.weight)
         y = self.input(x).transpose(0, 1)  # (T, B, d)
         copies = self.layers.packed.copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
@@ -106,19 +107,6 @@ class StackedLSTM(SequenceModel):
             y = F.dropout(outputs, self.dropout, self.training)
             last.append(end)
         return y.transpose(0, 1), StackedLSTMState(*(torch.stack(x) for x in zip(*last, strict=True)))
-
-    def _check_state(self, state: StackedLSTMState, batch_size: int) -> None:
-        """Raises UserError for a state of other sizes, which the kernel would read without looking."""
-        weight, sizes = self.input.weight, (self.hidden_size, self.cell.memory_size(self.hidden_size))
-        for name, value, size in zip(("h", "m"), state, sizes, strict=True):
-            expected = (self.num_layers, batch_size, size)
-            if tuple(value.shape) != expected:
-                raise UserError(f"expected the state's {name} of shape {expected}, got {tuple(value.shape)}.")
-            if (value.dtype, value.device) != (weight.dtype, weight.device):
-                raise UserError(
-                    f"expected the state's {name} as {weight.dtype} on {weight.device} like the weights, got "
-                    f"{value.dtype} on {value.device}."
-                )
 
     def _by_kernel(self, y: Tensor, state: StackedLSTMState, layers: list[Weights]) -> tuple[Tensor, StackedLSTMState]:
         """The rest of ``forward`` by the kernel of ``torch.nn.LSTM``."""

@@ -52,6 +52,7 @@ def check(cfg: DictConfig) -> None:
     from gridlstm.runtime.match import check_match
 
     _check_nodes(cfg)
+    _check_checkpoints(cfg)
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
@@ -88,17 +89,6 @@ def check(cfg: DictConfig) -> None:
 
 
 def _check_nodes(cfg: DictConfig) -> None:
-    if missing := [name for name in _CHECKPOINTS if name not in (cfg.callbacks or {})]:
-        raise UserError(
-            f"the chosen callbacks lack {', '.join(missing)}, and so checkpoints or an answer to Ctrl-C: give "
-            f"callbacks=[default,…]. To leave out single ones: callbacks.{missing[0]}=null."
-        )
-    best = cfg.callbacks.checkpoint
-    if isinstance(best, DictConfig) and best.get("save_top_k", 1) != 1 and best.get("filename") == "best":
-        raise UserError(
-            f"callbacks.checkpoint.save_top_k={best.save_top_k} would write several checkpoints into best.ckpt: give "
-            f"callbacks.checkpoint.filename={{step}} too, or leave it at 1."
-        )
     for name in ("task", "model", "optimizer", "trainer", "match", "report", "run"):
         if not isinstance(cfg[name], DictConfig):
             raise UserError(f"{name} is a group of options: give single ones, {name}.….=…, got {name}={cfg[name]}.")
@@ -108,6 +98,26 @@ def _check_nodes(cfg: DictConfig) -> None:
                 raise UserError(
                     f"{group}.{name!s} must be null, which leaves it out, or a node of options, got {node}."
                 )
+
+
+def _check_checkpoints(cfg: DictConfig) -> None:
+    if missing := [name for name in _CHECKPOINTS if name not in (cfg.callbacks or {})]:
+        raise UserError(
+            f"the chosen callbacks lack {', '.join(missing)}, and so checkpoints or an answer to Ctrl-C: give "
+            f"callbacks=[default,…]. To leave out single ones: callbacks.{missing[0]}=null."
+        )
+    best = cfg.callbacks.checkpoint
+    if best and best.get("save_top_k", 1) != 1 and best.get("filename") == "best":
+        raise UserError(
+            f"callbacks.checkpoint.save_top_k={best.save_top_k} would write several checkpoints into best.ckpt: give "
+            f"callbacks.checkpoint.filename={{step}} too, or leave it at 1."
+        )
+    if not cfg.trainer.enable_checkpointing and any(cfg.callbacks[name] for name in _CHECKPOINTS):
+        raise UserError(
+            "trainer.enable_checkpointing=false needs "
+            + " ".join(f"callbacks.{name}=null" for name in _CHECKPOINTS)
+            + ", which write checkpoints: add that. Nothing can then be tested but the last weights, nor gone on with."
+        )
 
 
 def _check_clock(max_time: Any) -> None:
@@ -132,12 +142,6 @@ def _check_trainer(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.val_check_interval={every} must be a multiple of trainer.accumulate_grad_batches={accumulated}: "
             f"a checkpoint has no room for half a sum of gradients. task.val_every is rounded up by itself."
-        )
-    if not trainer.enable_checkpointing and any((cfg.callbacks or {}).get(name) for name in _CHECKPOINTS):
-        raise UserError(
-            "trainer.enable_checkpointing=false needs "
-            + " ".join(f"callbacks.{name}=null" for name in _CHECKPOINTS)
-            + ", which write checkpoints: add that. Nothing can then be tested but the last weights, nor gone on with."
         )
     if trainer.limit_val_batches == 0 and "fit" in cfg.stages:
         raise UserError(
