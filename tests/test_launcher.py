@@ -20,7 +20,7 @@ from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Pool, demand
 from gridlstm.multirun.jobs import Job, plan
 from gridlstm.multirun.launch import Launch
-from gridlstm.multirun.start import environment
+from gridlstm.multirun.start import Process, environment
 from gridlstm.multirun.table import Row, lines, sweep_seconds_left
 from gridlstm.runtime.job import run_job
 from hydra_plugins.gridlstm_launcher.process_launcher import ProcessLauncher
@@ -197,7 +197,7 @@ def test_what_it_says_can_be_typed(tmp_path: Path, caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.INFO)
     launcher = ProcessLauncher()
     launcher.config = OmegaConf.create({"hydra": {"sweeper": {}}})
-    launcher._say_result(Path("my sweeps"), 1)
+    launcher._say_result(Path("my sweeps"), 1, [])
     assert caplog.messages == ["tables and curves: python -m gridlstm.report 'my sweeps'"]
 
 
@@ -284,6 +284,60 @@ def test_the_seconds_of_an_attempt_that_is_gone_on_with_count(tmp_path: Path, jo
     (one.directory / "checkpoints" / "last.ckpt").unlink()
     one.begin()
     assert one.result() == {}, "it starts from scratch"
+    run_job(job("stages=[fit]"))  # which is refused where checkpoints of another attempt lie
+
+
+def test_the_seconds_of_an_attempt_that_was_killed_count(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
+    """It had no time to write them; progress.json says how long it had trained."""
+    one = Job(0, "run", tmp_path / "run", [], job())
+    run_job(job("stages=[fit]"))
+    result = one.result() | {"status": "running", "seconds": 10, "fit_seconds": 8}
+    write_text(one.directory / "progress.json", json.dumps({"seconds": 1000}))
+    write_text(one.directory / "result.json", json.dumps(result))
+    one.begin()
+    assert (one.result()["seconds"], one.result()["fit_seconds"]) == (10, 8), "it was killed in its test"
+    write_text(one.directory / "progress.json", json.dumps({"seconds": 1000}))
+    del result["trained_to_end"]
+    write_text(one.directory / "result.json", json.dumps(result))
+    one.begin()
+    assert (one.result()["seconds"], one.result()["fit_seconds"]) == (1010, 1008)
+    one.begin()
+    assert one.result()["seconds"] == 1010, "once"
+
+
+def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) -> None:
+    """As where SLURM takes no more than so many of one user."""
+    started = []
+
+    def start(job: Job, *_: object) -> Process:
+        job.begin()
+        if job.number == 0:
+            raise UserError("SLURM refuses 0")
+        started.append(job.number)
+        return Done(job)
+
+    class Done:
+        def __init__(self, job: Job) -> None:
+            write_text(job.directory / "result.json", json.dumps({"status": "completed", "score": 0.5}))
+
+        def state(self) -> str:
+            return "running"
+
+        def ended(self) -> str | None:
+            return ""
+
+        def interrupt(self) -> None:
+            raise AssertionError("nobody asked for that")
+
+        def kill(self) -> None:
+            raise AssertionError("nobody asked for that")
+
+    jobs = [(Job(n, f"{n}", tmp_path / f"{n}", [], compose()), Demand(1)) for n in (0, 1)]
+    launch = Launch(tmp_path, jobs, Pool((), 2, 1, 1), start)
+    launch.run()
+    assert started == [1]
+    assert [launch.rows[name].state for name in ("0", "1")] == ["failed", "completed"]
+    assert jobs[0][0].result()["error"] == "SLURM refuses 0"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")

@@ -78,11 +78,22 @@ def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pyt
     assert offline("offline")
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert offline()
-    with pytest.raises(UserError, match="auto, online or offline"):
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    with pytest.raises(UserError, match="WANDB_MODE must be online, offline or disabled, got 'dryrun'"):
+        offline()
+    monkeypatch.delenv("WANDB_MODE")
+    with pytest.raises(UserError, match=r"logger\.wandb\.mode must be auto, online, offline or disabled"):
         offline("sometimes")
     (tmp_path / "netrc").write_text("nonsense here")
     with pytest.raises(UserError, match="cannot read the API key"):
         offline()
+
+
+def test_disabled_writes_nothing(nobody: None, job: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    config = job("logger=wandb", "trainer.max_steps=2")
+    run_job(config)
+    assert [path.name for path in Path(config.run.dir, "wandb").iterdir()] == ["run-id"]
 
 
 def run_file(directory: Path) -> Path:

@@ -20,6 +20,7 @@ from gridlstm.runtime.build import build
 from gridlstm.runtime.divergence import StopOnDivergence
 from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.job import run_job
+from gridlstm.runtime.learning_curve import LearningCurve
 from gridlstm.schedules import EpochDecay
 from gridlstm.tasks.base import SequenceTask
 
@@ -171,6 +172,51 @@ def test_sigterm_ends_a_test(job: Job, tmp_path: Path, monkeypatch: pytest.Monke
     assert result(tmp_path / "run")["status"] == "interrupted"
 
 
+CLOCK = ("trainer.max_time=00:00:00:01", "trainer.max_steps=100000", "task.val_every=100000")
+STOPPED = (
+    *("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1"),
+    *("callbacks.early_stopping.min_delta=1e9", "trainer.max_steps=100", "task.val_every=2"),
+)
+
+
+@pytest.mark.parametrize("options", [CLOCK, STOPPED, STEPS[:2]])
+@pytest.mark.parametrize("where", ["the test", "the last validation"])
+def test_what_is_left_after_the_end_of_the_training_is_its_test(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], where: str
+) -> None:
+    """Whether steps, a clock or early stopping ended it: a clock that is used up would refuse to go on, and a run that
+    was stopped would train on."""
+    with monkeypatch.context() as patch:
+        if where == "the test":
+            patch.setattr(SequenceTask, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        else:
+            patch.setattr(LearningCurve, "on_train_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run_job(job(*options))
+    before = result(tmp_path / "run")
+    assert "test" not in before
+    score = run_job(job(*options, "ckpt_path=last"))
+    after = result(tmp_path / "run")
+    assert (after["status"], after["score"], after["steps"]) == ("completed", score, before["steps"])
+    assert after["fit_seconds"] == before["fit_seconds"]
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert after["test"] == evaluate(best, "test", [])
+    longer = [option for option in options if "max_steps" not in option and "max_time" not in option]
+    assert int(before["steps"]) < 10**5  # type: ignore[call-overload]
+    run_job(job(*longer, f"trainer.max_steps={before['steps'] + 2}", "ckpt_path=last"))  # type: ignore[operator]
+    assert result(tmp_path / "run")["steps"] == before["steps"] + 2  # type: ignore[operator]
+
+
+def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(job: Job, tmp_path: Path) -> None:
+    run_job(job(*STEPS))
+    before = last(tmp_path / "run")
+    with pytest.raises(UserError, match="holds the checkpoints of an earlier run: go on with it by ckpt_path=last"):
+        run_job(job(*STEPS))
+    assert last(tmp_path / "run")["global_step"] == before["global_step"]
+    assert result(tmp_path / "run")["status"] == "completed"
+
+
 def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(job: Job, tmp_path: Path, at_step: Any) -> None:
     """Between two rows of the log, so that only the validation sees it."""
     at_step(5, lambda loss: loss * math.nan)
@@ -290,7 +336,7 @@ def test_an_epoch_is_the_datas(job: Job, tmp_path: Path) -> None:
     table = [row for row in rows(tmp_path / "run") if row["lr"]]
     assert [float(row["lr"]) for row in table] == [0.002 * 0.5 ** (step // epoch) for step in range(1, 41)]
     with pytest.raises(UserError, match="has no epochs"):
-        run_job(job(*decay))
+        run_job(job(*decay, directory="other"))
 
 
 def test_init_from_keeps_the_weights_of_every_known_symbol(

@@ -147,6 +147,27 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "sweep"], "no rank swept for itself"
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_a_search_goes_on_after_a_trial_that_fails(tmp_path: Path, good: bool) -> None:
+    """As at a rate that is too high; Optuna's sweeper alone would end there."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
+    rates = "choice(0.01,1e30)" if good else "interval(1e29,1e30)"
+    trials = ["hydra.sweeper.sampler.seed=8", "hydra.sweeper.n_trials=2"] if good else ["hydra.sweeper.n_trials=1"]
+    search = ["hydra/sweeper=search", *trials]
+    done = sweep(*search, "optimizer=sgd", f"optimizer.lr={rates}", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    states = {result["status"] for result in results(tmp_path).values()}
+    if good:
+        assert done.returncode == 0, done.stderr
+        assert states == {"completed", "failed"}
+        best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+        assert best["best_params"] == {"optimizer.lr": 0.01}
+    else:
+        assert done.returncode == 1
+        assert "error: 1 of 1 jobs failed." in done.stderr
+        assert "Traceback" not in done.stderr
+        assert states == {"failed"}
+
+
 def test_a_search_the_wrong_way_is_refused(tmp_path: Path) -> None:
     """Optuna alone minimises, whatever the task."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")

@@ -1,6 +1,7 @@
 """What the commands share: usage, one message for an error, exit status."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,9 +17,13 @@ def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         sys.exit(usage) if not arguments else print(usage)
         return
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where a pipe does, as in "| head"
     try:
         run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # As in "| head": ends quietly. Not by SIGPIPE, of which a closed connection could die as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

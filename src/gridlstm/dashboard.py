@@ -15,7 +15,6 @@ from PIL import Image
 from gridlstm.atomic import write_text
 from gridlstm.command import run_command
 from gridlstm.errors import UserError
-from gridlstm.multirun.jobs import read_json
 from gridlstm.report.arguments import parse
 from gridlstm.report.curves import picture
 from gridlstm.report.page import page
@@ -23,6 +22,7 @@ from gridlstm.report.runs import Run, find_runs
 from gridlstm.report.tables import Table, make_tables
 from gridlstm.report.text import markdown, shown
 from gridlstm.runtime.wandb_account import known_run_id, logged_in, run_id
+from gridlstm.strict_json import read_json
 
 try:
     import wandb_workspaces.reports.v2 as wr

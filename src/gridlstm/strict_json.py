@@ -2,12 +2,30 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
+
+from gridlstm.errors import UserError
 
 
 def dumps(value: Any, **options: Any) -> str:
     """``json.dumps`` with null in the place of numbers that are none."""
     return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object, or {} where the file is not there.
+
+    Raises:
+        UserError: it is no JSON. Nothing of ours leaves such a file.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}. Delete it to go on without it.") from error
+    return content
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The jobs of a sweep directory: which there are, where each lands, and how each stands."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from omegaconf import DictConfig
 
 from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
+from gridlstm.runtime.legs import CHECKPOINTS, earlier_result, last_checkpoint
+from gridlstm.strict_json import read_json
 
 PLAN = "sweep.json"
 """The file of a sweep directory that names its jobs and their overrides, also those that have not begun."""
@@ -58,7 +61,7 @@ class Job:
 
     def resumable(self) -> bool:
         """Whether an earlier attempt left a checkpoint to go on from."""
-        return (self.directory / "checkpoints" / "last.ckpt").exists()
+        return last_checkpoint(self.directory) is not None
 
     def begin(self) -> None:
         """Makes its directory, without what an earlier attempt left there that this one must not pass for.
@@ -66,13 +69,14 @@ class Job:
         Of an attempt that is gone on with, result.json keeps all but how it ended: its seconds count.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "progress.json").unlink(missing_ok=True)
         path = self.directory / "result.json"
-        earlier = {name: value for name, value in self.result().items() if name not in ("status", "error")}
-        if earlier and self.resumable():
+        if self.resumable() and (earlier := earlier_result(self.directory)):
             write_text(path, json.dumps(earlier, indent=2) + "\n")
         else:
             path.unlink(missing_ok=True)
+        (self.directory / "progress.json").unlink(missing_ok=True)
+        if not self.resumable():
+            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
 
     def record_end(self, status: str, error: str) -> None:
         """Writes how it ended into result.json, where the job itself could not say so."""
@@ -172,18 +176,3 @@ def _score(directory: Path) -> float | None:
     result = read_json(directory / "result.json")
     score: float | None = result.get("score") if result.get("status") == "completed" else None
     return score
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object, or {} where the file is not there.
-
-    Raises:
-        UserError: it is no JSON. Nothing of ours leaves such a file.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}. Delete it to go on without it.") from error
-    return content

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from gridlstm.compose import as_typed
+from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Pool, Share
 from gridlstm.multirun.estimate import announce
 from gridlstm.multirun.jobs import Job
@@ -142,7 +143,13 @@ class Launch:
             if (share := self.pool.take(demand, self.threads[job.name])) is None:
                 return
             self.waiting.pop(0)
-            process = self.start(job, demand, share, self.threads[job.name], self.at_once == 1)
+            try:
+                process = self.start(job, demand, share, self.threads[job.name], self.at_once == 1)
+            except UserError as error:  # SLURM refuses it; the others go on
+                self.pool.give_back(share)
+                job.record_end("failed", str(error))
+                self.rows[job.name].state = "failed"
+                continue
             self.running.append(_Running(job, share, process))
             self.rows[job.name].state = process.state()
 

@@ -19,9 +19,10 @@ from submitit.helpers import DelayedSubmission, clean_env
 from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Share
-from gridlstm.multirun.jobs import Job, read_json
+from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.process_tree import ProcessTree
 from gridlstm.multirun.start import CONSOLE, Start, command, environment, torchrun
+from gridlstm.strict_json import read_json
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ _FORGOTTEN = ""
 """SLURM keeps jobs that have ended for some minutes only."""
 
 _ASK_SECONDS = 3.0
+_COMPLETING_SECONDS = 60.0
+"""SLURM kills processes half a minute after it has asked them to end (KillWait)."""
 _USERS = ("SLURM_CONF",)
 
 
@@ -138,6 +141,17 @@ class Queue:
             self._states = {number: found.get(number, _FORGOTTEN) for number in self._states}
         self._asked = time.monotonic()
 
+    def wait_while_completing(self, number: str) -> None:
+        """Asks until SLURM has ended the processes of a job that it is ending, for a minute at most.
+
+        What such a job was is decided: taken for a running one, it would be waited for, and be found interrupted.
+        """
+        deadline = time.monotonic() + _COMPLETING_SECONDS
+        self.ask()
+        while self._states[number] == "COMPLETING" and time.monotonic() < deadline:
+            time.sleep(_ASK_SECONDS)
+            self.ask()
+
 
 @dataclass
 class SlurmJob:
@@ -196,8 +210,9 @@ def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, 
     def start(job: Job, demand: Demand, share: Share, threads: int, only: bool) -> SlurmJob:
         if number := read_json(job.directory / SUBMITTED).get("job"):
             queue.watch(number)
-            queue.ask()
-            if (left := SlurmJob(number, job.directory, folder, queue)).ended() is None:
+            queue.wait_while_completing(number)
+            left = SlurmJob(number, job.directory, folder, queue)
+            if left.ended() is None or job.completed():
                 return left
         job.begin()
         executor = submitit.SlurmExecutor(folder, max_num_timeout=max_num_timeout)

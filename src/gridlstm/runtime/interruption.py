@@ -30,6 +30,8 @@ class SaveOnInterrupt(Checkpoint):
         self.path = Path(dirpath) / "last.ckpt"
         self.received: int | None = None
         """The signal; None for none."""
+        self.trained = False
+        """Whether the training has come to its end."""
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,6 +66,7 @@ class SaveOnInterrupt(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
+        self.trained = True
         if self.received is not None:  # in the last validation, which has written its checkpoint
             raise KeyboardInterrupt
 
@@ -89,9 +92,17 @@ class SaveOnInterrupt(Checkpoint):
 
 def exit_status(trainer: L.Trainer) -> int:
     """Of a process that a signal has ended: 128 and the signal's number."""
+    return 128 + next((callback.received for callback in _own(trainer) if callback.received), signal.SIGINT)
+
+
+def trained(trainer: L.Trainer) -> bool:
+    """Whether the training has come to its end, with its last validation, even where a signal came in that."""
+    return any(callback.trained for callback in _own(trainer))
+
+
+def _own(trainer: L.Trainer) -> list[SaveOnInterrupt]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # missing from its annotations
-    received = [callback.received for callback in callbacks if isinstance(callback, SaveOnInterrupt)]
-    return 128 + next(filter(None, received), signal.SIGINT)
+    return [callback for callback in callbacks if isinstance(callback, SaveOnInterrupt)]
 
 
 def _validation_is_due(trainer: L.Trainer) -> bool:

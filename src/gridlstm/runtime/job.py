@@ -21,12 +21,12 @@ from gridlstm.runtime.checkpoint import load_content, load_weights
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
-from gridlstm.runtime.interruption import exit_status
+from gridlstm.runtime.interruption import exit_status, trained
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, unread_rate, unused_network_options
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
-from gridlstm.runtime.resume import check_resume, resume_from, run_directory
+from gridlstm.runtime.resume import check_fresh, check_resume, resume_from, run_directory, trained_to_end
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,13 @@ def run_job(cfg: DictConfig) -> float:
     elif cfg.ckpt_path == "last":
         log.info("no checkpoint in %s yet: starting from scratch", cfg.run.dir)
     goes_on = checkpoint is not None and run_directory(checkpoint) == Path(cfg.run.dir).resolve()
+    if not goes_on:
+        check_fresh(cfg)
     with recording(cfg, goes_on) as record, _memory():
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
         _check_monitors(cfg, run)
+        best = trained_to_end(cfg, checkpoint, record.earlier) if goes_on and checkpoint is not None else None
         if cfg.init_from is not None and checkpoint is None:
             init_from(run.task, run.data, Path(cfg.init_from))
         if provenance.rank() == 0 and "fit" in cfg.stages:
@@ -65,7 +68,7 @@ def run_job(cfg: DictConfig) -> float:
         _announce(cfg, run, record)
         _warn(cfg, run)
         try:
-            score = _run_stages(cfg, run, record, checkpoint)
+            score = _run_stages(cfg, run, record, checkpoint, best)
         except BaseException as error:
             _finish_loggers(run, record, error)
             if status_after(error) == "interrupted":  # Lightning makes 1 of it, as of a failure
@@ -100,18 +103,34 @@ def _memory() -> Iterator[None]:
         ) from error
 
 
-def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | None) -> float:
+def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | None, best: Path | None) -> float:
+    """Trains and tests.
+
+    Args:
+        checkpoint: to go on from, or to test.
+        best: of a run that has trained to its end already.
+    """
     score: float | None = None
     weights = None if checkpoint is None else str(checkpoint)
     if checkpoint is not None:
         load_weights(run.task, load_content(checkpoint)["state_dict"])  # refuses those of another network
-    if "fit" in cfg.stages:
-        record.fields.pop("test", None)  # an earlier leg's, of other weights
+    if "fit" in cfg.stages and best is not None:
+        log.info(
+            "training had ended at step %d: the test alone is left (a larger trainer.max_steps or max_time trains on)",
+            record.fields["steps"],
+        )
+        score, weights = record.fields["best"][cfg.task.monitor], str(best)
+    elif "fit" in cfg.stages:
+        for name in ("test", "trained_to_end"):  # an earlier leg's, of other weights
+            record.fields.pop(name, None)
+        record.write()
         start = time.monotonic()
         try:
             run.trainer.fit(run.task, run.data, ckpt_path=weights)
         finally:  # how far it came is of interest also where it went no further
             record.fields |= _trained(cfg, run, record, time.monotonic() - start)
+            if trained(run.trainer):
+                record.fields["trained_to_end"] = True
             if not solved(run.trainer):  # an earlier leg may have had a criterion
                 record.fields.pop("samples_to_solve", None)
         score, weights = _best(cfg, run)

@@ -13,7 +13,8 @@ from gridlstm.runtime.progress import last_step, seconds_left
 
 
 class ProgressFile(Callback):
-    """Writes ``step``, ``last_step``, ``seconds_left`` and ``best``, the best value so far of the monitored metric.
+    """Writes ``step``, ``last_step``, ``seconds`` of this leg, ``seconds_left`` and ``best``, the best value so far of
+    the monitored metric.
 
     What is not known, or not yet, is null.
 
@@ -48,6 +49,7 @@ class ProgressFile(Callback):
         content = {
             "step": trainer.global_step,
             "last_step": last_step(trainer),
+            "seconds": round(self._written - self._start, 3),
             "seconds_left": seconds_left(trainer, self._first_step, self._written - self._start),
             "best": best[0] if best else None,
         }

@@ -1,6 +1,5 @@
 """The record of a run directory: config.yaml at the start, result.json at the end, whatever the end was."""
 
-import json
 import logging
 import os
 import time
@@ -18,6 +17,7 @@ from gridlstm.atomic import only_writer, write_text
 from gridlstm.compose import as_typed
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run
+from gridlstm.runtime.legs import earlier_result, last_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,9 @@ class Record:
     def __init__(self, dir: Path, cfg: DictConfig, goes_on: bool) -> None:
         self.dir = dir
         self.start = time.monotonic()
-        earlier = dir / "result.json"
-        self.earlier: dict[str, Any] = json.loads(earlier.read_text()) if goes_on and earlier.exists() else {}
+        self.earlier = earlier_result(dir) if goes_on else {}
         self.fields: dict[str, Any] = {
-            **{name: value for name, value in self.earlier.items() if name != "error"},
+            **self.earlier,
             "status": "running",
             "task": cfg.run.task,
             "model": cfg.run.model,
@@ -91,15 +90,19 @@ def _recording(cfg: DictConfig, directory: Path, goes_on: bool) -> Iterator[Reco
     if provenance.rank() == 0 and not (directory / "config.yaml").exists():
         write_config(cfg)  # so that a run that cannot be built leaves it too; an older one is not overwritten yet
     record.write()
+    if provenance.rank() == 0:
+        (directory / "progress.json").unlink(missing_ok=True)  # of the leg before, whose seconds are now in the record
     try:
         yield record
     except BaseException as error:
         record.fields["status"] = status_after(error)
         if record.fields["status"] == "interrupted":
-            there = (directory / "checkpoints" / "last.ckpt").exists()
             options = f"ckpt_path=last {as_typed('hydra.run.dir', directory)}"
             log.info(
-                "interrupted%s", f". Go on with the same command and {options}" if there else " before a checkpoint"
+                "interrupted%s",
+                f". Go on with the same command and {options}"
+                if last_checkpoint(directory)
+                else " before a checkpoint",
             )
         # An interruption has many names, none of which says more.
         interrupted = record.fields["status"] == "interrupted"

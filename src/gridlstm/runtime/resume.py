@@ -1,11 +1,13 @@
 """Where a run goes on from, and whether it may."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
+from gridlstm.runtime.legs import CHECKPOINTS, last_checkpoint
 
 # Where a run finds things, how it computes and how much it evaluates may change on a resume.
 _FREE = {
@@ -26,8 +28,52 @@ def resume_from(cfg: DictConfig) -> Path | None:
         return None
     if cfg.ckpt_path != "last":
         return Path(cfg.ckpt_path)
-    last = Path(cfg.run.dir) / "checkpoints" / "last.ckpt"
-    return last if last.exists() else None
+    return last_checkpoint(Path(cfg.run.dir))
+
+
+def check_fresh(cfg: DictConfig) -> None:
+    """Refuses to begin where checkpoints of an earlier run lie, among which those of this one would be put.
+
+    Raises:
+        UserError: with what there is to do.
+    """
+    directory = Path(cfg.run.dir)
+    if "fit" in cfg.stages and any((directory / CHECKPOINTS).glob("*.ckpt")):
+        raise UserError(
+            f"{directory} holds the checkpoints of an earlier run: go on with it by ckpt_path=last, delete it, or give "
+            f"another hydra.run.dir."
+        )
+
+
+def trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]) -> Path | None:
+    """The best checkpoint of a run whose training has come to its end, so that its test alone may be left; else None.
+
+    Steps, a clock or a criterion may have ended it. With other limits than then, or from a checkpoint that is not the
+    last, it trains on.
+
+    Args:
+        checkpoint: that it goes on from.
+        earlier: what result.json says of its legs before.
+    """
+    directory = Path(cfg.run.dir)
+    best = earlier.get("best", {})
+    last = last_checkpoint(directory)
+    if not earlier.get("trained_to_end") or cfg.task.monitor not in best or not best.get("checkpoint"):
+        return None
+    if "test" not in cfg.stages or last is None or checkpoint.resolve() != last.resolve():
+        return None
+    before = OmegaConf.load(directory / "config.yaml")
+    if any(cfg.trainer[name] != before.trainer.get(name) for name in ("max_steps", "max_epochs", "max_time")):
+        return None
+    if _rules(cfg.callbacks) != _rules(before.callbacks):
+        return None
+    weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name  # wherever the directory has moved to
+    return weights if weights.is_file() else None
+
+
+def _rules(callbacks: Any) -> dict[str, Any]:
+    """Options of callbacks but where they write."""
+    return {name: v for name, v in _flat(callbacks).items() if name.rpartition(".")[2] not in ("dir", "dirpath")}
 
 
 def check_resume(cfg: DictConfig, checkpoint: Path) -> None:

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from gridlstm.errors import UserError
+from gridlstm.runtime.legs import last_checkpoint
 from gridlstm.runtime.provenance import rank
 from gridlstm.runtime.wandb_account import logged_in, run_id
 
@@ -49,7 +50,7 @@ def make_logger(
     name: str,
     group: str,
     dir: str,
-    mode: Literal["auto", "online", "offline"],
+    mode: Literal["auto", "online", "offline", "disabled"],
     tags: list[str],
     ckpt_path: str | None = None,
 ) -> OneRunWandbLogger:
@@ -59,18 +60,22 @@ def make_logger(
         project, entity, name, group, tags: as W&B means them.
         dir: the run directory.
         mode: "auto" is the environment variable WANDB_MODE where set, else online where an API key is stored, else
-            offline. Nothing ever asks for an account.
+            offline; "disabled" writes nothing. Nothing ever asks for an account. Checkpoints are not uploaded: those of
+            a sweep would fill one. Where they lie stands in the run's summary.
         ckpt_path: the job's. "last" or a checkpoint of the directory goes on with its W&B run, others begin a new one.
 
     Raises:
-        UserError: online was asked for without an API key.
+        UserError: there is no such mode, or online was asked for without an API key.
     """
-    if mode not in ("auto", "online", "offline"):
-        raise UserError(f"logger.wandb.mode must be auto, online or offline, got {mode!r}.")
     has_key = logged_in()
+    modes = ("online", "offline", "disabled")
+    if mode not in ("auto", *modes):
+        raise UserError(f"logger.wandb.mode must be auto, online, offline or disabled, got {mode!r}.")
     if mode == "auto":
-        asked = os.environ.get("WANDB_MODE")
-        mode = "online" if (asked == "online" or (asked is None and has_key)) else "offline"
+        asked = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+        if asked not in modes:
+            raise UserError(f"WANDB_MODE must be online, offline or disabled, got {asked!r}.")
+        mode = cast(Any, asked)
     if mode == "online" and not has_key:
         raise UserError(
             "logger.wandb.mode=online needs an account: run `wandb login`, or use logger.wandb.mode=offline."
@@ -87,7 +92,6 @@ def make_logger(
         # The other ranks have no W&B run.
         id=run_id(directory, _goes_on(directory, ckpt_path)) if rank() == 0 else None,
         resume="allow" if mode == "online" else None,
-        log_model=mode == "online",
         # To wandb itself: Lightning's own "offline" would set WANDB_MODE for the rest of the process.
         mode=mode,
         settings=wandb.Settings(silent=True, console="off"),
@@ -101,5 +105,7 @@ def _goes_on(directory: Path, ckpt_path: str | None) -> bool:
     """Whether the job takes up a checkpoint of its own directory."""
     if ckpt_path is None:
         return False
-    checkpoint = directory / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path).resolve()
+    if ckpt_path == "last":
+        return last_checkpoint(directory) is not None
+    checkpoint = Path(ckpt_path).resolve()
     return checkpoint.exists() and checkpoint.is_relative_to(directory)

@@ -73,8 +73,9 @@ class ProcessLauncher(Launcher):
             if self.here:
                 launch.estimate()
             launch.run()
-        self._say_result(root, initial_job_idx + len(jobs))
-        return self._returns(jobs)
+        returns = self._returns(jobs)
+        self._say_result(root, initial_job_idx + len(jobs), returns)
+        return returns
 
     def _prepare(
         self, root: Path, points: Sequence[list[str]], first_number: int
@@ -135,13 +136,20 @@ class ProcessLauncher(Launcher):
             returns.append(result)
         return returns
 
-    def _say_result(self, root: Path, jobs_so_far: int) -> None:
-        """Where the tables are; between the batches of a search, the best so far."""
+    def _say_result(self, root: Path, jobs_so_far: int, returns: Sequence[JobReturn]) -> None:
+        """Where the tables are; between the batches of a search, the best so far.
+
+        Raises:
+            UserError: a search has ended without a trial that has not failed, of which Optuna would name the best.
+        """
         from gridlstm.multirun.jobs import best_of
 
-        if jobs_so_far >= self.config.hydra.sweeper.get("n_trials", 0):
+        best, trials = best_of(root, self.config.task.mode), self.config.hydra.sweeper.get("n_trials", 0)
+        if jobs_so_far >= trials:
             log.info("tables and curves: python -m gridlstm.report %s", shlex.quote(str(root)))
-        elif best := best_of(root, self.config.task.mode):
+            if trials and best is None:
+                returns[0].return_value  # noqa: B018  # it raises
+        elif best:
             log.info("best %s so far: %.4g, %s", self.config.task.monitor, *best)
 
     def config_dirs(self) -> list[str]:
