@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
@@ -18,6 +19,7 @@ from gridlstm.cells import GRU, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.layer import GridLSTMState
+from gridlstm.models.stacked_lstm import StackedLSTM
 
 
 def layer(**options: Any) -> GridLSTM:
@@ -182,6 +184,29 @@ def test_gradients_do_not_depend_on_the_strides_that_hooks_return() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, other_strides):
         (found,) = torch.autograd.grad(grid(x)[0].sum(), x)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GridLSTM(5, 4, 3),
+        lambda: GridLSTM(5, 4, 3, tied=True, priority="depth", sweep="half-step"),
+        lambda: GridLSTM(5, 4, 3, sweep="recompute"),
+        lambda: StackedLSTM(5, 4, 3),
+    ],
+)
+def test_activation_checkpointing_holds_nothing_and_changes_no_gradient(make: Any) -> None:
+    grid, x = make().double(), torch.randn(6, 2, 5, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *grid.parameters()]
+    expected = torch.autograd.grad(grid(x)[0].sum(), wanted)
+    held: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: held.append(saved.numel()) or saved, lambda saved: saved
+    ):
+        output = checkpoint(lambda x: grid(x)[0], x, use_reentrant=False)
+    for _ in range(2):  # the second computes the gates again, in sums of another order
+        torch.testing.assert_close(torch.autograd.grad(output.sum(), wanted, retain_graph=True), expected)
+    assert sum(held) <= x.numel()
 
 
 def test_batched_gradients_name_the_sweep_that_has_them() -> None:

@@ -90,8 +90,8 @@ class _Chain(torch.autograd.Function):
             for step_t, h_t, z_t in zip(layout.plan.diagonals, X[:T].unbind(), Z.unbind(), strict=True):
                 multiply(h_t, recurrent, z_t, lowered, add=True)
                 step.forward(step_t)
-        ctx.layout, ctx.Z = layout, Z
-        ctx.save_for_backward(x, weight, bias, X, M, *vectors)
+        ctx.layout, ctx.has_gates = layout, True
+        ctx.save_for_backward(Z, x, weight, bias, X, M, *vectors)
         return X[1:].clone(), X[T].clone(), M[T].clone()
 
     @staticmethod
@@ -99,15 +99,16 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         check_backward("the fast loop has", grads)
         layout: Layout = ctx.layout
-        x, weight, bias, X, M, *vectors = ctx.saved_tensors
+        gates, x, weight, bias, X, M, *vectors = ctx.saved_tensors
         X, M = X.contiguous(), M.contiguous()  # whatever hooks on saved tensors made of their strides
         (T, B, e), d, lowered = x.shape, X.shape[-1], layout.lowered
         # The first backward pass turns the kept gates into their gradients; a second one computes them again.
-        kept, ctx.Z = ctx.Z, None
-        Z = empty(T, B, len(weight), like=X) if kept is None else kept
+        kept, ctx.has_gates = ctx.has_gates, False
+        # Of a version of its own: as a saved tensor that was changed, it would be refused to the second.
+        Z = gates.data.contiguous() if kept else empty(T, B, len(weight), like=X)
         buffers = Buffers(layout, [X], [M], [Z], [tuple(vectors)], None)
         recurrent = _recurrent(weight, d, lowered)
-        if kept is None:
+        if not kept:
             _feed(buffers, x, weight, bias)
             multiply(X[:T].flatten(0, 1), recurrent.t(), Z.flatten(0, 1), lowered, add=True)
             steps(buffers)[0].restore(slice(0, T))

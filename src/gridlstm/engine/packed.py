@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
-from gridlstm.engine.buffers import Buffers, Layout, empty, empty_stages
+from gridlstm.engine.buffers import Buffers, Layout, empty, empty_stages, stages_of
 from gridlstm.engine.fused import fused_step
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
 from gridlstm.engine.plan import Order
@@ -130,9 +130,9 @@ class _PackedSweep(torch.autograd.Function):
         like, B = side_h[0], side_h[0].shape[-2]
         layout = Layout(block, extents, B, like.device, schedule.order, lowered)
         rows, C = layout.plan.rows, layout.plan.blocks
-        X = empty_stages([layout.D] * len(block.stages), rows, B, like)
+        _, X = empty_stages([layout.D] * len(block.stages), rows, B, like)
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
-        Z = empty_stages(layout.num_gates, C if keep_gates else layout.at_once, B, like)
+        gates, Z = empty_stages(layout.num_gates, C if keep_gates else layout.at_once, B, like)
         for n, columns in enumerate(layout.columns):
             entries = layout.plan.entries[n]
             for k in range(layout.stage_of[n] + 1):
@@ -142,10 +142,11 @@ class _PackedSweep(torch.autograd.Function):
             buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
             schedule.forward(buffers, weights, biases)
 
-        ctx.schedule, ctx.layout, ctx.masked, ctx.Z = schedule, layout, masks is not None, Z if keep_gates else None
+        ctx.schedule, ctx.layout, ctx.masked, ctx.has_gates = schedule, layout, masks is not None, keep_gates
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
         # Masks too, so that one that is changed before the backward pass is noticed.
-        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *(x for mask in masks or () for x in mask))
+        flat = [x for mask in masks or () for x in mask]
+        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *flat, gates if keep_gates else None)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
         return (
             *(X[0][leaving[n], :, layout.columns[n]].reshape(side_h[n].shape).clone() for n in range(N)),
@@ -159,7 +160,7 @@ class _PackedSweep(torch.autograd.Function):
         layout: Layout = ctx.layout
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)
-        saved, masks = ctx.saved_tensors, None
+        (*saved, gates), masks = ctx.saved_tensors, None
         if ctx.masked:
             masks = [Masks(*saved[i : i + 3]) for i in range(len(saved) - 3 * N, len(saved), 3)]
             saved = saved[: -3 * N]
@@ -168,8 +169,12 @@ class _PackedSweep(torch.autograd.Function):
         X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
         # The first backward pass turns the kept gates into their gradients; a second one through the same graph
         # (retain_graph) computes them again.
-        kept, ctx.Z = ctx.Z, None
-        Z = kept or empty_stages(layout.num_gates, C, B, X[0])
+        kept, ctx.has_gates = ctx.has_gates, False
+        if kept:
+            # Of a version of its own: as a saved tensor that was changed, it would be refused to the second.
+            Z = stages_of(gates.data.contiguous(), layout.num_gates, C, B)
+        else:
+            _, Z = empty_stages(layout.num_gates, C, B, X[0])
         buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
@@ -180,7 +185,7 @@ class _PackedSweep(torch.autograd.Function):
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
         needed = ctx.needs_input_grad[6 + N : 6 + 2 * N]
         with fastest_product(dH, layout.product_flops):
-            if kept is None:
+            if not kept:
                 _restore_gates(buffers, weights, biases)
             ctx.schedule.backward(buffers, weights)
             gradients = _weight_gradients(

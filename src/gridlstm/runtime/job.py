@@ -120,6 +120,7 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
             record.fields["steps"],
         )
         score, weights = record.fields["best"][cfg.task.monitor], str(best)
+        record.fields["best"]["checkpoint"] = weights  # the directory may have moved
     elif "fit" in cfg.stages:
         for name in ("test", "trained_to_end"):  # an earlier leg's, of other weights
             record.fields.pop(name, None)
