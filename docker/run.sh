@@ -2,10 +2,12 @@
 # Trains in the container, results and data on this side: docker/run.sh model=grid2d task=enwik8 hardware=gpu
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mkdir -p data outputs multirun
+data="${GRIDLSTM_DATA:-$PWD/data}"
+mkdir -p "$data" outputs multirun
+data="$(cd "$data" && pwd)"
 gpus=()
 if command -v nvidia-smi >/dev/null; then gpus=(--gpus all); fi
-exec docker run --rm ${gpus[@]+"${gpus[@]}"} --ipc=host \
-  -v "$PWD/data:/app/data" -v "$PWD/outputs:/app/outputs" -v "$PWD/multirun:/app/multirun" \
+exec docker run --rm ${gpus[@]+"${gpus[@]}"} --ipc=host --user "$(id -u):$(id -g)" \
+  -v "$data:/app/data" -v "$PWD/outputs:/app/outputs" -v "$PWD/multirun:/app/multirun" \
   -e WANDB_MODE -e WANDB_API_KEY -e WANDB_ENTITY \
   gridlstm "$@"

@@ -71,7 +71,7 @@ def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
     assert accumulated.seconds == first.seconds * 2
     assert (timed.seconds, endless.seconds) == (2 * HOUR, None)  # type: ignore[union-attr]
     assert isinstance(impossible, str)
-    assert "num_layers must be at least 1" in impossible
+    assert "num_layers must be a whole number of at least 1" in impossible
     assert isinstance(two, Estimate)
     assert two.bytes > 1.5 * first.bytes, "two processes, each with a Python of its own"
 

@@ -116,6 +116,8 @@ def test_a_shared_gru_keeps_each_dimension_s_own_h_apart() -> None:
         (Dimension("b", LSTM(), 4, shares="a"), r"expected LSTM\(.*\) of size 3, got LSTM\(.*\) of size 4"),
         (Dimension("b", LSTM(bias=True), 3, shares="a"), r"expected LSTM\(.*bias=False.*got LSTM\(.*bias=True"),
         (Dimension("a", LSTM(), 3), "different names, got a, a"),
+        (Dimension("b", LSTM(), 0), "size of dimension 'b' must be a whole number of at least 1, got 0"),
+        (Dimension("b", LSTM(), 3, untied_extent=0), "untied_extent of dimension 'b' must be a whole number .* got 0"),
     ],
 )
 def test_weights_that_cannot_be_shared_are_refused(second: Dimension, message: str) -> None:

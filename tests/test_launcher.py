@@ -134,7 +134,11 @@ def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp
     assert [result["status"] for result in first.values()] == ["failed", "completed"]
     assert done.returncode == 1
     assert "error: 1 of 2 jobs failed." in done.stderr
-    for words in ("0-memorization-grid2d-s4: UserError", "num_layers must be at least 1", "s4/console.log"):
+    for words in (
+        "0-memorization-grid2d-s4: UserError",
+        "num_layers must be a whole number of at least 1",
+        "s4/console.log",
+    ):
         assert words in done.stderr
     assert "1-memorization-grid2d-s4 (model.num_layers=1): completed after" in done.stdout
 

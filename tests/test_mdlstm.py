@@ -152,6 +152,8 @@ def test_memory_of_random_networks_explodes_in_one_and_is_bounded_in_the_other()
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, got 0"),
+        ({"input_size": -1}, "input_size must be a whole number of at least 1, got -1"),
         ({"dimensions": 4}, "dimensions must be 1, 2 or 3, got 4"),
         ({"cell": PeepholeLSTM()}, "made of LSTM cells, got PeepholeLSTM"),
         ({"reverse": [True]}, "yes or no for 2 dimensions, got 1"),

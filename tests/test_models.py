@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,12 @@ def test_gradients_reach_every_parameter_and_the_initial_state(model: SequenceMo
 
 
 @pytest.mark.parametrize(
-    "x", [torch.zeros(3), torch.zeros(2, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3, 5, dtype=torch.int64)]
+    "x",
+    [
+        *(torch.zeros(3), torch.zeros(2, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3, 5, dtype=torch.int64)),
+        *(torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.bool)),
+        *(torch.full((2, 3), 5), torch.full((2, 3), -1)),
+    ],
 )
 def test_refuses_other_inputs(model: SequenceModel, x: torch.Tensor) -> None:
     with pytest.raises(UserError, match="expected symbols"):
@@ -116,10 +122,12 @@ def test_refuses_other_inputs(model: SequenceModel, x: torch.Tensor) -> None:
 
 def test_refuses_impossible_sizes() -> None:
     for make in (Grid2d, StackedLSTM, MDLSTM2d, RNN, GRU, Grid1d):
-        with pytest.raises(UserError, match="at least 1"):
-            make(5, 0, 1)
-        with pytest.raises(UserError, match="at least 1"):
-            make(5, 1, 0)
+        for place, name in enumerate(("input_size", "hidden_size", "num_layers")):
+            for value in (0, -1, 2.5, True, "3"):
+                sizes: list[Any] = [5, 4, 1]
+                sizes[place] = value
+                with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got {value!r}"):
+                    make(*sizes)
     with pytest.raises(UserError, match="priority must be"):
         Grid2d(5, 4, 3, priority="width")
 

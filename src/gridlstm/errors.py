@@ -7,3 +7,10 @@ class UserError(ValueError):
     The message says what was expected, what was got and how to fix it. The command line prints the message alone,
     without a traceback, and exits with status 1.
     """
+
+
+def check_at_least_one(**sizes: object) -> None:
+    """Raises UserError unless all are whole numbers of at least 1."""
+    for name, value in sizes.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")

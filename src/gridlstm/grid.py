@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.dispatch import SweepName, check_masks, check_sides, check_sweep_name, sweep_named
 from gridlstm.engine.matmul import autocast_type
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.regularizers import Draw, Regularizer, combine
 from gridlstm.scan import Block, Masks, Weights, columns_of
 
@@ -225,6 +225,10 @@ def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) 
     names = [d.name for d in dimensions]
     if not names or len(set(names)) < len(names):
         raise UserError(f"a grid needs dimensions with different names, got {', '.join(names) or 'none'}.")
+    for d in dimensions:
+        check_at_least_one(**{f"size of dimension {d.name!r}": d.size})
+        if d.untied_extent is not None:
+            check_at_least_one(**{f"untied_extent of dimension {d.name!r}": d.untied_extent})
     if unknown := [name for name in priority if name not in names]:
         raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
     if len(set(priority)) < len(priority):

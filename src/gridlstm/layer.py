@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_state_vector
 from gridlstm.engine.dispatch import SweepName
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.grid import Dimension, Grid
 from gridlstm.scan import Masks
 
@@ -71,9 +71,7 @@ class GridLSTM(nn.Module):
         sweep: SweepName = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, OUTPUTS, HiddenMemory, fan_in_uniform
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, check_at_least_one
 
 Place = tuple[int, ...]
 
@@ -162,8 +162,11 @@ class MDLSTM(nn.Module):
         sweep: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
-        if not 1 <= dimensions <= 3:
-            raise UserError(f"dimensions must be 1, 2 or 3, got {dimensions}.")
+        if dimensions not in (1, 2, 3):
+            raise UserError(f"dimensions must be 1, 2 or 3, got {dimensions!r}.")
+        check_at_least_one(hidden_size=hidden_size)
+        if input_size != 0:  # which leaves the sides alone
+            check_at_least_one(input_size=input_size)
         if type(cell) is not LSTM:
             raise UserError(f"a multidimensional LSTM is made of LSTM cells, got {type(cell).__name__}.")
         if reverse and len(reverse) != dimensions:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridlstm.cell import fan_in_uniform
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, check_at_least_one
 
 State = Any
 """A NamedTuple of tensors, each (L, B, ...): batch is dimension 1, as in ``torch.nn.LSTM``."""
@@ -60,12 +60,9 @@ class VectorModel(nn.Module):
         return cast(Tensor, super().__call__(x))
 
 
-def check_sizes(hidden_size: int, num_layers: int) -> None:
-    """Raises UserError for a network without units or layers."""
-    if hidden_size < 1 or num_layers < 1:
-        raise UserError(
-            f"hidden_size and num_layers must be at least 1, got hidden_size={hidden_size}, num_layers={num_layers}."
-        )
+def check_sizes(input_size: int, hidden_size: int, num_layers: int) -> None:
+    """Raises UserError for a network without inputs, units or layers."""
+    check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
 
 
 def check_dropout(dropout: float) -> None:
@@ -108,12 +105,16 @@ class InputProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T) or (B, T, input_size) -> (B, T, output_size)."""
-        if x.dim() == 2 and not x.is_floating_point():
-            return F.embedding(x, self.weight)
+        if x.dim() == 2 and x.dtype in (torch.int64, torch.int32):
+            try:
+                return F.embedding(x, self.weight)
+            except IndexError as error:  # of the CPU; a GPU says so when it is next waited for
+                low, high = (int(value) for value in x.aminmax())
+                raise UserError(f"expected symbols from 0 to {self.input_size - 1}, got {low} to {high}.") from error
         if x.dim() == 3 and x.shape[-1] == self.input_size and x.is_floating_point():
             return x @ self.weight
         raise UserError(
-            f"expected symbols (B, T) of an integer type or floats (B, T, {self.input_size}), "
+            f"expected symbols (B, T) of type int64 or int32, or floats (B, T, {self.input_size}), "
             f"got {x.dtype} of shape {tuple(x.shape)}."
         )
 

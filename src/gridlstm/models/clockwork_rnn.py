@@ -49,7 +49,7 @@ class ClockworkRNN(SequenceModel):
         periods: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
     ) -> None:
         super().__init__()
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         if not periods or min(periods) < 1 or sorted(set(periods)) != list(periods):
             raise UserError(f"periods must be whole numbers from 1 that grow, such as [1, 2, 4], got {list(periods)}.")
         if hidden_size < len(periods):

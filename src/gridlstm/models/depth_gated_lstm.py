@@ -46,7 +46,7 @@ class DepthGatedLSTM(SequenceModel):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int, forget_bias: float = 1.0) -> None:
         super().__init__()
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         self.input_size = input_size
         self.output_size = self.hidden_size = hidden_size
         self.num_layers = num_layers

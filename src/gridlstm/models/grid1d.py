@@ -41,7 +41,7 @@ class Grid1d(VectorModel):
         sweep: SweepName = "auto",
     ) -> None:
         super().__init__()
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         self.input_size = input_size
         self.num_layers = num_layers
         sizes = hidden_size, depth.memory_size(hidden_size)

@@ -79,7 +79,7 @@ class Grid2d(SequenceModel):
         init_bound: float | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         if priority not in (None, "time", "depth"):
             raise UserError(f"priority must be depth, time or null, got {priority!r}.")
         check_dropout(dropout)

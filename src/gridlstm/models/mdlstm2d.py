@@ -37,7 +37,7 @@ class MDLSTM2d(SequenceModel):
         sweep: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers

@@ -66,7 +66,7 @@ class RNN(Recurrent):
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int, activation: Literal["tanh", "relu"] = "tanh"
     ) -> None:
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         if activation not in ("tanh", "relu"):
             raise UserError(f"activation must be tanh or relu, got {activation!r}.")
         super().__init__(
@@ -87,5 +87,5 @@ class GRU(Recurrent):
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int) -> None:
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         super().__init__(input_size, nn.GRU(hidden_size, hidden_size, num_layers, batch_first=True))

@@ -59,7 +59,7 @@ class StackedLSTM(SequenceModel):
         init_bound: float | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         check_dropout(dropout)
         check_sweep_name(sweep, ChainName)
         self.input_size = input_size

@@ -50,7 +50,7 @@ class Transformer(SequenceModel):
         self, input_size: int, hidden_size: int, num_layers: int, num_heads: int = 4, window: int = 128
     ) -> None:
         super().__init__()
-        check_sizes(hidden_size, num_layers)
+        check_sizes(input_size, hidden_size, num_layers)
         if num_heads < 1 or window < 1:
             raise UserError(f"num_heads and window must be at least 1, got num_heads={num_heads}, window={window}.")
         self.input_size = input_size
