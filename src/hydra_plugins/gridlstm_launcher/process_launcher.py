@@ -144,7 +144,8 @@ class ProcessLauncher(Launcher):
         """
         from gridlstm.multirun.jobs import best_of
 
-        best, trials = best_of(root, self.config.task.mode), self.config.hydra.sweeper.get("n_trials", 0)
+        trials = self.config.hydra.sweeper.get("n_trials", 0)
+        best = best_of(root, self.config.task.mode) if trials else None
         if jobs_so_far >= trials:
             log.info("tables and curves: python -m gridlstm.report %s", shlex.quote(str(root)))
             if trials and best is None:
