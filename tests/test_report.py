@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
@@ -23,7 +24,7 @@ from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.lengths import by_length, length_picture
 from gridlstm.report.runs import SOLVED, Run, find_runs
-from gridlstm.report.sizes import size_picture
+from gridlstm.report.sizes import _draw_means, _Mark, size_picture
 from gridlstm.report.tables import Group, Spread, Table, make_tables
 from gridlstm.report.text import markdown
 from gridlstm.runtime.job import run_job
@@ -68,7 +69,7 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     assert re.fullmatch(r"[0-9a-f]{10}(\+changes)?|unknown", grid["commit"])
     assert all(row["paper's test/accuracy"] == "" for row in rows if row is not grid)
     text = (sweep / "report.md").read_text()
-    assert re.search("2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: .* num_layers=0", text)
+    assert re.search("2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: .*num_layers must be .*, got 0", text)
     assert "-s3` **missing**" in text
     assert "seed 3 missing" in text
     assert r"test/sequence\_accuracy" in (sweep / "report.tex").read_text()
@@ -293,6 +294,11 @@ def test_what_is_solved_is_drawn_against_every_size_and_at_every_depth() -> None
         drawn = size_picture(make_tables(runs(bits, layers)))
         assert drawn is not None
         return int.from_bytes(drawn[20:24])  # of the PNG's header
+
+    axes = Figure().subplots()
+    marks = [_Mark("grid2d", {}, 0, 0.0, solved=True)] * 3 + [_Mark("rnn", {}, 0, 0.0, solved=False)]
+    _draw_means(axes, ["grid2d", "rnn"], list(zip((4, 2, 2, 1), (5, 1, 3, 7), marks, strict=True)))
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[2, 2], [4, 5]], [[1, 7]]]  # type: ignore[union-attr]
 
     one_row, three_rows = height((20,), (1, 2)), height((20, 40), (1, 2))
     assert 2.5 * one_row < three_rows < 3.5 * one_row

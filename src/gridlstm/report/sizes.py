@@ -1,6 +1,7 @@
 """What networks reach against their depth, and against the size of the task: the paper's figures."""
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from gridlstm.report.png import png
@@ -37,8 +38,9 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
     """A PNG of runs with a criterion, one mark each, hollow where the task was not solved.
 
     For every option of size that varies, a row: samples to solve (those it was given, where it was not solved) and the
-    best of the monitored metric. Where depth and another size vary, a row more: which sizes were solved at which depth,
-    the paper's picture of parity. None where no runs had a criterion, or all of them the same sizes.
+    best of the monitored metric, with lines through the means of seeds. Where depth and another size vary, a row more:
+    which sizes were solved at which depth, the paper's picture of parity. None where no runs had a criterion, or all of
+    them the same sizes.
     """
     from matplotlib.figure import Figure
 
@@ -54,9 +56,14 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
     metrics = " or ".join({table.monitor: None for table in tables})
     for (left, right), key in zip(rows, keys, strict=False):
         here = [mark for mark in marks if key in mark.sizes]
-        _draw(left, kinds, [(m.sizes[key], m.samples, m) for m in here], _SIZES[key], "training samples to solve")
+        for axes, values, name in (
+            (left, [m.samples for m in here], "training samples to solve"),
+            (right, [m.best for m in here], f"best {metrics}"),
+        ):
+            points = [(m.sizes[key], value, m) for m, value in zip(here, values, strict=True)]
+            _draw(axes, kinds, points, _SIZES[key], name)
+            _draw_means(axes, kinds, points)
         left.set_yscale("log")
-        _draw(right, kinds, [(m.sizes[key], m.best, m) for m in here], _SIZES[key], f"best {metrics}")
     for (left, right), key in zip(rows[len(keys) :], others, strict=True):
         here = [mark for mark in marks if {_LAYERS, key} <= set(mark.sizes)]
         _draw(left, kinds, [(m.sizes[_LAYERS], m.sizes[key], m) for m in here], _SIZES[_LAYERS], _SIZES[key])
@@ -81,11 +88,21 @@ def _marks(table: Table) -> Iterable[_Mark]:
             yield _Mark(table.named(kind), sizes, samples, best, solved)
 
 
+def _draw_means(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]]) -> None:
+    """For each kind, a line through the means over all runs of a size, solved or not."""
+    for n, kind in enumerate(kinds):
+        by_size: dict[float, list[float]] = {}
+        for size, value, mark in sorted(points, key=lambda point: point[0]):
+            if mark.kind == kind:
+                by_size.setdefault(size, []).append(value)
+        axes.plot(list(by_size), [fmean(some) for some in by_size.values()], color=f"C{n % 10}", alpha=0.4, zorder=1)
+
+
 def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]], x: str, y: str) -> None:
     """One colour a kind of network; marks of several kinds stand side by side."""
     width = max(p[0] for p in points) - min(p[0] for p in points)
     for n, kind in enumerate(kinds):
-        aside = width * 0.04 * ((n + 0.5) / len(kinds) - 0.5)
+        aside = width * 0.02 * ((n + 0.5) / len(kinds) - 0.5)
         for solved in (True, False):
             if some := [(a + aside, b) for a, b, mark in points if (mark.kind, mark.solved) == (kind, solved)]:
                 face = f"C{n % 10}" if solved else "none"
@@ -94,6 +111,7 @@ def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _
                 axes.scatter(
                     *zip(*some, strict=True), label=label, marker=form, facecolors=face, edgecolors=f"C{n % 10}"
                 )
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
