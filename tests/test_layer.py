@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
@@ -207,6 +208,23 @@ def test_activation_checkpointing_holds_nothing_and_changes_no_gradient(make: An
     for _ in range(2):  # the second computes the gates again, in sums of another order
         torch.testing.assert_close(torch.autograd.grad(output.sum(), wanted, retain_graph=True), expected)
     assert sum(held) <= x.numel()
+
+
+@pytest.mark.parametrize("make", [lambda: GridLSTM(5, 4, 3), lambda: StackedLSTM(5, 4, 3)])
+def test_of_frozen_weights_no_gradient_is_computed(make: Any) -> None:
+    network, x = make().double(), torch.randn(6, 2, 5, dtype=torch.float64, requires_grad=True)
+
+    def flops() -> int:
+        with FlopCounterMode(display=False) as counter:
+            network(x)[0].sum().backward()
+        return int(counter.get_total_flops())
+
+    trained, expected = flops(), x.grad
+    network.requires_grad_(False)
+    x.grad = None
+    frozen = flops()
+    assert frozen < 0.8 * trained
+    torch.testing.assert_close(x.grad, expected)
 
 
 def test_batched_gradients_name_the_sweep_that_has_them() -> None:

@@ -69,7 +69,9 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     assert re.fullmatch(r"[0-9a-f]{10}(\+changes)?|unknown", grid["commit"])
     assert all(row["paper's test/accuracy"] == "" for row in rows if row is not grid)
     text = (sweep / "report.md").read_text()
-    assert re.search("2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: .*num_layers must be .*, got 0", text)
+    assert re.search(
+        "2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: .*num_layers must be .*, got 0", text
+    )
     assert "-s3` **missing**" in text
     assert "seed 3 missing" in text
     assert r"test/sequence\_accuracy" in (sweep / "report.tex").read_text()

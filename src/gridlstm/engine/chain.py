@@ -129,11 +129,12 @@ class _Chain(torch.autograd.Function):
         dx, dW = empty(rows, e, like=X), torch.empty_like(weight)
         with fastest_product(X, 2 * rows * dW.numel()):
             multiply(dz, weight[:, :e].to(lowered or weight.dtype), dx, lowered)
-            multiply(dz.t(), x.flatten(0, 1), dW[:, :e], lowered)
-            multiply(dz.t(), X[:T].flatten(0, 1), dW[:, e:], lowered)
+            if ctx.needs_input_grad[3]:
+                multiply(dz.t(), x.flatten(0, 1), dW[:, :e], lowered)
+                multiply(dz.t(), X[:T].flatten(0, 1), dW[:, e:], lowered)
         db = dz.sum(0) if ctx.needs_input_grad[4] else None
         grad_vectors = [grad.view(vector.shape) for grad, vector in zip(buffers.grad_vectors[0], vectors, strict=True)]
-        return None, None, dx.view(x.shape), dW, db, dH[0], dM[0], *grad_vectors
+        return None, None, dx.view(x.shape), dW if ctx.needs_input_grad[3] else None, db, dH[0], dM[0], *grad_vectors
 
 
 def _feed(buffers: Buffers, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -183,13 +183,13 @@ class _PackedSweep(torch.autograd.Function):
             leaving = slice(C, C + layout.plan.exits[n])
             dH[leaving, :, columns] = grads[n].reshape(layout.plan.exits[n], B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
-        needed = ctx.needs_input_grad[6 + N : 6 + 2 * N]
+        trained, learned = (ctx.needs_input_grad[6 + i * N : 6 + (i + 1) * N] for i in range(2))
         with fastest_product(dH, layout.product_flops):
             if not kept:
                 _restore_gates(buffers, weights, biases)
             ctx.schedule.backward(buffers, weights)
             gradients = _weight_gradients(
-                buffers, weights, [bias if need else None for bias, need in zip(biases, needed, strict=True)]
+                buffers, weights, trained, [b if need else None for b, need in zip(biases, learned, strict=True)]
             )
         entries = layout.plan.entries
         grad_h = [dH[:, :, layout.columns[n]].index_select(0, entries[n]).view(ctx.shapes[0][n]) for n in range(N)]
@@ -222,11 +222,12 @@ def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence
 
 
 def _weight_gradients(
-    buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+    buffers: Buffers, weights: Sequence[Tensor], trained: Sequence[bool], biases: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """dW = sum over all blocks and rows of dz H^T, one product for each weight copy; db = sum of dz.
 
     Args:
+        trained: whether each dimension's weight is, as those of a frozen network are not.
         biases: the learned ones, None for a constant.
     """
     layout = buffers.layout
@@ -236,14 +237,15 @@ def _weight_gradients(
         dz, x = buffers.Z[k], buffers.operand(k, slice(0, C))
         grad_weight = empty(len(by_copy), dz.shape[-1], layout.D, like=dz)  # (copies, G, D)
         grad_bias = empty(len(by_copy), dz.shape[-1], like=dz)  # (copies, G)
-        has_bias = any(biases[n] is not None for n in stage)
+        has_bias, has_weight = any(biases[n] is not None for n in stage), any(trained[n] for n in stage)
         for copy, rows in enumerate(by_copy):
             a = _rows(dz, rows)
-            multiply(a.flatten(0, 1).t(), _rows(x, rows).flatten(0, 1), grad_weight[copy], layout.lowered)
+            if has_weight:
+                multiply(a.flatten(0, 1).t(), _rows(x, rows).flatten(0, 1), grad_weight[copy], layout.lowered)
             if has_bias:
                 torch.sum(a, (0, 1), out=grad_bias[copy])
         for n in stage:
-            gradients[n] = grad_weight[:, layout.gates[n]].reshape(weights[n].shape)
+            gradients[n] = grad_weight[:, layout.gates[n]].reshape(weights[n].shape) if trained[n] else None
             if (bias := biases[n]) is not None:
                 gradients[N + n] = grad_bias[:, layout.gates[n]].reshape(bias.shape)
     return gradients
