@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from tests.test_training import result, rows
 
 from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
 from gridlstm.runtime.job import run_job
 
 Job = Callable[..., DictConfig]
@@ -84,7 +85,8 @@ def test_what_is_left_out_of_a_training_is_said(job: Job, caplog: pytest.LogCapt
     run_job(job("task.data.min_digits=1", "task.data.curriculum=60", "trainer.max_steps=4", task="addition"))
     assert "all lengths open after 60 samples, and trainer.max_steps=4 ends the training after 60" in caplog.text
     caplog.clear()
-    run_job(job("task.data.min_digits=1", "task.data.curriculum=59", "trainer.max_steps=4", task="addition"))
+    enough = ("task.data.min_digits=1", "task.data.curriculum=59", "trainer.max_steps=4")
+    run_job(job(*enough, task="addition", directory="enough"))
     assert "all lengths open" not in caplog.text
 
 
@@ -124,11 +126,59 @@ def test_accumulated_gradients_end_before_a_checkpoint(job: Job, tmp_path: Path)
         run_job(job(*options, "trainer.val_check_interval=3"))
 
 
+@pytest.mark.parametrize("stages", ["stages=[fit]", "stages=[fit,test]"])
+def test_another_criterion_at_the_end_of_the_training_is_not_silently_missed(job: Job, stages: str) -> None:
+    options = ("callbacks=criterion", "callbacks.criterion.metric=val/accuracy", "trainer.max_steps=4", stages)
+    run_job(job(*options))
+    easier = "callbacks.criterion.at_least=1e-9"
+    with pytest.raises(UserError, match=r"had ended at step 4, and callbacks\.criterion\.at_least is not what it was"):
+        run_job(job(*options, easier, "ckpt_path=last"))
+
+
+def test_what_is_learned_by_heart_meets_no_criterion(job: Job) -> None:
+    with pytest.raises(UserError, match=r"trainer\.overfit_batches leaves none: .* debug=overfit"):
+        run_job(job("callbacks=criterion", "trainer.overfit_batches=3"))
+
+
+def test_a_string_of_bits_that_no_memory_holds_is_refused(job: Job) -> None:
+    with pytest.raises(UserError, match=r"rows of 100,000,000 symbols or numbers.* beyond the memory"):
+        run_job(job("task.bits=100000000", task="parity", model="grid1d"))
+
+
+def test_two_values_of_one_size_are_refused(job: Job) -> None:
+    with pytest.raises(UserError, match=r"task\.data\.delay=3 and task\.delay=2 are two values of one thing"):
+        run_job(job("task.delay=2", "task.data.delay=3"))
+
+
+def test_an_evaluation_has_any_number_of_digits_whatever_was_trained(job: Job, tmp_path: Path) -> None:
+    trained = ("task.digits=3", "task.data.min_digits=2", "task.data.curriculum=10")
+    run_job(job(*trained, task="addition"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    for digits in (1, 2, 5):
+        assert "test/accuracy" in evaluate(checkpoint, "test", [f"task.digits={digits}"])
+    assert evaluate(checkpoint, "test", []) == result(tmp_path / "run")["test"]
+    with pytest.raises(UserError, match=r"test_digits=\[1\] is of the test, .* give split=test"):
+        evaluate(checkpoint, "val", ["task.data.test_digits=[1]"])
+    with pytest.raises(UserError, match="limit_test_batches=0 leaves nothing to evaluate"):
+        evaluate(checkpoint, "test", ["trainer.limit_test_batches=0"])
+
+
+def test_the_test_of_a_run_is_of_its_own_options(job: Job, tmp_path: Path) -> None:
+    run_job(job("task.digits=3", task="addition"))
+    before = result(tmp_path / "run")["test"]
+    options = ("stages=[test]", "ckpt_path=last")
+    with pytest.raises(UserError, match=r"task\.data\.digits=6, there 3\nOther options are for python -m gridlstm"):
+        run_job(job(*options, "task.digits=6", task="addition"))
+    assert result(tmp_path / "run")["test"] == before
+    run_job(job(*options, "task.digits=3", "task.data.test_digits=[4,5]", task="addition"))
+    assert "test/accuracy_5_digits" in result(tmp_path / "run")["test"]  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("model.hidden_size=10000000", r"these sizes need more memory than there is .* Smaller ones need less"),
-        ("task.delay=100000000000", r"15 rows of 100,000,000,\d+ steps, .* are beyond the memory of any machine"),
+        ("task.delay=100000000000", r"15 rows of 100,000,000,\d+ symbols .* are beyond the memory of any machine"),
         ("task.alphabet=10000000000000", r"10,000,000,000,001 outputs, are beyond the memory of any machine"),
     ],
 )

@@ -393,6 +393,8 @@ def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None
     (table,) = make_tables(runs)
     solved = [row[table.columns.index("solved")] for row in table.rows]
     assert solved == ["1 of 2", "1 of 3"], "what diverged has not solved it"
+    (table,) = make_tables([*runs[:-1], replace(runs[-1], result={"status": "failed", SOLVED: 800})])
+    assert [row[table.columns.index("solved")] for row in table.rows] == ["2 of 3", "1 of 2"], "it failed in its test"
     del runs[3:]
     del runs[2].result[SOLVED]
     (table,) = make_tables(runs)

@@ -75,6 +75,12 @@ def evaluate(
     from gridlstm.runtime.position_loss import PositionLoss
     from gridlstm.runtime.record import metrics
 
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if split == "val" and key == "task.data.test_digits":
+            raise UserError(f"{override} is of the test, and the validation has task.digits: give split=test.")
+        if key in ("trainer.limit_val_batches", "trainer.limit_test_batches") and value == "0":
+            raise UserError(f"{override} leaves nothing to evaluate: leave it out, or give at least 1.")
     config = load_config(checkpoint, overrides)
     config.logger = config.scheduler = None
     config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}

@@ -98,7 +98,7 @@ class SequenceData(L.LightningDataModule):
 
     @property
     def longest(self) -> int:
-        """Steps of the longest sequences, those of tests among them."""
+        """Steps of the longest sequences, those of tests among them; numbers that enter at once count as steps."""
         return max(self.spec.sequence_length, *self.spec.test_lengths.values(), 0)
 
     @property

@@ -58,6 +58,10 @@ class ParityData(GeneratedData):
         self.curriculum_samples = curriculum * (bits - 1)
 
     @property
+    def longest(self) -> int:
+        return self.bits  # which enter at once, and take as much memory as steps
+
+    @property
     def spec(self) -> Spec:
         return Spec(input_size=self.bits, output_size=2, sequence_length=1)
 

@@ -153,16 +153,23 @@ def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
 
 
 def _judged(group: Group) -> list[Run]:
-    """The runs of which it is known whether they met the criterion. One that failed, such as by diverging, did not."""
-    return [run for run in group.runs if run.status == "failed" or (run.status == "completed" and SOLVED in run.result)]
+    """The runs of which it is known whether they met the criterion. One that failed, such as by diverging, did not,
+    unless it had met it before."""
+    return [
+        run
+        for run in group.runs
+        if run.status == "failed" or run.result.get(SOLVED) or (run.status == "completed" and SOLVED in run.result)
+    ]
 
 
 def values(group: Group, name: str, monitor: str) -> list[float]:
-    """Of the completed runs that have one: the best of the monitored metric, a test's, or samples to solve."""
-    stages: list[dict[str, Any]] = [
-        run.result if name == SOLVED else run.result.get("best" if name == monitor else "test", {})
-        for run in group.completed
-    ]
+    """Of the completed runs that have one: the best of the monitored metric, a test's; samples to solve also of those
+    that ended otherwise after they had met their criterion, as in their test."""
+    stages: list[dict[str, Any]] = (
+        [run.result for run in group.runs]
+        if name == SOLVED
+        else [run.result.get("best" if name == monitor else "test", {}) for run in group.completed]
+    )
     return [stage[name] for stage in stages if stage.get(name) is not None]
 
 

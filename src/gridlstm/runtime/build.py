@@ -128,8 +128,8 @@ def _check_sizes(data: SequenceData) -> None:
     steps = data.longest
     if rows * steps > MOST or max(spec.input_size, spec.output_size) > MOST:
         raise UserError(
-            f"task: {rows:,} rows of {steps:,} steps, of {spec.input_size:,} different inputs and {spec.output_size:,} "
-            f"outputs, are beyond the memory of any machine: choose smaller sizes."
+            f"task: {rows:,} rows of {steps:,} symbols or numbers, of {spec.input_size:,} different inputs and "
+            f"{spec.output_size:,} outputs, are beyond the memory of any machine: choose smaller sizes."
         )
 
 

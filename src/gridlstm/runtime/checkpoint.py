@@ -28,6 +28,9 @@ _OF_TRAINING_ALONE = (
 )
 """Single ones."""
 
+_OF_TRAINING_SAMPLES = {"task.data.min_digits": None, "task.data.curriculum": 0}
+"""Options that an evaluation's samples do not depend on, and what stands for none."""
+
 
 def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
     """The configuration of the run that wrote a checkpoint, with other options.
@@ -51,6 +54,9 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
     config = OmegaConf.load(source)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)
+    for name, neutral in _OF_TRAINING_SAMPLES.items():  # which may not fit the sizes that are asked for
+        if OmegaConf.select(config, name) is not None:
+            OmegaConf.update(config, name, neutral)
     for override in overrides:
         key, _, _ = override.partition("=")
         if OmegaConf.is_dict(OmegaConf.select(config, key)):

@@ -61,6 +61,11 @@ class Criterion(Callback):
             raise UserError(f"callbacks.criterion.metric {expected}, got {self.metric!r}.")
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # missing from its annotations
             return
+        if trainer.overfit_batches:  # type: ignore[attr-defined]  # missing from its annotations
+            raise UserError(
+                "the criterion is about unseen problems, of which trainer.overfit_batches leaves none: give "
+                "callbacks.criterion=null, or debug=overfit, which does so."
+            )
         if (limit := trainer.limit_val_batches) not in (None, 1.0) or type(limit) is int:
             raise UserError(
                 f"the criterion is about all problems of a validation, and trainer.limit_val_batches={limit} leaves "

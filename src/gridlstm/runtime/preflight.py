@@ -64,6 +64,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"{error.full_key} has no value here ({reason}): give {error.full_key}=…") from error
     _check_stages(cfg)
     _check_task_options(cfg)
+    _check_one_value(cfg)
     check_fit(cfg)
     check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
     matched = check_match(cfg)
@@ -180,6 +181,16 @@ def _check_task_options(cfg: DictConfig) -> None:
             raise UserError(
                 f"task={cfg.run.task} has no option {key}, so task.{key}={value} would have no effect: leave it out, "
                 f"or choose the task that experiment={cfg.run.group} is made for."
+            )
+
+
+def _check_one_value(cfg: DictConfig) -> None:
+    """Raises UserError where the data's own option contradicts the task's, which reports and experiments read."""
+    for key, value in cfg.task.data.items():
+        if key in cfg.task and cfg.task[key] != value:
+            raise UserError(
+                f"task.data.{key!s}={value} and task.{key!s}={cfg.task[key]} are two values of one thing: give "
+                f"task.{key!s} alone, from which the data takes it."
             )
 
 

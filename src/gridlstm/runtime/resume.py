@@ -12,7 +12,7 @@ from gridlstm.runtime.legs import CHECKPOINTS, last_checkpoint
 # Where a run finds things, how it computes and how much it evaluates may change on a resume.
 _FREE = {
     "model": {"sweep"},
-    "task.data": {"path", "data_dir", "url", "cache_dir", "num_test", "val_symbols"},
+    "task.data": {"path", "data_dir", "url", "cache_dir", "num_test", "test_digits", "val_symbols"},
     "optimizer": set[str](),
     "scheduler": set[str](),
     "callbacks.weight_averaging": set[str](),
@@ -54,26 +54,36 @@ def trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]
     Args:
         checkpoint: that it goes on from.
         earlier: what result.json says of its legs before.
+
+    Raises:
+        UserError: callbacks are others than then, and there are no steps left in which they could do anything.
     """
     directory = Path(cfg.run.dir)
-    best = earlier.get("best", {})
     last = last_checkpoint(directory)
-    if not earlier.get("trained_to_end") or cfg.task.monitor not in best or not best.get("checkpoint"):
-        return None
-    if "test" not in cfg.stages or last is None or checkpoint.resolve() != last.resolve():
+    if not earlier.get("trained_to_end") or last is None or checkpoint.resolve() != last.resolve():
         return None
     before = OmegaConf.load(directory / "config.yaml")
     if any(cfg.trainer[name] != before.trainer.get(name) for name in ("max_steps", "max_epochs", "max_time")):
         return None
-    if _rules(cfg.callbacks) != _rules(before.callbacks):
+    now, then = _rules(cfg.callbacks), _rules(before.callbacks)
+    if different := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
+        if 0 < cfg.trainer.max_steps <= earlier["steps"]:
+            raise UserError(
+                f"training had ended at step {earlier['steps']}, and callbacks.{different[0]} is not what it was: give "
+                f"a larger trainer.max_steps to train on, or leave it as it was."
+            )
+        return None
+    best = earlier.get("best", {})
+    if "test" not in cfg.stages or cfg.task.monitor not in best or not best.get("checkpoint"):
         return None
     weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name  # wherever the directory has moved to
     return weights if weights.is_file() else None
 
 
 def _rules(callbacks: Any) -> dict[str, Any]:
-    """Options of callbacks but where they write."""
-    return {name: v for name, v in _flat(callbacks).items() if name.rpartition(".")[2] not in ("dir", "dirpath")}
+    """Options of callbacks but where and how often they write."""
+    free = ("dir", "dirpath", "every_seconds", "verbose")
+    return {name: value for name, value in _flat(callbacks).items() if name.rpartition(".")[2] not in free}
 
 
 def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
@@ -82,7 +92,8 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
     Raises:
         UserError: naming every option that differs.
     """
-    if "fit" not in cfg.stages or (directory := run_directory(checkpoint)) is None:
+    own = run_directory(checkpoint) == Path(cfg.run.dir).resolve()
+    if ("fit" not in cfg.stages and not own) or (directory := run_directory(checkpoint)) is None:
         return
     before = OmegaConf.load(directory / "config.yaml")
     differences = [f"seed={cfg.seed}, there {before.seed}"] if before.seed != cfg.seed else []
@@ -98,6 +109,12 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
         for name in _OF_TRAINER
         if cfg.trainer[name] != before.trainer.get(name)
     ]
+    if differences and "fit" not in cfg.stages:
+        raise UserError(
+            f"the test of {directory} is one of the options of its config.yaml, and here they differ:\n  "
+            + "\n  ".join(differences)
+            + "\nOther options are for python -m gridlstm.evaluate, or for another hydra.run.dir."
+        )
     if differences:
         raise UserError(
             f"{checkpoint} goes on with the options it was trained with, and here they differ:\n  "
