@@ -80,3 +80,22 @@ def test_a_model_learns_a_text_that_changes(job: Job, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             evaluate(checkpoint, "test", [], **given)  # type: ignore[arg-type]
+
+
+def test_weights_that_diverge_end_the_evaluation(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with pytest.raises(UserError, match=r"the weights have diverged\. Lower dynamic_rate, here 1e\+30"):
+        evaluate(checkpoint, "test", [], dynamic_rate=1e30)
+    with pytest.raises(UserError, match="dynamic_rate and dynamic_decay must be 0 or more, got inf"):
+        evaluate(checkpoint, "test", [], dynamic_rate=float("inf"))
+
+
+def test_it_computes_in_the_precision_of_the_run(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]", "trainer.precision=bf16-mixed", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    one_row = ["task.data.batch_size=1"]
+    rounded = evaluate(checkpoint, "test", one_row)["test/bpc"]
+    exact = evaluate(checkpoint, "test", [*one_row, "trainer.precision=32-true"])["test/bpc"]
+    found = evaluate(checkpoint, "test", [], dynamic_rate=0.0)["test/bpc"]
+    assert abs(found - rounded) < 0.2 * abs(exact - rounded)

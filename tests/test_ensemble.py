@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
@@ -47,6 +47,39 @@ def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path
     assert evaluate(first, "test", [], others=[first])["test/bpc"] == pytest.approx(
         evaluate(first, "test", [])["test/bpc"]
     )
+
+
+def test_members_have_the_models_options_and_one_text(
+    job: Job, tmp_path: Path, text_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_job(job("stages=[fit]", task="text", model="transformer", directory="one"))
+    turned = tmp_path / "turned.txt"
+    whole = text_file.read_bytes()
+    turned.write_bytes(whole[len(whole) // 2 :] + whole[: len(whole) // 2])
+    run_job(job("stages=[fit]", f"task.path={turned}", task="text", model="transformer", directory="two"))
+    one, two = (tmp_path / name / "checkpoints" / "best.ckpt" for name in ("one", "two"))
+    short = ["model.window=2"]
+    alone = evaluate(one, "test", short)["test/bpc"]
+    assert evaluate(one, "test", short, others=[one])["test/bpc"] == pytest.approx(alone)
+    assert evaluate(one, "test", [])["test/bpc"] != alone
+    assert "trained on another text" not in caplog.text
+    evaluate(one, "test", [], others=[two])
+    assert "two/checkpoints/best.ckpt was trained on another text, or other parts of it, than" in caplog.text
+
+
+def test_a_checkpoint_of_a_gpu_is_evaluated_on_a_cpu(job: Job, tmp_path: Path) -> None:
+    run_job(job())
+    source = tmp_path / "run" / "config_source.yaml"
+    config = OmegaConf.load(source)
+    config.trainer.update({"accelerator": "gpu", "devices": -1, "strategy": "ddp"})
+    OmegaConf.save(config, source)
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    expected = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    if not torch.cuda.is_available():
+        assert evaluate(checkpoint, "test", []) == expected
+    assert evaluate(checkpoint, "test", ["trainer.accelerator=cpu"]) == expected
+    with pytest.raises(UserError, match="hardware=cpu is a choice for training: here give trainer"):
+        evaluate(checkpoint, "test", ["hardware=cpu"])
 
 
 def test_a_temperature_divides_the_logits(job: Job, tmp_path: Path) -> None:

@@ -436,8 +436,14 @@ def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) ->
         ({"what": "gradients", "ckpt": "CKPT", "steps": "100000"}, "the test split has"),
         ({"what": "gates", "ckpt": "CKPT", "modle": "3"}, "modle"),
         ({"what": "gates", "ckpt": "CKPT", "symbols": "100000"}, "symbols to look at, and symbols=100000: ask for few"),
-        ({"what": "activation", "weights": "1,b"}, "numbers with commas"),
+        ({"what": "activation", "weights": "1,b"}, "numbers .* with commas"),
         ({"what": "activation", "seeds": "1"}, "there is no option seeds"),
+        ({"what": "activation", "seed": "9" * 30}, "seed must be a whole number of at least 1, and at most"),
+        ({"what": "activation", "weights": "1,2,3,4", "seed": "2"}, "leave one of them out"),
+        ({"what": "activation", "memory": "1e39"}, "memory must be numbers of at most 1e.30 with commas"),
+        ({"what": "gradients", "model": "grid2d", "steps": "9" * 11}, "steps must be .* at most 1,000,000"),
+        ({"what": "gradients", "model": "grid2d", "model.num_layers": "5"}, "give layers="),
+        ({"what": "gradients", "model": "grid2d", "optimizer.lr": "7"}, "optimizer.lr is of a training"),
     ],
 )
 def test_wrong_options_get_one_sentence(given: dict[str, str], words: str, checkpoint: Path) -> None:

@@ -208,6 +208,17 @@ def test_what_is_left_after_the_end_of_the_training_is_its_test(
     assert result(tmp_path / "run")["steps"] == before["steps"] + 2  # type: ignore[operator]
 
 
+def test_a_trained_network_may_get_worse_before_it_gets_better(job: Job, tmp_path: Path) -> None:
+    """Weights of another run begin with a loss near 0, of which anything is a multiple."""
+    run_job(job(*STEPS))
+    callback = StopOnDivergence(3.0)
+    run = build(job(*STEPS, "callbacks.divergence=null", "callbacks.checkpoint=null", directory="other"))
+    run.task.training_loss = lambda: 0.001  # type: ignore[method-assign]
+    run.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    run.trainer.fit(run.task, run.data)
+    assert callback.first == pytest.approx(math.log(run.data.spec.output_size))
+
+
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(job: Job, tmp_path: Path) -> None:
     run_job(job(*STEPS))
     before = last(tmp_path / "run")
@@ -377,7 +388,7 @@ def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path) -> None:
     near = tmp_path / "near.txt"
     near.write_text("a new text of old letters " * 100)
     for options, message in (
-        (("task.data.level=char",), "symbols of level byte, of which this text .level char. has none"),
+        (("task.data.level=char",), "symbols of level byte, and this text is read at level char"),
         ((f"task.path={foreign}",), "of which this text .level byte. has 0"),
         (("model.hidden_size=9",), "weights do not fit"),
         ((f"task.path={near}", "model.hidden_size=9"), "weights do not fit"),

@@ -70,7 +70,7 @@ def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> Non
         ({"length": 10**30}, "length must be at least 1, and below"),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"seed": 2**70}, "seed must be 0 or more"),
-        ({"prime": "am \udce9"}, "the text is not UTF-8"),
+        ({"prime": "am \udce9"}, "the prime is not UTF-8"),
         ({"device": "gpu"}, "device=gpu cannot be used"),
         ({"device": "meta"}, "device=meta cannot be used"),
     ):

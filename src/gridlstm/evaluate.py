@@ -70,7 +70,7 @@ def evaluate(
         raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
     # Imported here, so that --help need not wait for torch.
     from gridlstm.runtime.build import build
-    from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
+    from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
     from gridlstm.runtime.job import quiet
     from gridlstm.runtime.position_loss import PositionLoss
     from gridlstm.runtime.record import metrics
@@ -86,6 +86,9 @@ def evaluate(
     config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
     config.trainer.enable_checkpointing = False
     _whole_split(config, overrides)
+    _device_at_hand(config, overrides)
+    if split == "all" and config.task.data.get("max_documents"):
+        log.warning("task.data.max_documents=%d keeps this to a part of the text", config.task.data.max_documents)
     quiet()
     content = load_content(checkpoint)
     if positions is not None:  # before what may take hours
@@ -93,11 +96,11 @@ def evaluate(
             raise UserError(f"positions={positions} names no file: give positions=STEM, for STEM.csv and STEM.png.")
         positions.parent.mkdir(parents=True, exist_ok=True)
     run = build(config, data_state(config, content), whole_text=split == "all")
-    _warn_of_change(run, overrides)
+    warn_of_change(run.data, overrides)
     load_weights(run.task, content["state_dict"])
     run.task.temperature = temperature
     if others:
-        _join(run, [checkpoint, *others])
+        _join(run, [checkpoint, *others], overrides)
     if positions is not None or dynamic_rate is not None:
         _check_language_model(run, positions is not None and dynamic_rate is not None)
     if dynamic_rate is not None:
@@ -124,33 +127,47 @@ def _whole_split(config: "DictConfig", overrides: Sequence[str]) -> None:
             config.trainer[name] = value
 
 
-def _warn_of_change(run: "Run", overrides: Sequence[str]) -> None:
-    from gridlstm.data.text import TextData
+def _device_at_hand(config: "DictConfig", overrides: Sequence[str]) -> None:
+    """A run of GPUs is evaluated by one process on what is here, where there are none or the CPU is asked for."""
+    import torch
 
-    another = any(override.startswith(("task.path=", "task.data.", "data_dir=")) for override in overrides)
-    if isinstance(run.data, TextData) and run.data.changed and not another:
-        log.warning(
-            "%s is not what it was when the checkpoint was written: its splits may hold what was trained on",
-            run.data.source(),
-        )
+    given = {override.partition("=")[0] for override in overrides}
+    lacking = config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+    if lacking and "trainer.accelerator" not in given:
+        log.info("the run had trainer.accelerator=%s, and there is no GPU here", config.trainer.accelerator)
+        config.trainer.accelerator = "auto"
+    elif config.trainer.accelerator != "cpu" or "trainer.accelerator" not in given:
+        return
+    for name, value in {"devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
+        if f"trainer.{name}" not in given:
+            config.trainer[name] = value
 
 
-def _join(run: "Run", checkpoints: Sequence[Path]) -> None:
-    """Makes the run's task the ensemble of all checkpoints."""
+def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Makes the run's task the ensemble of all checkpoints, each with the options of models among the overrides."""
     from torch import nn
 
     from gridlstm.runtime.build import make_task
-    from gridlstm.runtime.checkpoint import load_config, load_content, load_weights, vocabulary
+    from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, vocabulary
     from gridlstm.tasks.ensemble import Ensemble
 
-    members, first = [], None
+    members, first, texts = [], None, []
     for checkpoint in checkpoints:
-        config, content = load_config(checkpoint, []), load_content(checkpoint)
+        config = load_config(checkpoint, [override for override in overrides if override.startswith("model.")])
+        content = load_content(checkpoint)
         found = vocabulary(config, content) or config.task.data._target_
         first = first or found
         if found != first:
             raise UserError(
                 f"{checkpoint} is of another task or text than {checkpoints[0]}, and predicts other symbols."
+            )
+        state = data_state(config, content)
+        texts.append((state.get("crc32"), state.get("symbols"), config.task.data.get("splits")))
+        if texts[-1] != texts[0]:
+            log.warning(
+                "%s was trained on another text, or other parts of it, than %s: what is evaluated may be among them",
+                checkpoint,
+                checkpoints[0],
             )
         members.append(make_task(config, run.data.spec))
         load_weights(members[-1], content["state_dict"])
@@ -175,7 +192,8 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
     stage = "val" if split == "val" else "test"
     limit = getattr(run.trainer, f"limit_{stage}_batches")
     task = run.task.to(run.trainer.strategy.root_device)
-    evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay)
+    context = run.trainer.precision_plugin.forward_context
+    evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay, context)
     run.data.setup("validate" if split == "val" else "test")
     run.data.batch_size = 1  # what was learned from one place in the text is used for all that follows
     loader = run.data.val_dataloader() if split == "val" else run.data.test_dataloader()

@@ -1,5 +1,6 @@
 """Write a text with a trained language model: ``python -m gridlstm.sample ckpt=… prime="The " length=500``."""
 
+import io
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -65,7 +66,9 @@ def write_samples(
     symbols = vocabulary(config, content)
     if symbols is None:
         raise UserError(f"{checkpoint} was trained on {config.run.task}, which is no text: it has nothing to write.")
-    ids = symbols.encode(prime).tolist()
+    ids = symbols.encode(prime, "the prime").tolist()
+    if prime and not ids:
+        raise UserError(f"prime={prime!r} holds no {symbols.level} to begin with: leave it out, or give one.")
     task = make_task(config, Spec(len(symbols), len(symbols), sequence_length=1))
     load_weights(task, content["state_dict"])
     try:
@@ -118,6 +121,9 @@ def _run(given: dict[str, str]) -> None:
             whole, real = kinds[name] is int, kinds[name] is float
             expected = "a whole number" if whole else "a number" if real else "true or false"
             raise UserError(f"{name} must be {expected}, got {value!r}.") from error
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a symbol
 
     def write(piece: str) -> None:
         sys.stdout.write(piece)

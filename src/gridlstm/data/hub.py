@@ -80,10 +80,18 @@ class HubTextData(PartedTextData):
         names = ("train", "validation", "test")
         if "train" not in found:
             raise UserError(f"{self.data_set} has no split train, but {', '.join(found)}: it cannot be trained on.")
-        return [self._documents(found[name]) for name in (names if set(names) <= set(found) else names[:1])]
+        whole = set(names) <= set(found)
+        if not whole and (left := [name for name in found if name != "train"]):
+            log.warning(
+                "%s has not all of the splits %s: %s is left out, and validation and test are cut from train",
+                self.data_set,
+                ", ".join(names),
+                ", ".join(left),
+            )
+        return [self._documents(found[name]) for name in (names if whole else names[:1])]
 
     def _documents(self, split: Any) -> Iterator[str]:
-        empty = 0
+        empty = written = 0
         for document in self._read(islice(split, self.max_documents)):
             text = document.get(self.column)
             if text is None and self.column in document:
@@ -95,7 +103,13 @@ class HubTextData(PartedTextData):
                     f"task.data.column={self.column} is no text of {self.data_set}; columns of text: "
                     f"{columns or 'none'}."
                 )
+            written += 1
             yield text if text.endswith("\n") else text + "\n"
+        if empty and not written:
+            raise UserError(
+                f"task.data.column={self.column} of {self.data_set} has no text, all its documents are null: name "
+                f"another column."
+            )
         if empty:
             log.warning(
                 "%s documents of %s have no %s (null) and are left out", f"{empty:,}", self.data_set, self.column

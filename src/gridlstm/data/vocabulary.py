@@ -34,8 +34,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.symbols)
 
-    def encode(self, text: str | bytes) -> NDArray[np.int64]:
+    def encode(self, text: str | bytes, name: str = "the text") -> NDArray[np.int64]:
         """The ids of a text; a word that the vocabulary lacks is ``<unk>`` where it has that.
+
+        Args:
+            name: what an error calls it.
 
         Raises:
             UserError: a symbol that the vocabulary lacks, or bytes that are not UTF-8 at another level than byte.
@@ -43,19 +46,19 @@ class Vocabulary:
         # A command line gives bytes that are no UTF-8 as lone surrogates.
         raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
         if self.level == "word":
-            return self._encode_words(raw)
-        codes = np.concatenate([np.zeros(0, np.int64), *symbol_codes(raw, self.level, "the text")])
+            return self._encode_words(raw, name)
+        codes = np.concatenate([np.zeros(0, np.int64), *symbol_codes(raw, self.level, name)])
         ids = np.searchsorted(self.symbols, codes)
         unknown = np.setdiff1d(codes, self.symbols)
         if len(unknown):
-            name = repr(chr(unknown[0])) if self.level == "char" else f"byte {unknown[0]}"
-            raise UserError(f"{name} does not occur in the text that the model was trained on: leave it out.")
+            symbol = repr(chr(unknown[0])) if self.level == "char" else f"byte {unknown[0]}"
+            raise UserError(f"{symbol} does not occur in the text that the model was trained on: leave it out.")
         return ids
 
-    def _encode_words(self, raw: bytes) -> NDArray[np.int64]:
+    def _encode_words(self, raw: bytes, name: str) -> NDArray[np.int64]:
         id_of = {word: id for id, word in enumerate(self.symbols)}
         ids = []
-        for word in split_words(raw, "the text"):
+        for word in split_words(raw, name):
             if (id := id_of.get(word, id_of.get(UNKNOWN))) is None:
                 raise UserError(f"{word!r} does not occur in the text that the model was trained on: leave it out.")
             ids.append(id)

@@ -1,6 +1,5 @@
 """The look command."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,13 @@ With ckpt, other keys are options of its run, such as task.path=other.txt."""
 ROWS = 10
 """Streams into which a text is cut for the statistics of gates."""
 
+_MOST = 1_000_000
+"""Steps or layers of a new network."""
+_LARGEST = 1e30
+"""Well below where single precision ends."""
+_OF_TRAINING = ("optimizer", "scheduler", "trainer", "callbacks", "logger", "stages", "ckpt_path", "init_from", "match")
+"""Options without use for a network before training."""
+
 
 def look(given: dict[str, str]) -> list[Path]:
     """Does what the options say; see ``USAGE``.
@@ -42,7 +48,8 @@ def look(given: dict[str, str]) -> list[Path]:
     what = given.pop("what", None)
     if what not in ("gradients", "cells", "gates", "activation"):
         raise UserError(f"what must be gradients, cells, gates or activation, got {what!r}.\n\n{USAGE}")
-    checkpoints = [Path(path) for path in given.pop("ckpt").split(",")] if "ckpt" in given else []
+    named = given.pop("ckpt", None)
+    checkpoints = [] if named is None else [Path(named)] if Path(named).is_file() else [*map(Path, named.split(","))]
     out = Path(given.pop("out")) if "out" in given else _beside(checkpoints)
     if what == "activation":
         return _activation(checkpoints, out, given)
@@ -67,7 +74,9 @@ def _activation(checkpoints: list[Path], out: Path, given: dict[str, str]) -> li
 
     if checkpoints:
         raise UserError("what=activation is about a single unit: give weights=, and no ckpt.")
-    seed = _whole(given, "seed", 1)
+    if "weights" in given and "seed" in given:
+        raise UserError("seed draws weights, which weights gives: leave one of them out.")
+    seed = _whole(given, "seed", 1, 2**63 - 1)
     weights = _numbers(given, "weights", None)
     memory = _numbers(given, "memory", "-2,-1,0,1,2")
     assert memory is not None, "it has a default"
@@ -79,7 +88,7 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     from gridlstm.look.flow import curves_of_new, curves_of_trained, write
     from gridlstm.look.load import load
 
-    steps = _whole(given, "steps", 500) if "steps" in given or not checkpoints else None
+    steps = _whole(given, "steps", 500, _MOST) if "steps" in given or not checkpoints else None
     if checkpoints:
         if refused := [key for key in ("model", "layers") if key in given]:
             raise UserError(f"{refused[0]} is the checkpoint's own: leave it out.")
@@ -93,7 +102,10 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     if "model" not in given:
         raise UserError("what=gradients needs ckpt=… or model=grid2d,stacked_lstm,…")
     assert steps is not None, "it has a default"
-    models, layers = given.pop("model").split(","), _whole(given, "layers", 100)
+    if wrong := [key for key in given if key == "model.num_layers" or key.partition(".")[0] in _OF_TRAINING]:
+        advice = "give layers=" if wrong[0] == "model.num_layers" else "leave it out"
+        raise UserError(f"{wrong[0]} is of a training, and here are new networks: {advice}.")
+    models, layers = given.pop("model").split(","), _whole(given, "layers", 100, _MOST)
     return write(curves_of_new(models, steps, layers, _words(given)), out)
 
 
@@ -137,10 +149,11 @@ def _symbols(asked: int | None, data: "TextData", default: int) -> int:
     return min(default, most) if asked is None else asked
 
 
-def _whole(given: dict[str, str], name: str, default: int) -> int:
+def _whole(given: dict[str, str], name: str, default: int, most: int | None = None) -> int:
     text = given.pop(name, str(default))
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, got {text!r}.")
+    if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
+        above = "" if most is None else f", and at most {most:,}"
+        raise UserError(f"{name} must be a whole number of at least 1{above}, got {text!r}.")
     return int(text)
 
 
@@ -148,11 +161,13 @@ def _numbers(given: dict[str, str], name: str, default: str | None) -> list[floa
     text = given.pop(name, default)
     try:
         numbers = None if text is None else [float(part) for part in text.split(",")]
-        if not all(map(math.isfinite, numbers or ())):
+        if not all(abs(number) <= _LARGEST for number in numbers or ()):
             raise ValueError(text)
         return numbers
     except ValueError as error:
-        raise UserError(f"{name} must be numbers with commas between them, got {text!r}.") from error
+        raise UserError(
+            f"{name} must be numbers of at most {_LARGEST:g} with commas between them, got {text!r}."
+        ) from error
 
 
 def _words(given: dict[str, str]) -> list[str]:

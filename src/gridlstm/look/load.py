@@ -18,7 +18,7 @@ from gridlstm.data.base import Batch, SequenceData, Spec
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.runtime.build import make_data, make_task
-from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights
+from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
 from gridlstm.runtime.init_from import init_from
 from gridlstm.tasks.base import SequenceTask
 from gridlstm.train import explain
@@ -48,6 +48,7 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
     content = load_content(checkpoint)
     data = make_data(cfg, data_state(cfg, content))
     data.setup("test")
+    warn_of_change(data, overrides)
     start = make_task(cfg, data.spec)
     if (origin := cfg.get("init_from")) is not None:
         if Path(origin).is_file():

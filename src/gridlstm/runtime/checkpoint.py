@@ -1,6 +1,8 @@
 """What a checkpoint and the run directory above it say: configuration, weights, vocabulary."""
 
+import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,10 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from gridlstm.data.base import SequenceData
+from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.runtime.resume import run_directory
 from gridlstm.tasks.base import SequenceTask
+
+log = logging.getLogger(__name__)
 
 _OF_TRAINING = ("match", "optimizer", "scheduler", "callbacks", "logger", "stages", "ckpt_path", "init_from", "report")
 """Groups of options that a trained network has no use for."""
@@ -42,6 +48,10 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
         raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
     for override in overrides:
         key = override.partition("=")[0]
+        if key == "hardware":
+            raise UserError(
+                f"{override} is a choice for training: here give trainer.accelerator=cpu trainer.devices=1."
+            )
         if key.partition(".")[0] in _OF_TRAINING or key in _OF_TRAINING_ALONE:
             raise UserError(f"{override} says how a run trains, and this checkpoint is trained: leave it out.")
     if (directory := run_directory(checkpoint)) is None:
@@ -90,6 +100,16 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{checkpoint} is no checkpoint of a run. Give one such as outputs/…/checkpoints/best.ckpt.")
     return cast(dict[str, Any], content)
+
+
+def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
+    """Warns of a text that is not what it was when the checkpoint was written, unless another one is asked for."""
+    names = ("task.path=", "data_dir=", "task.data.path=", "task.data.name=", "task.data.url=", "task.data.data_dir=")
+    if isinstance(data, TextData) and data.changed and not any(override.startswith(names) for override in overrides):
+        log.warning(
+            "%s is not what it was when the checkpoint was written: its splits may hold what was trained on",
+            data.source(),
+        )
 
 
 def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ _ROWS = 3
 
 
 class StopOnDivergence(Callback):
-    """Ends training where a loss is no number, or the training loss stays above a multiple of the first batch's.
+    """Ends training where a loss is no number, or the training loss stays above a multiple of the first batch's, which
+    counts as no less than that of guessing evenly: weights that come from another run (``init_from``) begin below it.
 
     The training loss is looked at where it is logged, as the mean since the row before, and must be too high in three
     rows one after the other; or just before a validation whose loss is too high as well, so that a diverged network
@@ -41,7 +42,8 @@ class StopOnDivergence(Callback):
     ) -> None:
         assert isinstance(pl_module, SequenceTask)
         if self.first is None:
-            self.first = pl_module.training_loss()
+            guessing = math.log(trainer.datamodule.spec.output_size)  # type: ignore[attr-defined]
+            self.first = max(pl_module.training_loss(), guessing)
         if not pl_module.row_is_due():
             return
         self._loss = pl_module.training_loss()

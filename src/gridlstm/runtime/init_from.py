@@ -46,11 +46,15 @@ def _for_symbols(
     place = {symbol: id for id, symbol in enumerate(old.symbols)}
     known = [id for id, symbol in enumerate(new.symbols) if symbol in place]
     rows = [place[new.symbols[id]] for id in known]
-    if old.level != new.level or not known:
+    if old.level == new.level and not known:
         raise UserError(
-            f"init_from={checkpoint} was trained on symbols of level {old.level}, of which this text (level {new.level}"
-            f") has {len(known) if old.level == new.level else 'none'}: choose task.data.level={old.level}, or start "
-            f"from other weights."
+            f"init_from={checkpoint} was trained on a text that has no symbol in common with this one: start from "
+            f"other weights."
+        )
+    if old.level != new.level:
+        raise UserError(
+            f"init_from={checkpoint} was trained on symbols of level {old.level}, and this text is read at level "
+            f"{new.level}: choose task.data.level={old.level}, or start from other weights."
         )
     names = ["head.weight", "head.bias"]
     names += [f"{name}.weight" for name, module in task.named_modules() if isinstance(module, InputProjection)]

@@ -1,6 +1,8 @@
 """Dynamic evaluation: a language model that goes on learning from the text it is tested on (Krause et al. 2018)."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
 import torch
@@ -29,14 +31,23 @@ class DynamicEvaluation:
         training: training batches, of which the first ``STATISTICS`` are read.
         rate: of learning.
         decay: towards the trained weights.
+        context: in which the network computes, such as that of a mixed precision.
 
     Raises:
-        UserError: a rate or decay out of range.
+        UserError: a rate or decay out of range; in ``evaluate``, the weights diverge.
     """
 
-    def __init__(self, task: SequenceTask, training: Iterable[Batch], rate: float, decay: float) -> None:
-        if not rate >= 0 or not decay >= 0:
+    def __init__(
+        self,
+        task: SequenceTask,
+        training: Iterable[Batch],
+        rate: float,
+        decay: float,
+        context: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        if not 0 <= rate < math.inf or not 0 <= decay < math.inf:
             raise UserError(f"dynamic_rate and dynamic_decay must be 0 or more, got {rate} and {decay}.")
+        self.context = context
         self.task = task.eval()
         self.weights = [weight for weight in task.parameters() if weight.requires_grad]
         self.trained = [weight.detach().clone() for weight in self.weights]
@@ -56,8 +67,13 @@ class DynamicEvaluation:
         """The task's metrics over all batches, in their order."""
         metrics: dict[str, RatioOfSums] = {name: metric for name, metric in self.task.make_metrics().items()}  # type: ignore[misc]  # noqa: C416
         state = None
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             nats, gradients, state = self._gradients(batch, state)
+            if not bool(nats.sum().isfinite()):
+                raise UserError(
+                    f"the loss of window {number} is no number: the weights have diverged. Lower dynamic_rate, here "
+                    f"{self.rate}."
+                )
             for metric in metrics.values():
                 metric.update(nats.double().sum().cpu(), batch.loss_mask.sum())
             self._step(gradients)
@@ -66,7 +82,7 @@ class DynamicEvaluation:
     def _gradients(self, batch: Batch, state: object) -> tuple[Tensor, tuple[Tensor, ...], object]:
         """The nats of a window, the gradient of their mean, and the state after it."""
         batch = Batch(*(x.to(self.weights[0].device) for x in batch))
-        with torch.enable_grad():
+        with torch.enable_grad(), self.context():
             _, nats, state = self.task._step(batch, state)
             gradients = torch.autograd.grad(nats.sum() / batch.loss_mask.sum(), self.weights)
         return nats.detach(), gradients, state
