@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -156,6 +157,7 @@ def test_a_resumed_directory_goes_on_in_its_run_wherever_it_lies(
     best = f"ckpt_path={tmp_path}/moved/checkpoints/best.ckpt"
     assert run_id("moved", best, "stages=[test]") == first
     assert run_id("other", best, "stages=[test]") != first, "weights of elsewhere: a run of its own"
+    shutil.rmtree(tmp_path / "moved" / "checkpoints")
     assert run_id("moved") != first, "from the start: another run, though in this directory"
 
 
@@ -191,6 +193,7 @@ def test_a_training_that_starts_over_leaves_no_row_of_the_one_before(
     job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     for every in (2, 5):
+        shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
         run_job(job("trainer.max_steps=10", "task.val_every=10", f"trainer.log_every_n_steps={every}", "stages=[fit]"))
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["5", "10"]
 

@@ -389,7 +389,7 @@ def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path) -> None:
     near.write_text("a new text of old letters " * 100)
     for options, message in (
         (("task.data.level=char",), "symbols of level byte, and this text is read at level char"),
-        ((f"task.path={foreign}",), "of which this text .level byte. has 0"),
+        ((f"task.path={foreign}",), "has no symbol in common with this one"),
         (("model.hidden_size=9",), "weights do not fit"),
         ((f"task.path={near}", "model.hidden_size=9"), "weights do not fit"),
         (("ckpt_path=" + str(checkpoint),), "init_from starts a new training"),

@@ -257,7 +257,7 @@ def test_what_slurm_refuses_is_one_error(start: Callable[..., subprocess.Popen[s
     sweep = start("hydra.launcher.partition=nowhere")
     _, errors = sweep.communicate(timeout=60)
     assert sweep.returncode == 1
-    assert "error: SLURM refuses 0-memorization-grid2d-s1: sbatch: error: invalid partition" in errors
+    assert "SLURM refuses 0-memorization-grid2d-s1: sbatch: error: invalid partition" in errors
     assert "Traceback" not in errors
 
 
