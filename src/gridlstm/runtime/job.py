@@ -55,7 +55,10 @@ def run_job(cfg: DictConfig) -> float:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
         _check_monitors(cfg, run)
-        best = trained_to_end(cfg, checkpoint, record.earlier) if goes_on and checkpoint is not None else None
+        best = None
+        if goes_on and checkpoint is not None and run.trainer.world_size == 1:
+            # Of several ranks one may look when another has written already, and do something else than that.
+            best = trained_to_end(cfg, checkpoint, record.earlier)
         if cfg.init_from is not None and checkpoint is None:
             init_from(run.task, run.data, Path(cfg.init_from))
         if provenance.rank() == 0 and "fit" in cfg.stages:
