@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from gridlstm.errors import UserError
 from gridlstm.process import prepare
@@ -48,6 +49,11 @@ def run_with_options(usage: str, run: Callable[[dict[str, str]], None]) -> None:
         run(given)
 
     run_command(usage, parsed)
+
+
+def checkpoint_paths(named: str) -> list[Path]:
+    """The paths of ``ckpt=A,B,…``; a single one may have commas of its own."""
+    return [Path(named)] if Path(named).is_file() else [*map(Path, named.split(","))]
 
 
 def run_on_checkpoint(usage: str, run: Callable[[dict[str, str]], None]) -> None:

@@ -1,13 +1,13 @@
 """Evaluate a checkpoint: ``python -m gridlstm.evaluate ckpt=outputs/…/checkpoints/best.ckpt split=test``."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gridlstm import strict_json
-from gridlstm.command import run_on_checkpoint
+from gridlstm.command import checkpoint_paths, run_on_checkpoint
 from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,18 +75,18 @@ def evaluate(
     from gridlstm.runtime.position_loss import PositionLoss
     from gridlstm.runtime.record import metrics
 
-    for override in overrides:
-        key, _, value = override.partition("=")
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    for key, value in given.items():
         if split == "val" and key == "task.data.test_digits":
-            raise UserError(f"{override} is of the test, and the validation has task.digits: give split=test.")
+            raise UserError(f"{key}={value} is of the test, and the validation has task.digits: give split=test.")
         if key in ("trainer.limit_val_batches", "trainer.limit_test_batches") and value == "0":
-            raise UserError(f"{override} leaves nothing to evaluate: leave it out, or give at least 1.")
+            raise UserError(f"{key}={value} leaves nothing to evaluate: leave it out, or give at least 1.")
     config = load_config(checkpoint, overrides)
     config.logger = config.scheduler = None
     config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
     config.trainer.enable_checkpointing = False
-    _whole_split(config, overrides)
-    _device_at_hand(config, overrides)
+    _whole_split(config, given)
+    _device_at_hand(config, given)
     if split == "all" and config.task.data.get("max_documents"):
         log.warning("task.data.max_documents=%d keeps this to a part of the text", config.task.data.max_documents)
     quiet()
@@ -117,9 +117,8 @@ def evaluate(
     return {f"{split}/{name.partition('/')[2]}": value for name, value in found.items()}
 
 
-def _whole_split(config: "DictConfig", overrides: Sequence[str]) -> None:
+def _whole_split(config: "DictConfig", given: Mapping[str, str]) -> None:
     """Takes back what kept the run itself to a part of the split, but for what is asked for now."""
-    given = {override.partition("=")[0] for override in overrides}
     whole = {"limit_val_batches": None, "limit_test_batches": None, "fast_dev_run": False, "overfit_batches": 0.0}
     for name, value in whole.items():
         if f"trainer.{name}" not in given and config.trainer.get(name, value) != value:
@@ -127,16 +126,17 @@ def _whole_split(config: "DictConfig", overrides: Sequence[str]) -> None:
             config.trainer[name] = value
 
 
-def _device_at_hand(config: "DictConfig", overrides: Sequence[str]) -> None:
+def _device_at_hand(config: "DictConfig", given: Mapping[str, str]) -> None:
     """A run of GPUs is evaluated by one process on what is here, where there are none or the CPU is asked for."""
     import torch
 
-    given = {override.partition("=")[0] for override in overrides}
-    lacking = config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
-    if lacking and "trainer.accelerator" not in given:
+    if "trainer.accelerator" in given:
+        if config.trainer.accelerator != "cpu":
+            return
+    elif config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         log.info("the run had trainer.accelerator=%s, and there is no GPU here", config.trainer.accelerator)
         config.trainer.accelerator = "auto"
-    elif config.trainer.accelerator != "cpu" or "trainer.accelerator" not in given:
+    else:
         return
     for name, value in {"devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
         if f"trainer.{name}" not in given:
@@ -203,7 +203,7 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
 
 def _run(given: dict[str, str]) -> None:
     named, split = given.pop("ckpt"), given.pop("split", "test")
-    first, *others = [Path(named)] if Path(named).is_file() else map(Path, named.split(","))
+    first, *others = checkpoint_paths(named)
     positions = Path(given.pop("positions")) if "positions" in given else None
     if "dynamic_decay" in given and "dynamic_rate" not in given:
         raise UserError("dynamic_decay is a part of dynamic evaluation: give dynamic_rate too, such as 0.0001.")

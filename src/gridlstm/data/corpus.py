@@ -159,16 +159,13 @@ def _build(path: Path, level: Level, max_words: int | None, entry: Path) -> Corp
 def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     log.info("reading %s", path)
     raw = _contents(path)
-    if level == "byte":
-        _doubt(raw, path)
-    else:
+    if level != "byte":
         raw = raw.removeprefix(codecs.BOM_UTF8)  # a mark of the encoding, no character of the text
         if (cut := _cut_character(raw)) > 0:
             log.warning("%s ends inside a UTF-8 character: its last %d bytes are left out", path, cut)
             raw = raw[:-cut]
     corpus = _words(raw, path, max_words) if level == "word" else _codes(raw, path, level)
-    if level != "byte":
-        _doubt_zeros(raw, path)
+    (_doubt if level == "byte" else _doubt_zeros)(raw, path)
     log.info("%s: %d symbols (level %s), %d distinct", path, len(corpus.ids), level, len(corpus.vocabulary))
     return corpus
 

@@ -33,14 +33,13 @@ def empty(*shape: int, like: Tensor) -> Tensor:
     return buffer
 
 
-def empty_stages(widths: Sequence[int], rows: int, B: int, like: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """(rows, B, width) for each stage, and the storage in which all of them lie."""
-    storage = empty(rows * B * sum(widths), like=like)
-    return storage, stages_of(storage, widths, rows, B)
+def empty_stages(widths: Sequence[int], rows: int, B: int, like: Tensor) -> list[Tensor]:
+    """``stages_of`` a storage of their own."""
+    return stages_of(empty(rows * B * sum(widths), like=like), widths, rows, B)
 
 
 def stages_of(storage: Tensor, widths: Sequence[int], rows: int, B: int) -> list[Tensor]:
-    """Each stage's part of what ``empty_stages`` made, the last stage first: see ``half_step``."""
+    """(rows, B, width) for each stage, which lie in one flat storage with the last stage first: see ``half_step``."""
     pieces = storage.split([rows * B * width for width in reversed(widths)])
     return [piece.view(rows, B, width) for piece, width in zip(reversed(pieces), widths, strict=True)]
 

@@ -130,9 +130,11 @@ class _PackedSweep(torch.autograd.Function):
         like, B = side_h[0], side_h[0].shape[-2]
         layout = Layout(block, extents, B, like.device, schedule.order, lowered)
         rows, C = layout.plan.rows, layout.plan.blocks
-        _, X = empty_stages([layout.D] * len(block.stages), rows, B, like)
+        X = empty_stages([layout.D] * len(block.stages), rows, B, like)
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
-        gates, Z = empty_stages(layout.num_gates, C if keep_gates else layout.at_once, B, like)
+        kept_rows = C if keep_gates else layout.at_once
+        gates = empty(kept_rows * B * sum(layout.num_gates), like=like)
+        Z = stages_of(gates, layout.num_gates, kept_rows, B)
         for n, columns in enumerate(layout.columns):
             entries = layout.plan.entries[n]
             for k in range(layout.stage_of[n] + 1):
@@ -174,7 +176,7 @@ class _PackedSweep(torch.autograd.Function):
             # Of a version of its own: as a saved tensor that was changed, it would be refused to the second.
             Z = stages_of(gates.data.contiguous(), layout.num_gates, C, B)
         else:
-            _, Z = empty_stages(layout.num_gates, C, B, X[0])
+            Z = empty_stages(layout.num_gates, C, B, X[0])
         buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gridlstm.command import run_with_options
+from gridlstm.command import checkpoint_paths, run_with_options
 from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ _MOST = 1_000_000
 """Steps or layers of a new network."""
 _LARGEST = 1e30
 """Well below where single precision ends."""
-_OF_TRAINING = ("optimizer", "scheduler", "trainer", "callbacks", "logger", "stages", "ckpt_path", "init_from", "match")
-"""Options without use for a network before training."""
 
 
 def look(given: dict[str, str]) -> list[Path]:
@@ -48,16 +46,15 @@ def look(given: dict[str, str]) -> list[Path]:
     what = given.pop("what", None)
     if what not in ("gradients", "cells", "gates", "activation"):
         raise UserError(f"what must be gradients, cells, gates or activation, got {what!r}.\n\n{USAGE}")
-    named = given.pop("ckpt", None)
-    checkpoints = [] if named is None else [Path(named)] if Path(named).is_file() else [*map(Path, named.split(","))]
-    out = Path(given.pop("out")) if "out" in given else _beside(checkpoints)
+    named = checkpoint_paths(given.pop("ckpt")) if "ckpt" in given else []
+    out = Path(given.pop("out")) if "out" in given else _beside(named)
     if what == "activation":
-        return _activation(checkpoints, out, given)
+        return _activation(named, out, given)
     if what == "gradients":
-        return _gradients(checkpoints, out, given)
-    if len(checkpoints) != 1:
+        return _gradients(named, out, given)
+    if len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint: ckpt=outputs/…/checkpoints/best.ckpt")
-    return (_cells if what == "cells" else _gates)(checkpoints[0], out, given)
+    return (_cells if what == "cells" else _gates)(named[0], out, given)
 
 
 def _beside(checkpoints: list[Path]) -> Path:
@@ -87,6 +84,7 @@ def _activation(checkpoints: list[Path], out: Path, given: dict[str, str]) -> li
 def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look.flow import curves_of_new, curves_of_trained, write
     from gridlstm.look.load import load
+    from gridlstm.runtime.checkpoint import OF_TRAINING
 
     steps = _whole(given, "steps", 500, _MOST) if "steps" in given or not checkpoints else None
     if checkpoints:
@@ -102,7 +100,8 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     if "model" not in given:
         raise UserError("what=gradients needs ckpt=… or model=grid2d,stacked_lstm,…")
     assert steps is not None, "it has a default"
-    if wrong := [key for key in given if key == "model.num_layers" or key.partition(".")[0] in _OF_TRAINING]:
+    without_use = (*OF_TRAINING, "trainer")
+    if wrong := [key for key in given if key == "model.num_layers" or key.partition(".")[0] in without_use]:
         advice = "give layers=" if wrong[0] == "model.num_layers" else "leave it out"
         raise UserError(f"{wrong[0]} is of a training, and here are new networks: {advice}.")
     models, layers = given.pop("model").split(","), _whole(given, "layers", 100, _MOST)

@@ -70,13 +70,12 @@ class Job:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "result.json"
-        if self.resumable() and (earlier := earlier_result(self.directory)):
-            write_text(path, json.dumps(earlier, indent=2) + "\n")
+        if self.resumable():
+            write_text(path, json.dumps(earlier_result(self.directory), indent=2) + "\n")
         else:
             path.unlink(missing_ok=True)
+            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)  # what stays is refused by the job
         (self.directory / "progress.json").unlink(missing_ok=True)
-        if not self.resumable():
-            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
 
     def record_end(self, status: str, error: str) -> None:
         """Writes how it ended into result.json, where the job itself could not say so."""

@@ -21,7 +21,7 @@ from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
 
-_OF_TRAINING = ("match", "optimizer", "scheduler", "callbacks", "logger", "stages", "ckpt_path", "init_from", "report")
+OF_TRAINING = ("match", "optimizer", "scheduler", "callbacks", "logger", "stages", "ckpt_path", "init_from", "report")
 """Groups of options that a trained network has no use for."""
 
 _OF_TRAINING_ALONE = (
@@ -52,7 +52,7 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
             raise UserError(
                 f"{override} is a choice for training: here give trainer.accelerator=cpu trainer.devices=1."
             )
-        if key.partition(".")[0] in _OF_TRAINING or key in _OF_TRAINING_ALONE:
+        if key.partition(".")[0] in OF_TRAINING or key in _OF_TRAINING_ALONE:
             raise UserError(f"{override} says how a run trains, and this checkpoint is trained: leave it out.")
     if (directory := run_directory(checkpoint)) is None:
         raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from gridlstm.runtime.legs import LAST
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class SaveOnInterrupt(Checkpoint):
     """
 
     def __init__(self, dirpath: str) -> None:
-        self.path = Path(dirpath) / "last.ckpt"
+        self.path = Path(dirpath) / LAST
         self.received: int | None = None
         """The signal; None for none."""
         self.trained = False

@@ -26,7 +26,7 @@ from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, unread_rate, unused_network_options
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
-from gridlstm.runtime.resume import check_fresh, check_resume, resume_from, run_directory, trained_to_end
+from gridlstm.runtime.resume import check_fresh, check_resume, is_own, resume_from, trained_to_end
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run_job(cfg: DictConfig) -> float:
         check_resume(cfg, checkpoint)
     elif cfg.ckpt_path == "last":
         log.info("no checkpoint in %s yet: starting from scratch", cfg.run.dir)
-    goes_on = checkpoint is not None and run_directory(checkpoint) == Path(cfg.run.dir).resolve()
+    goes_on = checkpoint is not None and is_own(cfg, checkpoint)
     if not goes_on:
         check_fresh(cfg)
     with recording(cfg, goes_on) as record, _memory():

@@ -31,6 +31,11 @@ def resume_from(cfg: DictConfig) -> Path | None:
     return last_checkpoint(Path(cfg.run.dir))
 
 
+def is_own(cfg: DictConfig, checkpoint: Path) -> bool:
+    """Whether a checkpoint lies in the directory of this run, which then goes on there."""
+    return run_directory(checkpoint) == Path(cfg.run.dir).resolve()
+
+
 def check_fresh(cfg: DictConfig) -> None:
     """Refuses to begin where checkpoints of an earlier run lie, among which those of this one would be put.
 
@@ -92,8 +97,7 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
     Raises:
         UserError: naming every option that differs.
     """
-    own = run_directory(checkpoint) == Path(cfg.run.dir).resolve()
-    if ("fit" not in cfg.stages and not own) or (directory := run_directory(checkpoint)) is None:
+    if ("fit" not in cfg.stages and not is_own(cfg, checkpoint)) or (directory := run_directory(checkpoint)) is None:
         return
     before = OmegaConf.load(directory / "config.yaml")
     differences = [f"seed={cfg.seed}, there {before.seed}"] if before.seed != cfg.seed else []
