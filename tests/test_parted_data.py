@@ -105,6 +105,41 @@ def test_a_data_set_without_splits_is_divided(data_set: Any, tmp_path: Path) -> 
     assert len(val) == pytest.approx(len(train) / 2, abs=1)
 
 
+@pytest.mark.parametrize("missing", ["validation", "test"])
+def test_a_split_that_a_data_set_lacks_is_cut_from_train(data_set: Any, tmp_path: Path, missing: str) -> None:
+    """And the one that it has stays whole, as most data sets have a test of their own and no validation."""
+    names = [name for name in ("train", "validation", "test") if name != missing]
+    whole = {name: "".join(f"{name} says {n} times größer\n" for n in range(30)) for name in names}
+    length = len(whole["train"])
+    directory = data_set(tuple(names))
+    for given, cut, kept in (
+        ((0.7, 0.2, 0.1), round((0.2 if missing == "validation" else 0.1) * length), None),
+        ((300, 40, 20), 40 if missing == "validation" else 20, 300),
+    ):
+        data = make(directory, tmp_path, splits=given)
+        found = dict(zip(("train", "validation", "test"), splits(data), strict=True))
+        (own,) = [name for name in names if name != "train"]
+        assert found[own] == whole[own]
+        assert len(found[missing]) == pytest.approx(cut, abs=1)
+        if kept is None:
+            assert found["train"] + found[missing] == whole["train"]
+        else:
+            assert (found["train"], found[missing]) == (whole["train"][:kept], whole["train"][kept : kept + cut])
+
+
+def test_a_split_of_another_name_is_left_out(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = data_set(("train", "test"))
+    documents = {
+        name: [json.dumps({"text": f"{name} {n}"}) for n in range(30)] for name in ("train", "test", "unsupervised")
+    }
+    for name, lines in documents.items():
+        (directory / f"{name}.jsonl").write_text("\n".join(lines))
+    yaml = "".join(f"  - split: {name}\n    path: {name}.jsonl\n" for name in documents)
+    (directory / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{yaml}---\n")
+    assert "unsupervised" not in "".join(splits(make(directory, tmp_path)))
+    assert "unsupervised is left out" in caplog.text
+
+
 def test_a_document_without_text_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "set").mkdir()
     rows = [{"text": f"document {n}" if n % 3 else None} for n in range(90)]

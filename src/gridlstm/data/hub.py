@@ -3,12 +3,12 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gridlstm.data.parts import PartedTextData
+from gridlstm.data.parts import PARTS, PartedTextData
 from gridlstm.data.vocabulary import Level
 from gridlstm.errors import UserError
 
@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 class HubTextData(PartedTextData):
     """One column of text of a data set that ``datasets.load_dataset`` knows; see ``TextData``.
 
-    Its splits train, validation and test are the splits here. Where it lacks one of the last two, ``splits`` divides
-    train. Every document ends with a line end. Needs the extra ``gridlstm[datasets]``.
+    Its splits train, validation and test are the splits here. Of those of the last two that it lacks, the share of
+    ``splits`` is cut from the end of train. Every document ends with a line end. Needs the extra
+    ``gridlstm[datasets]``.
 
     Args:
         name: on the hub, such as "Salesforce/wikitext", or a directory of files in a format that it reads.
@@ -68,7 +69,7 @@ class HubTextData(PartedTextData):
         text = json.dumps([self.data_set, self.config, self.column, self.max_documents, stats])
         return f"hub-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    def read_parts(self) -> Sequence[Iterator[str]]:
+    def read_parts(self) -> Mapping[str, Iterator[str]]:
         try:
             import datasets
         except ImportError as error:
@@ -77,18 +78,15 @@ class HubTextData(PartedTextData):
             found = datasets.load_dataset(self.data_set, self.config, streaming=self.streaming)
         except Exception as error:  # of many kinds: no such name, no network, a file that cannot be read
             raise self._unreadable(error) from error
-        names = ("train", "validation", "test")
         if "train" not in found:
             raise UserError(f"{self.data_set} has no split train, but {', '.join(found)}: it cannot be trained on.")
-        whole = set(names) <= set(found)
-        if not whole and (left := [name for name in found if name != "train"]):
+        if missing := [name for name in PARTS if name not in found]:
+            log.info("%s has no split %s: cut from the end of train", self.data_set, " and no ".join(missing))
+        if others := [str(name) for name in found if name not in PARTS]:
             log.warning(
-                "%s has not all of the splits %s: %s is left out, and validation and test are cut from train",
-                self.data_set,
-                ", ".join(names),
-                ", ".join(left),
+                "of %s, %s is left out: its splits here are %s", self.data_set, ", ".join(others), ", ".join(PARTS)
             )
-        return [self._documents(found[name]) for name in (names if whole else names[:1])]
+        return {name: self._documents(found[name]) for name in PARTS if name in found}
 
     def _documents(self, split: Any) -> Iterator[str]:
         empty = written = 0

@@ -2,25 +2,30 @@
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import get_args
 
 from gridlstm.atomic import replacing, write_text
 from gridlstm.data.corpus import cache_directory
 from gridlstm.data.files import only_process
+from gridlstm.data.streams import split_text
 from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import END_OF_LINE, Level
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
+PARTS = ("train", "validation", "test")
+"""Names of the parts, in the order of the joined text."""
+
 
 class PartedTextData(TextData):
     """A text in parts, which are the splits; see ``TextData``.
 
-    The parts are joined into one file in the cache, of which all starts but the first read the ids alone. Where there
-    is but one part, ``splits`` divides it.
+    The parts are joined into one file in the cache, of which all starts but the first read the ids alone. Where
+    validation or test, or both, are no parts, their share of ``splits`` is cut from the end of train.
 
     Subclasses give ``key``, equal for equal texts, and ``read_parts``.
     """
@@ -31,8 +36,8 @@ class PartedTextData(TextData):
         """What names the text in the cache: letters, digits, - and _."""
         raise NotImplementedError(f"{type(self).__name__} must define key")
 
-    def read_parts(self) -> Sequence[Iterable[str]]:
-        """The texts of the three splits, or of one, in pieces."""
+    def read_parts(self) -> Mapping[str, Iterable[str]]:
+        """The text of each part, in pieces: of train, and of validation and test where they are there."""
         raise NotImplementedError(f"{type(self).__name__} must define read_parts")
 
     def source(self) -> Path:
@@ -54,27 +59,36 @@ class PartedTextData(TextData):
 
     @property
     def parts(self) -> tuple[range, range, range]:
-        lengths = json.loads(_lengths_file(self.source()).read_text())[self.level]
-        if len(lengths) == 1:
+        lengths: dict[str, int] = json.loads(_lengths_file(self.source()).read_text())[self.level]
+        if set(lengths) == {"train"}:
             return super().parts
-        if lengths != [max(length, 2) for length in lengths]:
-            raise UserError(f"training, validation and test have {lengths} symbols: each needs at least 2.")
-        train, val, test = (range(begin, end) for begin, end in pairwise(accumulate(lengths, initial=0)))
-        return train, val, test
+        if any(length < 2 for length in lengths.values()):
+            told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise UserError(f"symbols of the parts: {told}; each needs at least 2.")
+        own = {
+            n: range(*ends) for n, ends in zip(lengths, pairwise(accumulate(lengths.values(), initial=0)), strict=True)
+        }
+        for n, name in enumerate(PARTS):
+            if name not in own:
+                cut = split_text(lengths["train"], self.splits)
+                shares = isinstance(self.splits[0], float)
+                begin = lengths["train"] - len(cut[n]) if shares else cut[0].stop
+                own["train"], own[name] = range(begin), range(begin, begin + len(cut[n]))
+        train, validation, test = (own[name] for name in PARTS)
+        return train, validation, test
 
     def _join(self, joined: Path) -> None:
-        lengths: dict[Level, list[int]] = {"byte": [], "char": [], "word": []}
+        parts = self.read_parts()
+        lengths = {level: {name: 0 for name in PARTS if name in parts} for level in get_args(Level)}
         with replacing(joined) as file:
-            for part in self.read_parts():
-                for counts in lengths.values():
-                    counts.append(0)
-                for marked in part:
+            for name in lengths["char"]:
+                for marked in parts[name]:
                     piece = marked.removeprefix("\ufeff")  # a mark of the encoding, no character of the text
                     raw = piece.encode()
                     file.write(raw)
-                    lengths["byte"][-1] += len(raw)
-                    lengths["char"][-1] += len(piece)
-                    lengths["word"][-1] += len(piece.replace("\n", f" {END_OF_LINE} ").split())
+                    lengths["byte"][name] += len(raw)
+                    lengths["char"][name] += len(piece)
+                    lengths["word"][name] += len(piece.replace("\n", f" {END_OF_LINE} ").split())
         write_text(_lengths_file(joined), json.dumps(lengths) + "\n")
         log.info("joined in %s", joined)
 
@@ -86,4 +100,4 @@ def _whole(joined: Path) -> bool:
 
 def _lengths_file(joined: Path) -> Path:
     """Written last: where it is, the text is whole."""
-    return joined.with_suffix(".parts.json")
+    return joined.with_suffix(".splits.json")

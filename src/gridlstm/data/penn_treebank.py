@@ -1,10 +1,10 @@
 """The Penn Treebank's Wall Street Journal as language models read it, from the user's own copy."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gridlstm.data.parts import PartedTextData
+from gridlstm.data.parts import PARTS, PartedTextData
 from gridlstm.errors import UserError
 
 FILES = ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt")
@@ -41,8 +41,8 @@ class PennTreebankData(PartedTextData):
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self._files()]
         return f"penn_treebank-{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}"
 
-    def read_parts(self) -> Sequence[Iterator[str]]:
-        return [_lines(file) for file in self._files()]
+    def read_parts(self) -> Mapping[str, Iterator[str]]:
+        return {name: _lines(file) for name, file in zip(PARTS, self._files(), strict=True)}
 
 
 def _lines(file: Path) -> Iterator[str]:

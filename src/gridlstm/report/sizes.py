@@ -78,7 +78,9 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
 def _marks(table: Table) -> Iterable[_Mark]:
     for group in table.groups:
         parts = [part for part in group.label.split(", ") if part.partition("=")[0] not in {*_SIZES, *_ALIASES}]
-        for run in group.completed:
+        for run in group.runs:
+            if run.status != "completed" and not run.result.get(SOLVED):
+                continue  # one that met its criterion and failed in its test has solved its task all the same
             best = run.result.get("best", {}).get(table.monitor)
             if not {SOLVED, "samples"} <= run.result.keys() or best is None:
                 continue
