@@ -22,7 +22,7 @@ from gridlstm.errors import UserError
 from gridlstm.look.__main__ import look
 from gridlstm.look.activation import panels, responses
 from gridlstm.look.cells import record
-from gridlstm.look.colouring import page
+from gridlstm.look.colouring import page, picture
 from gridlstm.look.flow import curves_of_new
 from gridlstm.look.gates import saturation
 from gridlstm.look.gradients import through_depth, through_time
@@ -449,3 +449,14 @@ def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) ->
 def test_wrong_options_get_one_sentence(given: dict[str, str], words: str, checkpoint: Path) -> None:
     with pytest.raises(UserError, match=words):
         look({key: value.replace("CKPT", str(checkpoint)) for key, value in given.items()})
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_character_that_the_font_lacks_is_drawn_as_such() -> None:
+    """Without one warning each, of which a binary text has thousands."""
+    text = "plain text\n" * 6 + "a\0\x1b\x9f\u6f22\U0001f600$" * 9
+    odd = np.arange(len(text)) % 2.0
+    drawn = picture(text, {"time": np.ones((len(text), 1, 1))}, {"odd": odd}, [Ranked("odd", "time", 0, 0, 0.5, 0.5)])
+    drawn.canvas.draw()  # type: ignore[no-untyped-call]
+    (axes,) = drawn.axes
+    assert [found.get_text() for found in axes.texts[-7:]] == ["a", *"\ufffd" * 5, r"\$"]

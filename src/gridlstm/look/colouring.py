@@ -92,10 +92,12 @@ def title(cell: Ranked) -> str:
 
 
 def picture(text: str, memories: dict[str, Array], known: Mapping[str, Array], best: Sequence[Ranked]) -> "Figure":
-    """The same for two lines of text a label; what has the label is bold."""
+    """The same for two lines of text a label; what has the label is bold, what the font lacks is a �."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import findfont, get_font
 
+    drawable = get_font(findfont("monospace")).get_charmap()
     figure = Figure(figsize=(12, 0.85 * max(1, len(best))), layout="constrained")
     for axes, cell in zip(figure.subplots(max(1, len(best)), 1, squeeze=False)[:, 0], best, strict=False):
         where = telling(known[cell.label], WIDTH * LINES)
@@ -110,7 +112,7 @@ def picture(text: str, memories: dict[str, Array], known: Mapping[str, Array], b
             aspect="auto",
         )
         for i, char in enumerate(text[where]):
-            shown = {"\n": "¶", "$": r"\$"}.get(char, char)
+            shown = {"\n": "¶", "$": r"\$"}.get(char, char if ord(char) in drawable else "\ufffd")
             weight = "bold" if known[cell.label].max() <= 1 and known[cell.label][where][i] else "normal"
             style = {"family": "monospace", "fontsize": 8, "weight": weight}
             axes.text(i % WIDTH, i // WIDTH, shown, ha="center", va="center", **style)
