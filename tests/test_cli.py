@@ -101,7 +101,10 @@ def test_a_refused_run_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_wrong_path_is_named(tmp_path: Path) -> None:
-    assert "nothing.txt" in refused("task=text", "task.path=nothing.txt", "logger=csv", cwd=tmp_path)
+    said = refused("task=text", "task.path=nothing.txt", "logger=csv", cwd=tmp_path)
+    assert "error: nothing.txt cannot be read: there is no such file" in said
+    assert refused("task=text", "logger=csv", cwd=tmp_path).strip() == "error: task.path must be given: task.path=…"
+    assert not list(tmp_path.iterdir())
 
 
 def test_startup_without_work_does_not_wait_for_torch() -> None:

@@ -24,6 +24,7 @@ from gridlstm.data import entropy as entropy_module
 from gridlstm.data import vocabulary as vocabulary_module
 from gridlstm.data.corpus import Corpus, read_corpus
 from gridlstm.data.entropy import ngram_entropy
+from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 
 TEXT = ("Die Größe des Gitters ändert sich nicht.\n在網格中,每一維都有自己的記憶。\r\n🙂 end\n" * 40).encode()
@@ -401,6 +402,19 @@ def test_entropy_of_known_texts() -> None:
     assert de_bruijn.bigram == 2.0
 
 
+def test_counts_that_say_nothing_are_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Random bytes have 8 bits; the counts of a few of them say fewer."""
+    caplog.set_level("INFO")
+    random, text = tmp_path / "random", tmp_path / "text"
+    random.write_bytes(np.random.default_rng(1).integers(0, 256, 6000, dtype=np.uint8).tobytes())
+    text.write_text("all of this is text, " * 900)
+    for path, words in ((random, None), (text, "own entropy: 3.327")):
+        caplog.clear()
+        data = TextData(path, "byte", 2, 1, window=10, stream_length=20, cache_dir=tmp_path / "cache")
+        data.setup("fit")
+        assert (words in caplog.text) if words else ("entropy" not in caplog.text)
+
+
 @given(ids=st.lists(st.integers(0, 6), min_size=2), chunk=st.integers(1, 9))
 @settings(deadline=None, max_examples=100)
 def test_entropy_equals_its_definition(ids: list[int], chunk: int) -> None:
@@ -411,7 +425,7 @@ def test_entropy_equals_its_definition(ids: list[int], chunk: int) -> None:
         patch.setattr(entropy_module, "CHUNK", chunk)
         found = ngram_entropy(np.array(ids, dtype=np.uint8), 7)
     # Sums of under a hundred terms below 3 in float64, in another order.
-    assert found == pytest.approx((unigram, bigram), abs=1e-12)
+    assert found == pytest.approx((unigram, bigram, len(symbols), len(pairs)), abs=1e-12)
 
 
 def test_words_stand_between_white_space_and_lines_end_with_eos(tmp_path: Path, cache: Path) -> None:

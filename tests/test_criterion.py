@@ -1,10 +1,12 @@
 """Training to a criterion."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig
 from tests.test_training import result, rows
 
@@ -196,6 +198,24 @@ def test_each_length_of_a_test_is_reported_for_itself(job: Job, tmp_path: Path) 
     symbols = sum((n + 1) * test[f"test/accuracy_{n}_digits"] for n in (1, 2, 4))
     assert symbols / (2 + 3 + 5) == pytest.approx(test["test/accuracy"])
     assert 0 < test["test/accuracy"] < 1
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(
+        UserError, match=r"task\.digits=3 does not change .*=\[1, 2, 4\]: give task\.data\.test_digits=\[3\]"
+    ):
+        evaluate(checkpoint, "test", ["task.digits=3"])
+    assert "test/accuracy_3_digits" in evaluate(checkpoint, "test", ["task.digits=3", "task.data.test_digits=[3,5]"])
+
+
+def test_of_equally_good_weights_the_last_are_tested(job: Job, tmp_path: Path) -> None:
+    """An accuracy of nothing says so of each, and the loss has fallen."""
+    run_job(job("trainer.max_steps=6", "task.val_every=2", "optimizer.lr=1e-9"))
+    scores = [
+        row["val/accuracy"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()) if row["val/accuracy"]
+    ]
+    assert len(scores) == 3
+    assert len(set(scores)) == 1
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 6
 
 
 @pytest.mark.parametrize(

@@ -381,3 +381,15 @@ def test_padded_batch_equals_its_rows_one_by_one(options: dict[str, Any], dtype:
 def test_lengths_that_do_not_fit_are_refused(lengths: Any) -> None:
     with pytest.raises(UserError, match="lengths as whole numbers from 1 to T=7, one for each of the 2 rows"):
         layer()(torch.zeros(7, 2, 5), None, lengths)
+
+
+def test_a_cell_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match=r"depth must be a cell, such as gridlstm\.cell\.LSTM\(\), got 'lstm'"):
+        GridLSTM(3, 4, depth="lstm")  # type: ignore[arg-type]
+
+
+def test_gradcheck_of_the_layer_as_it_is() -> None:
+    layer = GridLSTM(3, 4, 2).double()
+    assert torch.autograd.gradcheck(
+        lambda x: layer(x)[0], torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    )

@@ -388,11 +388,14 @@ def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None
     assert table.varied == ("note", "model.tied")
     assert [row[:2] for row in table.rows] == [("c_$_$", "false"), ("a$b$", "true")], "1 of 1 before 1 of 2"
     assert picture([table]).startswith(b"\x89PNG")
-    runs.append(replace(run("3", False, None, 2, note="c_$_$"), result={"status": "failed"}))
+    runs.append(replace(run("3", False, None, 2, note="c_$_$"), result={"status": "failed", SOLVED: None}))
     runs.append(replace(runs[-1], directory=tmp_path / "4", config=runs[-1].config | {"seed": 3}))
     (table,) = make_tables(runs)
     solved = [row[table.columns.index("solved")] for row in table.rows]
     assert solved == ["1 of 2", "1 of 3"], "what diverged has not solved it"
+    (table,) = make_tables([*runs[:-1], replace(runs[-1], result={"status": "failed"})])
+    solved = [row[table.columns.index("solved")] for row in table.rows]
+    assert sorted(solved) == ["1 of 2", "1 of 2"], "what never trained, as one of 0 layers, is no try"
     (table,) = make_tables([*runs[:-1], replace(runs[-1], result={"status": "failed", SOLVED: 800})])
     assert [row[table.columns.index("solved")] for row in table.rows] == ["2 of 3", "1 of 2"], "it failed in its test"
     del runs[3:]

@@ -132,10 +132,10 @@ def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.Monk
         original(task, *arguments)
 
     monkeypatch.setattr(SequenceTask, "on_train_batch_end", record)
-    run_job(job("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.decay=0.75"))
+    run_job(job("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.decay=0.3"))
     average = seen[0]
-    for weight in seen[1:]:
-        average = 0.75 * average + 0.25 * weight
+    for decay, weight in zip((2 / 11, 3 / 12, 0.3), seen[1:], strict=True):  # 4 / 13 would be more
+        average = decay * average + (1 - decay) * weight
     assert len(seen) == 4
     torch.testing.assert_close(last(tmp_path / "run")["state_dict"]["head.weight"], average)
     tested = json.loads((tmp_path / "run" / "result.json").read_text())["test"]

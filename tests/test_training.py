@@ -363,6 +363,14 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
             ["callbacks=[default,weight_averaging]", "callbacks.weight_averaging.update_every_n_steps=0"],
             "update_every_n_steps must be at least 1, got 0",
         ),
+        (
+            ["callbacks=[default,weight_averaging]", "callbacks.weight_averaging.decay=1.0"],
+            r"decay must be at least 0 and below 1, got 1\.0",
+        ),
+        ("task.network.forget_bias=nan", r"model\.time\.forget_bias must be a number, got nan"),
+        ("task.network.forget_bias=inf", r"model\.time\.forget_bias must be a number, got inf"),
+        ("optimizer.lr=nan", "optimizer"),
+        ("trainer.max_steps=0", "max_steps must be at least 1, or -1 for no end, got 0"),
         ("trainer.max_steps=-5", "max_steps must be at least 1, or -1 for no end, got -5"),
         ("+task.digits=3", "task=memorization has no option digits, so task.digits=3 would have no effect"),
         ("task.data.seed=-1", "seed must be 0 or more, got -1"),
@@ -398,7 +406,9 @@ def test_noise_knows_how_much_of_the_training_is_done(job: Job) -> None:
     assert seen == [0, 0.25, 0.5, 0.75]
 
 
-def test_evaluate_finds_the_text_from_anywhere(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_finds_the_text_from_anywhere(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """And no other that has its name there."""
     for name in ("there", "elsewhere"):
         (tmp_path / name).mkdir()
@@ -417,6 +427,18 @@ def test_evaluate_finds_the_text_from_anywhere(job: Job, tmp_path: Path, monkeyp
         evaluate(checkpoint, "test", ["task=text"])
     with pytest.raises(UserError, match="Options are those of"):
         evaluate(checkpoint, "test", ["task.path=[x].txt"])
+    with pytest.raises(
+        UserError, match=r"task\.data\.batch_sise does not exist\. Did you mean batch_size\? Options are"
+    ):
+        evaluate(checkpoint, "test", ["task.data.batch_sise=3"])
+    for split, options, warned in (
+        ("test", ["task.data.splits=[0.1,0.1,0.8]"], True),
+        ("all", ["task.data.splits=[0.1,0.1,0.8]"], False),
+        ("test", ["task.data.splits=[0.1,0.1,0.8]", f"task.path={tmp_path / 'elsewhere' / 'text.txt'}"], False),
+    ):
+        caplog.clear()
+        evaluate(checkpoint, split, options)
+        assert ("may be among what it was trained on" in caplog.text) == warned
     for option in ("callbacks.progress.every_seconds=1", "trainer.gradient_clip_val=2", "task.lr=1", "seed=2"):
         with pytest.raises(UserError, match=f"{option} says how a run trains"):
             evaluate(checkpoint, "test", [option])

@@ -70,7 +70,14 @@ def evaluate(
         raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
     # Imported here, so that --help need not wait for torch.
     from gridlstm.runtime.build import build
-    from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
+    from gridlstm.runtime.checkpoint import (
+        data_state,
+        load_config,
+        load_content,
+        load_weights,
+        warn_of_change,
+        warn_of_splits,
+    )
     from gridlstm.runtime.job import quiet
     from gridlstm.runtime.position_loss import PositionLoss
     from gridlstm.runtime.record import metrics
@@ -82,6 +89,12 @@ def evaluate(
         if key in ("trainer.limit_val_batches", "trainer.limit_test_batches") and value == "0":
             raise UserError(f"{key}={value} leaves nothing to evaluate: leave it out, or give at least 1.")
     config = load_config(checkpoint, overrides)
+    lengths = config.task.data.get("test_digits")
+    if split == "test" and lengths and "task.digits" in given and "task.data.test_digits" not in given:
+        raise UserError(
+            f"task.digits={given['task.digits']} does not change this run's test, which is of task.data.test_digits="
+            f"{list(lengths)}: give task.data.test_digits=[{given['task.digits']}]."
+        )
     config.logger = config.scheduler = None
     config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
     config.trainer.enable_checkpointing = False
@@ -97,6 +110,8 @@ def evaluate(
         positions.parent.mkdir(parents=True, exist_ok=True)
     run = build(config, data_state(config, content), whole_text=split == "all")
     warn_of_change(run.data, overrides)
+    if split != "all":
+        warn_of_splits(config, checkpoint, overrides)
     load_weights(run.task, content["state_dict"])
     run.task.temperature = temperature
     if others:
@@ -193,6 +208,7 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
     limit = getattr(run.trainer, f"limit_{stage}_batches")
     task = run.task.to(run.trainer.strategy.root_device)
     context = run.trainer.precision_plugin.forward_context
+    run.data.batches_seen = 0  # the same batches of the training text for every checkpoint of a run
     evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay, context)
     run.data.setup("validate" if split == "val" else "test")
     run.data.batch_size = 1  # what was learned from one place in the text is used for all that follows

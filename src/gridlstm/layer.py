@@ -72,6 +72,9 @@ class GridLSTM(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        for name, cell in {"time": time, "depth": depth}.items():
+            if not isinstance(cell, Cell):
+                raise UserError(f"{name} must be a cell, such as gridlstm.cell.LSTM(), got {cell!r}.")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers

@@ -34,11 +34,12 @@ def _job(cfg: DictConfig) -> float:
         from gridlstm.runtime.job import run_job
 
         return run_job(cfg)
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode == RunMode.RUN:
             if "TORCHELASTIC_RUN_ID" not in os.environ:  # whose ranks share the directory, and may not all be here yet
                 _remove_empty(Path(HydraConfig.get().runtime.output_dir))
-            sys.exit(f"error: {error}")  # past Hydra, which would print the command line's options once more
+            reason = error if isinstance(error, UserError) else explain(error, sys.argv[1:])
+            sys.exit(f"error: {reason}")  # past Hydra, which would print the command line's options once more
         raise
 
 

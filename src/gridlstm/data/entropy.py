@@ -16,6 +16,10 @@ class NgramEntropy(NamedTuple):
     """H(X_t)."""
     bigram: float
     """H(X_t | X_{t-1})."""
+    symbols: int
+    """Different ones."""
+    pairs: int
+    """Different ones."""
 
 
 def ngram_entropy(ids: NDArray[Any], vocabulary_size: int) -> NgramEntropy:
@@ -31,10 +35,11 @@ def ngram_entropy(ids: NDArray[Any], vocabulary_size: int) -> NgramEntropy:
         symbols += np.bincount(part[:CHUNK], minlength=vocabulary_size)
         pairs += np.bincount(part[:-1] * vocabulary_size + part[1:], minlength=vocabulary_size**2)
     contexts = pairs.reshape(vocabulary_size, vocabulary_size).sum(axis=1)
-    return NgramEntropy(_entropy(symbols), _entropy(pairs) - _entropy(contexts))
+    different = (int(np.count_nonzero(counts)) for counts in (symbols, pairs))
+    return NgramEntropy(_entropy(symbols), _entropy(pairs) - _entropy(contexts), *different)
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
     """Bits, of the distribution in proportion to the counts."""
     p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log2(p)).sum())
+    return float((p * np.log2(1 / p)).sum())

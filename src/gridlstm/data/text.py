@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 PAPER_STREAM = 10_000
 MOST_FOR_YARDSTICK = 5_000
 """Symbols up to which pairs are counted, in a table of 200 MB."""
+SEEN_EACH = 10
+"""Times that a symbol, or a pair, must occur on the average for its entropy to say something."""
 
 
 class TextData(SequenceData):
@@ -161,8 +163,13 @@ class TextData(SequenceData):
         if symbols > MOST_FOR_YARDSTICK:
             return
         entropy = ngram_entropy(self.corpus.ids[self.parts[1].start : self.parts[1].stop], symbols)
-        message = "the validation text's own entropy: %.3f bits per %s, %.3f knowing the one before (bigrams)"
-        log.info(message, entropy.unigram, self.unit.removesuffix("s"), entropy.bigram)
+        # A text of few symbols of each kind is predicted by its own counts as no model of it could.
+        if len(self.parts[1]) < SEEN_EACH * entropy.symbols:
+            return
+        found = f"{entropy.unigram:.3f} bits per {self.unit.removesuffix('s')}"
+        if len(self.parts[1]) >= SEEN_EACH * entropy.pairs:
+            found += f", {entropy.bigram:.3f} knowing the one before (bigrams)"
+        log.info("the validation text's own entropy: %s", found)
 
     @property
     def spec(self) -> Spec:

@@ -170,11 +170,14 @@ class _PackedSweep(torch.autograd.Function):
         # Whatever hooks on saved tensors made of their strides.
         X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
         # The first backward pass turns the kept gates into their gradients; a second one through the same graph
-        # (retain_graph) computes them again.
-        kept, ctx.has_gates = ctx.has_gates, False
+        # (retain_graph) computes them again, by other products, and so with other roundings. In double precision, in
+        # which gradients are checked and must be the same each time, it is a copy that is turned.
+        kept, exact = ctx.has_gates, X[0].dtype == torch.float64
+        ctx.has_gates = kept and exact
         if kept:
             # Of a version of its own: as a saved tensor that was changed, it would be refused to the second.
-            Z = stages_of(gates.data.contiguous(), layout.num_gates, C, B)
+            own = gates.clone() if exact else gates.data.contiguous()
+            Z = stages_of(own, layout.num_gates, C, B)
         else:
             Z = empty_stages(layout.num_gates, C, B, X[0])
         buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)

@@ -153,12 +153,12 @@ def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
 
 
 def _judged(group: Group) -> list[Run]:
-    """The runs of which it is known whether they met the criterion. One that failed, such as by diverging, did not,
-    unless it had met it before."""
+    """The runs of which it is known whether they met the criterion. One that diverged did not, unless it had met it
+    before; one that failed before it had trained says nothing of it."""
     return [
         run
         for run in group.runs
-        if run.status == "failed" or run.result.get(SOLVED) or (run.status == "completed" and SOLVED in run.result)
+        if run.result.get(SOLVED) or (run.status in ("completed", "failed") and SOLVED in run.result)
     ]
 
 

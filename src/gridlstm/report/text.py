@@ -28,7 +28,7 @@ def shown(cell: Cell) -> str:
         return shown(cell.mean) + (f" ({shown(cell.min)} to {shown(cell.max)})" if cell.min != cell.max else "")
     if isinstance(cell, int):
         return f"{cell:,}"
-    return (f"{cell:,.0f}" if abs(cell) >= 10_000 else f"{cell:.4g}") if isinstance(cell, float) else cell
+    return (f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}") if isinstance(cell, float) else cell
 
 
 def drawn(label: str) -> str:

@@ -1,6 +1,7 @@
 """The one place where configuration becomes objects: the wiring diagram of a run."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -144,15 +145,38 @@ def _check_limits(cfg: DictConfig, data: SequenceData) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """Builds the data module, which reads nothing yet.
+    """Builds the data module, which reads nothing yet, and the task with its network, of sizes alone.
 
     Raises:
-        UserError: it refuses its options.
+        UserError: one of them refuses its options, there is no such text, or the task no such metric.
     """
     data = _make(cfg, "task.data")()
     _check_limits(cfg, data)
     if isinstance(data, GeneratedData):  # a text is measured when it has been read
         _check_sizes(data)
+    if isinstance(data, TextData) and type(data).source is TextData.source and not (path := data.source()).is_file():
+        raise UserError(f"{path} cannot be read: there is no such file. Name a text by task.path=….")
+    ours = str(cfg.model.get("_target_")).startswith("gridlstm.")  # others may want numbers in their weights
+    if not ours or cfg.match.parameters_to or cfg.match.flops_to or not isinstance(data, GeneratedData | TextData):
+        return
+    symbols = Spec(input_size=2, output_size=2, sequence_length=1)
+    try:
+        with torch.device("meta"):
+            task = make_task(cfg, data.spec if isinstance(data, GeneratedData) else symbols)
+    except RuntimeError:
+        return  # beyond all memory, of which the run says more
+    check_monitors(cfg, task)
+
+
+def check_monitors(cfg: DictConfig, task: SequenceTask) -> None:
+    """Raises UserError where what is monitored is no metric of the task's."""
+    names = [f"val/{name}" for name in task.metric_names]
+    monitors = {
+        f"callbacks.{name}.monitor": node.get("monitor") for name, node in (cfg.callbacks or {}).items() if node
+    }
+    for option, monitor in {"task.monitor": cfg.task.monitor, **monitors}.items():
+        if monitor not in names and (monitor is not None or option == "task.monitor"):
+            raise UserError(f"{option} must be one of {', '.join(names)}, got {monitor!r}.")
 
 
 def check_callbacks(cfg: DictConfig) -> None:
@@ -227,6 +251,8 @@ def check_types(node: DictConfig, path: str) -> None:
         if unknown := [name for name in node if not str(name).startswith("_") and name not in names]:
             raise UserError(f"{path}.{unknown[0]!s} does not exist: {node._target_} has {', '.join(names)}.")
     for name, value in node.items():
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and path.startswith("model"))):
+            raise UserError(f"{path}.{name!s} must be a number, got {value}.")
         kinds = _kinds(hints.get(str(name)))
         if not kinds or type(value) in kinds or isinstance(value, DictConfig):
             continue

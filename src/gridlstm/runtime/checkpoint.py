@@ -1,5 +1,6 @@
 """What a checkpoint and the run directory above it say: configuration, weights, vocabulary."""
 
+import difflib
 import logging
 import pickle
 from collections.abc import Sequence
@@ -74,6 +75,12 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
                 f"{override} names a choice of a group, and a run has made its choices: give a single option of "
                 f"{directory}/config.yaml, such as {key}.{next(iter(config[key]), '…')}=…"
             )
+        parent, _, name = key.rpartition(".")
+        siblings = OmegaConf.select(config, parent) if parent else config
+        if isinstance(siblings, DictConfig) and name.isidentifier() and name not in siblings:
+            near = difflib.get_close_matches(name, [str(sibling) for sibling in siblings])
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"{key} does not exist.{hint} Options are those of {directory}/config.yaml.")
     try:
         config.merge_with_dotlist(overrides)
     except (OmegaConfBaseException, YAMLError) as error:
@@ -110,6 +117,15 @@ def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
             "%s is not what it was when the checkpoint was written: its splits may hold what was trained on",
             data.source(),
         )
+
+
+def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str]) -> None:
+    """Warns of other parts of the same text than the run had."""
+    keys = [override.partition("=")[0] for override in overrides]
+    if "task.data.splits" not in keys or any(key.endswith((".path", ".name", "data_dir")) for key in keys):
+        return
+    if config.task.data.splits != load_config(checkpoint, []).task.data.splits:
+        log.warning("the run had other task.data.splits: what is evaluated may be among what it was trained on")
 
 
 def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
-from gridlstm.runtime.build import Run, build
+from gridlstm.runtime.build import Run, build, check_monitors
 from gridlstm.runtime.checkpoint import load_content, load_weights
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
@@ -54,7 +54,7 @@ def run_job(cfg: DictConfig) -> float:
     with recording(cfg, goes_on) as record, _memory():
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
-        _check_monitors(cfg, run)
+        check_monitors(cfg, run.task)
         best = None
         if goes_on and checkpoint is not None and run.trainer.world_size == 1:
             # Of several ranks one may look when another has written already, and do something else than that.
@@ -164,16 +164,6 @@ def _trained(cfg: DictConfig, run: Run, record: Record, seconds: float) -> dict[
         **solved(run.trainer),
         "fit_seconds": round(record.earlier.get("fit_seconds", 0) + seconds, 3),
     }
-
-
-def _check_monitors(cfg: DictConfig, run: Run) -> None:
-    names = [f"val/{name}" for name in run.task.metric_names]
-    monitors = {
-        f"callbacks.{name}.monitor": node.get("monitor") for name, node in (cfg.callbacks or {}).items() if node
-    }
-    for option, monitor in {"task.monitor": cfg.task.monitor, **monitors}.items():
-        if monitor not in names and (monitor is not None or option == "task.monitor"):
-            raise UserError(f"{option} must be one of {', '.join(names)}, got {monitor!r}.")
 
 
 def _best(cfg: DictConfig, run: Run) -> tuple[float, str | None]:

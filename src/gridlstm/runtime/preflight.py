@@ -136,7 +136,7 @@ def _check_trainer(cfg: DictConfig) -> None:
             by_task = name == "val_check_interval" and _given("task.val_every")
             option = "task.val_every" if by_task else f"trainer.{name}"
             raise UserError(f"{option} must be at least 1, got {value}.")
-    if trainer.max_steps < -1:
+    if trainer.max_steps < -1 or (trainer.max_steps == 0 and "fit" in cfg.stages):
         raise UserError(f"trainer.max_steps must be at least 1, or -1 for no end, got {trainer.max_steps}.")
     every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
     if type(every) is int and every % accumulated:

@@ -1,31 +1,61 @@
-"""Weights averaged over the training: Lightning's callback, with its average tested."""
+"""Weights averaged over the training: Lightning's callback, with a warm-up, and with its average tested."""
 
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from gridlstm.errors import UserError
 
 
-class WeightAveraging(EMAWeightAveraging):
-    """An exponential moving average of the weights, w' = decay w' + (1 - decay) w, which is validated, kept and tested.
+class WeightAveraging(LightningWeightAveraging):
+    """An exponential moving average of the weights, which is validated, kept and tested.
+
+    The first update takes the weights w as they are; after n updates, w' = d w' + (1 - d) w with
+    d = min(decay, (n + 1) / (n + 10)). So the average follows the first steps closely: with ``decay`` alone, a third of
+    it would still be the random weights that a training begins with after 1 / (1 - decay) steps.
 
     A checkpoint's ``state_dict`` is the average. Lightning's callback puts the weights that were trained last in its
     place whenever it loads a checkpoint, also for a test that follows the training; here only a training does so.
+
+    Args:
+        decay: from 0, no average, to below 1.
+        update_every_n_steps: optimiser steps between updates.
+        update_starting_at_step: of the optimiser; None for the first.
+
+    Raises:
+        UserError: from ``setup``: an average that would never move, or is none.
     """
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuses an average that would never move.
+    def __init__(
+        self, decay: float = 0.999, update_every_n_steps: int = 1, update_starting_at_step: int | None = None
+    ) -> None:
+        super().__init__(avg_fn=self._average)
+        self.decay = decay
+        self.update_every_n_steps = update_every_n_steps
+        self.update_starting_at_step = update_starting_at_step
 
-        Raises:
-            UserError: it would be updated every 0 steps.
-        """
+    def _average(self, average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
+        n = int(updates)
+        decay = min(self.decay, (n + 1) / (n + 10))
+        return decay * average + (1 - decay) * weight
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return (
+            step_idx is not None
+            and step_idx >= (self.update_starting_at_step or 0)
+            and step_idx % self.update_every_n_steps == 0
+        )
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.update_every_n_steps < 1:
             raise UserError(
                 f"callbacks.weight_averaging.update_every_n_steps must be at least 1, got {self.update_every_n_steps}."
             )
+        if not 0 <= self.decay < 1:
+            raise UserError(f"callbacks.weight_averaging.decay must be at least 0 and below 1, got {self.decay}.")
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
