@@ -32,6 +32,10 @@ TOY_TASKS = {
 }
 
 
+TOO_MANY_LAYERS = 10**13
+"""Of a network whose layers have weights of their own: no check of options finds it, and no machine has the memory."""
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The directory of real data sets; the test is skipped where there is none."""

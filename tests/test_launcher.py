@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import compose
+from tests.conftest import TOO_MANY_LAYERS, compose
 
 from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
@@ -128,7 +128,7 @@ def test_single_gpu_jobs_are_pinned_and_cores_are_not_oversubscribed() -> None:
 
 
 def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp_path: Path) -> None:
-    done = sweep("model.num_layers=0,1", "seed=4", cwd=tmp_path)
+    done = sweep("model.tied=false", f"model.num_layers={TOO_MANY_LAYERS},1", "seed=4", cwd=tmp_path)
     first = results(tmp_path)
     assert list(first) == ["0-memorization-grid2d-s4", "1-memorization-grid2d-s4"]
     assert [result["status"] for result in first.values()] == ["failed", "completed"]
@@ -136,14 +136,14 @@ def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp
     assert "error: 1 of 2 jobs failed." in done.stderr
     for words in (
         "0-memorization-grid2d-s4: UserError",
-        "num_layers must be a whole number of at least 1",
+        "these sizes need more memory than there is",
         "s4/console.log",
     ):
         assert words in done.stderr
     assert "1-memorization-grid2d-s4 (model.num_layers=1): completed after" in done.stdout
 
     # Another set of points: what is completed is kept, and a new point gets a number of its own.
-    done = sweep("model.num_layers=1,2", "seed=4", cwd=tmp_path)
+    done = sweep("model.tied=false", "model.num_layers=1,2", "seed=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "(1 more completed earlier)" in done.stdout
     assert "not of this sweep, and not completed there: 0-memorization-grid2d-s4\n" in done.stdout

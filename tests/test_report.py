@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from tests.conftest import TOO_MANY_LAYERS
 
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
@@ -39,7 +40,7 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
     plan = []
     for number, (model, seed) in enumerate(POINTS):
         name = f"{number}-memorization-{model}-s{seed}"
-        fault = ["model.num_layers=0"] if number == 2 else []
+        fault = [f"model.num_layers={TOO_MANY_LAYERS}"] if number == 2 else []
         plan.append({"number": number, "name": name, "overrides": [f"model={model}", f"seed={seed}", *fault]})
         names = [f"run.name=memorization-{model}-s{seed}", "report.paper={test/accuracy: {grid2d: 0.99}}"]
         if number == 2:
@@ -70,7 +71,7 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     assert all(row["paper's test/accuracy"] == "" for row in rows if row is not grid)
     text = (sweep / "report.md").read_text()
     assert re.search(
-        "2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: .*num_layers must be .*, got 0", text
+        "2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: these sizes need more memory than there is", text
     )
     assert "-s3` **missing**" in text
     assert "seed 3 missing" in text

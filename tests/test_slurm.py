@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import compose, free_ports
+from tests.conftest import TOO_MANY_LAYERS, compose, free_ports
 
 from gridlstm.multirun.process_tree import ProcessTree
 from gridlstm.runtime.job import run_job
@@ -171,13 +171,13 @@ def results(directory: Path) -> dict[str, dict[str, Any]]:
 def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    sweep = start("trainer.devices=2", "model.num_layers=0,1,2")
+    sweep = start("trainer.devices=2", "model.tied=false", f"model.num_layers={TOO_MANY_LAYERS},1,2")
     said, errors = sweep.communicate(timeout=300)
     found = results(tmp_path)
     assert [result["status"] for result in found.values()] == ["failed", "completed", "completed"], errors
     assert sweep.returncode == 1
     assert "error: 1 of 3 jobs failed." in errors
-    assert "0-memorization-grid2d-s1: UserError: model (gridlstm.models.grid2d.Grid2d)" in errors
+    assert "0-memorization-grid2d-s1: UserError: these sizes need more memory than there is" in errors
     assert [result["processes"] for result in list(found.values())[1:]] == [2, 2]
     assert [result["samples"] for result in list(found.values())[1:]] == [60, 60]
     numbers = [json.loads((tmp_path / "sweep" / name / "slurm.json").read_text())["job"] for name in found]
@@ -185,7 +185,7 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     assert "1-memorization-grid2d-s1 (model.num_layers=1): queued" in said
 
     before = states()
-    again = start("trainer.devices=2", "model.num_layers=1,2")
+    again = start("trainer.devices=2", "model.tied=false", "model.num_layers=1,2")
     said, errors = again.communicate(timeout=60)
     assert again.returncode == 0, errors
     assert "0 jobs (2 more completed earlier)" in said
