@@ -1,8 +1,5 @@
 """Texts that a trained model writes."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,21 +84,6 @@ def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> Non
     run_job(job("stages=[fit]", directory="memorization"))
     with pytest.raises(UserError, match="trained on memorization, which is no text"):
         written(tmp_path / "memorization" / "checkpoints" / "last.ckpt")
-
-
-def test_bytes_are_written_as_they_are_drawn(job: Job, tmp_path: Path) -> None:
-    """Of a text that is no UTF-8, too."""
-    (tmp_path / "binary.dat").write_bytes(bytes([0, 200, 255, 13, 10]) * 400)
-    run_job(job("stages=[fit]", f"task.path={tmp_path / 'binary.dat'}", "task.data.level=byte", task="text"))
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    command = [sys.executable, "-m", "gridlstm.sample", f"ckpt={checkpoint}", "length=300"]
-    out = subprocess.run(command, capture_output=True, check=True, env=os.environ | {"PYTHONUTF8": "1"}).stdout
-    assert len(out) == 1 + 300 + 1
-    assert set(out) == {0, 200, 255, 13, 10}
-    ascii = subprocess.run(
-        command, capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
-    ).stdout
-    assert ascii == out.replace(bytes([200]), b"?").replace(bytes([255]), b"?")
 
 
 def test_probabilities_are_those_of_the_equations() -> None:

@@ -1,6 +1,5 @@
 """Write a text with a trained language model: ``python -m gridlstm.sample ckpt=… prime="The " length=500``."""
 
-import codecs
 import io
 import itertools
 import sys
@@ -17,7 +16,7 @@ Writes a text with a language model, to stdout as it is made. Needs the checkpoi
 
   ckpt          a file below a run directory, such as outputs/…/checkpoints/best.ckpt
   prime         what the model reads first, and the output begins with; without it, a symbol drawn uniformly
-  length        symbols to write after that: characters, bytes or words (2000); bytes are written as they are drawn
+  length        symbols to write after that: characters, bytes or words (2000); bytes that are no UTF-8 become �
   temperature   above 0: below 1 the likely becomes likelier, above 1 all becomes more alike (1)
   argmax        true: always the most probable symbol (false)
   top_k, top_p  draw from the k most probable symbols, or the most probable ones that sum to p
@@ -42,10 +41,6 @@ def write_samples(
     device: str = "cpu",
 ) -> None:
     """Writes texts piece by piece: see ``USAGE``.
-
-    Args:
-        write: takes the pieces; at level byte, one that is no UTF-8 has surrogates in its place, from which
-            ``encode("utf-8", "surrogateescape")`` makes the bytes again.
 
     Raises:
         UserError: no language model's checkpoint, a prime of unknown symbols, a value out of range.
@@ -93,8 +88,7 @@ def write_samples(
         if number:
             write("\n\n---\n\n")
         count = len(begin) + length
-        ids_of_all = itertools.islice(itertools.chain(begin, [first], drawn), count)
-        pieces = symbols.stream(ids_of_all, errors="surrogateescape")
+        pieces = symbols.stream(itertools.islice(itertools.chain(begin, [first], drawn), count))
         for piece in pieces if stop is None else _until(stop, len(symbols.decode(ids)), pieces):
             write(piece)
     write("\n")
@@ -129,9 +123,7 @@ def _run(given: dict[str, str]) -> None:
             raise UserError(f"{name} must be {expected}, got {value!r}.") from error
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
-        # The bytes that were drawn, whatever they are; or, in a terminal that cannot show a symbol, another one.
-        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "replace")
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a symbol
 
     def write(piece: str) -> None:
         sys.stdout.write(piece)

@@ -86,14 +86,10 @@ class Vocabulary:
         """The text of ids; at level byte, sequences that are not UTF-8 become the replacement character."""
         return "".join(self.stream(np.asarray(ids).tolist()))
 
-    def stream(self, ids: Iterable[int], errors: str = "replace") -> Iterator[str]:
-        """The text of ids, piece by piece as they come; "" where a byte only begins a character.
-
-        Args:
-            errors: at level byte, what becomes of sequences that are not UTF-8; see ``bytes.decode``.
-        """
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids, piece by piece as they come; "" where a byte only begins a character."""
         if self.level == "byte":
-            decoder = codecs.getincrementaldecoder("utf-8")(errors)
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for id in ids:
                 yield decoder.decode(bytes([self.symbols[id]]))
             yield decoder.decode(b"", final=True)
