@@ -144,7 +144,7 @@ def _check_limits(cfg: DictConfig, data: SequenceData) -> None:
             )
 
 
-def check_data(cfg: DictConfig) -> None:
+def check_task(cfg: DictConfig) -> None:
     """Builds the data module, which reads nothing yet, and the task with its network, of sizes alone.
 
     Raises:

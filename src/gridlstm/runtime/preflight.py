@@ -48,7 +48,7 @@ def check_start(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Raises UserError for a job that cannot work, whatever its components."""
     # They import torch, for which --help and a misspelt option need not wait.
-    from gridlstm.runtime.build import check_callbacks, check_data, check_optimizer, check_types
+    from gridlstm.runtime.build import check_callbacks, check_optimizer, check_task, check_types
     from gridlstm.runtime.match import check_match
 
     _check_nodes(cfg)
@@ -85,7 +85,7 @@ def check(cfg: DictConfig) -> None:
         model.hidden_size = 1  # which match chooses later
     check_types(model, "model")
     check_optimizer(cfg)
-    check_data(cfg)
+    check_task(cfg)
     check_callbacks(cfg)
 
 
