@@ -1,5 +1,8 @@
 """The one exception that is the user's to mend; everything else is a defect of ours and keeps its traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Input or configuration that cannot work.
@@ -14,3 +17,9 @@ def check_at_least_one(**sizes: object) -> None:
     for name, value in sizes.items():
         if type(value) is not int or value < 1:
             raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A hint with the choices that are nearest to a misspelt name, after a space; "" where none is near."""
+    near = difflib.get_close_matches(name, list(dict.fromkeys(choices)))
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -1,6 +1,5 @@
 """The training command: ``python train.py``, or where only the wheel is installed, ``python -m gridlstm.train``."""
 
-import difflib
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gridlstm.compose import CONF, MATRIX, as_typed
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, did_you_mean
 from gridlstm.process import prepare
 from gridlstm.runtime.preflight import check_start
 
@@ -87,7 +86,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
             group, _, directory = group.partition("/")
             name = f"{directory}/{name}"
         choices = sorted(_group_options(group))
-        return f"{group}={name} does not exist.{_nearest(name, choices)}\nChoices of {group}: {', '.join(choices)}"
+        return f"{group}={name} does not exist.{did_you_mean(name, choices)}\nChoices of {group}: {', '.join(choices)}"
     if "override_grammar" in message and (wrong := next(filter(_unreadable, arguments), None)) is not None:
         key, _, value = wrong.partition("=")
         return f"{wrong} cannot be read. A value like this one is written in quotes: {as_typed(key, value)}"
@@ -119,16 +118,11 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
     # A misspelt last part is found among the options of its node, and anything else among all of them.
     parent = key.rpartition(".")[0]
     siblings = [k for k in keys if parent and k.startswith(parent + ".") and "." not in k[len(parent) + 1 :]]
-    hint = _nearest(key, siblings) or _nearest(key, [*keys, *groups])
+    hint = did_you_mean(key, siblings) or did_you_mean(key, [*keys, *groups])
     listing = f"\nOptions of {parent}: {', '.join(k.rpartition('.')[2] for k in siblings)}" if siblings else ""
     groups_line = f"\nGroups: {', '.join(sorted(groups))}" if "." not in name else ""
     everything = "\nAll options with their values: python train.py --cfg job"
     return f"there is no option {key}.{hint}{listing}{groups_line}{everything}"
-
-
-def _nearest(name: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(name, list(dict.fromkeys(choices)), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _group_options(group: str) -> Iterator[str]:

@@ -65,9 +65,8 @@ class PartedTextData(TextData):
         if any(length < 2 for length in lengths.values()):
             told = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise UserError(f"symbols of the parts: {told}; each needs at least 2.")
-        own = {
-            n: range(*ends) for n, ends in zip(lengths, pairwise(accumulate(lengths.values(), initial=0)), strict=True)
-        }
+        spans = pairwise(accumulate(lengths.values(), initial=0))
+        own = {name: range(*span) for name, span in zip(lengths, spans, strict=True)}
         for n, name in enumerate(PARTS):
             if name not in own:
                 cut = split_text(lengths["train"], self.splits)
@@ -79,9 +78,10 @@ class PartedTextData(TextData):
 
     def _join(self, joined: Path) -> None:
         parts = self.read_parts()
-        lengths = {level: {name: 0 for name in PARTS if name in parts} for level in get_args(Level)}
+        names = [name for name in PARTS if name in parts]
+        lengths = {level: dict.fromkeys(names, 0) for level in get_args(Level)}
         with replacing(joined) as file:
-            for name in lengths["char"]:
+            for name in names:
                 for marked in parts[name]:
                     piece = marked.removeprefix("\ufeff")  # a mark of the encoding, no character of the text
                     raw = piece.encode()

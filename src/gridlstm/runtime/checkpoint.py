@@ -1,6 +1,5 @@
 """What a checkpoint and the run directory above it say: configuration, weights, vocabulary."""
 
-import difflib
 import logging
 import pickle
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from yaml import YAMLError
 from gridlstm.data.base import SequenceData
 from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import Vocabulary
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, did_you_mean
 from gridlstm.runtime.resume import run_directory
 from gridlstm.tasks.base import SequenceTask
 
@@ -78,8 +77,7 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
         parent, _, name = key.rpartition(".")
         siblings = OmegaConf.select(config, parent) if parent else config
         if isinstance(siblings, DictConfig) and name.isidentifier() and name not in siblings:
-            near = difflib.get_close_matches(name, [str(sibling) for sibling in siblings])
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            hint = did_you_mean(name, map(str, siblings))
             raise UserError(f"{key} does not exist.{hint} Options are those of {directory}/config.yaml.")
     try:
         config.merge_with_dotlist(overrides)
@@ -111,8 +109,7 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
 
 def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
     """Warns of a text that is not what it was when the checkpoint was written, unless another one is asked for."""
-    names = ("task.path=", "data_dir=", "task.data.path=", "task.data.name=", "task.data.url=", "task.data.data_dir=")
-    if isinstance(data, TextData) and data.changed and not any(override.startswith(names) for override in overrides):
+    if isinstance(data, TextData) and data.changed and not _name_a_text(overrides):
         log.warning(
             "%s is not what it was when the checkpoint was written: its splits may hold what was trained on",
             data.source(),
@@ -121,11 +118,16 @@ def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
 
 def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str]) -> None:
     """Warns of other parts of the same text than the run had."""
-    keys = [override.partition("=")[0] for override in overrides]
-    if "task.data.splits" not in keys or any(key.endswith((".path", ".name", "data_dir")) for key in keys):
+    if not any(override.startswith("task.data.splits=") for override in overrides) or _name_a_text(overrides):
         return
     if config.task.data.splits != load_config(checkpoint, []).task.data.splits:
         log.warning("the run had other task.data.splits: what is evaluated may be among what it was trained on")
+
+
+def _name_a_text(overrides: Sequence[str]) -> bool:
+    """Whether another text than the run's is asked for, of which nothing was trained on."""
+    names = ("task.path=", "data_dir=", "task.data.path=", "task.data.name=", "task.data.url=", "task.data.data_dir=")
+    return any(override.startswith(names) for override in overrides)
 
 
 def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:
