@@ -1,6 +1,7 @@
 """For runs in tests: map-style data in the place of memorization's, and a callback that notes what a rank has seen."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +61,17 @@ class FiniteMemorization(MapData):
         inputs = pad_sequence(samples, batch_first=True)
         mask = inputs > 0
         return Batch(inputs, inputs, mask, mask, reset=torch.ones(len(inputs), dtype=torch.bool))
+
+
+class SlowEnd(L.Callback):
+    """Lets rank zero take its time when a run ends before its time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        if trainer.is_global_zero:
+            time.sleep(self.seconds)
 
 
 class Seen(L.Callback):

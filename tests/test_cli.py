@@ -58,6 +58,7 @@ def test_cfg_job_prints_the_configuration() -> None:
     [
         ("modle=grid2d", ["no option modle", "Did you mean model?", "Groups: "]),
         ("experiment=paper/parety", ["experiment=paper/parety does not exist", "Did you mean paper/parity"]),
+        ("experiment/paper=parity", ["experiment/paper=parity names no group: give experiment=paper/parity."]),
         ("experiment=memorization", ["experiment=memorization does not exist", "Did you mean paper/memorization"]),
         ("callbacks.criterion.at_least=1", ["without callbacks=[default,criterion]"]),
         ("model=gird2d", ["model=gird2d does not exist", "Did you mean grid2d or ", "Choices of model: "]),
@@ -85,6 +86,11 @@ def test_an_option_that_some_of_the_chosen_tasks_lack_is_not_called_misspelt() -
     message = refused("-m", "task=memorization,parity", "task.length=2")
     assert "there is no option task.length with some of the choices made here." in message
     assert "Did you mean" not in message
+
+
+def test_tasks_of_srun_that_would_leave_no_record_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert "error: srun has started several tasks, of which the first alone" in refused("seed=2", cwd=tmp_path)
 
 
 def test_a_missing_path_is_asked_for(tmp_path: Path) -> None:

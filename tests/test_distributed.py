@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 from tests.conftest import free_ports
+
+from gridlstm.strict_json import read_json
 
 ROOT = Path(__file__).parents[1]
 DATA = {
@@ -172,3 +176,32 @@ def test_a_run_of_two_ranks_goes_on_in_its_directory_or_elsewhere_on_one(run: Ru
             assert float(row["train/loss"]) == pytest.approx(float(alone[row["step"]]["train/loss"]), abs=1e-9)
     assert result(two)["best"] == best, "what was best before is best of all"
     assert result(two)["steps"] == 12
+    before = rows(two)
+    run("two", "text", "hardware=ddp_cpu", "ckpt_path=last", *largest[:2])
+    after = [{name: x for name, x in row.items() if not name.startswith("test/")} for row in rows(two)]
+    assert after == before, "with nothing left to train, its best weights are tested"
+    assert result(two)["best"] == best
+    assert result(two)["trained_to_end"]
+    assert "test/loss" in result(two)["test"]
+
+
+def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> None:
+    """Lightning would kill the first within seconds of the other's end, whether it has written or not."""
+    line = [sys.executable, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu", "trainer.max_steps=1000000"]
+    line += ["trainer.log_every_n_steps=1000", "task.val_every=1000", f"hydra.run.dir={tmp_path / 'run'}"]
+    # A picture that takes longer than Lightning waits.
+    line.append("+callbacks.slow={_target_: tests.finite.SlowEnd, seconds: 7}")
+    process = subprocess.Popen(line, cwd=ROOT, env=environment(tmp_path), start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        # At a step, all ranks have long taken on to answer signals.
+        while not read_json(tmp_path / "run" / "progress.json").get("step"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(timeout=120) == 128 + signal.SIGINT
+    finally:
+        process.kill()
+    assert result(tmp_path / "run")["status"] == "interrupted"
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

@@ -6,15 +6,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+from gridlstm.data.base import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
+from gridlstm.models.base import SequenceModel
 from gridlstm.runtime.build import build
 from gridlstm.runtime.job import run_job
+from gridlstm.tasks.ensemble import Ensemble
+from gridlstm.tasks.language_model import LanguageModel
 
 Job = Callable[..., DictConfig]
 
@@ -47,6 +53,24 @@ def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path
     assert evaluate(first, "test", [], others=[first])["test/bpc"] == pytest.approx(
         evaluate(first, "test", [])["test/bpc"]
     )
+
+
+def test_a_model_need_not_say_what_it_reads() -> None:
+    class Last(SequenceModel):
+        """One-hot vectors as they are."""
+
+        output_size = 3
+
+        def initial_state(self, batch_size: int) -> tuple[()]:
+            return ()
+
+        def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, tuple[()]]:
+            return torch.nn.functional.one_hot(x, 3).float(), ()
+
+    members = [LanguageModel(Last(), Spec(3, 3, 5), torch.optim.SGD) for _ in range(2)]
+    x = torch.tensor([[0, 2, 1]])
+    found = Ensemble(members)(x)[0].exp()
+    torch.testing.assert_close(found, sum(member(x)[0].softmax(-1) for member in members) / 2)
 
 
 def test_members_have_the_models_options_and_one_text(

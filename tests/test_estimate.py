@@ -81,8 +81,14 @@ def test_widths_by_model_are_those_of_each_job() -> None:
     size = ["experiment=paper/memorization_small", "task.network.num_layers=1", "task.max_steps=3000"]
     size += ["model.hidden_size=${task.network.hidden_size}"]
     jobs = [(job(n, *size, f"model={model}"), Demand(1)) for n, model in enumerate(["grid2d", "stacked_lstm"])]
+    wide = ["model=stacked_lstm", "task.network.hidden_size=2000", "model.num_layers=1"]
+    jobs += [
+        (job(2, *wide), Demand(1)),
+        (job(3, *wide, "match.parameters_to=rnn", "task.network.hidden_size=20"), Demand(1)),
+    ]
     found = estimates(jobs, os.environ)
     assert all(isinstance(one, Estimate) for one in found.values()), found
+    assert found["job2"].seconds > 10 * found["job3"].seconds, "which is sized as a smaller network"  # type: ignore[union-attr, operator]
 
 
 def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:

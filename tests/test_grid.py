@@ -1,14 +1,16 @@
 """What the module adds to the sweeps: directions, shared weights and the choice of a sweep."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.cells import GRU
+from gridlstm.cells import GRU, NonLSTM
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
-from gridlstm.grid import Dimension, Grid
+from gridlstm.grid import Dimension, Grid, Transform
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.scan import Masks
 
@@ -208,3 +210,33 @@ def test_a_mask_that_is_changed_before_the_backward_pass_is_noticed(sweep: Sweep
     keep.fill_(True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
+
+
+@dataclass(frozen=True)
+class Scaled(NonLSTM):
+    """h' = scale z + offset."""
+
+    def vector_lengths(self, size: int) -> dict[str, int]:
+        return {"scale": size, "offset": size}
+
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        super().reset_parameters(weight, bias)
+        scale, offset = vectors
+        scale.fill_(2)
+        offset.fill_(-1)
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        scale, offset = vectors
+        return HiddenMemory(scale * z + offset, m)
+
+
+def test_a_cell_is_given_its_vectors_in_its_own_order() -> None:
+    """And not in that of their names."""
+    grid = Grid([Dimension("time", Scaled(), 3)])
+    transform = grid.transforms["time"]
+    assert isinstance(transform, Transform)
+    assert transform.vectors["scale"].tolist() == [2, 2, 2]
+    assert transform.vectors["offset"].tolist() == [-1, -1, -1]
+    h = torch.randn(5, 3)
+    (leaving,) = grid([HiddenMemory(h, h.new_zeros(5, 0))], (1,))
+    torch.testing.assert_close(leaving.h, 2 * h @ transform.weight.T - 1)

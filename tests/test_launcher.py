@@ -307,6 +307,11 @@ def test_the_seconds_of_an_attempt_that_was_killed_count(tmp_path: Path, job: Ca
     assert (one.result()["seconds"], one.result()["fit_seconds"]) == (1010, 1008)
     one.begin()
     assert one.result()["seconds"] == 1010, "once"
+    write_text(one.directory / "progress.json", json.dumps({"seconds": 500}))
+    write_text(one.directory / "result.json", json.dumps(one.result() | {"status": "running"}))
+    one.record_end("failed", "ended with signal 9")  # as a sweep says that outlived it
+    one.begin()
+    assert one.result()["seconds"] == 1510
 
 
 def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) -> None:

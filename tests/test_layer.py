@@ -166,10 +166,12 @@ def test_tracers_record_plain_operations() -> None:
         torch.testing.assert_close(recorded(other), expected)
 
 
-def test_shapes_can_be_had_without_memory() -> None:
+@pytest.mark.parametrize("sweep", ["auto", "wavefront", "recompute", "layer-major"])
+def test_shapes_can_be_had_without_memory(sweep: SweepName) -> None:
+    lengths = torch.tensor([1, 6])
     with torch.device("meta"):
-        assert GridLSTM(5, 4, 3)(torch.randn(6, 2, 5))[0].shape == (6, 2, 4)
-    grid, x = layer(), torch.randn(37, 2, 5)
+        assert GridLSTM(5, 4, 3, sweep=sweep)(torch.randn(6, 2, 5), None, lengths)[0].shape == (6, 2, 4)
+    grid, x = layer(sweep=sweep), torch.randn(37, 2, 5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert grid(x)[0].shape == (37, 2, 4)
     assert grid(x)[0].isfinite().all(), "and real ones afterwards"
@@ -381,6 +383,31 @@ def test_padded_batch_equals_its_rows_one_by_one(options: dict[str, Any], dtype:
 def test_lengths_that_do_not_fit_are_refused(lengths: Any) -> None:
     with pytest.raises(UserError, match="lengths as whole numbers from 1 to T=7, one for each of the 2 rows"):
         layer()(torch.zeros(7, 2, 5), None, lengths)
+
+
+def test_a_state_may_be_plain_tuples() -> None:
+    """As of the usual code that detaches whatever state there is."""
+
+    def detached(state: Any) -> Any:
+        return state.detach() if isinstance(state, Tensor) else tuple(detached(each) for each in state)
+
+    grid, x = layer(), torch.randn(7, 2, 5)
+    state = grid(x)[1]
+    torch.testing.assert_close(grid(x, detached(state)), grid(x, state))
+
+
+def test_vectors_without_memory_are_refused_by_torch() -> None:
+    """The compiled step would read where there is nothing."""
+
+    def make() -> GridLSTM:
+        return GridLSTM(5, 8, 2, time=LayerNormLSTM(), depth=LayerNormLSTM())
+
+    with torch.device("meta"):
+        grid = make()
+    here = {name: x for name, x in make().state_dict().items() if "vectors" not in name}
+    grid.load_state_dict(here, strict=False, assign=True)
+    with pytest.raises(RuntimeError):
+        grid(torch.randn(6, 2, 5))
 
 
 def test_a_cell_that_is_none_is_refused() -> None:

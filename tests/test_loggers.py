@@ -15,11 +15,13 @@ import pytest
 import wandb
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
+from tests.conftest import free_ports
 from tests.wandb_records import read_back
 from tests.wandb_server import server
 from wandb.proto.wandb_internal_pb2 import Record
 
 from gridlstm.errors import UserError
+from gridlstm.runtime import wandb_logger
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.wandb_logger import make_logger
@@ -69,6 +71,7 @@ def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pyt
         logger = make_logger(**OPTIONS, dir=str(tmp_path), mode=mode)  # type: ignore[arg-type]
         return logger._wandb_init["mode"] == "offline"
 
+    monkeypatch.setattr(wandb_logger, "unreachable", lambda: None)  # as where there is a network
     assert offline()
     with pytest.raises(UserError, match="wandb login"):
         offline("online")
@@ -159,6 +162,40 @@ def test_a_resumed_directory_goes_on_in_its_run_wherever_it_lies(
     assert run_id("other", best, "stages=[test]") != first, "weights of elsewhere: a run of its own"
     shutil.rmtree(tmp_path / "moved" / "checkpoints")
     assert run_id("moved") != first, "from the start: another run, though in this directory"
+
+
+UNREACHED = """
+import logging
+from pathlib import Path
+from tests.conftest import TOY, TOY_TASKS, compose
+from gridlstm.errors import UserError
+from gridlstm.runtime.job import run_job
+logging.basicConfig(format="%(message)s")
+names = ["run.task=memorization", "run.model=grid2d", "run.group=test", "logger=wandb", "callbacks.learning_curve=null"]
+options = [*TOY, *TOY_TASKS["memorization"], *names]
+run_job(compose(*options, f"run.dir={Path.cwd()}/run"))
+try:
+    run_job(compose(*options, f"run.dir={Path.cwd()}/other", "logger.wandb.mode=online"))
+except UserError as error:
+    print("refused:", error)
+"""
+
+
+def test_where_wandb_cannot_be_reached_a_run_is_logged_offline(tmp_path: Path) -> None:
+    """As from the nodes of a cluster on whose login node one is logged in."""
+    (port,) = free_ports(1)
+    account = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", UNREACHED], env=environment | account | path, cwd=tmp_path, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "W&B cannot be reached" in done.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
+    assert "refused: logger.wandb (gridlstm.runtime.wandb_logger.make_logger): W&B cannot be reached" in done.stdout
 
 
 TWO_LEGS = """

@@ -19,15 +19,16 @@ from gridlstm.data.base import Spec
 from gridlstm.data.corpus import Vocabulary
 from gridlstm.engine.wavefront import wavefront
 from gridlstm.errors import UserError
+from gridlstm.look import cells
 from gridlstm.look.__main__ import look
 from gridlstm.look.activation import panels, responses
 from gridlstm.look.cells import record
-from gridlstm.look.colouring import page, picture
-from gridlstm.look.flow import curves_of_new
+from gridlstm.look.colouring import page, picture, telling
+from gridlstm.look.flow import curves_of_new, curves_of_trained
 from gridlstm.look.gates import saturation
 from gridlstm.look.gradients import through_depth, through_time
 from gridlstm.look.labels import characters, labels
-from gridlstm.look.load import new
+from gridlstm.look.load import load, new
 from gridlstm.look.ranking import Ranked, correlations, rank, survival
 from gridlstm.look.watch import watching
 from gridlstm.models.base import SequenceModel
@@ -124,7 +125,7 @@ def test_through_depth_is_the_slope_between_layers(tied: bool) -> None:
     with torch.no_grad():
         state = model(x[:, :-1])[1]
         bottom = model.input(x[:, -1:]).transpose(0, 1).split(D, dim=-1)
-    packed = [t.packed_for(model.grid.copies) for t in model.grid.transforms.values()]
+    packed = [t.packed(model.grid.copies) for t in model.grid.transforms.values()]
 
     def layers(entering: HiddenMemory, begin: int, end: int) -> HiddenMemory:
         weights = packed if tied else [w._replace(weight=w.weight[begin:end], bias=w.bias[begin:end]) for w in packed]
@@ -187,6 +188,14 @@ def test_new_networks_have_as_many_steps_and_layers_as_are_asked() -> None:
     assert all((c.norms.h > 0).all() for c in curves)
 
 
+@pytest.mark.parametrize("name", ["grid2d_relu_depth", "grid2d_gru"])
+def test_depth_without_memory_has_gradients_of_h_alone(name: str) -> None:
+    curves = curves_of_new([name], 3, 4, ["task.network.hidden_size=4", "model.memory_at_ends=false"])
+    (depth,) = (curve for curve in curves if curve.along == "depth")
+    assert (depth.norms.h > 0).all()
+    assert depth.norms.m is None
+
+
 def test_what_cannot_be_seen_is_refused() -> None:
     with pytest.raises(UserError, match="state is its hidden"):
         through_time(Transformer(SYMBOLS, 4, 1, num_heads=1), nn.Linear(4, SYMBOLS), *sample())
@@ -201,8 +210,18 @@ def test_what_cannot_be_seen_is_refused() -> None:
 def test_what_zoneout_mixes_is_not_taken_for_what_a_cell_makes() -> None:
     model = Grid2d(SYMBOLS, D, 2, time_regularizers=[Zoneout(m=0.5)]).eval()
     with pytest.raises(UserError, match="Zoneout mixes a cell's h and m with those before"):
-        record(model, torch.randint(SYMBOLS, (1, 3)), ["m"])
-    assert record(model, torch.randint(SYMBOLS, (1, 3)), ["z"])["time"]["z"].shape == (3, 2, 1, 4 * D)
+        record(model, torch.randint(SYMBOLS, (1, 3)), {"time": [], "depth": ["m"]})
+    seen = record(model, torch.randint(SYMBOLS, (1, 3)), {"time": ["z"], "depth": []})
+    assert seen["time"]["z"].shape == (3, 2, 1, 4 * D)
+
+
+def test_more_values_than_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = StackedLSTM(SYMBOLS, D, 2), torch.randint(SYMBOLS, (1, 10))
+    monkeypatch.setattr(cells, "MOST", 10 * 2 * D)
+    assert record(model, x, {"time": ["m"]})["time"]["m"].shape == (10, 2, 1, D)
+    monkeypatch.setattr(cells, "MOST", 10 * 2 * D - 1)
+    with pytest.raises(UserError, match=r"10 symbols are 60 values of m along time, .* lower symbols="):
+        record(model, x, {"time": ["m"]})
 
 
 @pytest.mark.parametrize("model", [Grid2d(SYMBOLS, D, 2), StackedLSTM(SYMBOLS, D, 2), Grid1d(SYMBOLS, D, 2)])
@@ -221,7 +240,7 @@ def test_a_watched_model_computes_the_same_and_is_itself_again(model: nn.Module)
 def test_recorded_memories_are_those_of_the_state_step_by_step(make: type[SequenceModel]) -> None:
     model = make(SYMBOLS, D, 2)
     x = torch.randint(SYMBOLS, (1, 12))
-    seen = record(model, x, ["h", "m"])
+    seen = record(model, x, {"time": ["h", "m"], "depth": ["h", "m"]})
     state = None
     for t in range(12):
         y, state = model(x[:, t : t + 1], state)
@@ -238,7 +257,7 @@ def test_gate_shares_are_those_of_the_equations(normalised: bool) -> None:
     x = torch.randint(SYMBOLS, (2, 40))
     if normalised:
         torch.nn.init.normal_(model.layers.get_parameter("vectors.gain"), 2.0)
-    found = saturation("time", model.cell, record(model, x, ["z"])["time"]["z"])
+    found = saturation("time", model.cell, record(model, x, {"time": ["z"]})["time"]["z"])
     W = model.layers.weight.detach().numpy()[0]
     gates, state = [], model.initial_state(2)
     for t in range(40):
@@ -315,6 +334,9 @@ def test_characters_of_bytes_stand_at_their_last_byte() -> None:
     text, places = characters(everything, list(b"\x80a\xe2\x82b"))
     assert text == "\ufffda\ufffdb"
     assert places.tolist() == [0, 1, 3, 4]
+    text, places = characters(everything, list(b"\xe2\x82\xe2\x82\xac"))
+    assert text == "\ufffd€"
+    assert places.tolist() == [1, 4], "the second byte that begins a character is not in the first"
     assert characters(Vocabulary("char", (97, 8364)), [1, 0])[0] == "€a"
 
 
@@ -328,6 +350,16 @@ def test_the_page_shows_the_text_its_colours_and_nothing_from_elsewhere() -> Non
     assert re.findall(r'<span class="p\d+"><u>(.*?)</u></span>', body) == ["http://x.org"] * 10
     assert re.findall(r'<span class="n\d+">(.*?)</span>', body)[0] == "&lt;a&gt; &amp; "
     assert not re.findall(r"<(?:script|link|img|iframe)|url\(|@import|href=|src=", shown)
+
+
+def test_what_is_shown_may_lie_at_the_very_end() -> None:
+    label = np.zeros(40_000)
+    label[-300:] = 1
+    where = telling(label, 3000)
+    assert (where.start, where.stop) == (37_000, 40_000)
+    label[-300:], label[20_100] = 0, 1
+    assert telling(label, 3000).start == 20_000
+    assert telling(label[:1000], 3000) == slice(500, 3500)
 
 
 def test_activation_is_the_equation_of_one_unit() -> None:
@@ -393,6 +425,33 @@ def test_gates_of_a_trained_network_without_time(tmp_path: Path, job_in: Callabl
     ]
 
 
+def test_gates_of_time_alone_where_depth_has_none(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
+    run_job(job_in(tmp_path, task="text", model="grid2d_relu_depth"))
+    look({"what": "gates", "ckpt": str(tmp_path / "run" / "checkpoints" / "last.ckpt"), "symbols": "100"})
+    table = rows(tmp_path / "run" / "look" / "gates.csv")
+    assert [(row["dimension"], row["layer"], row["gate"]) for row in table] == [
+        ("time", layer, gate) for gate in "ufo" for layer in "12"
+    ]
+
+
+def test_gradients_are_of_sequences_that_have_an_answer_at_the_last_step(
+    tmp_path: Path, job_in: Callable[..., DictConfig]
+) -> None:
+    """Of tests of several lengths, those of the longest."""
+    options = ("task.digits=1", "task.data.min_digits=1", "task.data.test_digits=[1,3]", "task.data.num_test=6")
+    run_job(job_in(tmp_path, *options, task="addition"))
+    run = load(tmp_path / "run" / "checkpoints" / "last.ckpt", [])
+    batch = run.data.on_after_batch_transfer(next(iter(run.data.test_dataloader())), 0)
+    longest = batch.answer_mask.sum(1) == batch.answer_mask.sum(1).max()
+    assert 0 < longest.sum() < len(longest)
+    last = int(batch.answer_mask.any(0).nonzero().max())
+    expected = through_time(
+        run.task.double().model, run.task.head, batch.inputs[longest, : last + 1], batch.targets[longest, last]
+    )
+    (curve,) = (c for c in curves_of_trained([run], None) if (c.stage, c.along) == ("trained", "time"))
+    torch.testing.assert_close(curve.norms.h, expected.h)
+
+
 def test_two_networks_of_one_name_stay_apart(checkpoint: Path, tmp_path: Path) -> None:
     best = checkpoint.with_name("best.ckpt")
     look({"what": "gradients", "ckpt": f"{best},{checkpoint}", "steps": "3", "out": str(tmp_path)})
@@ -429,6 +488,7 @@ def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) ->
     [
         ({"what": "gardens"}, "what must be"),
         ({"what": "cells"}, "needs one checkpoint"),
+        ({"what": "gates", "ckpt": "a,b"}, "needs one checkpoint"),
         ({"what": "gradients"}, "ckpt=… or model="),
         ({"what": "gradients", "model": "grid2d", "steps": "0"}, "steps must be a whole number"),
         ({"what": "gradients", "ckpt": "a,b"}, "out=DIRECTORY"),

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import PeepholeLSTM
@@ -175,3 +176,10 @@ def test_wrong_sides_are_refused() -> None:
     sides = random_sides((3, 4))
     with pytest.raises(UserError, match=r"side 0: expected h and m of shape \(4, 2, 3\)"):
         MDLSTM(5, d, 2).double()(torch.zeros(3, 4, B, 5).double(), sides[::-1])
+
+
+def test_shapes_can_be_had_without_memory() -> None:
+    layer, x = MDLSTM(5, 4, 2), torch.randn(3, 7, 2, 5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(x).h.shape == (3, 7, 2, 4)
+    assert layer(x).h.isfinite().all(), "and real ones afterwards"

@@ -64,6 +64,7 @@ def test_torch7_recipe(name: str) -> None:
     model: SequenceModel = instantiate(config.model, input_size=205, _convert_="all")
     task = LanguageModel(model, Spec(205, 205, 50), torch.optim.SGD)
     assert 0.079 < task.head.weight.abs().max() <= 0.08
+    assert 0.07 < task.head.bias.abs().max() <= 0.08
     for key, parameter in model.named_parameters():
         if key.endswith("bias"):
             assert parameter.unique().tolist() == [0, 1], "only the forget gate's bias is 1"

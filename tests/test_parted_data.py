@@ -127,6 +127,20 @@ def test_a_split_that_a_data_set_lacks_is_cut_from_train(data_set: Any, tmp_path
             assert (found["train"], found[missing]) == (whole["train"][:kept], whole["train"][kept : kept + cut])
 
 
+def test_only_what_is_cut_needs_a_share(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = data_set(("train", "test"))
+    train, validation, test = splits(make(directory, tmp_path, splits=(0.9, 0.1, 0.0)))
+    assert len(validation) == pytest.approx(len(train + validation) / 10, abs=1)
+    assert test.startswith("test says 0 times")
+    with pytest.raises(UserError, match=r"leaves 0 of .* symbols for validation"):
+        splits(make(directory, tmp_path, splits=(0.9, 0.0, 0.1)))
+    assert "has no effect" not in caplog.text
+    splits(make(data_set(), tmp_path))
+    assert "has no effect" not in caplog.text
+    splits(make(tmp_path / "train-validation-test", tmp_path, splits=(0.8, 0.1, 0.1)))
+    assert "task.data.splits=[0.8, 0.1, 0.1] has no effect" in caplog.text
+
+
 def test_a_split_of_another_name_is_left_out(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = data_set(("train", "test"))
     documents = {

@@ -1,6 +1,6 @@
 """Each regularizer draws what its paper says, and noise is the same for every sweep."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -120,3 +120,26 @@ def test_noise_is_off_without_a_source_and_in_evaluation() -> None:
 def test_wrong_probabilities_are_refused(kind: type[Regularizer], arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="must"):
         kind(**arguments)
+
+
+def test_noise_is_no_coarser_where_tensors_are_halves() -> None:
+    """A half's random numbers are 1/256 apart, of which the first alone would be below 0.001."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        held = DRAW.bernoulli(0.001, 1_000_000).float().mean().item()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert held == pytest.approx(0.001, rel=0.2)  # standard error 3 %
+
+
+def test_masks_that_would_get_no_gradient_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Learned(Regularizer):
+        p: torch.Tensor
+
+        def masks(self, draw: Draw) -> Masks:
+            return Masks(drop=self.p.expand(draw.size))
+
+    grid = Grid([Dimension("time", LSTM(), 4, regularizers=(Learned(torch.ones(1, requires_grad=True)),))])
+    with pytest.raises(UserError, match="drop gets no gradient"):
+        grid([HiddenMemory(torch.zeros(2, 4), torch.zeros(2, 4))], (3,))

@@ -21,11 +21,12 @@ from tests.conftest import TOO_MANY_LAYERS
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
 from gridlstm.report.arguments import parse
+from gridlstm.report.beside import beside
 from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.lengths import by_length, length_picture
 from gridlstm.report.runs import SOLVED, Run, find_runs
-from gridlstm.report.sizes import _draw_means, _Mark, size_picture
+from gridlstm.report.sizes import _draw_means, _Mark, _marks, size_picture
 from gridlstm.report.tables import Group, Spread, Table, make_tables
 from gridlstm.report.text import markdown
 from gridlstm.runtime.job import run_job
@@ -93,7 +94,8 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
 
 def test_what_is_logged_makes_no_other_run(sweep: Path) -> None:
     first = find_runs([sweep])[0]
-    more = {"logger.wandb.project": "p", "stages": ["fit"], "data_dir": "/elsewhere", "report.claims.a.claim": "b"}
+    more = {"logger.wandb.project": "p", "stages": ["fit"], "report.claims.a.claim": "b"}
+    more |= {"data_dir": "/elsewhere", "task.data.data_dir": "/elsewhere", "task.data.cache_dir": "/scratch"}
     other = replace(first, config={**first.config, **more})
     assert other.identity() == first.identity()
     assert replace(first, config={**first.config, "model.tied": False}).identity() != first.identity()
@@ -173,6 +175,8 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
             },
             "v1.0": {"claim": "of 9 layers", "there": 5, "of": "model=grid2d model.num_layers=9"},
             "failed": {"claim": "fails", "there": "5", "of": "model=grid1d"},
+            "against none": {"claim": "b", "there": "5", "of": "model=grid2d", "against": "model=rnn"},
+            "against failed": {"claim": "c", "there": "5", "of": "model=grid2d", "against": "model=grid1d"},
             "c": {"claim": "alone", "there": "5", "of": "model=grid2d model.num_layers=2.0"},
         },
     }
@@ -197,12 +201,29 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
     assert "| of 9 layers | 5 | not run |" in text
     assert "| fails | 5 | run, not completed |" in text
     assert f"| alone | 5 | {best:.4g} |" in text
+    assert re.search(r"\| b \| 5 \| \S+ \(\d\); the other: not run \|", text)
+    assert re.search(r"\| c \| 5 \| \S+ \(\d\); the other: run, not completed \|", text)
     latex = (tmp_path / "report.tex").read_text()
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4, (
         "of the runs, at equal budgets, and the two"
     )
     assert r"4.61 \%" in latex
     assert '"title":"Published claims"' in (tmp_path / "report.html").read_text()
+
+
+def test_no_score_is_a_share_of_nothing(tmp_path: Path) -> None:
+    claim = {"report.claims.a.claim": "a", "report.claims.a.there": "1", "report.claims.a.of": "model=grid2d"}
+    claim["report.claims.a.against"] = "model=rnn"
+    runs = [
+        Run(
+            tmp_path / model,
+            {"run.model": model, "task.monitor": "val/accuracy", "task.mode": "max", "seed": 1, **claim},
+            {"status": "completed", "best": {"val/accuracy": best}},
+        )
+        for model, best in (("grid2d", 0.5), ("rnn", 0.0))
+    ]
+    (claims,) = (each for each in beside(make_tables(runs)[0]) if each.title == "Published claims")
+    assert claims.rows == (("a", "1", "0.5 (grid2d), 0 (rnn)"),)
 
 
 def run_of(model: str, seed: int, samples: int, seconds: float, *curve: tuple[float, float], **result: Any) -> Run:
@@ -303,6 +324,11 @@ def test_what_is_solved_is_drawn_against_every_size_and_at_every_depth() -> None
     _draw_means(axes, ["grid2d", "rnn"], list(zip((4, 2, 2, 1), (5, 1, 3, 7), marks, strict=True)))
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[2, 2], [4, 5]], [[1, 7]]]  # type: ignore[union-attr]
 
+    (table,) = make_tables(runs((20,), (1, 2)))
+    for group in table.groups:
+        group.runs[0].result["status"] = "failed"
+    assert sorted(m.solved for m in _marks(table)) == [False, True], "what diverged has not solved it, or had before"
+
     one_row, three_rows = height((20,), (1, 2)), height((20, 40), (1, 2))
     assert 2.5 * one_row < three_rows < 3.5 * one_row
     assert size_picture(make_tables(runs((20,), (2,)))) is None
@@ -399,6 +425,10 @@ def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None
     assert sorted(solved) == ["1 of 2", "1 of 2"], "what never trained, as one of 0 layers, is no try"
     (table,) = make_tables([*runs[:-1], replace(runs[-1], result={"status": "failed", SOLVED: 800})])
     assert [row[table.columns.index("solved")] for row in table.rows] == ["2 of 3", "1 of 2"], "it failed in its test"
+    alone = replace(runs[0], config=runs[0].config | {"model.tied": "x"}, overrides={"note": "x"})
+    alone = replace(alone, result={"status": "failed", SOLVED: 5, "best": {"val/accuracy": 1.0}})
+    (table,) = make_tables([*runs, alone])
+    assert [row[0] for row in table.rows] == ["x", "a$b$", "c_$_$"], "solved by all its runs, though its test failed"
     del runs[3:]
     del runs[2].result[SOLVED]
     (table,) = make_tables(runs)

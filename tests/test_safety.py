@@ -142,6 +142,14 @@ def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.Monk
     assert tested == evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", []), "the average, not the last"
 
 
+def test_averaging_leaves_whole_numbers_as_they_are(job: Job, tmp_path: Path) -> None:
+    """3 is rounded to a little less in an average of float32, and then to 2."""
+    options = ("callbacks=[default,weight_averaging]", "model.periods=[1,3,9]", "model.hidden_size=6")
+    run_job(job(*options, "trainer.max_steps=40", model="clockwork_rnn"))
+    tested = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    assert tested == evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
+
+
 def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any) -> None:
     at_step(5, lambda loss: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)] and None)
     with pytest.raises(SystemExit):
@@ -334,6 +342,18 @@ def test_epoch_decay_is_char_rnns() -> None:
         schedule.step()
     # 30 steps are the first ten epochs.
     assert rates == pytest.approx([2.0] * 30 + [2 * 0.97] * 3 + [2 * 0.97**2] * 3, rel=1e-12)
+
+
+def test_an_epoch_may_end_within_a_step() -> None:
+    """As where gradients are accumulated."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = EpochDecay(optimizer, gamma=0.5, first_epoch=1, steps_per_epoch=2.5)
+    rates = []
+    for _ in range(8):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == [1.0] * 3 + [0.5] * 2 + [0.25] * 3
 
 
 def test_an_epoch_is_the_datas(job: Job, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Texts that a trained model writes."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from omegaconf import DictConfig
 from gridlstm.errors import UserError
 from gridlstm.runtime.build import build
 from gridlstm.runtime.job import run_job
-from gridlstm.sample import write_samples
+from gridlstm.sample import _until, write_samples
 from gridlstm.tasks.sampling import next_probabilities, sample
 
 Job = Callable[..., DictConfig]
@@ -56,6 +58,18 @@ def test_writing_stops_after_a_string_that_is_not_the_primes(checkpoint: Path) -
     assert stopped == full[: full.index(stop, len("größer, am")) + 2] + "\n"
 
 
+def test_the_end_is_found_wherever_pieces_are_cut() -> None:
+    random = Random(1)
+    for _ in range(500):
+        text = "".join(random.choices("ab", k=random.randint(1, 30)))
+        cuts = sorted(random.choices(range(len(text) + 1), k=6))
+        pieces = [text[i:j] for i, j in itertools.pairwise([0, *cuts, len(text)])]
+        stop = "".join(random.choices("ab", k=random.randint(1, 4)))
+        prime = random.randint(0, len(text))
+        end = text.find(stop, max(prime - len(stop) + 1, 0))
+        assert "".join(_until(stop, prime, pieces)) == (text if end < 0 else text[: end + len(stop)])
+
+
 @pytest.mark.parametrize("checkpoint", ["char"], indirect=True)
 def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> None:
     for options, message in (
@@ -67,6 +81,7 @@ def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> Non
         ({"length": 0}, "length must be at least 1"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"stop": ""}, "stop must not be empty"),
+        ({"argmax": True, "temperature": 0.5}, "argmax=true draws nothing: leave temperature"),
         ({"length": 10**30}, "length must be at least 1, and below"),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"seed": 2**70}, "seed must be 0 or more"),

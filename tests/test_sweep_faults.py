@@ -241,6 +241,15 @@ def test_a_sweep_over_experiments_that_declare_sweeps_is_an_error(tmp_path: Path
     assert "error: experiment=own declares a sweep of its own (seed)" in done.stderr
 
 
+def test_configuration_that_a_search_path_names_reaches_the_jobs(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\noptimizer: {lr: 0.125}\n")
+    done = sweep(f"hydra.searchpath=[file://{tmp_path}/mine]", "experiment=own", "seed=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (config,) = tmp_path.glob("multirun/*/*/*/config.yaml")
+    assert yaml.safe_load(config.read_text())["optimizer"]["lr"] == 0.125
+
+
 def test_distributed_jobs_are_refused_by_launchers_that_share_a_process(tmp_path: Path) -> None:
     done = sweep("hardware=ddp_cpu", "seed=1,2", "hydra/launcher=basic", cwd=tmp_path)
     assert done.returncode == 1

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -14,9 +15,11 @@ from filelock import FileLock
 from omegaconf import DictConfig
 from PIL import Image
 
+from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.metrics import RatioOfSums
+from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.runtime.build import build, make_data
 from gridlstm.runtime.checkpoint import data_state, load_config, load_content
 from gridlstm.runtime.job import run_job
@@ -125,6 +128,8 @@ def test_evaluate_names_what_is_wrong(job: Job, tmp_path: Path) -> None:
         evaluate(checkpoint, "all", [])
     with pytest.raises(UserError, match="lenght"):
         evaluate(checkpoint, "test", ["task.lenght=3"])
+    with pytest.raises(UserError, match="max_words=50 says how a run trains"):
+        evaluate(checkpoint, "test", ["task.data.max_words=50"])
     source = tmp_path / "run" / "config_source.yaml"
     source.rename(tmp_path / "elsewhere.yaml")
     with pytest.raises(UserError, match=r"config_source\.yaml is missing"):
@@ -179,6 +184,63 @@ def test_a_run_that_has_moved_keeps_its_best(job: Job, tmp_path: Path) -> None:
     assert found["status"] == "completed", "with nothing left to train, its best weights are tested"
     path = str(tmp_path / "moved" / "checkpoints" / "best.ckpt")
     assert found["best"] == {**best, "checkpoint": path}  # type: ignore[dict-item]
+
+
+def test_a_run_behind_a_link_keeps_its_best(job: Job, tmp_path: Path) -> None:
+    """Lightning names directories without links, and forgets the best score of a checkpoint with another name."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to("scratch")
+    run_job(job("stages=[fit]", directory="link/run"))
+    content = AtomicCheckpointIO().load_checkpoint(tmp_path / "link" / "run" / "checkpoints" / "last.ckpt")
+    states = [state for state in content["callbacks"].values() if "dirpath" in state]
+    assert {state["dirpath"] for state in states} == {str(tmp_path / "scratch" / "run" / "checkpoints")}
+    assert {Path(path).parent.parent for state in states for path in state["best_k_models"]} == {
+        tmp_path / "scratch" / "run"
+    }
+
+
+def test_a_run_goes_on_with_its_own_text_alone(job: Job, tmp_path: Path, text_file: Path) -> None:
+    """Also where only its test is left; what is refused leaves the record as it was."""
+    content, text = text_file.read_text(), tmp_path / "mine.txt"
+    text.write_text(content)
+
+    def start(*options: str) -> None:
+        config = job(*options, task="text")
+        config.task.path = str(text)
+        run_job(config)
+
+    def left() -> list[object]:
+        names = ("config.yaml", "config_source.yaml")
+        return [result(tmp_path / "run"), *((tmp_path / "run" / name).read_text() for name in names)]
+
+    start()
+    before = left()
+    text.write_text(content[1:] + content[0])
+    for options in ([], ["trainer.max_steps=9"], ["stages=[test]"]):
+        with pytest.raises(UserError, match=r"mine\.txt is not what it was when the checkpoint was written, though as"):
+            start("ckpt_path=last", *options)
+        assert left() == before
+    text.write_text(content)
+    start("ckpt_path=last", "trainer.max_steps=9")
+    assert left() != before
+
+
+def test_a_home_directory_is_found(job: Job, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell does not see that task.path=~/… names one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.txt").write_text(text_file.read_text())
+    config = job("stages=[fit]", task="text")
+    config.task.path = "~/mine.txt"
+    run_job(config)
+    config = job("stages=[fit]", task="text", directory="other")
+    config.task.path, config.init_from = "~/mine.txt", "~/run/checkpoints/best.ckpt"
+    run_job(config)
+    config = job("stages=[test]", task="text", directory="third")
+    config.task.path, config.ckpt_path = "~/mine.txt", "~/run/checkpoints/best.ckpt"
+    run_job(config)
+    config.task.path, config.ckpt_path, config.stages = "~", None, ["fit"]
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read: it is a directory"):
+        run_job(config)
 
 
 def test_a_longer_training_drops_the_test_of_the_shorter(job: Job, tmp_path: Path) -> None:
@@ -343,6 +405,7 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ("callbacks.checkpoint.monitor=accuracy", "callbacks.checkpoint.monitor must be one of val/loss, val/acc"),
         ("trainer.max_epochs=3", "max_epochs=3 would never be reached"),
         ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1"),
+        (["trainer.val_check_interval=00:00:10:00", "trainer.devices=2"], "is read from a clock of each process"),
         ("trainer.val_check_interval=0", "val_check_interval must be at least 1"),
         ("trainer.max_time=5", "max_time must be days, hours, minutes and seconds, such as 00:01:30:00, .* got 5"),
         ("trainer.enable_checkpointing=false", "needs callbacks.checkpoint=null callbacks.last_checkpoint=null"),
@@ -426,7 +489,7 @@ def test_evaluate_finds_the_text_from_anywhere(
     with pytest.raises(UserError, match="task=text names a choice of a group"):
         evaluate(checkpoint, "test", ["task=text"])
     with pytest.raises(UserError, match="Options are those of"):
-        evaluate(checkpoint, "test", ["task.path=[x].txt"])
+        evaluate(checkpoint, "test", ["task.data.window=[x].txt"])
     with pytest.raises(
         UserError, match=r"task\.data\.batch_sise does not exist\. Did you mean batch_size\? Options are"
     ):
@@ -489,6 +552,29 @@ def test_evaluate_follows_references(job: Job, tmp_path: Path, text_file: Path) 
         evaluate(checkpoint, "test", [f"task.path={other}"])
     with pytest.raises(UserError, match="weights do not fit"):
         evaluate(checkpoint, "test", ["model.hidden_size=9"])
+
+
+def test_a_text_may_have_any_name(job: Job, tmp_path: Path, text_file: Path) -> None:
+    run_job(job("stages=[fit]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    for name in ("Emma: a novel.txt", "notes #2.txt", "[1,2]", "1984"):
+        (tmp_path / name).write_text(text_file.read_text())
+        assert evaluate(checkpoint, "test", [f"task.path={tmp_path / name}"]) == evaluate(checkpoint, "test", [])
+
+
+def test_ctrl_c_in_an_evaluation_is_no_failure(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_job(job("stages=[fit]", task="text"))
+
+    def interrupted(data: TextData) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextData, "test_dataloader", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # of which the command makes 130
+            evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
+    finally:
+        signal.signal(signal.SIGINT, before)  # which Lightning ignores from then on
 
 
 def test_a_text_of_some_symbols_is_evaluated_as_the_network_knows_them(

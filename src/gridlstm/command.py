@@ -53,7 +53,8 @@ def run_with_options(usage: str, run: Callable[[dict[str, str]], None]) -> None:
 
 def checkpoint_paths(named: str) -> list[Path]:
     """The paths of ``ckpt=A,B,…``; a single one may have commas of its own."""
-    return [Path(named)] if Path(named).is_file() else [*map(Path, named.split(","))]
+    paths = [named] if Path(named).expanduser().is_file() else named.split(",")
+    return [Path(path).expanduser() for path in paths]
 
 
 def run_on_checkpoint(usage: str, run: Callable[[dict[str, str]], None]) -> None:

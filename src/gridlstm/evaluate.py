@@ -124,7 +124,10 @@ def evaluate(
     if positions is not None:
         run.trainer.callbacks.append(by_position)  # type: ignore[attr-defined]  # missing from its annotations
     go = run.trainer.validate if split == "val" else run.trainer.test
-    go(run.task, run.data, verbose=False)
+    try:
+        go(run.task, run.data, verbose=False)
+    except SystemExit as error:  # as Lightning ends at Ctrl-C, with the status of a failure
+        raise KeyboardInterrupt from error
     if positions is not None:
         log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
     stage = "val" if split == "val" else "test"

@@ -60,8 +60,9 @@ class Transform(nn.Module):
         self.own = own
         self.weight = nn.Parameter(torch.empty(*copies, cell.weight_rows(size), fan_in))
         self.bias = nn.Parameter(torch.empty(*copies, cell.num_gates * size)) if cell.has_bias else None
+        # As pairs: it would sort the names of a mapping, and cells take their vectors in an order of their own.
         self.vectors = nn.ParameterDict(
-            {name: nn.Parameter(torch.empty(*copies, length)) for name, length in cell.vector_lengths(size).items()}
+            [(name, nn.Parameter(torch.empty(*copies, length))) for name, length in cell.vector_lengths(size).items()]
         )
         constant = cell.constant_bias(size)
         self.register_buffer(
@@ -76,24 +77,20 @@ class Transform(nn.Module):
         if self.constant is not None and (constant := self.cell.constant_bias(self.size)) is not None:
             self.constant.copy_(constant)
 
-    @property
-    def packed(self) -> Weights:
-        return self._packed(self.own)
+    def packed(self, copies: tuple[int, ...], own: slice | None = None) -> Weights:
+        """What a sweep needs of it.
 
-    def _packed(self, own: slice) -> Weights:
-        return Weights(
-            self.cell.expand_weight(self.weight, own),
+        No ``forward``: what hands on parameters as they are cannot be followed by torch's trackers of modules.
+
+        Args:
+            copies: the untied extents of the grid; one weight set stands for all of them.
+            own: the columns of another dimension that uses these weights.
+        """
+        weights = Weights(
+            self.cell.expand_weight(self.weight, own or self.own),
             self.constant if self.bias is None else self.bias,
             tuple(self.vectors.values()),
         )
-
-    def packed_for(self, copies: tuple[int, ...], own: slice | None = None) -> Weights:
-        """``packed`` with the untied extents of the grid: one weight set stands for all its copies.
-
-        Args:
-            own: the columns of another dimension that uses these weights.
-        """
-        weights = self._packed(own or self.own)
         if self.weight.dim() == 2 + len(copies):
             return weights
 
@@ -160,7 +157,7 @@ class Grid(nn.Module):
             UserError: when shapes, data types or devices of sides or masks do not fit the grid.
         """
         weights = [
-            cast(Transform, self.transforms[source]).packed_for(self.copies, own)
+            cast(Transform, self.transforms[source]).packed(self.copies, own)
             for source, own in zip(self.sources, columns_of(self.block), strict=True)
         ]
         if autocast_type(weights[0].weight) is not None:
@@ -203,7 +200,10 @@ class Grid(nn.Module):
             draw = Draw(n, tuple(extents), like.shape[-2], size, memory_size, like, self.training, self.progress)
             given = [] if masks is None else [masks[n]]
             combined.append(combine([*given, *(regularizer.masks(draw) for regularizer in regularizers)]))
-        return None if all(mask == Masks() for mask in combined) else combined
+        if all(mask == Masks() for mask in combined):
+            return None
+        check_masks(self.block, combined, extents, like)
+        return combined
 
     def _flip_sides(self, sides: Sequence[HiddenMemory]) -> list[HiddenMemory]:
         """A reversed dimension is an ordinary one in mirrored coordinates. A side lacks its own dimension's axis."""

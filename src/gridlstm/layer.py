@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_state_vector
-from gridlstm.engine.dispatch import SweepName
+from gridlstm.engine.dispatch import SweepName, taken_apart
 from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.grid import Dimension, Grid
 from gridlstm.scan import Masks
@@ -38,6 +38,7 @@ class GridLSTM(nn.Module):
                                                                     (h_time, h_depth)
     ``grid.transforms.depth.weight``        (*copies, 4d, 2d)       the same
     ``grid.transforms.{time,depth}.bias``   (*copies, 4d)           (u, f, o, c)
+    ``grid.transforms.….vectors.NAME``      (*copies, length)       of cells with peepholes or layer normalisation
     ======================================  ======================  =================================================
 
     ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o). Other differences: the state is a ``GridLSTMState``;
@@ -98,14 +99,15 @@ class GridLSTM(nn.Module):
         Args:
             x: (T, B, input_size), with ``batch_first`` (B, T, input_size); or one sequence, (T, input_size).
             state: what a previous call returned; None for zeros. For one sequence its tensors lack the batch axis.
-            lengths: (B,) whole numbers from 1 to T, on x's device: the steps of each row that count. What follows them
-                changes nothing: the state of time is that of the row's last step, outputs behind it are 0.
+            lengths: (B,) whole numbers from 1 to T, on x's device or the CPU: the steps of each row that count. What
+                follows them changes nothing: the state of time is that of the row's last step, outputs behind it are 0.
 
         Returns:
             The top h of every step, shaped as x but with d features, and the state.
 
         Raises:
-            UserError: when the rank, size, data type or device of x, of the state or of the lengths does not fit.
+            UserError: when the rank, size, data type (but under autocast) or device of x, of the state or of the
+                lengths does not fit.
         """
         self._check_input(x)
         batched = x.dim() == 3
@@ -156,19 +158,21 @@ class GridLSTM(nn.Module):
     def _padding(self, lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
         """Which steps do not count: (T, B)."""
         T, B = x.shape[:2]
-        fits = isinstance(lengths, Tensor) and batched and tuple(lengths.shape) == (B,) and lengths.device == x.device
+        fits = isinstance(lengths, Tensor) and batched and tuple(lengths.shape) == (B,)
+        fits = fits and lengths.device in (x.device, torch.device("cpu"))  # where pad_packed_sequence has them
         fits = fits and lengths.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-        # An exported program takes other lengths, which cannot be looked at here.
-        if not fits or not (torch.compiler.is_exporting() or ((lengths >= 1) & (lengths.long() <= T)).all()):
+        # An exported program takes other lengths, which cannot be looked at here, and others have no values.
+        unseen = fits and (taken_apart(x) or taken_apart(lengths))
+        if not fits or not (unseen or ((lengths >= 1) & (lengths.long() <= T)).all()):
             got = f"{lengths!r}"
             if isinstance(lengths, Tensor):
                 reach = f" from {lengths.min()} to {lengths.max()}" if lengths.numel() else ""
                 got = f"{lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}{reach}"
             raise UserError(
                 f"expected lengths as whole numbers from 1 to T={T}, one for each of the {B} rows of a batch, "
-                f"on {x.device}, got {got}."
+                f"on {x.device} or the CPU, got {got}."
             )
-        return torch.arange(T, device=x.device)[:, None] >= lengths
+        return torch.arange(T, device=x.device)[:, None] >= lengths.to(x.device)
 
     def _incoming(self, state: GridLSTMState | None, x: Tensor, batched: bool) -> HiddenMemory:
         """The (L, B, size) hidden and memory vectors before the first step."""
@@ -176,7 +180,8 @@ class GridLSTM(nn.Module):
         sizes = (self.hidden_size, self.memory_sizes[0])
         if state is None:
             return HiddenMemory(*(weight.new_zeros(self.num_layers, B, size) for size in sizes))
-        if not isinstance(state, tuple) or not isinstance(state[0], HiddenMemory):
+        # Also as plain tuples, as of code that detaches whatever state there is.
+        if not isinstance(state, tuple) or not (state and isinstance(state[0], tuple) and len(state[0]) == 2):
             raise UserError(
                 f"expected the state that a call returned, or GridLSTMState(HiddenMemory(h, m)), got "
                 f"{type(state).__name__}: torch.nn.LSTM's (h, c) has only one dimension's vectors."

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, OUTPUTS, HiddenMemory, fan_in_uniform
+from gridlstm.engine.dispatch import taken_apart
 from gridlstm.errors import UserError, check_at_least_one
 
 Place = tuple[int, ...]
@@ -221,7 +222,8 @@ class MDLSTM(nn.Module):
             x, sides = x.flip(self.reversed), self._flip_sides(sides)
         from_input, recurrent = self.weight.split([self.input_size, self.N * self.hidden_size], dim=-1)
         z = F.linear(x, from_input, self.bias) if self.input_size else self.bias
-        h, m = SWEEPS[self.sweep](z, recurrent, sides, extents, self.cell.output)
+        sweep = md_scan if taken_apart(z) else SWEEPS[self.sweep]
+        h, m = sweep(z, recurrent, sides, extents, self.cell.output)
         return HiddenMemory(h.flip(self.reversed), m.flip(self.reversed)) if self.reversed else HiddenMemory(h, m)
 
     # nn.Module's own __call__ is untyped.

@@ -34,7 +34,8 @@ class Draw:
 
     def bernoulli(self, p: float, *shape: int) -> Tensor:
         """True with probability p."""
-        return torch.rand(shape, device=self.like.device) < p
+        default = torch.get_default_dtype()  # a half's numbers are 1/256 or 1/1024 apart
+        return torch.rand(shape, device=self.like.device, dtype=torch.float32 if default.itemsize < 4 else default) < p
 
 
 class Regularizer(ABC):

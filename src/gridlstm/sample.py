@@ -60,6 +60,8 @@ def write_samples(
         raise UserError(f"seed must be 0 or more, and below 2^63 also for the last of {samples} samples, got {seed}.")
     if stop == "":
         raise UserError("stop must not be empty: leave it out to write until length.")
+    if argmax and (temperature, top_k, top_p) != (1.0, None, None):
+        raise UserError("argmax=true draws nothing: leave temperature, top_k and top_p out.")
     next_probabilities(torch.zeros(1), temperature, top_k, top_p)  # refuses values before anything is read
     config = load_config(checkpoint, [])
     content = load_content(checkpoint)
@@ -96,13 +98,15 @@ def write_samples(
 
 def _until(stop: str, prime: int, pieces: Iterable[str]) -> Iterator[str]:
     """The pieces up to the end of the first ``stop`` that does not lie in the prime, of so many characters."""
-    text = ""
+    written, tail = 0, ""  # in which the string may have begun
     for piece in pieces:
-        written, text = len(text), text + piece
-        if (found := text.find(stop, max(max(prime, written) - len(stop) + 1, 0))) >= 0:
-            yield text[written : found + len(stop)]
+        text = tail + piece
+        earliest = max(prime - written, 0) + len(tail) - len(stop) + 1
+        if (found := text.find(stop, max(earliest, 0))) >= 0:
+            yield text[len(tail) : found + len(stop)]
             return
         yield piece
+        written, tail = written + len(piece), text[len(text) - min(len(text), len(stop) - 1) :]
 
 
 def _run(given: dict[str, str]) -> None:
@@ -110,7 +114,7 @@ def _run(given: dict[str, str]) -> None:
         "prime": str, "length": int, "temperature": float, "argmax": _boolean, "top_k": int, "top_p": float,
         "stop": str, "samples": int, "seed": int, "device": str,
     }  # fmt: skip
-    checkpoint = Path(given.pop("ckpt"))
+    checkpoint = Path(given.pop("ckpt")).expanduser()
     options = {}
     for name, value in given.items():
         if name not in kinds:

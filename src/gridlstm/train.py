@@ -105,6 +105,9 @@ def _unreadable(argument: str) -> bool:
 
 
 def _unknown_option(key: str, arguments: list[str]) -> str:
+    if key.startswith("experiment/"):
+        named = next((word for word in arguments if word.lstrip("+").startswith(f"{key}=")), f"{key}=…")
+        return f"{named} names no group: give experiment={named.partition('/')[2].replace('=', '/')}."
     name = key.split("@")[0]
     keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
     if key in keys:  # but not with a choice that is swept over, or that is of the user's own

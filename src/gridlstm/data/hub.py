@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gridlstm.data.parts import PARTS, PartedTextData
+from gridlstm.data.streams import SHARES
 from gridlstm.data.vocabulary import Level
 from gridlstm.errors import UserError
 
@@ -46,7 +47,7 @@ class HubTextData(PartedTextData):
         max_documents: int | None = None,
         window: int = 50,
         stream_length: int | None = None,
-        splits: Sequence[float] = (0.9, 0.05, 0.05),
+        splits: Sequence[float] = SHARES,
         val_symbols: int | None = None,
         cache_dir: str | Path | None = None,
         max_words: int | None = None,

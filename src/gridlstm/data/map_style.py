@@ -43,14 +43,18 @@ class MapData(SequenceData):
         return DataLoader(dataset, batch_sampler=rows, collate_fn=self.collate)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation(self.dataset("val"))
+        return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation(self.dataset("test"))
+        return self._evaluation("test")
 
-    def _evaluation(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+    def _evaluation(self, split: Literal["val", "test"]) -> DataLoader[Any]:
+        dataset = self.dataset(split)
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        owned, rows = list(owned_rows(_size(dataset), rank, world_size)), len(self.rows)
+        owned, rows = (
+            list(owned_rows(_size(dataset), rank, world_size, f"the number of {split} samples")),
+            len(self.rows),
+        )
         batches = [owned[first : first + rows] for first in range(0, len(owned), rows)]
         return DataLoader(dataset, batch_sampler=batches, collate_fn=self.collate)
 

@@ -10,7 +10,7 @@ from typing import get_args
 from gridlstm.atomic import replacing, write_text
 from gridlstm.data.corpus import cache_directory
 from gridlstm.data.files import only_process
-from gridlstm.data.streams import split_text
+from gridlstm.data.streams import SHARES, split_text
 from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import END_OF_LINE, Level
 from gridlstm.errors import UserError
@@ -57,9 +57,19 @@ class PartedTextData(TextData):
             raise UserError(f"the text cannot be written into the cache: {error}. Set task.data.cache_dir.") from error
         return joined
 
+    def setup(self, stage: str | None = None) -> None:
+        told = self._told
+        super().setup(stage)
+        if self._told and not told and self.splits != SHARES and set(self._lengths()) == set(PARTS):
+            log.warning("task.data.splits=%s has no effect: the text has its own", list(self.splits))
+
+    def _lengths(self) -> dict[str, int]:
+        lengths: dict[str, int] = json.loads(_lengths_file(self.source()).read_text())[self.level]
+        return lengths
+
     @property
     def parts(self) -> tuple[range, range, range]:
-        lengths: dict[str, int] = json.loads(_lengths_file(self.source()).read_text())[self.level]
+        lengths = self._lengths()
         if set(lengths) == {"train"}:
             return super().parts
         if any(length < 2 for length in lengths.values()):
@@ -69,7 +79,7 @@ class PartedTextData(TextData):
         own = {name: range(*span) for name, span in zip(lengths, spans, strict=True)}
         for n, name in enumerate(PARTS):
             if name not in own:
-                cut = split_text(lengths["train"], self.splits)
+                cut = split_text(lengths["train"], self.splits, needed=[name])
                 shares = isinstance(self.splits[0], float)
                 begin = lengths["train"] - len(cut[n]) if shares else cut[0].stop
                 own["train"], own[name] = range(begin), range(begin, begin + len(cut[n]))

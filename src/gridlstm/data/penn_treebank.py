@@ -52,3 +52,5 @@ def _lines(file: Path) -> Iterator[str]:
                 yield line.strip() + "\n"
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8: {error.reason}. Take the original file.") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error

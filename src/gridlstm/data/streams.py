@@ -2,13 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gridlstm.errors import UserError
+
+SHARES = (0.9, 0.05, 0.05)
+"""Of training, validation and test where nothing else is said, as of the usual splits of enwik8."""
 
 
 class Streams:
@@ -58,14 +61,17 @@ def _epoch(seed: int, epoch: int, streams: int, offsets: int) -> tuple[int, NDAr
     return int(random.integers(offsets)), random.permutation(streams)
 
 
-def split_text(length: int, splits: Sequence[float]) -> tuple[range, range, range]:
+def split_text(
+    length: int, splits: Sequence[float], needed: Collection[str] = ("validation", "test")
+) -> tuple[range, range, range]:
     """Where training, validation and test split lie in a text of ``length`` symbols, one after the other.
 
     Args:
         splits: three fractions that sum to 1, or three numbers of symbols that sum to at most ``length``.
+        needed: those of validation and test that are read.
 
     Raises:
-        UserError: they are neither, or validation or test has fewer than the two symbols that a prediction takes.
+        UserError: they are neither, or one that is needed has fewer than the two symbols that a prediction takes.
     """
     given = f"task.data.splits={list(splits)}"
     if len(splits) != 3 or any(type(split) not in (int, float) or split < 0 for split in splits):
@@ -88,7 +94,7 @@ def split_text(length: int, splits: Sequence[float]) -> tuple[range, range, rang
         ends = [*(min(length, round(end * length)) for end in itertools.accumulate(splits[:2])), length]
     train, val, test = (range(begin, end) for begin, end in itertools.pairwise([0, *ends]))
     for name, part in (("validation", val), ("test", test)):
-        if len(part) < 2:
+        if name in needed and len(part) < 2:
             raise UserError(
                 f"{given} leaves {len(part)} of {length:,} symbols for {name}, which needs at least 2: give it "
                 f"more, or take a longer text."

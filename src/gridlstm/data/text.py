@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from gridlstm.data.base import Batch, SequenceData, Spec
 from gridlstm.data.corpus import Corpus, check_level, read_corpus
 from gridlstm.data.entropy import ngram_entropy
-from gridlstm.data.streams import Streams, split_text
+from gridlstm.data.streams import SHARES, Streams, split_text
 from gridlstm.data.vocabulary import Level, Vocabulary
 from gridlstm.errors import UserError
 
@@ -68,7 +68,7 @@ class TextData(SequenceData):
         seed: int,
         window: int = 50,
         stream_length: int | None = None,
-        splits: Sequence[float] = (0.9, 0.05, 0.05),
+        splits: Sequence[float] = SHARES,
         val_symbols: int | None = None,
         cache_dir: str | Path | None = None,
         max_words: int | None = None,
@@ -105,7 +105,7 @@ class TextData(SequenceData):
         """The text file."""
         if self.path is None or str(self.path) == "":
             raise UserError("no text was named: task.path=<any text file>.")
-        return Path(self.path)
+        return Path(self.path).expanduser()
 
     @property
     def corpus(self) -> Corpus:
@@ -205,42 +205,48 @@ class TextData(SequenceData):
         }
         return super().state_dict() | own
 
+    def check_goes_on(self, state_dict: dict[str, Any]) -> None:
+        known, own = Vocabulary(state_dict["level"], tuple(state_dict["vocabulary"])), self.corpus.vocabulary
+        back = "Give back the text as it was, or start a new run with init_from=…"
+        if known != own:
+            own.places_in(known)  # says so where it has symbols that the checkpoint lacks
+            lacking = len(set(known.symbols) - set(own.symbols))
+            how = f"{lacking} of its {len(known)} symbols do not occur in" if lacking else "others are frequent in"
+            raise UserError(f"the checkpoint was trained on another text: {how} {self.source()}. {back}")
+        was, now = state_dict.get("symbols"), len(self.corpus.ids)
+        if was not in (None, now):
+            raise UserError(
+                f"{self.source()} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "
+                f"would lie elsewhere. {back}"
+            )
+        if state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32:
+            raise UserError(
+                f"{self.source()} is not what it was when the checkpoint was written, though as long. {back}"
+            )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where a checkpoint left off; to be evaluated, the text takes on the ids that the checkpoint knows.
 
         Raises:
             UserError: training would go on with another text, or the text has symbols that the checkpoint lacks.
         """
-        goes_on = self.trainer is not None and self.trainer.state.fn == "fit"
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self.check_goes_on(state_dict)
+        else:
+            self._take_ids(state_dict)
+        super().load_state_dict(state_dict)
+
+    def _take_ids(self, state_dict: dict[str, Any]) -> None:
         known = Vocabulary(state_dict["level"], tuple(state_dict["vocabulary"]))
-        if self.max_words is not None and not goes_on and known != self.corpus.vocabulary:
+        if self.max_words is not None and known != self.corpus.vocabulary:
             # Its most frequent words are others than those that the checkpoint knows, which are to be found in it.
             self.max_words, self._corpus = None, None
         ids, own = self.corpus.ids, self.corpus.vocabulary
-        was, now = state_dict.get("symbols"), len(ids)
-        as_long = was in (None, now)
+        as_long = state_dict.get("symbols") in (None, len(ids))
         self.changed = not as_long or state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32
         if known != own:
-            places = own.places_in(known)
-            if goes_on:
-                raise UserError(
-                    f"the checkpoint was trained on another text: {len(set(known.symbols) - set(own.symbols))} of its "
-                    f"{len(known)} symbols do not occur in {self.source()}. Give back that text, or start a new run "
-                    f"with init_from=…"
-                )
-            small = places.astype(np.min_scalar_type(len(known) - 1))  # before it is as long as the text
+            small = own.places_in(known).astype(np.min_scalar_type(len(known) - 1))  # before it is as long as the text
             self._corpus = Corpus(small[ids], known)
-        if goes_on and not as_long:
-            raise UserError(
-                f"{self.source()} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "
-                f"would lie elsewhere. Give back the text as it was, or start a new run with init_from=…"
-            )
-        if goes_on and self.changed:
-            raise UserError(
-                f"{self.source()} is not what it was when the checkpoint was written, though as long. Give back the "
-                f"text as it was, or start a new run with init_from=…"
-            )
-        super().load_state_dict(state_dict)
 
     def _training_batches(self, first: int) -> Iterator[Batch]:
         ids, streams = np.asarray(self.corpus.ids), self.streams

@@ -40,8 +40,9 @@ def reference_chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory
     from_outside, from_before = weights.weight.split([x.shape[-1], start.h.shape[-1]], dim=-1)
     h, m = start
     outputs = []
-    for z in F.linear(x, from_outside, weights.bias):  # no step of it waits for another
-        h, m = cell.pointwise(z + F.linear(h, from_before), h, m, *weights.vectors)
+    # Autocast lowers the products alone. No step of the first waits for another.
+    for z in F.linear(x, from_outside, weights.bias).to(h.dtype):
+        h, m = cell.pointwise(z + F.linear(h, from_before).to(h.dtype), h, m, *weights.vectors)
         outputs.append(h)
     return Chained(torch.stack(outputs), HiddenMemory(h, m))
 
@@ -102,10 +103,13 @@ class _Chain(torch.autograd.Function):
         gates, x, weight, bias, X, M, *vectors = ctx.saved_tensors
         X, M = X.contiguous(), M.contiguous()  # whatever hooks on saved tensors made of their strides
         (T, B, e), d, lowered = x.shape, X.shape[-1], layout.lowered
-        # The first backward pass turns the kept gates into their gradients; a second one computes them again.
-        kept, ctx.has_gates = ctx.has_gates, False
-        # Of a version of its own: as a saved tensor that was changed, it would be refused to the second.
-        Z = gates.data.contiguous() if kept else empty(T, B, len(weight), like=X)
+        # The first backward pass turns the kept gates into their gradients, or a copy of them; see ``engine.packed``.
+        kept, exact = ctx.has_gates, X.dtype == torch.float64
+        ctx.has_gates = kept and exact
+        own = (
+            (gates.clone(memory_format=torch.contiguous_format) if exact else gates.data.contiguous()) if kept else None
+        )
+        Z = empty(T, B, len(weight), like=X) if own is None else own
         buffers = Buffers(layout, [X], [M], [Z], [tuple(vectors)], None)
         recurrent = _recurrent(weight, d, lowered)
         if not kept:

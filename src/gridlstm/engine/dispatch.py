@@ -35,7 +35,8 @@ def check_sweep_name(name: str, names: Any = SweepName) -> None:
 
 
 def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Tensor) -> Sweep:
-    """The sweep to run: the named one, or with "auto" the fastest known for this grid on this device.
+    """The sweep to run: the named one, or with "auto" the fastest known for this grid on this device. Where plain
+    operations are needed, the reference.
 
     Args:
         like: any tensor that enters the grid, (..., B, size).
@@ -53,7 +54,7 @@ def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Ten
             "sweep=layer-major needs at least two dimensions, the last of them computed in the last stage, and weights "
             "untied along no other: choose sweep=auto, change priority or tie the weights."
         )
-    if name == "auto" and taken_apart(like):
+    if taken_apart(like):
         return scan
     if name == "auto":
         if _prefers_layers(block, extents, like):

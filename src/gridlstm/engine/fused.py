@@ -147,7 +147,9 @@ def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
     """The compiled step of this dimension, None where there is none."""
     cell, stages = buffers.layout.block.cells[n], len(buffers.X)
     like = buffers.X[0]
-    if stages > MOST_STAGES or not can_fuse(cell, like) or any(v.dtype != like.dtype for v in buffers.vectors[n]):
+    if stages > MOST_STAGES or not can_fuse(cell, like):
+        return None
+    if any((vector.dtype, vector.device) != (like.dtype, like.device) for vector in buffers.vectors[n]):
         return None
     return FusedStep(n, buffers, backward) if type(cell) is LSTM else FusedLayerNorm(n, buffers, backward)
 

@@ -1,5 +1,6 @@
 """The look command."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,8 @@ from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
     from gridlstm.data.text import TextData
+
+log = logging.getLogger(__name__)
 
 USAGE = """python -m gridlstm.look what=WHAT [ckpt=CHECKPOINT] [out=DIRECTORY] [key=value …]
 
@@ -47,13 +50,13 @@ def look(given: dict[str, str]) -> list[Path]:
     if what not in ("gradients", "cells", "gates", "activation"):
         raise UserError(f"what must be gradients, cells, gates or activation, got {what!r}.\n\n{USAGE}")
     named = checkpoint_paths(given.pop("ckpt")) if "ckpt" in given else []
+    if what in ("cells", "gates") and len(named) != 1:
+        raise UserError(f"what={what} needs one checkpoint: ckpt=outputs/…/checkpoints/best.ckpt")
     out = Path(given.pop("out")) if "out" in given else _beside(named)
     if what == "activation":
         return _activation(named, out, given)
     if what == "gradients":
         return _gradients(named, out, given)
-    if len(named) != 1:
-        raise UserError(f"what={what} needs one checkpoint: ckpt=outputs/…/checkpoints/best.ckpt")
     return (_cells if what == "cells" else _gates)(named[0], out, given)
 
 
@@ -120,7 +123,7 @@ def _cells(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
 def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.data.text import TextData
     from gridlstm.look.cells import record
-    from gridlstm.look.gates import saturation, write
+    from gridlstm.look.gates import COUNTED, saturation, write
     from gridlstm.look.load import load, test_batch, windows
     from gridlstm.look.watch import watching
 
@@ -136,8 +139,12 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
         x = test_batch(trained.data).inputs
     with watching(trained.task.model, vectors=False) as seen:
         cells = {name: watched.cell for name, watched in seen.items()}
-    recorded = record(trained.task.model, x, ["z"])
-    return write([s for name, each in recorded.items() for s in saturation(name, cells[name], each["z"])], out)
+    others = [name for name, cell in cells.items() if type(cell) not in COUNTED]
+    if len(others) < len(cells):
+        for name in others:
+            log.info("%s is left out, its cell has no gates u, f and o: %s", name, type(cells.pop(name)).__name__)
+    recorded = record(trained.task.model, x, {"time": ["z"], "depth": ["z"]})
+    return write([s for name, cell in cells.items() for s in saturation(name, cell, recorded[name]["z"])], out)
 
 
 def _symbols(asked: int | None, data: "TextData", default: int) -> int:

@@ -5,7 +5,8 @@ Shape legend: N characters, B batch rows, T time steps, L layers, d hidden size.
 
 import io
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,26 +28,37 @@ log = logging.getLogger(__name__)
 
 CHUNK = 500
 """Steps recorded at a time."""
+MOST = 2**29
+"""Values of one vector over all steps, 2 GiB."""
 
 
 @torch.no_grad()
-def record(model: SequenceModel, x: Tensor, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+def record(model: SequenceModel, x: Tensor, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Tensor]]:
     """By dimension, those of "z", "h" and "m" of every block that are named, (T, L, B, …) each.
 
     The state is carried through x (B, T).
 
     Raises:
-        UserError: the model's cells cannot be seen.
+        UserError: the model's cells cannot be seen, or have more than ``MOST`` values.
     """
-    state, parts = None, dict[str, dict[str, list[Tensor]]]()
-    for chunk in x.split(CHUNK, dim=1):
-        with watching(model, vectors=list(names) != ["z"]) as seen:
+    state, found = None, dict[str, dict[str, Tensor]]()
+    for start, chunk in zip(range(0, x.shape[1], CHUNK), x.split(CHUNK, dim=1), strict=True):
+        with watching(model, vectors=any(set(each) - {"z"} for each in names.values())) as seen:
             _, state = model(chunk, state)
         for dimension, watched in seen.items():
-            calls = watched.by_step(chunk.shape[1])
-            for name in names:
-                parts.setdefault(dimension, {}).setdefault(name, []).append(stacked(calls, name))
-    return {dimension: {name: torch.cat(x) for name, x in each.items()} for dimension, each in parts.items()}
+            calls, whole = watched.by_step(chunk.shape[1]), found.setdefault(dimension, {})
+            for name in names[dimension]:
+                part = stacked(calls, name)
+                if name not in whole:
+                    size = (x.shape[1], *part.shape[1:])
+                    if math.prod(size) > MOST:
+                        raise UserError(
+                            f"{x.numel():,} symbols are {math.prod(size):,} values of {name} along {dimension}, and at "
+                            f"most {MOST:,} are looked at: lower symbols=."
+                        )
+                    whole[name] = part.new_empty(size)
+                whole[name][start : start + len(part)] = part
+    return found
 
 
 LEAST = 100
@@ -68,7 +80,7 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     model = trained.task.model
     x, _ = windows(data, 1, symbols)
     text, places = characters(data.corpus.vocabulary, x[0].tolist())
-    seen = record(model, x, ["h", "m"])
+    seen = record(model, x, {"time": ["m"], "depth": ["h", "m"]})
     memories = {name: each["m"][places, :, 0].float().numpy() for name, each in seen.items() if each["m"].shape[-1]}
     if not memories:
         raise UserError("there is no memory cell in this network.")

@@ -42,7 +42,8 @@ def shades(values: Array) -> Array:
 def telling(label: Array, length: int) -> slice:
     """Where, in the second half, so many characters have a label that varies most; the first such place."""
     half = len(label) // 2
-    starts = range(half, max(half, len(label) - length) + 1, max(1, length // 4))
+    latest = max(half, len(label) - length)
+    starts = [*range(half, latest, max(1, length // 4)), latest]
     start = max(starts, key=lambda i: float(label[i : i + length].std()))
     return slice(start, start + length)
 

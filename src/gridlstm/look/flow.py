@@ -18,7 +18,7 @@ from gridlstm.tasks.base import SequenceTask
 from gridlstm.tasks.classify_vector import EachStep
 
 ROWS = 8
-"""Sequences whose norms are averaged."""
+"""Sequences whose norms are averaged, at most."""
 SYMBOLS = 64
 """Distinct symbols that a new network reads, uniform and independent; or numbers, -1 and 1, where it has no time."""
 TIME_LAYERS = 2
@@ -81,7 +81,8 @@ def curves_of_trained(runs: Sequence[Trained], steps: int | None) -> list[Curve]
         else:
             batch = test_batch(run.data)
             last = int(batch.answer_mask.any(0).nonzero().max())  # the last answer that is judged
-            x, targets = batch.inputs[:ROWS, : last + 1], batch.targets[:ROWS, last]
+            rows = batch.answer_mask[:, last].nonzero()[:ROWS, 0]  # of the sequences that are so long
+            x, targets = batch.inputs[rows, : last + 1], batch.targets[rows, last]
         for stage, task in (("start", run.start), ("trained", run.task)):
             if not isinstance(task.model, EachStep):
                 curves.append(_through_time(run.name, stage, task, x, targets))

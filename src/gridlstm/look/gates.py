@@ -15,6 +15,8 @@ from gridlstm.errors import UserError
 from gridlstm.look.tables import write_figure, write_table
 
 LEFT, RIGHT = 0.1, 0.9
+COUNTED = (LSTM, LayerNormLSTM, CoupledLSTM)
+"""Cells with gates u, f and o that follow from z alone."""
 
 
 class Saturation(NamedTuple):
@@ -34,7 +36,7 @@ def gates(cell: Cell, z: Tensor) -> dict[str, Tensor]:
     Raises:
         UserError: the cell has no u, f, o gates that follow from z alone.
     """
-    if type(cell) in (LSTM, LayerNormLSTM):
+    if type(cell) in COUNTED[:2]:
         u, f, o, _ = lstm_gates(z)
         return {"u": u, "f": f, "o": o}
     if type(cell) is CoupledLSTM:

@@ -92,10 +92,9 @@ def _layers(model: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, list[Hidde
     with watching(model) as seen:
         y = model(x) if isinstance(model, VectorModel) else model(x, state)[0][:, -1]
     upward = seen["depth" if "depth" in seen else "time"]
-    # A stacked LSTM's memory goes on along time, and not to the layer above.
-    return y, [
-        HiddenMemory(h, m if "depth" in seen else h.new_zeros(len(h), 0).requires_grad_()) for _, h, m in upward.calls
-    ]
+    # A stacked LSTM's memory goes on along time, and not to the layer above; and what is empty depends on nothing.
+    remembers = "depth" in seen and upward.calls[0].m.shape[-1] > 0
+    return y, [HiddenMemory(h, m if remembers else h.new_zeros(len(h), 0).requires_grad_()) for _, h, m in upward.calls]
 
 
 def _norms(gradients: Sequence[Sequence[Tensor]], rows: int) -> Contributions:

@@ -55,5 +55,6 @@ def characters(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[str, NDArray
     for place, code in enumerate(codes):
         new = decoder.decode(bytes([code]))  # two, where a byte breaks off a character: the first is the place before's
         text += new
-        places += range(place - len(new) + 1, place + 1)
+        last = place - len(decoder.getstate()[0])  # the byte may begin a character of its own, which is not there yet
+        places += range(last - len(new) + 1, last + 1)
     return text, np.array(places, dtype=np.int64)

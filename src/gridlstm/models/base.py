@@ -24,10 +24,9 @@ class SequenceModel(nn.Module):
     call, so a sequence given in pieces yields what it yields whole. Unrolling keeps nothing on the module.
     """
 
-    input_size: int
     output_size: int
     init_bound: float | None = None
-    """Where it is given, all weights start in U(-init_bound, init_bound), those of the read-out too."""
+    """Where a model has started its weights in U(-init_bound, init_bound), the read-out starts there too."""
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step, on the module's device and in its dtype."""
@@ -47,7 +46,6 @@ class VectorModel(nn.Module):
     x is (B, input_size) floats, the whole input at once, such as the bits of a string; y is (B, output_size).
     """
 
-    input_size: int
     output_size: int
     init_bound: float | None = None
     """As of a ``SequenceModel``."""

@@ -96,7 +96,7 @@ class StackedLSTM(SequenceModel):
         for name, value, size in zip(("h", "m"), state, sizes, strict=True):  # which the kernel reads without looking
             check_state_vector(name, value, (self.num_layers, x.shape[0], size), self.input.weight)
         y = self.input(x).transpose(0, 1)  # (T, B, d)
-        copies = self.layers.packed.copies(0 if self.tied else 1)
+        copies = self.layers.packed(() if self.tied else (self.num_layers,)).copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
         if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard" and not taken_apart(y):
             return self._by_kernel(y, state, layers)

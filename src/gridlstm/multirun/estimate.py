@@ -184,15 +184,19 @@ def _kind(config: DictConfig, demand: Demand) -> dict[str, Any]:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
+    matched = config.match.parameters_to or config.match.flops_to
+    sized = {"match": plain("match"), "run": {"task": config.run.task, "model": config.run.model}} if matched else {}
+    network = {"network": task["network"]} if matched and "network" in task else {}  # of the one that is matched
     return {
         "config": {
-            "task": {"data": task["data"], "objective": task["objective"]},
+            "task": {"data": task["data"], "objective": task["objective"], **network},
             "model": plain("model"),
             "optimizer": optimizer,
             "scheduler": None,
             "trainer": trainer,
             "callbacks": {},
             "logger": {},
+            **sized,
         },
         "rows": rows,
         "processes": demand.processes,

@@ -52,8 +52,11 @@ class Job:
         return read_json(self.directory / "result.json")
 
     def progress(self) -> dict[str, Any]:
-        """progress.json, or {} where there is none."""
-        return read_json(self.directory / "progress.json")
+        """progress.json, or {} where there is none, or it cannot be read now: it is only shown."""
+        try:
+            return read_json(self.directory / "progress.json")
+        except (OSError, UserError):
+            return {}
 
     def completed(self) -> bool:
         """Whether it has run to its end, with a score."""
@@ -78,11 +81,10 @@ class Job:
         (self.directory / "progress.json").unlink(missing_ok=True)
 
     def record_end(self, status: str, error: str) -> None:
-        """Writes how it ended into result.json, where the job itself could not say so."""
-        write_text(
-            self.directory / "result.json",
-            json.dumps(self.result() | {"status": status, "error": error}, indent=2) + "\n",
-        )
+        """Writes how it ended into result.json, where the job itself could not say so, and how long it had trained."""
+        result = earlier_result(self.directory) | {"status": status, "error": error}
+        write_text(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
+        (self.directory / "progress.json").unlink(missing_ok=True)  # whose seconds are in it now
 
 
 @dataclass

@@ -187,6 +187,7 @@ class Launch:
             time.sleep(_POLL_SECONDS)
         for running in stopped:
             running.process.kill()  # of a tree that has ended, only what it may have left behind
+        for running in stopped:
             self.running.remove(running)
             row = self.rows[running.job.name]
             if running.job.completed():  # before it heard of it

@@ -27,6 +27,7 @@ from gridlstm.process import prepare
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build
 from gridlstm.runtime.job import quiet
+from gridlstm.runtime.match import match_size
 
 _SECONDS_A_JOB = 3.0
 _SECONDS = 60.0
@@ -171,7 +172,10 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for job in json.loads(given.read_text()):
         try:
-            run = build(OmegaConf.create(job["config"]))
+            config = OmegaConf.create(job["config"])
+            if "match" in config:
+                match_size(config)
+            run = build(config)
             run.trainer.strategy.setup_environment()
             if run.trainer.strategy.broadcast(time.monotonic() - start > _SECONDS):
                 results.append({"error": f"not measured within {_SECONDS:.0f} s"})

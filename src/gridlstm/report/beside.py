@@ -38,17 +38,23 @@ def _here(table: Table, of: str, against: str | None) -> str:
     """The best of the groups for which all options of ``of`` hold; how far below that of ``against`` it is."""
     mine = _best(table, of)
     if mine is None:
-        runs = [run for group in table.groups for run in group.runs if run.status != "missing"]
-        begun = any(all(holds(run, option) for option in of.split()) for run in runs)
-        return "run, not completed" if begun else "not run"
+        return _why_none(table, of)
     if against is None:
         return f"{mine[0]:.4g}"
     other = _best(table, against)
     if other is None:
-        return f"{mine[0]:.4g} ({mine[1]}); the other was not run"
+        return f"{mine[0]:.4g} ({mine[1]}); the other: {_why_none(table, against)}"
+    if other[0] == 0:  # no number is a share of nothing
+        return f"{mine[0]:.4g} ({mine[1]}), {other[0]:.4g} ({other[1]})"
     percent = 100 * (1 - mine[0] / other[0])
     way = "below" if percent >= 0 else "above"
     return f"{abs(percent):.2f} % {way}: {mine[0]:.4g} ({mine[1]}), {other[0]:.4g} ({other[1]})"
+
+
+def _why_none(table: Table, options: str) -> str:
+    runs = [run for group in table.groups for run in group.runs if run.status != "missing"]
+    begun = any(all(holds(run, option) for option in options.split()) for run in runs)
+    return "run, not completed" if begun else "not run"
 
 
 def _best(table: Table, options: str) -> tuple[float, str] | None:

@@ -18,9 +18,11 @@ from gridlstm.runtime.published import check_report
 SOLVED = "samples_to_solve"
 """What a run with a criterion says in result.json: after how many samples it was met, null where it was not."""
 
-_NOT_TRAINED = ("ckpt_path", "logger", "stages", "data_dir", "report")
-"""Where to go on from, where to log to and look for data, whether to test and what to compare with: options that are no
-properties of what was trained."""
+_NOT_TRAINED = ("ckpt_path", "logger", "stages", "report")
+"""Where to go on from, where to log to, whether to test and what to compare with: no properties of what was trained."""
+
+_NOT_TRAINED_ANYWHERE = ("seed", "data_dir", "cache_dir")
+"""The same, by these names wherever they are handed on."""
 
 _NODES = {"task", "run"}
 """What every run's config.yaml has, and hardly another program's has both of."""
@@ -77,9 +79,8 @@ class Run:
         return tuple(
             (key, str(value))
             for key, value in sorted(self.config.items())
-            # A seed goes by this name wherever it is handed on; directories and names of runs hold it too.
-            if key.rpartition(".")[2] != "seed"
-            and str(value) not in own
+            if key.rpartition(".")[2] not in _NOT_TRAINED_ANYWHERE
+            and str(value) not in own  # directories and names of runs hold the seed
             and not str(value).startswith(f"{own[0]}/")
             and key.partition(".")[0] not in _NOT_TRAINED
         )

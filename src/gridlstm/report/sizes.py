@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gridlstm.report.png import png
 from gridlstm.report.runs import SOLVED
-from gridlstm.report.tables import Table
+from gridlstm.report.tables import Table, judged
 from gridlstm.report.text import drawn
 
 if TYPE_CHECKING:
@@ -78,11 +78,9 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
 def _marks(table: Table) -> Iterable[_Mark]:
     for group in table.groups:
         parts = [part for part in group.label.split(", ") if part.partition("=")[0] not in {*_SIZES, *_ALIASES}]
-        for run in group.runs:
-            if run.status != "completed" and not run.result.get(SOLVED):
-                continue  # one that met its criterion and failed in its test has solved its task all the same
+        for run in judged(group):
             best = run.result.get("best", {}).get(table.monitor)
-            if not {SOLVED, "samples"} <= run.result.keys() or best is None:
+            if "samples" not in run.result or best is None:
                 continue
             sizes = {key: float(size) for key in _SIZES if isinstance(size := run.config.get(key), int | float)}
             samples, solved = run.result[SOLVED] or run.result["samples"], run.result[SOLVED] is not None

@@ -18,7 +18,16 @@ class Spread(NamedTuple):
 
 Cell = str | int | float | Spread | None
 
-_NOT_VARIED = ("seed", "ckpt_path", "logger", "stages", "run.name")
+_NOT_VARIED = (
+    "seed",
+    "ckpt_path",
+    "logger",
+    "stages",
+    "run.name",
+    "data_dir",
+    "task.data.data_dir",
+    "task.data.cache_dir",
+)
 """Overrides that say nothing about what was trained."""
 
 
@@ -149,10 +158,15 @@ def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
     scores = values(group, monitor, monitor)
     solved = values(group, SOLVED, monitor)
     score = statistics.fmean(scores) * (-1 if mode == "max" else 1) if scores else 0.0
-    return (not scores, -len(solved) / max(1, len(_judged(group))), statistics.fmean(solved) if solved else 0.0, score)
+    return (
+        not scores and not solved,
+        -len(solved) / max(1, len(judged(group))),
+        statistics.fmean(solved) if solved else 0.0,
+        score,
+    )
 
 
-def _judged(group: Group) -> list[Run]:
+def judged(group: Group) -> list[Run]:
     """The runs of which it is known whether they met the criterion. One that diverged did not, unless it had met it
     before; one that failed before it had trained says nothing of it."""
     return [
@@ -182,8 +196,8 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
         if name in papers:
             row.append(_paper(group, name))
     if SOLVED in measured:
-        judged = len(_judged(group))
-        row.append(f"{len(values(group, SOLVED, monitor))} of {judged}" if judged else None)
+        tried = len(judged(group))
+        row.append(f"{len(values(group, SOLVED, monitor))} of {tried}" if tried else None)
     seeds = {run.seed for run in done}
     row.append(len(done) if len(seeds) == len(done) else f"{len(seeds)} in {len(done)} runs")
     for name in ("parameters", "samples", "steps", "processes", "seconds"):

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there, wherever temporary files lie, and that know where they lie themselves."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
         for state in content.get("callbacks", {}).values():
             if isinstance(state, dict) and isinstance(was := state.get("dirpath"), str):
-                now = str(Path(path).absolute().parent)
+                now = os.path.realpath(Path(path).parent)  # as Lightning itself names directories
                 state.update({key: _moved(value, was, now) for key, value in state.items()})
         return content
 

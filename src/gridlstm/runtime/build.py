@@ -155,7 +155,8 @@ def check_task(cfg: DictConfig) -> None:
     if isinstance(data, GeneratedData):  # a text is measured when it has been read
         _check_sizes(data)
     if isinstance(data, TextData) and type(data).source is TextData.source and not (path := data.source()).is_file():
-        raise UserError(f"{path} cannot be read: there is no such file. Name a text by task.path=….")
+        reason = "it is a directory" if path.is_dir() else "there is no such file"
+        raise UserError(f"{path} cannot be read: {reason}. Name a text by task.path=….")
     ours = str(cfg.model.get("_target_")).startswith("gridlstm.")  # others may want numbers in their weights
     if not ours or cfg.match.parameters_to or cfg.match.flops_to or not isinstance(data, GeneratedData | TextData):
         return
@@ -223,7 +224,7 @@ def _with_epochs(cfg: DictConfig, data: SequenceData) -> DictConfig:
     if not cfg.scheduler or cfg.scheduler.get("steps_per_epoch", 0) is not None or data.batches_per_epoch is None:
         return cfg
     cfg = cfg.copy()
-    cfg.scheduler.steps_per_epoch = max(1, data.batches_per_epoch // cfg.trainer.accumulate_grad_batches)
+    cfg.scheduler.steps_per_epoch = data.batches_per_epoch / cfg.trainer.accumulate_grad_batches
     return cfg
 
 

@@ -25,7 +25,14 @@ OF_TRAINING = ("match", "optimizer", "scheduler", "callbacks", "logger", "stages
 """Groups of options that a trained network has no use for."""
 
 _OF_TRAINING_ALONE = (
-    *("seed", "task.data.seed", "task.data.min_digits", "task.data.curriculum", "task.data.density"),
+    *(
+        "seed",
+        "task.data.seed",
+        "task.data.max_words",
+        "task.data.min_digits",
+        "task.data.curriculum",
+        "task.data.density",
+    ),
     *("task.lr", "task.max_steps", "task.val_every", "task.monitor", "task.mode", "task.data.val_symbols"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.accumulate_grad_batches"),
     *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.val_check_interval"),
@@ -33,6 +40,9 @@ _OF_TRAINING_ALONE = (
     *("trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_checkpointing"),
 )
 """Single ones."""
+
+_TEXTS = ("task.path=", "data_dir=", "task.data.path=", "task.data.name=", "task.data.url=", "task.data.data_dir=")
+"""Options that name a text."""
 
 _OF_TRAINING_SAMPLES = {"task.data.min_digits": None, "task.data.curriculum": 0}
 """Options that an evaluation's samples do not depend on, and what stands for none."""
@@ -80,7 +90,11 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
             hint = did_you_mean(name, map(str, siblings))
             raise UserError(f"{key} does not exist.{hint} Options are those of {directory}/config.yaml.")
     try:
-        config.merge_with_dotlist(overrides)
+        config.merge_with_dotlist([override for override in overrides if not override.startswith(_TEXTS)])
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if override.startswith(_TEXTS):  # whose names may mean something in YAML
+                OmegaConf.update(config, key, None if value == "null" else value)
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{str(error).splitlines()[0]}. Options are those of {directory}/config.yaml.") from error
     return config
@@ -126,8 +140,7 @@ def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str
 
 def _name_a_text(overrides: Sequence[str]) -> bool:
     """Whether another text than the run's is asked for, of which nothing was trained on."""
-    names = ("task.path=", "data_dir=", "task.data.path=", "task.data.name=", "task.data.url=", "task.data.data_dir=")
-    return any(override.startswith(names) for override in overrides)
+    return any(override.startswith(_TEXTS) for override in overrides)
 
 
 def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build, check_monitors
-from gridlstm.runtime.checkpoint import load_content, load_weights
+from gridlstm.runtime.checkpoint import data_state, load_content, load_weights
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
@@ -25,6 +25,7 @@ from gridlstm.runtime.interruption import exit_status, trained
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, unread_rate, unused_network_options
 from gridlstm.runtime.progress_file import best_checkpoint
+from gridlstm.runtime.ranks import Ranks
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
 from gridlstm.runtime.resume import check_fresh, check_resume, is_own, resume_from, trained_to_end
 
@@ -56,18 +57,21 @@ def run_job(cfg: DictConfig) -> float:
         run = build(cfg)
         check_monitors(cfg, run.task)
         best = None
-        if goes_on and checkpoint is not None and run.trainer.world_size == 1:
-            # Of several ranks one may look when another has written already, and do something else than that.
+        if goes_on and checkpoint is not None:
             best = trained_to_end(cfg, checkpoint, record.earlier)
+        if checkpoint is not None:
+            _take_up(cfg, run, checkpoint, goes_on)
         if cfg.init_from is not None and checkpoint is None:
-            init_from(run.task, run.data, Path(cfg.init_from))
-        if provenance.rank() == 0 and "fit" in cfg.stages:
-            write_config(cfg)
+            init_from(run.task, run.data, Path(cfg.init_from).expanduser())
+        callbacks: list[L.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]  # set, but not annotated
+        # Not before all ranks have read in the directory whether there is something left to train.
+        callbacks.insert(0, Ranks(lambda: _begin(cfg, record, trains=best is None)))
         record.fields |= describe(run)
         for logger in run.trainer.loggers:
             if isinstance(logger, CSVLogger) and "fit" in cfg.stages and not goes_on:
                 logger.start_over()
             logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
+        record.refused = False
         _announce(cfg, run, record)
         _warn(cfg, run)
         try:
@@ -106,6 +110,30 @@ def _memory() -> Iterator[None]:
         ) from error
 
 
+def _take_up(cfg: DictConfig, run: Run, checkpoint: Path, goes_on: bool) -> None:
+    """Fills the network with a checkpoint's weights.
+
+    Raises:
+        UserError: they are of another network, or of other data than are to be trained on, or tested as the run's own.
+    """
+    content = load_content(checkpoint)
+    if (goes_on or "fit" in cfg.stages) and (state := data_state(cfg, content)):
+        run.data.check_goes_on(state)
+    load_weights(run.task, content["state_dict"])
+
+
+def _begin(cfg: DictConfig, record: Record, trains: bool) -> None:
+    """Writes what is run now, and takes back what an earlier leg said of other weights."""
+    if "fit" not in cfg.stages:
+        return
+    if provenance.rank() == 0:
+        write_config(cfg)
+    if trains:
+        for name in ("test", "trained_to_end"):
+            record.fields.pop(name, None)
+        record.write()
+
+
 def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | None, best: Path | None) -> float:
     """Trains and tests.
 
@@ -115,8 +143,6 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
     """
     score: float | None = None
     weights = None if checkpoint is None else str(checkpoint)
-    if checkpoint is not None:
-        load_weights(run.task, load_content(checkpoint)["state_dict"])  # refuses those of another network
     if "fit" in cfg.stages and best is not None:
         log.info(
             "training had ended at step %d: the test alone is left (a larger trainer.max_steps or max_time trains on)",
@@ -125,9 +151,6 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
         score, weights = record.fields["best"][cfg.task.monitor], str(best)
         record.fields["best"]["checkpoint"] = weights  # the directory may have moved
     elif "fit" in cfg.stages:
-        for name in ("test", "trained_to_end"):  # an earlier leg's, of other weights
-            record.fields.pop(name, None)
-        record.write()
         start = time.monotonic()
         try:
             run.trainer.fit(run.task, run.data, ckpt_path=weights)

@@ -40,6 +40,11 @@ def check_start(cfg: DictConfig) -> None:
             f"trainer.num_nodes={nodes}: start the run on every node, by torchrun --nnodes={nodes} --node-rank=… "
             f"--master-addr=… --nproc-per-node=…, or as a sweep in SLURM's queue (docs/sweeps.md)."
         )
+    if not by_torchrun and nodes == 1 and not _several_processes(cfg) and os.environ.get("SLURM_PROCID", "0") != "0":
+        raise UserError(
+            "srun has started several tasks, of which the first alone would leave a record: give srun --ntasks=1, or "
+            "run points side by side as a sweep (docs/sweeps.md)."
+        )
     named = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
     if by_torchrun and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
         raise UserError("torchrun's ranks would each have a directory of their own: give them one by hydra.run.dir=…")
@@ -136,6 +141,11 @@ def _check_trainer(cfg: DictConfig) -> None:
             by_task = name == "val_check_interval" and _given("task.val_every")
             option = "task.val_every" if by_task else f"trainer.{name}"
             raise UserError(f"{option} must be at least 1, got {value}.")
+    if type(every := trainer.val_check_interval) not in (int, float) and every is not None and _several_processes(cfg):
+        raise UserError(
+            f"trainer.val_check_interval={every} is read from a clock of each process, which would validate at "
+            f"different steps and wait for one another for ever: give a number of steps, task.val_every."
+        )
     if trainer.max_steps < -1 or (trainer.max_steps == 0 and "fit" in cfg.stages):
         raise UserError(f"trainer.max_steps must be at least 1, or -1 for no end, got {trainer.max_steps}.")
     every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
@@ -237,11 +247,11 @@ def _check_stages(cfg: DictConfig) -> None:
         raise UserError(f"stages must be some of {list(STAGES)}, got {list(cfg.stages or ())}.")
     if cfg.ckpt_path is None and "fit" not in cfg.stages:
         raise UserError("stages=[test] needs trained weights: ckpt_path=outputs/…/checkpoints/best.ckpt")
-    if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).is_file():
+    if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).expanduser().is_file():
         raise UserError(f"ckpt_path={cfg.ckpt_path} is no file. Give a checkpoint, or ckpt_path=last.")
 
     if cfg.init_from is not None:
-        if not Path(cfg.init_from).is_file():
+        if not Path(cfg.init_from).expanduser().is_file():
             raise UserError(
                 f"init_from={cfg.init_from} is no file. Give a checkpoint, such as …/checkpoints/best.ckpt."
             )

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +15,11 @@ from torch.utils._pytree import tree_leaves
 from gridlstm import strict_json
 from gridlstm.atomic import only_writer, write_text
 from gridlstm.compose import as_typed
+from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run
 from gridlstm.runtime.legs import earlier_result, last_checkpoint
+from gridlstm.strict_json import read_json
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,11 @@ class Record:
     def __init__(self, dir: Path, cfg: DictConfig, goes_on: bool) -> None:
         self.dir = dir
         self.start = time.monotonic()
+        self.refused = True
+        """Until it is known that the run can go on: what is refused before leaves the record of earlier legs."""
         self.earlier = earlier_result(dir) if goes_on else {}
+        before = read_json(dir / "result.json") if goes_on else {}
+        self._ended = {name: before[name] for name in ("status", "error") if name in before}
         self.fields: dict[str, Any] = {
             **self.earlier,
             "status": "running",
@@ -46,8 +52,15 @@ class Record:
     def write(self) -> None:
         """Writes result.json, on rank zero."""
         self.fields["seconds"] = round(self.earlier.get("seconds", 0) + time.monotonic() - self.start, 3)
+        self._write(self.fields)
+
+    def write_back(self) -> None:
+        """Writes what the earlier legs recorded."""
+        self._write(self.earlier | self._ended)
+
+    def _write(self, fields: Mapping[str, Any]) -> None:
         if provenance.rank() == 0:
-            write_text(self.dir / "result.json", strict_json.dumps(self.fields, indent=2, default=_plain) + "\n")
+            write_text(self.dir / "result.json", strict_json.dumps(fields, indent=2, default=_plain) + "\n")
 
 
 def write_config(cfg: DictConfig) -> None:
@@ -95,6 +108,9 @@ def _recording(cfg: DictConfig, directory: Path, goes_on: bool) -> Iterator[Reco
     try:
         yield record
     except BaseException as error:
+        if isinstance(error, UserError) and record.refused and record.earlier:
+            record.write_back()
+            raise
         record.fields["status"] = status_after(error)
         if record.fields["status"] == "interrupted":
             options = f"ckpt_path=last {as_typed('hydra.run.dir', directory)}"

@@ -27,7 +27,7 @@ def resume_from(cfg: DictConfig) -> Path | None:
     if cfg.ckpt_path is None:
         return None
     if cfg.ckpt_path != "last":
-        return Path(cfg.ckpt_path)
+        return Path(cfg.ckpt_path).expanduser()
     return last_checkpoint(Path(cfg.run.dir))
 
 

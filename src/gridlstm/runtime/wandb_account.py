@@ -3,8 +3,10 @@
 import netrc
 import os
 import secrets
+import socket
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
@@ -33,6 +35,21 @@ def logged_in() -> bool:
     except netrc.NetrcParseError as error:
         raise UserError(f"cannot read the API key from {path}: {error}. Mend the file or use logger=csv.") from error
     return any(keys.authenticators(host) is not None for host in hosts)
+
+
+def unreachable() -> str | None:
+    """Why the server of W&B cannot be reached from here, as from the nodes of many a cluster; None where it can.
+
+    Tried here because wandb itself tries for a minute and a half. Behind a proxy nothing is tried.
+    """
+    server = urlsplit(os.environ.get("WANDB_BASE_URL") or f"https://{_HOSTS[-1]}")
+    if not server.hostname or getproxies().get(server.scheme):
+        return None
+    try:
+        socket.create_connection((server.hostname, server.port or (80 if server.scheme == "http" else 443)), 10).close()
+    except OSError as error:
+        return f"W&B cannot be reached at {server.netloc} ({error})"
+    return None
 
 
 def known_run_id(directory: Path) -> str | None:

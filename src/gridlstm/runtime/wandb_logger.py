@@ -1,5 +1,6 @@
 """The W&B logger, imported by the one config that names it."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ from lightning.pytorch.loggers import WandbLogger
 from gridlstm.errors import UserError
 from gridlstm.runtime.legs import last_checkpoint
 from gridlstm.runtime.provenance import rank
-from gridlstm.runtime.wandb_account import logged_in, run_id
+from gridlstm.runtime.wandb_account import logged_in, run_id, unreachable
+
+log = logging.getLogger(__name__)
 
 
 class OneRunWandbLogger(WandbLogger):
@@ -59,18 +62,19 @@ def make_logger(
     Args:
         project, entity, name, group, tags: as W&B means them.
         dir: the run directory.
-        mode: "auto" is the environment variable WANDB_MODE where set, else online where an API key is stored, else
-            offline; "disabled" writes nothing. Nothing ever asks for an account. Checkpoints are not uploaded: those of
-            a sweep would fill one. Where they lie stands in the run's summary.
+        mode: "auto" is the environment variable WANDB_MODE where set, else online where an API key is stored and W&B
+            can be reached, else offline; "disabled" logs nothing. Nothing ever asks for an account. Checkpoints are not
+            uploaded: those of a sweep would fill one. Where they lie stands in the run's summary.
         ckpt_path: the job's. "last" or a checkpoint of the directory goes on with its W&B run, others begin a new one.
 
     Raises:
-        UserError: there is no such mode, or online was asked for without an API key.
+        UserError: there is no such mode, or online was asked for without an API key or a way to W&B.
     """
     has_key = logged_in()
     modes = ("online", "offline", "disabled")
     if mode not in ("auto", *modes):
         raise UserError(f"logger.wandb.mode must be auto, online, offline or disabled, got {mode!r}.")
+    wanted = mode == "online" or os.environ.get("WANDB_MODE") == "online"
     if mode == "auto":
         asked = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
         if asked not in modes:
@@ -80,6 +84,12 @@ def make_logger(
         raise UserError(
             "logger.wandb.mode=online needs an account: run `wandb login`, or use logger.wandb.mode=offline."
         )
+    if mode == "online" and rank() == 0 and (why := unreachable()):
+        advice = "logger.wandb.mode=offline keeps the run here, and `wandb sync` uploads it later"
+        if wanted:
+            raise UserError(f"{why}: {advice}.")
+        log.warning("%s, so this run is logged offline: %s", why, advice)
+        mode = "offline"
     directory = Path(dir).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     logger = OneRunWandbLogger(
@@ -107,5 +117,5 @@ def _goes_on(directory: Path, ckpt_path: str | None) -> bool:
         return False
     if ckpt_path == "last":
         return last_checkpoint(directory) is not None
-    checkpoint = Path(ckpt_path).resolve()
+    checkpoint = Path(ckpt_path).expanduser().resolve()
     return checkpoint.exists() and checkpoint.is_relative_to(directory)

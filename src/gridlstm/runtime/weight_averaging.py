@@ -23,19 +23,15 @@ class WeightAveraging(LightningWeightAveraging):
     Args:
         decay: from 0, no average, to below 1.
         update_every_n_steps: optimiser steps between updates.
-        update_starting_at_step: of the optimiser; None for the first.
 
     Raises:
         UserError: from ``setup``: an average that would never move, or is none.
     """
 
-    def __init__(
-        self, decay: float = 0.999, update_every_n_steps: int = 1, update_starting_at_step: int | None = None
-    ) -> None:
-        super().__init__(avg_fn=self._average)
+    def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
+        super().__init__(avg_fn=self._average, use_buffers=False)  # which are constants, and whole numbers among them
         self.decay = decay
         self.update_every_n_steps = update_every_n_steps
-        self.update_starting_at_step = update_starting_at_step
 
     def _average(self, average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
         n = int(updates)
@@ -43,11 +39,7 @@ class WeightAveraging(LightningWeightAveraging):
         return decay * average + (1 - decay) * weight
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return (
-            step_idx is not None
-            and step_idx >= (self.update_starting_at_step or 0)
-            and step_idx % self.update_every_n_steps == 0
-        )
+        return step_idx is not None and step_idx % self.update_every_n_steps == 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.update_every_n_steps < 1:

@@ -57,6 +57,7 @@ class SequenceTask(L.LightningModule):
         self.head = nn.Linear(model.output_size, spec.output_size)
         if model.init_bound is not None:
             start_weights_within(self.head, model.init_bound)
+            nn.init.uniform_(self.head.bias, -model.init_bound, model.init_bound)
         self.temperature = 1.0
         """Divides the logits: of a trained network, what is best on the validation split."""
         self.make_optimizer = optimizer

@@ -14,8 +14,8 @@ class EachStep(SequenceModel):
     def __init__(self, model: VectorModel) -> None:
         super().__init__()
         self.model = model
-        self.input_size = model.input_size
         self.output_size = model.output_size
+        self.init_bound = model.init_bound
 
     def initial_state(self, batch_size: int) -> tuple[()]:
         return ()

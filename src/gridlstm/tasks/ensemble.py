@@ -26,7 +26,6 @@ class Ensemble(SequenceModel):
     def __init__(self, members: Sequence[SequenceTask]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.input_size = members[0].model.input_size
         self.output_size = members[0].head.out_features
 
     def initial_state(self, batch_size: int) -> State:

@@ -154,10 +154,9 @@ class ProcessLauncher(Launcher):
             log.info("best %s so far: %.4g, %s", self.config.task.monitor, *best)
 
     def config_dirs(self) -> list[str]:
-        for source in self.config.hydra.runtime.config_sources:
-            if source.provider == "command-line":
-                return ["--config-dir", source.path]
-        return []
+        sources = self.config.hydra.runtime.config_sources
+        named = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
+        return named + [word for word in self.config.hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
 
 
 @contextmanager
