@@ -21,6 +21,9 @@ SOLVED = "samples_to_solve"
 _NOT_TRAINED = ("ckpt_path", "logger", "stages", "report")
 """Where to go on from, where to log to, whether to test and what to compare with: no properties of what was trained."""
 
+_RECORDING = ("checkpoint", "last_checkpoint", "interruption", "progress", "progress_file", "learning_curve")
+"""Callbacks that show and keep what is trained."""
+
 _NOT_TRAINED_ANYWHERE = ("seed", "data_dir", "cache_dir")
 """The same, by these names wherever they are handed on."""
 
@@ -83,6 +86,7 @@ class Run:
             and str(value) not in own  # directories and names of runs hold the seed
             and not str(value).startswith(f"{own[0]}/")
             and key.partition(".")[0] not in _NOT_TRAINED
+            and not key.startswith(tuple(f"callbacks.{name}." for name in _RECORDING))
         )
 
 
