@@ -332,27 +332,27 @@ def test_an_unknown_way_of_clipping_is_refused(job: Job) -> None:
         build(job("trainer.gradient_clip_algorithm=valeu"))
 
 
-def test_epoch_decay_is_char_rnns() -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=2.0)
-    schedule = EpochDecay(optimizer, gamma=0.97, first_epoch=10, steps_per_epoch=3)
+def decaying(lr: float, steps: int, **options: Any) -> list[float]:
+    """The rate of each step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr)
+    schedule = EpochDecay(optimizer, **options)
     rates = []
-    for _ in range(36):
-        rates.append(schedule.get_last_lr()[0])
+    for _ in range(steps):
+        rates.append(float(schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()
+    return rates
+
+
+def test_epoch_decay_is_char_rnns() -> None:
+    rates = decaying(2.0, 36, gamma=0.97, first_epoch=10, steps_per_epoch=3)
     # 30 steps are the first ten epochs.
     assert rates == pytest.approx([2.0] * 30 + [2 * 0.97] * 3 + [2 * 0.97**2] * 3, rel=1e-12)
 
 
 def test_an_epoch_may_end_within_a_step() -> None:
     """As where gradients are accumulated."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    schedule = EpochDecay(optimizer, gamma=0.5, first_epoch=1, steps_per_epoch=2.5)
-    rates = []
-    for _ in range(8):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
+    rates = decaying(1.0, 8, gamma=0.5, first_epoch=1, steps_per_epoch=2.5)
     assert rates == [1.0] * 3 + [0.5] * 2 + [0.25] * 3
 
 

@@ -51,10 +51,8 @@ class MapData(SequenceData):
     def _evaluation(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         dataset = self.dataset(split)
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        owned, rows = (
-            list(owned_rows(_size(dataset), rank, world_size, f"the number of {split} samples")),
-            len(self.rows),
-        )
+        owned = list(owned_rows(_size(dataset), rank, world_size, f"the number of {split} samples"))
+        rows = len(self.rows)
         batches = [owned[first : first + rows] for first in range(0, len(owned), rows)]
         return DataLoader(dataset, batch_sampler=batches, collate_fn=self.collate)
 

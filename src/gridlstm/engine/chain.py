@@ -106,10 +106,10 @@ class _Chain(torch.autograd.Function):
         # The first backward pass turns the kept gates into their gradients, or a copy of them; see ``engine.packed``.
         kept, exact = ctx.has_gates, X.dtype == torch.float64
         ctx.has_gates = kept and exact
-        own = (
-            (gates.clone(memory_format=torch.contiguous_format) if exact else gates.data.contiguous()) if kept else None
-        )
-        Z = empty(T, B, len(weight), like=X) if own is None else own
+        if kept:
+            Z = gates.clone(memory_format=torch.contiguous_format) if exact else gates.data.contiguous()
+        else:
+            Z = empty(T, B, len(weight), like=X)
         buffers = Buffers(layout, [X], [M], [Z], [tuple(vectors)], None)
         recurrent = _recurrent(weight, d, lowered)
         if not kept:

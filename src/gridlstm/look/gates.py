@@ -36,7 +36,7 @@ def gates(cell: Cell, z: Tensor) -> dict[str, Tensor]:
     Raises:
         UserError: the cell has no u, f, o gates that follow from z alone.
     """
-    if type(cell) in COUNTED[:2]:
+    if type(cell) in (LSTM, LayerNormLSTM):
         u, f, o, _ = lstm_gates(z)
         return {"u": u, "f": f, "o": o}
     if type(cell) is CoupledLSTM:

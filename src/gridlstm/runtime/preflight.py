@@ -141,14 +141,14 @@ def _check_trainer(cfg: DictConfig) -> None:
             by_task = name == "val_check_interval" and _given("task.val_every")
             option = "task.val_every" if by_task else f"trainer.{name}"
             raise UserError(f"{option} must be at least 1, got {value}.")
-    if type(every := trainer.val_check_interval) not in (int, float) and every is not None and _several_processes(cfg):
+    every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if not isinstance(every, int | float | None) and _several_processes(cfg):
         raise UserError(
             f"trainer.val_check_interval={every} is read from a clock of each process, which would validate at "
             f"different steps and wait for one another for ever: give a number of steps, task.val_every."
         )
     if trainer.max_steps < -1 or (trainer.max_steps == 0 and "fit" in cfg.stages):
         raise UserError(f"trainer.max_steps must be at least 1, or -1 for no end, got {trainer.max_steps}.")
-    every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
     if type(every) is int and every % accumulated:
         raise UserError(
             f"trainer.val_check_interval={every} must be a multiple of trainer.accumulate_grad_batches={accumulated}: "
