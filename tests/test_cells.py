@@ -156,3 +156,22 @@ def test_an_activation_with_weights_is_refused() -> None:
     NonLSTM(nn.ReLU())
     with pytest.raises(UserError, match="activation must have no weights"):
         NonLSTM(nn.PReLU())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.Sequential(nn.Tanh(), nn.ELU(inplace=True))])
+def test_an_activation_that_overwrites_its_argument_is_refused(activation: nn.Module) -> None:
+    for cell in (NonLSTM, Highway):
+        with pytest.raises(UserError, match="activation must not overwrite its argument"):
+            cell(activation)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("cell", [LSTM, PeepholeLSTM, CoupledLSTM, LayerNormLSTM, GRU, NonLSTM, Highway])
+def test_a_gain_that_starts_no_weights_is_refused(cell: type[LSTM], gain: float) -> None:
+    with pytest.raises(UserError, match=f"gain must be above 0 and finite, got {gain}"):
+        cell(gain=gain)
+
+
+def test_a_variance_cannot_be_lowered() -> None:
+    with pytest.raises(UserError, match=r"epsilon must be above 0 and finite, got -1\.0"):
+        LayerNormLSTM(epsilon=-1.0)

@@ -1,6 +1,7 @@
 """What the module adds to the sweeps: directions, shared weights and the choice of a sweep."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -117,9 +118,14 @@ def test_a_shared_gru_keeps_each_dimension_s_own_h_apart() -> None:
         (Dimension("b", LSTM(), 3, shares="c"), r"must name a dimension with weights of its own \(a\), got 'c'"),
         (Dimension("b", LSTM(), 4, shares="a"), r"expected LSTM\(.*\) of size 3, got LSTM\(.*\) of size 4"),
         (Dimension("b", LSTM(bias=True), 3, shares="a"), r"expected LSTM\(.*bias=False.*got LSTM\(.*bias=True"),
+        (Dimension("b", LSTM(), 3, tied=True, shares="a"), "expected tied=False, got tied=True"),
         (Dimension("a", LSTM(), 3), "different names, got a, a"),
         (Dimension("b", LSTM(), 0), "size of dimension 'b' must be a whole number of at least 1, got 0"),
         (Dimension("b", LSTM(), 3, untied_extent=0), "untied_extent of dimension 'b' must be a whole number .* got 0"),
+        (Dimension("b", "lstm", 3), "the cell of dimension 'b' must be a cell, .* got 'lstm'"),  # type: ignore[arg-type]
+        (Dimension("", LSTM(), 3), "name of a dimension must be a word .* got ''"),
+        (Dimension("a.b", LSTM(), 3), r"name of a dimension must be a word .* got 'a\.b'"),
+        (Dimension("keys", LSTM(), 3), "name of a dimension must be a word .* got 'keys'"),
     ],
 )
 def test_weights_that_cannot_be_shared_are_refused(second: Dimension, message: str) -> None:
@@ -130,6 +136,30 @@ def test_weights_that_cannot_be_shared_are_refused(second: Dimension, message: s
 def test_a_priority_is_named_once() -> None:
     with pytest.raises(UserError, match="each dimension once, got b, b"):
         Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority=("b", "b"))
+
+
+def test_a_priority_is_no_text() -> None:
+    """Whose letters would be names."""
+    with pytest.raises(UserError, match=r"priority must be a list of names of dimensions, .* got 'b'"):
+        Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority="b")
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        ((torch.zeros(2), torch.zeros(2)), r"side 0: expected h of shape \(1, 2\) .* got \(2,\)"),
+        (torch.zeros(2, 1, 2), r"side 0: expected HiddenMemory\(h, m\), or another pair of tensors, got Tensor"),
+        ((torch.zeros(1, 2), None), r"pair of tensors, got \['Tensor', 'NoneType'\]"),
+    ],
+)
+def test_what_is_no_side_is_refused(side: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Grid([Dimension("a", LSTM(), 2)])([side], (3,))
+
+
+def test_sides_may_be_plain_tuples() -> None:
+    grid, side = Grid([Dimension("a", LSTM(), 2)]), HiddenMemory(*torch.randn(2, 1, 2))
+    torch.testing.assert_close(grid([tuple(side)], (3,)), grid([side], (3,)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("sweep", ["auto", "reference", "layer-major"])
@@ -179,7 +209,10 @@ def test_every_choice_of_sweep_gives_the_same_numbers() -> None:
 
 
 def test_layer_major_is_refused_where_layers_depend_on_each_other() -> None:
-    model = Grid2d(5, 3, 2, priority="time", sweep="layer-major")
+    with pytest.raises(UserError, match="sweep=layer-major needs"):
+        Grid2d(5, 3, 2, priority="time", sweep="layer-major")
+    model = Grid2d(5, 3, 2, priority="time")
+    model.grid.sweep = "layer-major"
     with pytest.raises(UserError, match="sweep=layer-major needs"):
         model(torch.randint(5, (2, 3)))
 
@@ -194,12 +227,22 @@ def test_layer_major_is_refused_where_layers_depend_on_each_other() -> None:
         ),
         ([Masks(drop=torch.ones(2, device="meta")), Masks()], r"expected drop .* on cpu, got \(2,\) on meta"),
         ([Masks(keep_m=torch.ones(2, requires_grad=True)), Masks()], "keep_m gets no gradient"),
+        ([Masks(), Masks(drop=torch.ones(2).int())], "expected drop of booleans or floats, got torch.int32"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(masks: list[Masks], message: str) -> None:
     grid = Grid([Dimension("a", LSTM(), 2), Dimension("b", LSTM(), 2)]).double()
     with pytest.raises(UserError, match=message):
         grid([random_side(2, 4, 2), random_side(3, 4, 2)], (3, 2), masks)
+
+
+@pytest.mark.parametrize("sweep", ["reference", "wavefront"])
+def test_floats_of_masks_have_any_precision(sweep: SweepName) -> None:
+    grid, side = Grid([Dimension("a", LSTM(), 2)], sweep=sweep), HiddenMemory(*torch.randn(2, 1, 2))
+    keep, drop = torch.rand(2, 3, 1, 2, dtype=torch.float64)
+    found = grid([side], (3,), [Masks(keep_h=keep, drop=drop)])
+    expected = grid([side], (3,), [Masks(keep_h=keep.float(), drop=drop.float())])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("sweep", ["reference", "wavefront", "recompute"])

@@ -143,3 +143,15 @@ def test_choices_that_contradict_each_other_are_refused() -> None:
         Grid2d(5, 4, 3, tied=["depth"], shared=True)
     with pytest.raises(UserError, match="dropout must be a probability"):
         Grid2d(5, 4, 3, dropout=-0.1)
+
+
+@pytest.mark.parametrize("tied", [None, 1, "depth"])
+def test_tied_is_yes_no_or_a_list(tied: object) -> None:
+    with pytest.raises(UserError, match=f"tied must be true, false or a list of time and depth, got {tied!r}"):
+        Grid2d(5, 4, 3, tied=tied)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["time", "depth"])
+def test_what_is_no_cell_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} must be a cell, .* got None"):
+        Grid2d(5, 4, 3, **{name: None})  # type: ignore[arg-type]

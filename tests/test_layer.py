@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +21,7 @@ from gridlstm.cells import GRU, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.layer import GridLSTMState
+from gridlstm.models.min_gru import MinGRU
 from gridlstm.models.stacked_lstm import StackedLSTM
 
 
@@ -148,6 +150,27 @@ def test_function_transforms_go_through_the_reference() -> None:
     torch.testing.assert_close(list(gradients.values()), list(expected), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GridLSTM(5, 4, 2),
+        lambda: StackedLSTM(5, 4, 2),
+        lambda: StackedLSTM(5, 4, 2, time=LSTM("standard")),
+        lambda: MinGRU(5, 4, 2),
+    ],
+)
+def test_derivatives_in_forward_mode_are_those_in_reverse_mode(make: Any) -> None:
+    model = make().double()
+    x, direction = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    y = model(x.requires_grad_())[0]
+    weights = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad((y * weights).sum(), x)
+    with forward_ad.dual_level():
+        _, derivative = forward_ad.unpack_dual(model(forward_ad.make_dual(x.detach(), direction))[0])
+    assert derivative is not None
+    torch.testing.assert_close((derivative * weights).sum(), (gradient * direction).sum(), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_autocast_leaves_double_precision_alone(tied: bool) -> None:
     grid = layer(tied=tied, sweep="wavefront").double()
@@ -263,6 +286,13 @@ def test_autocast_lowers_products_and_nothing_else(tied: bool) -> None:
         assert (low - full).norm() < 0.03 * full.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_autocast_excuses_no_type_that_it_does_not_change(dtype: torch.dtype) -> None:
+    x = torch.zeros(7, 2, 5, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match=f"like the weights, got {dtype}"):
+        layer()(x)
+
+
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
 def test_autocast_leaves_the_state_of_every_cell_in_float32(sweep: SweepName) -> None:
     model, x = layer(time=NonLSTM("tanh"), sweep=sweep), torch.randn(6, 3, 5)
@@ -332,6 +362,8 @@ def test_what_is_passed_as_for_nn_lstm_but_means_something_else_is_refused() -> 
     x = torch.randn(5, 2, 3)
     with pytest.raises(TypeError, match="positional"):
         GridLSTM(3, 4, 2, False)  # type: ignore[misc]
+    with pytest.raises(UserError, match=r"tied must be true or false, got \['depth'\]"):
+        GridLSTM(3, 4, 2, tied=["depth"])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="input_size must be a whole number"):
         GridLSTM("3", 4)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"torch\.nn\.LSTM's \(h, c\)"):

@@ -178,6 +178,20 @@ def test_wrong_sides_are_refused() -> None:
         MDLSTM(5, d, 2).double()(torch.zeros(3, 4, B, 5).double(), sides[::-1])
 
 
+def test_sides_and_inputs_of_another_kind_are_refused() -> None:
+    layer, x = MDLSTM(5, d, 2), torch.zeros(3, 4, B, 5)
+    sides = [HiddenMemory(*(each.float() for each in side)) for side in random_sides((3, 4))]
+    for entering, given, words in (
+        (x, sides[:1], "expected 2 sides, one a dimension, got 1"),
+        (x, [sides[0], sides[1].h], "side 1: expected HiddenMemory"),
+        (x, random_sides((3, 4)), "expected side 0 of type torch.float32 like the weights, got torch.float64"),
+        (x.double(), sides, "expected x of type torch.float32 like the weights, got torch.float64"),
+        (x.to("meta"), sides, "expected x on cpu like the weights, got meta"),
+    ):
+        with pytest.raises(UserError, match=words):
+            layer(entering, given)  # type: ignore[arg-type]
+
+
 def test_shapes_can_be_had_without_memory() -> None:
     layer, x = MDLSTM(5, 4, 2), torch.randn(3, 7, 2, 5)
     with FakeTensorMode(allow_non_fake_inputs=True):

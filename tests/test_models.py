@@ -1,6 +1,7 @@
 """What holds for every sequence model: state, causality, inputs, names and shapes of parameters."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,58 @@ def test_gradients_reach_every_parameter_and_the_initial_state(model: SequenceMo
     (y * torch.randn_like(y)).sum().backward()
     used = [*model.parameters(), *numbers]
     assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in used)
+
+
+def test_a_state_may_be_a_plain_tuple(model: SequenceModel) -> None:
+    """As of code that detaches whatever state there is."""
+    x = torch.randint(5, (2, 6))
+    _, state = model(x)
+    torch.testing.assert_close(model(x, tuple(state)), model(x, state), rtol=0, atol=0)
+
+
+def test_a_state_that_does_not_fit_is_refused(model: SequenceModel) -> None:
+    """It would be broadcast or cut short, or end in an error of torch."""
+    x, fitting = torch.randint(5, (2, 6)), model.initial_state(2)
+    for name, good in zip(fitting._fields, fitting, strict=True):
+        shape, own = re.escape(str(tuple(good.shape))), f"as {good.dtype} on cpu like the network's own, got"
+        for bad, words in (
+            (good[:, :1], f"of shape {shape}, got"),
+            (torch.cat([good, good]), f"of shape {shape}, got"),
+            (None, f"of shape {shape}, got NoneType"),
+            (good.half(), f"{own} torch.float16 on cpu"),
+            (good.to("meta"), f"{own} {good.dtype} on meta"),
+        ):
+            with pytest.raises(UserError, match=f"expected the state's {name} {words}"):
+                model(x, fitting._replace(**{name: bad}))
+    for state in (fitting[:-1], (*fitting, fitting[0]), fitting[0]):
+        with pytest.raises(UserError, match=f"a tuple of {', '.join(fitting._fields)}, got"):
+            model(x, state)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_state_goes_with_the_next_call_under_autocast(name: str) -> None:
+    model, x = MAKE[name](), torch.randint(5, (2, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = model(x)
+        _, state = model(x, state)
+    assert [leaf.dtype for leaf in state] == [leaf.dtype for leaf in model.initial_state(2)]
+
+
+def test_inputs_of_another_type_or_device_than_the_weights_are_refused(model: SequenceModel) -> None:
+    x, symbols = torch.randn(2, 6, 5), torch.randint(5, (2, 6))
+    with pytest.raises(UserError, match=r"expected x of type torch\.float64 like the weights, got torch\.float32"):
+        model(x)
+    for elsewhere in (x.double().to("meta"), symbols.to("meta")):
+        with pytest.raises(UserError, match="expected x on cpu like the weights, got meta"):
+            model(elsewhere)
+
+
+def test_autocast_takes_floats_of_every_type_but_float64() -> None:
+    model, x = Grid2d(5, 4, 3), torch.randn(2, 6, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x)[0], model(x.float())[0])
+        with pytest.raises(UserError, match=r"like the weights, got torch\.float64"):
+            model(x.double())
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,14 @@ def test_rows_of_a_clockwork_rnn_may_start_afresh_alone() -> None:
 
 @pytest.mark.parametrize(
     ("size", "periods", "message"),
-    [(2, [1, 2, 4], "hidden_size of at least 3"), (4, [], "periods must be"), (4, [2, 1], "periods must be")],
+    [
+        (2, [1, 2, 4], "hidden_size of at least 3"),
+        (4, [], "periods must be"),
+        (4, [2, 1], "periods must be"),
+        (4, [1, 2.5], "periods must be"),
+    ],
 )
-def test_clockwork_rnn_refuses_modules_that_cannot_be(size: int, periods: list[int], message: str) -> None:
+def test_clockwork_rnn_refuses_modules_that_cannot_be(size: int, periods: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ClockworkRNN(5, size, periods=periods)
 
@@ -274,9 +279,11 @@ def test_transformer_streams_far_beyond_its_window() -> None:
         torch.testing.assert_close(y[:, 0], torch.stack([whole[0, 5 + t], whole[1, t]]), rtol=0, atol=1e-13)
 
 
-def test_transformer_refuses_no_heads() -> None:
-    with pytest.raises(UserError, match="num_heads and window"):
-        Transformer(5, 4, 1, num_heads=0)
+@pytest.mark.parametrize("options", [{"num_heads": 0}, {"num_heads": 2.0}, {"window": 2.5}])
+def test_transformer_refuses_what_is_no_number_of_heads_or_steps(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got {options[name]}"):
+        Transformer(5, 4, 1, **options)
 
 
 def test_min_gru_is_its_equations() -> None:
@@ -323,6 +330,21 @@ def test_scan_stays_exact_over_thousands_of_closed_gates() -> None:
     a = torch.full((1, 5000, 1), 0.01)
     y = linear_scan(a, torch.ones(1, 5000, 1), torch.zeros(1, 1))
     torch.testing.assert_close(y[0, -1], torch.tensor([1 / 0.99]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_networks_made_without_memory_compute_with_the_weights_that_they_load(name: str) -> None:
+    """What is in no state_dict, as periods, ``reset_parameters`` fills."""
+    expected = MAKE[name]()
+    with torch.device("meta"):
+        model = MAKE[name]()
+    model = model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.fill_(7)  # as memory may hold anything
+    model.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
+    model.load_state_dict(expected.state_dict())
+    x = torch.randint(5, (2, 9))
+    assert torch.equal(model(x)[0], expected(x)[0])
 
 
 @pytest.mark.parametrize("name", MAKE)

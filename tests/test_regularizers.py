@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.cells import GRU
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d
@@ -120,6 +121,12 @@ def test_noise_is_off_without_a_source_and_in_evaluation() -> None:
 def test_wrong_probabilities_are_refused(kind: type[Regularizer], arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="must"):
         kind(**arguments)
+
+
+def test_zoneout_of_a_memory_that_is_not_there_is_refused() -> None:
+    Grid([Dimension("depth", GRU(), 3, regularizers=(Zoneout(h=0.1),))])
+    with pytest.raises(UserError, match=r"dimension 'depth' has no memory .* expected m=0 .* got m=0\.2"):
+        Grid([Dimension("depth", GRU(), 3, regularizers=(Zoneout(h=0.1, m=0.2),))])
 
 
 def test_noise_is_no_coarser_where_tensors_are_halves() -> None:

@@ -212,6 +212,12 @@ def test_wrong_options_are_refused() -> None:
         StackedLSTM(5, 4, 3, dropout=1.0)
     with pytest.raises(UserError, match="init_bound must be above 0"):
         StackedLSTM(5, 4, 3, init_bound=0.0)
+    with pytest.raises(UserError, match="init_bound must be above 0 and finite, got nan"):
+        StackedLSTM(5, 4, 3, init_bound=float("nan"))
+    with pytest.raises(UserError, match="tied must be true or false, got 'false'"):
+        StackedLSTM(5, 4, 3, tied="false")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"time must be a cell, .* got True"):
+        StackedLSTM(5, 4, 3, True)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="sweep must be one of auto, reference, got 'wavefront'"):
         StackedLSTM(5, 4, 3, sweep="wavefront")  # type: ignore[arg-type]
 

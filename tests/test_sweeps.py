@@ -392,6 +392,6 @@ def test_half_steps_are_picked_where_starting_a_product_takes_longer_than_the_pr
 
 
 def test_half_steps_refuse_what_they_cannot_do() -> None:
-    torch.manual_seed(0)
+    """When the grid is made, which a sweep of jobs does before it starts any."""
     with pytest.raises(UserError, match="sweep=half-step needs two stages"):
-        grid_of_two(sweep="half-step")([HiddenMemory(*torch.ones(2, 2, 1, 3).double())] * 2, (2, 2))
+        grid_of_two(sweep="half-step")

@@ -80,6 +80,20 @@ def test_refuses_other_inputs(model: VectorModel, x: torch.Tensor) -> None:
         model(x)
 
 
+def test_inputs_of_another_type_or_device_than_the_weights_are_refused(model: VectorModel) -> None:
+    with pytest.raises(UserError, match=r"expected x of type torch\.float64 like the weights, got torch\.float32"):
+        model(torch.zeros(2, 5))
+    with pytest.raises(UserError, match="expected x on cpu like the weights, got meta"):
+        model(torch.zeros(2, 5, dtype=torch.float64, device="meta"))
+
+
+def test_what_is_no_option_is_refused() -> None:
+    with pytest.raises(UserError, match=r"depth must be a cell, .* got 'lstm'"):
+        Grid1d(5, 4, 3, depth="lstm")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"tied must be true or false, got \['depth'\]"):
+        Grid1d(5, 4, 3, tied=["depth"])  # type: ignore[arg-type]
+
+
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu": lambda z: np.maximum(z, 0),
     "tanh": np.tanh,

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, check_above_zero
 
 
 def lstm_gates(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,14 +57,15 @@ class HiddenMemory(NamedTuple):
     m: Tensor
 
 
-def check_state_vector(name: str, value: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
-    """Raises UserError for a vector of a state that has not this shape, or not the weight's type and device."""
-    if tuple(value.shape) != shape:
-        raise UserError(f"expected the state's {name} of shape {shape}, got {tuple(value.shape)}.")
-    if (value.dtype, value.device) != (weight.dtype, weight.device):
+def check_state_vector(name: str, value: object, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raises UserError unless it is a tensor of this shape, of the type and on the device of what the network has."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"expected the state's {name} of shape {shape}, got {got}.")
+    if (value.dtype, value.device) != (like.dtype, like.device):
         raise UserError(
-            f"expected the state's {name} as {weight.dtype} on {weight.device} like the weights, got {value.dtype} on "
-            f"{value.device}."
+            f"expected the state's {name} as {like.dtype} on {like.device} like the network's own, got "
+            f"{value.dtype} on {value.device}: convert it by .to(...)."
         )
 
 
@@ -118,6 +119,12 @@ class Cell(ABC):
         """Initialises the learned parameters in place."""
 
 
+def check_cell(name: str, cell: object) -> None:
+    """Raises UserError unless it is a cell."""
+    if not isinstance(cell, Cell):
+        raise UserError(f"{name} must be a cell, such as gridlstm.cell.LSTM(), got {cell!r}.")
+
+
 def fan_in_uniform(weight: Tensor, gain: float) -> None:
     """Uniform with variance gain^2 / D for a weight (..., rows, D)."""
     bound = gain * math.sqrt(3 / weight.shape[-1])
@@ -149,6 +156,7 @@ class LSTM(Cell):
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise UserError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}.")
+        check_above_zero(gain=self.gain)
 
     @property
     def has_bias(self) -> bool:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, OUTPUTS, Cell, HiddenMemory, fan_in_uniform, lstm_gates, lstm_memory
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, check_above_zero
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,17 @@ class CoupledLSTM(LSTM):
 
 @dataclass(frozen=True)
 class LayerNormLSTM(LSTM):
-    """LSTM with layer normalisation (Ba et al. 2016) of each gate's pre-activation and of the memory in the output.
+    """LSTM with layer normalisation of each gate's pre-activation and of the memory in the output.
 
     z_g = gain_g . LN(W_g H) + shift_g for every gate g, m' = f . m + u . c, h' as in ``LSTM`` of
     gain_m . LN(m') + shift_m. The vectors ``gain`` and ``shift`` are packed (u, f, o, c, m) and start at 1 and 0, the
     forget gate's shift at ``forget_bias``; ``bias`` has no use beside ``shift`` and is refused.
+
+    A variant of Ba et al. 2016 (arXiv 1607.06450), who normalise W_h h and W_x x apart and add the two: a block's H is
+    one vector, so here its one product is normalised, gate by gate. The memory's normalisation is theirs.
+
+    Args:
+        epsilon: added to the variances.
     """
 
     epsilon: float = 1e-5
@@ -97,6 +103,7 @@ class LayerNormLSTM(LSTM):
         super().__post_init__()
         if self.bias:
             raise UserError("LayerNormLSTM learns a shift for each gate: expected bias=false, got bias=true.")
+        check_above_zero(epsilon=self.epsilon)
 
     def constant_bias(self, size: int) -> Tensor | None:
         return None
@@ -147,6 +154,9 @@ class GRU(Cell):
 
     num_gates: ClassVar[int] = 4
 
+    def __post_init__(self) -> None:
+        check_above_zero(gain=self.gain)
+
     @property
     def has_bias(self) -> bool:
         return self.bias
@@ -183,11 +193,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _check_activation(name: object) -> None:
-    """Raises UserError unless it is a function without weights or one of ``ACTIVATIONS``."""
+    """Raises UserError unless it is one of ``ACTIVATIONS``, or a function that neither has weights nor overwrites."""
     if not callable(name) and name not in ACTIVATIONS:
         raise UserError(f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {name!r}.")
     if isinstance(name, nn.Module) and any(True for _ in name.parameters()):
         raise UserError(f"activation must have no weights, which a cell could not train, got {name!r}.")
+    if isinstance(name, nn.Module) and any(getattr(part, "inplace", False) for part in name.modules()):
+        raise UserError(f"activation must not overwrite its argument, got {name!r}: choose inplace=False.")
 
 
 def _activation(name: Activation) -> Callable[[Tensor], Tensor]:
@@ -213,6 +225,7 @@ class NonLSTM(Cell):
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
+        check_above_zero(gain=self.gain)
 
     @property
     def has_bias(self) -> bool:
@@ -248,6 +261,7 @@ class Highway(Cell):
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
+        check_above_zero(gain=self.gain)
 
     @property
     def has_bias(self) -> bool:

@@ -1,6 +1,7 @@
 """The one exception that is the user's to mend; everything else is a defect of ours and keeps its traceback."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -17,6 +18,20 @@ def check_at_least_one(**sizes: object) -> None:
     for name, value in sizes.items():
         if type(value) is not int or value < 1:
             raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_above_zero(**sizes: float) -> None:
+    """Raises UserError unless all are finite numbers above 0."""
+    for name, value in sizes.items():
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} must be above 0 and finite, got {value!r}.")
+
+
+def check_true_or_false(**choices: object) -> None:
+    """Raises UserError unless all are booleans: a text or a list would count as true."""
+    for name, value in choices.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{name} must be true or false, got {value!r}.")
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

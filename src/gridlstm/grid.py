@@ -7,11 +7,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gridlstm.cell import Cell, HiddenMemory
-from gridlstm.engine.dispatch import SweepName, check_masks, check_sides, check_sweep_name, sweep_named
+from gridlstm.cell import Cell, HiddenMemory, check_cell
+from gridlstm.engine.dispatch import (
+    SweepName,
+    check_masks,
+    check_sides,
+    check_sweep_fits,
+    check_sweep_name,
+    pairs,
+    sweep_named,
+)
 from gridlstm.engine.matmul import autocast_type
 from gridlstm.errors import UserError, check_at_least_one
-from gridlstm.regularizers import Draw, Regularizer, combine
+from gridlstm.regularizers import Draw, Regularizer, Zoneout, combine
 from gridlstm.scan import Block, Masks, Weights, columns_of
 
 
@@ -132,6 +140,7 @@ class Grid(nn.Module):
             stages=(first, *later) if first else later,
             untied=tuple(n for n, d in enumerate(dimensions) if d.untied_extent is not None),
         )
+        check_sweep_fits(sweep, self.block)
         copies = tuple(d.untied_extent for d in dimensions if d.untied_extent is not None)
         self.transforms = nn.ModuleDict(
             {
@@ -147,31 +156,36 @@ class Grid(nn.Module):
         self.reversed = [n for n, dimension in enumerate(dimensions) if dimension.reverse]
 
     def forward(
-        self, sides: Sequence[HiddenMemory], extents: Sequence[int], masks: Sequence[Masks] | None = None
+        self, sides: Sequence[tuple[Tensor, Tensor]], extents: Sequence[int], masks: Sequence[Masks] | None = None
     ) -> list[HiddenMemory]:
         """What leaves the grid along each dimension, given what enters: see ``scan``.
 
-        Coordinates of sides and masks are those of the data, whatever the directions.
+        Coordinates of sides and masks are those of the data, whatever the directions. Sides may be plain tuples, and
+        floats of masks have any precision.
 
         Raises:
             UserError: when shapes, data types or devices of sides or masks do not fit the grid.
         """
+        entering = pairs(sides)
         weights = [
             cast(Transform, self.transforms[source]).packed(self.copies, own)
             for source, own in zip(self.sources, columns_of(self.block), strict=True)
         ]
         if autocast_type(weights[0].weight) is not None:
             # States and sums stay in the weights' precision; the sweep lowers the products alone.
-            sides = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in sides]
-        check_sides(self.block, sides, extents)
-        self._check_weights(weights[0].weight, sides[0].h, extents)
+            entering = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in entering]
+        check_sides(self.block, entering, extents)
+        self._check_weights(weights[0].weight, entering[0].h, extents)
         if masks is not None:
-            check_masks(self.block, masks, extents, sides[0].h)
-        masks = self._with_noise(masks, extents, sides[0].h)
+            check_masks(self.block, masks, extents, entering[0].h)
+        masks = self._with_noise(masks, extents, entering[0].h)
+        masks = masks and [mask.in_type(entering[0].h.dtype) for mask in masks]
         if self.reversed:
-            sides, weights = self._flip_sides(sides), [Weights(*map(self._flip_copies, w)) for w in weights]
+            entering, weights = self._flip_sides(entering), [Weights(*map(self._flip_copies, w)) for w in weights]
             masks = masks and [Masks(*(x if x is None else self._flip_mask(x) for x in mask)) for mask in masks]
-        leaving = sweep_named(self.sweep, self.block, extents, sides[0].h)(self.block, weights, sides, extents, masks)
+        leaving = sweep_named(self.sweep, self.block, extents, entering[0].h)(
+            self.block, weights, entering, extents, masks
+        )
         return self._flip_sides(leaving) if self.reversed else leaving
 
     def _check_weights(self, weight: Tensor, like: Tensor, extents: Sequence[int]) -> None:
@@ -221,14 +235,30 @@ class Grid(nn.Module):
 
 
 def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) -> None:
-    """Raises UserError unless names are clear and weights that are shared fit."""
+    """Raises UserError unless names are clear, cells are cells, and noise and weights that are shared fit them."""
+    taken = nn.ModuleDict()
+    for d in dimensions:
+        if not isinstance(d.name, str) or not d.name or "." in d.name or hasattr(taken, d.name):
+            raise UserError(
+                f"the name of a dimension must be a word without dots that torch.nn.ModuleDict has not taken, such as "
+                f"'time', got {d.name!r}."
+            )
     names = [d.name for d in dimensions]
     if not names or len(set(names)) < len(names):
         raise UserError(f"a grid needs dimensions with different names, got {', '.join(names) or 'none'}.")
     for d in dimensions:
+        check_cell(f"the cell of dimension {d.name!r}", d.cell)
         check_at_least_one(**{f"size of dimension {d.name!r}": d.size})
         if d.untied_extent is not None:
             check_at_least_one(**{f"untied_extent of dimension {d.name!r}": d.untied_extent})
+        for regularizer in d.regularizers:
+            if isinstance(regularizer, Zoneout) and regularizer.m > 0 and d.cell.memory_size(d.size) == 0:
+                raise UserError(
+                    f"dimension {d.name!r} has no memory for zoneout to hold back: expected m=0 or a cell with memory, "
+                    f"got m={regularizer.m} and {d.cell}."
+                )
+    if isinstance(priority, str) or not isinstance(priority, Sequence):
+        raise UserError(f"priority must be a list of names of dimensions, such as ['depth'], got {priority!r}.")
     if unknown := [name for name in priority if name not in names]:
         raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
     if len(set(priority)) < len(priority):
@@ -246,4 +276,9 @@ def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) 
             raise UserError(
                 f"dimension {d.name!r} shares the weights of {owner.name!r}, so it needs the same cell and size: "
                 f"expected {owner.cell} of size {owner.size}, got {d.cell} of size {d.size}."
+            )
+        if owner.tied != d.tied:
+            raise UserError(
+                f"dimension {d.name!r} shares the weights of {owner.name!r}, which are tied or not for both: expected "
+                f"tied={owner.tied}, got tied={d.tied}."
             )

@@ -8,9 +8,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from gridlstm.cell import LSTM, Cell, HiddenMemory, check_state_vector
+from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell, check_state_vector
 from gridlstm.engine.dispatch import SweepName, taken_apart
-from gridlstm.errors import UserError, check_at_least_one
+from gridlstm.engine.matmul import check_factor
+from gridlstm.errors import UserError, check_at_least_one, check_true_or_false
 from gridlstm.grid import Dimension, Grid
 from gridlstm.scan import Masks
 
@@ -73,9 +74,9 @@ class GridLSTM(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        for name, cell in {"time": time, "depth": depth}.items():
-            if not isinstance(cell, Cell):
-                raise UserError(f"{name} must be a cell, such as gridlstm.cell.LSTM(), got {cell!r}.")
+        check_true_or_false(tied=tied)
+        check_cell("time", time)
+        check_cell("depth", depth)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -106,8 +107,8 @@ class GridLSTM(nn.Module):
             The top h of every step, shaped as x but with d features, and the state.
 
         Raises:
-            UserError: when the rank, size, data type (but under autocast) or device of x, of the state or of the
-                lengths does not fit.
+            UserError: when the rank, size, data type or device of x, of the state or of the lengths does not fit. Of x
+                and the weights, autocast makes all floats but float64 one type.
         """
         self._check_input(x)
         batched = x.dim() == 3
@@ -142,7 +143,6 @@ class GridLSTM(nn.Module):
                 f"expected x as a tensor, got {type(x).__name__}; "
                 f"a packed sequence goes through pad_packed_sequence, which returns the lengths for this call too."
             )
-        weight = self.input.weight
         layout = "(B, T, input_size)" if self.batch_first else "(T, B, input_size)"
         steps = 1 if self.batch_first and x.dim() == 3 else 0
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.shape[steps] == 0:
@@ -150,10 +150,7 @@ class GridLSTM(nn.Module):
                 f"expected x of shape {layout} or (T, input_size) with input_size={self.input_size} and at least one "
                 f"step, got {tuple(x.shape)}."
             )
-        if x.device != weight.device:
-            raise UserError(f"expected x on {weight.device} like the weights, got {x.device}: use x.to(...).")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise UserError(f"expected x of type {weight.dtype} like the weights, got {x.dtype}: use x.to(...).")
+        check_factor("x", x, self.input.weight)
 
     def _padding(self, lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
         """Which steps do not count: (T, B)."""

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, OUTPUTS, HiddenMemory, fan_in_uniform
-from gridlstm.engine.dispatch import taken_apart
+from gridlstm.engine.dispatch import pairs, taken_apart
+from gridlstm.engine.matmul import check_factor
 from gridlstm.errors import UserError, check_at_least_one
 
 Place = tuple[int, ...]
@@ -204,7 +205,7 @@ class MDLSTM(nn.Module):
                 Coordinates are those of the data, whatever the directions.
 
         Raises:
-            UserError: when shapes do not fit.
+            UserError: when shapes, data types or devices do not fit. Autocast makes all floats but float64 one type.
         """
         *extents, B, length = x.shape if x.dim() == self.N + 2 else (0, 0, -1)
         if length != self.input_size or min(extents) < 1:
@@ -215,9 +216,15 @@ class MDLSTM(nn.Module):
         shapes = [(*_without(tuple(extents), n), B, self.hidden_size) for n in range(self.N)]
         if sides is None:
             sides = [HiddenMemory(self.weight.new_zeros(shape), self.weight.new_zeros(shape)) for shape in shapes]
-        for n, (side, shape) in enumerate(zip(sides, shapes, strict=True)):
+        if len(sides) != self.N:
+            raise UserError(f"expected {self.N} sides, one a dimension, got {len(sides)}.")
+        for n, (side, shape) in enumerate(zip(pairs(sides), shapes, strict=True)):
             if any(tuple(each.shape) != shape for each in side):
                 raise UserError(f"side {n}: expected h and m of shape {shape}, got {[tuple(e.shape) for e in side]}.")
+            for each in side:
+                check_factor(f"side {n}", each, self.weight)
+        if self.input_size:  # else x has no numbers
+            check_factor("x", x, self.weight)
         if self.reversed:
             x, sides = x.flip(self.reversed), self._flip_sides(sides)
         from_input, recurrent = self.weight.split([self.input_size, self.N * self.hidden_size], dim=-1)

@@ -75,6 +75,10 @@ class Masks(NamedTuple):
     keep_m: Tensor | None = None
     drop: Tensor | None = None
 
+    def in_type(self, dtype: torch.dtype) -> "Masks":
+        """The same, with floats of this type."""
+        return Masks(*(x.to(dtype) if x is not None and x.is_floating_point() else x for x in self))
+
 
 def mix(keep: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
     """What remains of a step that is held back."""

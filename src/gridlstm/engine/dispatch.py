@@ -34,12 +34,8 @@ def check_sweep_name(name: str, names: Any = SweepName) -> None:
         raise UserError(f"sweep must be one of {', '.join(get_args(names))}, got {name!r}.")
 
 
-def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Tensor) -> Sweep:
-    """The sweep to run: the named one, or with "auto" the fastest known for this grid on this device. Where plain
-    operations are needed, the reference.
-
-    Args:
-        like: any tensor that enters the grid, (..., B, size).
+def check_sweep_fits(name: SweepName, block: Block) -> None:
+    """Refuses what only some blocks allow.
 
     Raises:
         UserError: when "layer-major" or "half-step" is asked of a block that needs another order.
@@ -54,6 +50,20 @@ def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Ten
             "sweep=layer-major needs at least two dimensions, the last of them computed in the last stage, and weights "
             "untied along no other: choose sweep=auto, change priority or tie the weights."
         )
+
+
+def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Tensor) -> Sweep:
+    """The sweep to run: the named one, or with "auto" the fastest known for this grid on this device. Where plain
+    operations are needed, the reference.
+
+    Args:
+        like: any tensor that enters the grid, (..., B, size).
+
+    Raises:
+        UserError: see ``check_sweep_fits``.
+    """
+    # Again: the name may be another one than when the grid was made.
+    check_sweep_fits(name, block)
     if taken_apart(like):
         return scan
     if name == "auto":
@@ -76,7 +86,9 @@ def chain_named(name: ChainName, cell: Cell, x: Tensor) -> Callable[[Any, Weight
 
 
 def taken_apart(like: Tensor) -> bool:
-    """Whether plain operations are needed, by torch.export, torch.func or a tracer, or as tensors have no memory."""
+    """Whether plain operations are needed: by torch.export, torch.func, a tracer or derivatives in forward mode, or as
+    tensors have no memory.
+    """
     modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
     return (
         torch.compiler.is_exporting()
@@ -84,6 +96,7 @@ def taken_apart(like: Tensor) -> bool:
         or like.device.type == "meta"
         or type(like) not in (Tensor, Parameter)  # such as FakeTensorMode's
         or any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
+        or torch.autograd.forward_ad._current_level >= 0  # hand-written gradients go backward alone
     )
 
 
@@ -138,6 +151,15 @@ def _log_once(message: str) -> None:
     log.info(message)
 
 
+def pairs(sides: Sequence[tuple[Tensor, Tensor]]) -> list[HiddenMemory]:
+    """Plain tuples as what they stand for. Raises UserError for sides that are no pairs of tensors."""
+    for n, side in enumerate(sides):
+        if not isinstance(side, tuple | list) or [isinstance(x, Tensor) for x in side] != [True, True]:
+            got = [type(x).__name__ for x in side] if isinstance(side, tuple | list) else type(side).__name__
+            raise UserError(f"side {n}: expected HiddenMemory(h, m), or another pair of tensors, got {got}.")
+    return [HiddenMemory(*side) for side in sides]
+
+
 def check_sides(block: Block, sides: Sequence[HiddenMemory], extents: Sequence[int]) -> None:
     """Raises UserError unless what enters the grid fits it."""
     N = len(block.cells)
@@ -145,7 +167,8 @@ def check_sides(block: Block, sides: Sequence[HiddenMemory], extents: Sequence[i
         raise UserError(
             f"expected {N} sides and {N} extents of at least 1, got {len(sides)} sides and extents {tuple(extents)}."
         )
-    B, reference = sides[0].h.shape[-2], sides[0].h
+    reference = sides[0].h
+    B = reference.shape[-2] if reference.dim() > 1 else 1
     for n, (side, size, cell) in enumerate(zip(sides, block.sizes, block.cells, strict=True)):
         leading = (*(extent for axis, extent in enumerate(extents) if axis != n), B)
         for name, x, length in (("h", side.h, size), ("m", side.m, cell.memory_size(size))):
@@ -173,6 +196,11 @@ def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], li
         for name, x, length in zip(mask._fields, mask, (size, cell.memory_size(size), size), strict=True):
             if x is None:
                 continue
+            if x.dtype != torch.bool and not x.is_floating_point():
+                raise UserError(
+                    f"masks of dimension {n}: expected {name} of booleans or floats, got {x.dtype}: convert it by "
+                    f".bool() or .float()."
+                )
             shape = (*extents, like.shape[-2], length)
             fits = x.dim() <= len(shape) and all(a in (1, b) for a, b in zip(x.shape[::-1], shape[::-1], strict=False))
             if not fits or x.device != like.device:

@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gridlstm.errors import UserError
+
 log = logging.getLogger(__name__)
 
 Product = Literal["native", "onednn"]
@@ -57,6 +59,23 @@ def autocast_type(like: Tensor) -> torch.dtype | None:
     if like.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def check_device(name: str, x: Tensor, weight: Tensor) -> None:
+    """Raises UserError unless both are on one device."""
+    if x.device != weight.device:
+        raise UserError(f"expected {name} on {weight.device} like the weights, got {x.device}: move it by .to(...).")
+
+
+def check_factor(name: str, x: Tensor, weight: Tensor) -> None:
+    """Raises UserError unless both are on one device and of one type, or of two that autocast makes one."""
+    check_device(name, x, weight)
+    if x.dtype == weight.dtype:
+        return
+    if not (x.is_floating_point() and autocast_type(x) and autocast_type(weight)):
+        raise UserError(
+            f"expected {name} of type {weight.dtype} like the weights, got {x.dtype}: convert it by .to(...)."
+        )
 
 
 def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add: bool = False) -> Tensor:

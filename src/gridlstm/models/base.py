@@ -3,17 +3,20 @@
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gridlstm.cell import fan_in_uniform
-from gridlstm.errors import UserError, check_at_least_one
+from gridlstm.cell import check_state_vector, fan_in_uniform
+from gridlstm.engine.matmul import check_device, check_factor
+from gridlstm.errors import UserError, check_above_zero, check_at_least_one
 
 State = Any
 """A NamedTuple of tensors, each (L, B, ...): batch is dimension 1, as in ``torch.nn.LSTM``."""
+
+S = TypeVar("S")
 
 
 class SequenceModel(nn.Module):
@@ -31,6 +34,23 @@ class SequenceModel(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step, on the module's device and in its dtype."""
         raise NotImplementedError(f"{type(self).__name__} must define initial_state")
+
+    def state_before(self, state: S | None, batch_size: int) -> S:
+        """The state before the first step: the given one, also as a plain tuple, or for None the initial one.
+
+        Raises:
+            UserError: when the number, the shapes, the data types or the device of its tensors do not fit.
+        """
+        if state is None:
+            return self.initial_state(batch_size)
+        expected = self.initial_state(0)  # has all but the rows, and takes no memory
+        names = expected._fields
+        if not isinstance(state, tuple | list) or len(state) != len(names):
+            got = f"{len(state)} values" if isinstance(state, tuple | list) else type(state).__name__
+            raise UserError(f"expected the state that a call returned, a tuple of {', '.join(names)}, got {got}.")
+        for name, value, like in zip(names, state, expected, strict=True):
+            check_state_vector(name, value, (like.shape[0], batch_size, *like.shape[2:]), like)
+        return type(expected)(*state)
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         raise NotImplementedError(f"{type(self).__name__} must define forward")
@@ -74,10 +94,9 @@ def start_weights_within(model: nn.Module, bound: float) -> None:
     """Initialises every weight with U(-bound, bound); biases stay.
 
     Raises:
-        UserError: the bound is not above 0.
+        UserError: the bound is not above 0 and finite.
     """
-    if bound <= 0:
-        raise UserError(f"init_bound must be above 0, got {bound}.")
+    check_above_zero(init_bound=bound)
     for name, parameter in model.named_parameters():
         if name.endswith("weight"):
             parameter.uniform_(-bound, bound)
@@ -102,14 +121,21 @@ class InputProjection(nn.Module):
         nn.init.normal_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T) or (B, T, input_size) -> (B, T, output_size)."""
+        """(B, T) or (B, T, input_size) -> (B, T, output_size).
+
+        Raises:
+            UserError: when the shape, data type or device of x does not fit, or a symbol is out of range. Autocast
+                makes all floats but float64 one type.
+        """
         if x.dim() == 2 and x.dtype in (torch.int64, torch.int32):
+            check_device("x", x, self.weight)
             try:
                 return F.embedding(x, self.weight)
             except IndexError as error:  # of the CPU; a GPU says so when it is next waited for
                 low, high = (int(value) for value in x.aminmax())
                 raise UserError(f"expected symbols from 0 to {self.input_size - 1}, got {low} to {high}.") from error
         if x.dim() == 3 and x.shape[-1] == self.input_size and x.is_floating_point():
+            check_factor("x", x, self.weight)
             return x @ self.weight
         raise UserError(
             f"expected symbols (B, T) of type int64 or int32, or floats (B, T, {self.input_size}), "
@@ -133,7 +159,13 @@ class VectorProjection(nn.Linear):
         fan_in_uniform(self.weight, 1.0)  # inputs of unit variance, such as -1 and 1, are projected to unit variance
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, input_size) -> (B, output_size)."""
+        """(B, input_size) -> (B, output_size).
+
+        Raises:
+            UserError: when the shape, data type or device of x does not fit. Autocast makes all floats but float64 one
+                type.
+        """
         if x.dim() != 2 or x.shape[-1] != self.in_features or not x.is_floating_point():
             raise UserError(f"expected floats (B, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}.")
+        check_factor("x", x, self.weight)
         return super().forward(x)

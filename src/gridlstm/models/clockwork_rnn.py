@@ -50,7 +50,8 @@ class ClockworkRNN(SequenceModel):
     ) -> None:
         super().__init__()
         check_sizes(input_size, hidden_size, num_layers)
-        if not periods or min(periods) < 1 or sorted(set(periods)) != list(periods):
+        whole = all(type(period) is int for period in periods)
+        if not periods or not whole or min(periods) < 1 or sorted(set(periods)) != list(periods):
             raise UserError(f"periods must be whole numbers from 1 that grow, such as [1, 2, 4], got {list(periods)}.")
         if hidden_size < len(periods):
             raise UserError(
@@ -63,12 +64,14 @@ class ClockworkRNN(SequenceModel):
         self.input = InputProjection(input_size, hidden_size)
         sizes = [len(part) for part in torch.arange(hidden_size, device="cpu").tensor_split(len(periods))]
         self.layers = nn.ModuleList(_Layer(sizes) for _ in range(num_layers))
+        self.periods_by_unit = [period for period, size in zip(periods, sizes, strict=True) for _ in range(size)]
         self.unit_periods: Tensor
-        self.register_buffer(
-            "unit_periods",
-            torch.tensor([period for period, size in zip(periods, sizes, strict=True) for _ in range(size)]),
-            persistent=False,
-        )
+        self.register_buffer("unit_periods", torch.empty(hidden_size, dtype=torch.int64), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills the one tensor that no ``state_dict`` holds, as after ``to_empty``."""
+        self.unit_periods.copy_(torch.tensor(self.periods_by_unit))
 
     def initial_state(self, batch_size: int) -> ClockworkRNNState:
         weight = self.input.weight
@@ -78,9 +81,8 @@ class ClockworkRNN(SequenceModel):
         )
 
     def forward(self, x: Tensor, state: ClockworkRNNState | None = None) -> tuple[Tensor, ClockworkRNNState]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
         y = self.input(x).transpose(0, 1)  # (T, B, d)
+        state = self.state_before(state, y.shape[1])
         clock = state.clock + torch.arange(len(y), device=y.device)[:, None]  # (T, B)
         active = clock[:, :, None] % self.unit_periods == 0  # (T, B, d)
         last = []

@@ -58,9 +58,8 @@ class DepthGatedLSTM(SequenceModel):
         return DepthGatedLSTMState(zeros, zeros.clone())
 
     def forward(self, x: Tensor, state: DepthGatedLSTMState | None = None) -> tuple[Tensor, DepthGatedLSTMState]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
         y = self.input(x).transpose(0, 1)  # (T, B, d)
+        state = self.state_before(state, y.shape[1])
         memories: Tensor | None = None
         last = []
         for layer, h, m in zip(self.layers, state.h, state.m, strict=True):

@@ -58,30 +58,30 @@ class GatedFeedbackLSTM(SequenceModel):
         """[i, j * d :][:d] is U_c^{i->j}."""
         self.reset = nn.Parameter(torch.empty(num_layers, num_layers, num_layers * hidden_size))
         """[j, i] is r^{i->j}."""
-        self.reset_parameters(forget_bias)
+        self.forget_bias = forget_bias
+        self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self, forget_bias: float) -> None:
+    def reset_parameters(self) -> None:
         fan_in_uniform(self.from_below, gain=0.5**0.5)  # x and h together are the fan-in
         fan_in_uniform(self.from_before, gain=0.5**0.5)
         fan_in_uniform(self.feedback, gain=(0.5 / self.num_layers) ** 0.5)
         fan_in_uniform(self.reset, gain=0.5**0.5)
         self.bias.zero_()
-        self.bias[:, self.hidden_size : 2 * self.hidden_size] = forget_bias
+        self.bias[:, self.hidden_size : 2 * self.hidden_size] = self.forget_bias
 
     def initial_state(self, batch_size: int) -> GatedFeedbackLSTMState:
         zeros = self.input.weight.new_zeros(self.num_layers, batch_size, self.hidden_size)
         return GatedFeedbackLSTMState(zeros, zeros.clone())
 
     def forward(self, x: Tensor, state: GatedFeedbackLSTMState | None = None) -> tuple[Tensor, GatedFeedbackLSTMState]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
         L, d = self.num_layers, self.hidden_size
         below, biases = self.from_below.unbind(), self.bias.unbind()
         # One product a step holds all that is known before it: what layer i says to every layer and to itself.
         recurrent = torch.cat([self.feedback, self.from_before], dim=1).transpose(1, 2)  # (L, d, (L + 3) d)
         resets = self.reset.flatten(0, 1)  # (L L, L d)
         bottom = F.linear(self.input(x).transpose(0, 1), below[0], biases[0])  # (T, B, 4d + L)
+        state = self.state_before(state, bottom.shape[1])
         h, ms = state.h, state.m.unbind()
         outputs = []
         for z in bottom.unbind():

@@ -6,8 +6,9 @@ Shape legend: B batch rows, L layers, d hidden size.
 import torch
 from torch import Tensor
 
-from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
 from gridlstm.engine.dispatch import SweepName
+from gridlstm.errors import check_true_or_false
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.base import VectorModel, VectorProjection, check_sizes
 
@@ -42,6 +43,8 @@ class Grid1d(VectorModel):
     ) -> None:
         super().__init__()
         check_sizes(input_size, hidden_size, num_layers)
+        check_cell("depth", depth)
+        check_true_or_false(tied=tied)
         self.input_size = input_size
         self.num_layers = num_layers
         sizes = hidden_size, depth.memory_size(hidden_size)

@@ -3,14 +3,14 @@
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
@@ -80,12 +80,16 @@ class Grid2d(SequenceModel):
     ) -> None:
         super().__init__()
         check_sizes(input_size, hidden_size, num_layers)
+        check_cell("time", time)
+        check_cell("depth", depth)
         if priority not in (None, "time", "depth"):
             raise UserError(f"priority must be depth, time or null, got {priority!r}.")
         check_dropout(dropout)
         if shared and time != depth:
             raise UserError(f"shared=true: expected the same cell along time and depth, got {time} and {depth}.")
         names = ("time", "depth")
+        if isinstance(tied, str) or not isinstance(tied, bool | Collection):
+            raise UserError(f"tied must be true, false or a list of time and depth, got {tied!r}.")
         tied_names = set(names if tied else ()) if isinstance(tied, bool) else set(tied)
         if unknown := tied_names - set(names):
             raise UserError(f"tied must be true, false or a list of time and depth, got {unknown.pop()!r} in it.")
@@ -125,9 +129,8 @@ class Grid2d(SequenceModel):
         return Grid2dState(rows, rows.new_zeros(self.num_layers, batch_size, self.memory_sizes[0]))
 
     def forward(self, x: Tensor, state: Grid2dState | None = None) -> tuple[Tensor, Grid2dState]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
         bottom = self.input(x).transpose(0, 1)  # (T, B, output_size)
+        state = self.state_before(state, bottom.shape[1])
         h, m = bottom.split([self.hidden_size, self.output_size - self.hidden_size], dim=-1)
         if not self.memory_at_ends:
             m = bottom.new_zeros(*h.shape[:2], self.memory_sizes[1])

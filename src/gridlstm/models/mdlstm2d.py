@@ -50,9 +50,8 @@ class MDLSTM2d(SequenceModel):
         return Grid2dState(*zeros)
 
     def forward(self, x: Tensor, state: Grid2dState | None = None) -> tuple[Tensor, Grid2dState]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
         bottom = HiddenMemory(*self.input(x).transpose(0, 1).chunk(2, dim=-1))  # 2 x (T, B, d)
+        state = self.state_before(state, x.shape[0])
         no_input = bottom.h.new_zeros(x.shape[1], self.num_layers, x.shape[0], 0)
         h, m = self.blocks(no_input, [HiddenMemory(*state), bottom])  # (T, L, B, d)
         return torch.cat([h[:, -1], m[:, -1]], dim=-1).transpose(0, 1), Grid2dState(h[-1], m[-1])

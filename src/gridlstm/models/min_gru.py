@@ -52,7 +52,7 @@ class MinGRU(SequenceModel):
 
     def forward(self, x: Tensor, state: MinGRUState | None = None) -> tuple[Tensor, MinGRUState]:
         y = self.input(x)  # (B, T, d)
-        state = state or self.initial_state(len(y))
+        state = self.state_before(state, len(y))
         last = []
         for block, h in zip(self.blocks, state.h, strict=True):
             y, h = block(y, h)

@@ -46,9 +46,9 @@ class Recurrent(SequenceModel):
         return HiddenState(self.input.weight.new_zeros(self.layers.num_layers, batch_size, self.layers.hidden_size))
 
     def forward(self, x: Tensor, state: HiddenState | None = None) -> tuple[Tensor, HiddenState]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
-        y, h = self.layers(self.input(x), state.h.contiguous())
+        y = self.input(x)
+        state = self.state_before(state, len(y))
+        y, h = self.layers(y, state.h.contiguous())
         # Autocast lowers what the kernel returns; a state stays as precise as it was.
         return y, HiddenState(h.to(state.h.dtype))
 

@@ -58,12 +58,11 @@ class RecurrentHighway(SequenceModel):
         return RecurrentHighwayState(self.input.weight.new_zeros(1, batch_size, self.hidden_size))
 
     def forward(self, x: Tensor, state: RecurrentHighwayState | None = None) -> tuple[Tensor, RecurrentHighwayState]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
-        s = state.s[0]
+        y = self.input(x)  # (B, T, d)
+        s = self.state_before(state, len(y)).s[0]
         layers = list(zip(self.weight.unbind(), self.bias.unbind(), strict=True))
         outputs = []
-        for z in self.from_below(self.input(x)).unbind(1):
+        for z in self.from_below(y).unbind(1):
             for n, (weight, bias) in enumerate(layers):
                 pre = F.linear(s, weight, bias)
                 z_h, z_t = (pre + z if n == 0 else pre).chunk(2, dim=-1)

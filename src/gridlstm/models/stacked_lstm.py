@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridlstm.cell import LSTM, Cell, HiddenMemory, check_state_vector
+from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
 from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, taken_apart
+from gridlstm.errors import check_true_or_false
 from gridlstm.grid import Transform
 from gridlstm.models.base import InputProjection, SequenceModel, check_dropout, check_sizes, start_weights_within
 from gridlstm.scan import Weights
@@ -60,6 +61,8 @@ class StackedLSTM(SequenceModel):
     ) -> None:
         super().__init__()
         check_sizes(input_size, hidden_size, num_layers)
+        check_cell("time", time)
+        check_true_or_false(tied=tied)
         check_dropout(dropout)
         check_sweep_name(sweep, ChainName)
         self.input_size = input_size
@@ -90,12 +93,8 @@ class StackedLSTM(SequenceModel):
         )
 
     def forward(self, x: Tensor, state: StackedLSTMState | None = None) -> tuple[Tensor, StackedLSTMState]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
-        sizes = (self.hidden_size, self.cell.memory_size(self.hidden_size))
-        for name, value, size in zip(("h", "m"), state, sizes, strict=True):  # which the kernel reads without looking
-            check_state_vector(name, value, (self.num_layers, x.shape[0], size), self.input.weight)
         y = self.input(x).transpose(0, 1)  # (T, B, d)
+        state = self.state_before(state, y.shape[1])  # the kernel would read it without looking
         copies = self.layers.packed(() if self.tied else (self.num_layers,)).copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
         if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard" and not taken_apart(y):

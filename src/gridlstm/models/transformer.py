@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gridlstm.errors import UserError
+from gridlstm.errors import check_at_least_one
 from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 from gridlstm.models.residual import ResidualBlock, reset_linear
 
@@ -51,8 +51,7 @@ class Transformer(SequenceModel):
     ) -> None:
         super().__init__()
         check_sizes(input_size, hidden_size, num_layers)
-        if num_heads < 1 or window < 1:
-            raise UserError(f"num_heads and window must be at least 1, got num_heads={num_heads}, window={window}.")
+        check_at_least_one(num_heads=num_heads, window=window)
         self.input_size = input_size
         self.output_size = self.hidden_size = hidden_size
         self.num_heads, self.window = num_heads, window
@@ -72,7 +71,7 @@ class Transformer(SequenceModel):
     def forward(self, x: Tensor, state: TransformerState | None = None) -> tuple[Tensor, TransformerState]:
         y = self.input(x)  # (B, T, d)
         fresh = state is None
-        state = state or self.initial_state(len(y))
+        state = self.state_before(state, len(y))
         past = 0 if fresh else self.window - 1  # of an empty past, nothing needs to be masked
         visible = self._visible(y.shape[1], past, state.length[0])
         rotation = _rotation(past + y.shape[1], self.head_size, y)
