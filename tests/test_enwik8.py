@@ -23,11 +23,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from filelock import FileLock, Timeout
+from tests.conftest import compose
 from tqdm import tqdm
 
+from gridlstm.atomic import write_text
 from gridlstm.data.download import fetch, unzip_member
 from gridlstm.data.enwik8 import Enwik8Data, Text8Data
 from gridlstm.errors import UserError
+from gridlstm.runtime.build import check_types
 
 EXTRACT = "enwiki_xml_small/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
@@ -209,9 +213,18 @@ def test_the_genuine_file_is_the_default(tmp_path: Path) -> None:
     for name, test in (("graves2013", 4_000_000), ("mrnn2011", 10_000_000)):
         named = Enwik8Data(tmp_path, 100, 1, splits=name)
         assert (sum(named.splits), named.splits[2]) == (100_000_000, test)
-    with pytest.raises(UserError, match="one of standard, graves2013, mrnn2011, or three numbers, got 'usual'"):
+    with pytest.raises(UserError, match="one of standard, paper, graves2013, mrnn2011, or three numbers, got 'usual'"):
         Enwik8Data(tmp_path, 100, 1, splits="usual")
     assert (data.level, data.window, data.stream_length) == ("byte", 50, 10_000)
+    assert Enwik8Data(tmp_path, 100, 1, splits="paper").splits == data.splits
+
+
+def test_streams_may_be_left_to_the_text(data_dir: Path, served: Served, server: Server) -> None:
+    for task in ("enwik8", "text8"):
+        check_types(compose(f"task={task}", "task.data.stream_length=null").task, "task")
+    data = make(data_dir, served, server, stream_length=None)
+    data.setup("fit")
+    assert data.stream_length == 10_000
 
 
 def test_it_is_downloaded_once_and_read(
@@ -529,6 +542,19 @@ def test_a_checksum_that_nobody_published_is_recorded_and_then_expected(data_dir
     with pytest.raises(UserError, match=r"is not text8, .* it holds 16 other bytes, such as 65"):
         make_text8().source()
     assert not (data_dir / "text8.sha256").exists()
+
+
+def test_a_checksum_is_recorded_by_one_process_at_a_time(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_locked(path: Path, content: str) -> None:
+        with pytest.raises(Timeout):
+            FileLock(data_dir / ".text8.lock").acquire(timeout=0)
+        write_text(path, content)
+
+    monkeypatch.setattr("gridlstm.data.enwik8.write_text", write_locked)
+    data_dir.mkdir()
+    (data_dir / "text8").write_bytes(b"anarchism " * 500)
+    Text8Data(data_dir, 2, 1, splits=(0.8, 0.1, 0.1), size=5000, sha256=None).source()
+    assert (data_dir / "text8.sha256").exists()
 
 
 def test_text8_is_fetched_where_it_lies(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Texts whose parts are the splits: the Penn Treebank from a user's copy, and data sets by name."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from tests.conftest import compose
 
 from gridlstm.data.hub import HubTextData
 from gridlstm.data.penn_treebank import FILES, PennTreebankData
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
+from gridlstm.runtime.build import make_data
 from gridlstm.runtime.job import run_job
 
 LINES = {"train": "the größte <unk> rose N points", "valid": "it fell", "test": "no one said so"}
@@ -64,6 +67,43 @@ def test_a_treebank_that_is_not_whole_is_named(treebank: Path, tmp_path: Path) -
     with pytest.raises(UserError, match=r"ptb\.test\.txt is not UTF-8"):
         splits(PennTreebankData(treebank, "char", 2, 1, cache_dir=tmp_path))
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_small_copy_of_the_treebank_is_enough(treebank: Path, tmp_path: Path) -> None:
+    data = make_data(compose("task=penn_treebank", f"task.path={treebank}", f"task.data.cache_dir={tmp_path}"))
+    data.setup("fit")
+    assert isinstance(data, PennTreebankData)
+    assert data.stream_length == 50, "a window: 50 rows of 620 characters have no room for more"
+
+
+def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
+    """And neither a file of the cache, nor the cache where the treebank cannot be read."""
+    data = PennTreebankData(treebank, "char", 2, 1, window=5, stream_length=10, cache_dir=tmp_path)
+    with pytest.raises(UserError, match=f"^{treebank} has .* symbols, and had 3 when"):
+        data.check_goes_on(data.state_dict() | {"symbols": 3})
+    with pytest.raises(UserError, match=r"x cannot be read: .*File name too long"):
+        splits(PennTreebankData(tmp_path / ("x" * 300), "char", 2, 1, cache_dir=tmp_path))
+
+
+def test_parts_of_the_old_size_and_date_are_joined_anew(treebank: Path, data_set: Any, tmp_path: Path) -> None:
+    """Also where the package keeps a copy of its own, which goes by dates."""
+    directory = data_set()
+
+    def from_treebank() -> str:
+        options = {"window": 5, "stream_length": 10, "cache_dir": tmp_path / "cache"}
+        return splits(PennTreebankData(treebank, "char", 2, 1, **options))[0]
+
+    for file, read in (
+        (treebank / FILES[0], from_treebank),
+        (directory / "train.jsonl", lambda: splits(make(directory, tmp_path))[0]),
+    ):
+        os.utime(file, ns=(0, 1))
+        before = read()
+        changed = tmp_path / "changed"
+        changed.write_bytes(file.read_bytes().replace(b"r", b"R"))
+        os.utime(changed, ns=(0, 1))
+        changed.replace(file)
+        assert read() == before.replace("r", "R") != before
 
 
 @pytest.fixture
@@ -138,7 +178,9 @@ def test_only_what_is_cut_needs_a_share(data_set: Any, tmp_path: Path, caplog: p
     splits(make(data_set(), tmp_path))
     assert "has no effect" not in caplog.text
     splits(make(tmp_path / "train-validation-test", tmp_path, splits=(0.8, 0.1, 0.1)))
-    assert "task.data.splits=[0.8, 0.1, 0.1] has no effect" in caplog.text
+    assert "task.data.splits=[0.8, 0.1, 0.1] has no effect on validation and test:" in caplog.text
+    splits(make(directory, tmp_path, splits=(0.8, 0.1, 0.1)))
+    assert "task.data.splits=[0.8, 0.1, 0.1] has no effect on test:" in caplog.text
 
 
 def test_a_split_of_another_name_is_left_out(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,6 +203,80 @@ def test_a_document_without_text_is_left_out(tmp_path: Path, caplog: pytest.LogC
     expected = "".join(f"document {n}\n" for n in range(90) if n % 3)
     assert "".join(splits(make(tmp_path / "set", tmp_path))) == expected
     assert any(record.message.startswith("30 documents of") for record in caplog.records)
+    first = "".join(f"document {n}\n" for n in (1, 2, 4, 5))
+    assert "".join(splits(make(tmp_path / "set", tmp_path, max_documents=4))) == first, "null ones are not counted"
+
+
+def test_a_data_set_that_was_saved_is_read(data_set: Any, tmp_path: Path) -> None:
+    import datasets
+
+    directory = data_set()
+    found = datasets.load_dataset(str(directory))
+    found.save_to_disk(tmp_path / "all")
+    found["train"].with_format("pandas").save_to_disk(tmp_path / "one")
+    expected = splits(make(directory, tmp_path))
+    assert splits(make(tmp_path / "all", tmp_path)) == expected
+    assert "".join(splits(make(tmp_path / "one", tmp_path))) == expected[0]
+    with pytest.raises(UserError, match=r"all was written by save_to_disk, .* leave out task\.data\.config=a"):
+        splits(make(tmp_path / "all", tmp_path, config="a"))
+
+
+def test_a_directory_is_one_data_set_however_it_is_spelt(
+    data_set: Any,
+    tmp_path: Path,
+    job: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And not the format of that name."""
+    directory = data_set().rename(tmp_path / "json")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def run(name: str, *options: str) -> None:
+        config = job(f"task.data.cache_dir={tmp_path / 'cache'}", *options, task="hub")
+        config.task.data.name = name
+        run_job(config)
+
+    monkeypatch.chdir(tmp_path)
+    run("json", "stages=[fit]")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with caplog.at_level("INFO"):
+        evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
+        run("~/json", "ckpt_path=last", "trainer.max_steps=6")
+        run("../json", "ckpt_path=last", "trainer.max_steps=8")
+    assert len(list((tmp_path / "cache").glob("*.splits.json"))) == 1
+    assert caplog.text.count(f"{directory} is taken from the cache") == 3
+
+
+@pytest.mark.usefixtures("data_set")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train.txt": b"a line\n" * 30, "validation.txt": b""}, r"validation.* of .*set holds no document: put"),
+        ({"train.jsonl": b"", "test.jsonl": b'{"text": "a line"}\n'}, r"train\.jsonl of .*set holds no document: put"),
+        ({"train.txt": b"text\n" * 30 + b"gr\xf6\xdfer\n"}, r"train\.txt of .*set is not UTF-8 \(.*\): convert it"),
+    ],
+)
+def test_a_file_of_nothing_or_in_another_encoding_is_named(
+    files: dict[str, bytes], message: str, streaming: bool, tmp_path: Path
+) -> None:
+    directory = tmp_path / "set"
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        splits(make(directory, tmp_path, streaming=streaming))
+
+
+def test_configurations_are_named(data_set: Any, tmp_path: Path) -> None:
+    directory = data_set()
+    configs = [f"- config_name: {name}\n  data_files: {file}.jsonl\n" for name, file in (("a", "train"), ("b", "test"))]
+    (directory / "README.md").write_text("".join(["---\nconfigs:\n", *configs, "---\n"]))
+    with pytest.raises(UserError, match=r"has several configurations: give task\.data\.config=…, one of a, b\."):
+        splits(make(directory, tmp_path))
+    assert splits(make(directory, tmp_path, config="b"))[0].startswith("test says 0 times")
 
 
 def test_what_is_wrong_with_a_data_set_is_named(data_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ Most texts here have no character twice, in ascending order: the id of a symbol 
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import DictConfig
+from tests.conftest import compose
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from gridlstm.data.base import Batch
 from gridlstm.data.corpus import Corpus
 from gridlstm.data.streams import split_text
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
+from gridlstm.models.base import SequenceModel
+from gridlstm.models.grid2d import Grid2d
+from gridlstm.models.stacked_lstm import StackedLSTM
+from gridlstm.runtime.build import check_task
+from gridlstm.tasks.language_model import LanguageModel
 
 LONGEST = 20_000
 """Places at most: the CJK block has no more characters."""
@@ -280,6 +289,15 @@ def test_splits_as_fractions_and_as_numbers() -> None:
     assert split_text(1000, [900, 50, 50]) == (range(900), range(900, 950), range(950, 1000))
     assert split_text(1000, [100, 20, 30]) == (range(100), range(100, 120), range(120, 150))
     assert split_text(100, [0.333333, 0.333333, 0.333334]) == (range(33), range(33, 67), range(67, 100))
+    splits = list(compose("experiment=torch7/wikipedia").task.data.splits)
+    assert split_text(100_000_000, splits) == split_text(100_000_000, (95_000_000, 4_990_000, 10_000))
+
+
+def test_numbers_that_leave_most_of_a_text_are_named(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(directory, splits=(1500, 300, 100))
+    assert "unused" not in caplog.text
+    make(directory, splits=(100, 20, 30))
+    assert "task.data.splits=[100, 20, 30] leaves 1,850 characters unused" in caplog.text
 
 
 @given(length=st.integers(100, 10**9), val=st.floats(0.05, 0.4), test=st.floats(0.05, 0.4))
@@ -361,6 +379,13 @@ def test_a_missing_name_and_a_missing_file_are_refused(tmp_path: Path) -> None:
         TextData(tmp_path / "none.txt", "byte", 1, 1, cache_dir=tmp_path).setup()
 
 
+def test_a_path_that_cannot_be_reached_says_why(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    reasons = {"x" * 300: "File name too long", ".": "it is a directory", "none": "there is no such file"}
+    for name, reason in reasons.items():
+        with pytest.raises(UserError, match=f"cannot be read: {reason}. Name a text"):
+            check_task(job(f"task.path={tmp_path / name}", task="text"))
+
+
 class Recorder(L.LightningModule):
     """Trains nothing of use, and keeps the batches it is given."""
 
@@ -426,6 +451,47 @@ def test_a_resumed_run_goes_on_with_the_next_batch(directory: Path, tmp_path: Pa
             trainer(12, tmp_path).fit(
                 Recorder(), datamodule=other, ckpt_path=tmp_path / "last.ckpt", weights_only=False
             )
+
+
+class Watched(LanguageModel):
+    """Keeps the losses of its training steps."""
+
+    def __init__(self, data: TextData, model: SequenceModel) -> None:
+        super().__init__(model, data.spec, partial(torch.optim.SGD, lr=0.0))
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(float(loss))
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("kind", [Grid2d, StackedLSTM])
+def test_windows_with_carried_state_are_one_long_pass_over_each_stream(
+    kind: Callable[..., SequenceModel], directory: Path, tmp_path: Path
+) -> None:
+    """Every stream anew, and whatever is validated in between: the first of them after five of the eight windows."""
+    data = make(directory, 600, batch_size=3)
+    torch.manual_seed(1)
+    task = Watched(data, kind(600, 6, 2)).double()
+    trainer(8, tmp_path).fit(task, datamodule=data)
+
+    def nats(inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            return cross_entropy(task(inputs)[0].transpose(1, 2), targets, reduction="none")
+
+    windows = take(make(directory, 600, batch_size=3), 8)
+    expected = []
+    for group in (windows[:4], windows[4:]):
+        inputs = torch.cat([window.inputs for window in group], dim=1)
+        targets = torch.cat([window.targets for window in group], dim=1)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1]), "three streams of 20 symbols"
+        expected += nats(inputs, targets).unflatten(1, (4, 5)).mean((0, 2)).tolist()
+    # The same sums, but for how steps and rows share a matrix product: rounding of float64.
+    assert task.losses == pytest.approx(expected, rel=0, abs=1e-12)
+    afresh = [float(nats(window.inputs, window.targets).mean()) for window in windows]
+    assert [abs(a - b) > 1e-6 for a, b in zip(task.losses, afresh, strict=True)] == 2 * [False, True, True, True]
 
 
 def test_a_checkpoint_of_another_level_is_refused(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """A text file as an array of symbol ids, decoded once and cached on disk.
 
-A cache entry is one file: a line of JSON (vocabulary, length, dtype), padded, then the raw ids.
+A cache entry is one file: a line of JSON (vocabulary, length, dtype, checksum, what to warn of), padded, then the raw
+ids.
 """
 
 import bz2
@@ -15,7 +16,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -24,18 +25,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridlstm.atomic import replacing
-from gridlstm.data.files import only_process
+from gridlstm.data.files import only_process, stamp
 from gridlstm.data.vocabulary import UNKNOWN, Level, Vocabulary, split_words, symbol_codes
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Version of the cache entries; part of their key."""
 ALIGNMENT = 64
 _PIECE = 2**20
 _MAC = re.compile(r"__MACOSX/|(.*/)?\.DS_Store$")
 """What macOS adds to every archive."""
+
+_PACKED = {
+    "gzip": rb"\x1f\x8b\x08",
+    "xz": rb"\xfd7zXZ\x00",
+    "bzip2": rb"BZh[1-9]1AY&SY",
+    "zip": rb"PK\x03\x04",
+    "zstd": rb"\x28\xb5\x2f\xfd",
+    "7z": rb"7z\xbc\xaf\x27\x1c",
+}
+"""How what was packed begins."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class Corpus:
     ids: NDArray[np.unsignedinteger[Any]]
     """(length,) in the smallest unsigned type; memory-mapped and read-only where the cache can be written."""
     vocabulary: Vocabulary
+    doubts: tuple[str, ...] = ()
+    """What to warn of: sentences on bytes that may be of no text."""
 
     @cached_property
     def crc32(self) -> int:
@@ -67,7 +80,8 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
             stands for all others. None for all words.
 
     Raises:
-        UserError: file missing, empty, unreadable, damaged, a zip of several members, or at level char not UTF-8.
+        UserError: file missing, empty, unreadable, damaged, packed in another way or as a zip of several members, or at
+            another level than byte not UTF-8.
     """
     check_level(level, max_words)
     # As it is called: a link's target may lack the suffix that says how the text is packed.
@@ -82,14 +96,16 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
         raise UserError(f"{path} is a directory: name a text file in it with task.path=...")
     try:
         entry = _entry(path, stat, level, max_words, cache_dir)
-        cached = _load(entry, level)
-        if cached is not None:
-            return cached
-        with only_process(entry.with_suffix(".lock"), f"reading {path}"):
-            return _load(entry, level) or _build(path, level, max_words, entry)
+        corpus = _load(entry, level)
+        if corpus is None:
+            with only_process(entry.with_suffix(".lock"), f"reading {path}"):
+                corpus = _load(entry, level) or _build(path, level, max_words, entry)
     except OSError as error:
         log.warning("the cache cannot be used (%s): %s stays in memory, and is read anew each time", error, path)
-        return _decode(path, level, max_words)
+        corpus = _decode(path, level, max_words)
+    for doubt in corpus.doubts:  # every time, not only when the cache is made
+        log.warning("%s", doubt)
+    return corpus
 
 
 def check_level(level: Level, max_words: int | None) -> None:
@@ -117,7 +133,7 @@ def cache_directory(given: Path | None) -> Path:
 
 
 def _entry(path: Path, stat: os.stat_result, level: Level, max_words: int | None, cache_dir: Path | None) -> Path:
-    key = json.dumps([str(path), stat.st_size, stat.st_mtime_ns, level, max_words, FORMAT])
+    key = json.dumps([str(path), stamp(stat), level, max_words, FORMAT])
     return cache_directory(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.ids"
 
 
@@ -134,7 +150,10 @@ def _load(entry: Path, level: Level) -> Corpus | None:
         if entry.stat().st_size != expected:
             raise ValueError(f"{entry.stat().st_size} bytes, expected {expected}")
         ids = np.memmap(entry, dtype=dtype, mode="r", offset=offset, shape=(length,))
-        return Corpus(ids, Vocabulary(level, tuple(header["symbols"])))
+        corpus = Corpus(ids, Vocabulary(level, tuple(header["symbols"])), tuple(header["doubts"]))
+        if corpus.crc32 != header["crc32"]:
+            raise ValueError("its ids are not those that were written")
+        return corpus
     except (ValueError, KeyError, TypeError) as error:
         log.warning("the cached text %s is damaged (%s): reading the original anew", entry, error)
         return None
@@ -142,7 +161,13 @@ def _load(entry: Path, level: Level) -> Corpus | None:
 
 def _build(path: Path, level: Level, max_words: int | None, entry: Path) -> Corpus:
     corpus = _decode(path, level, max_words)
-    header = {"symbols": corpus.vocabulary.symbols, "dtype": corpus.ids.dtype.str, "length": len(corpus.ids)}
+    header = {
+        "symbols": corpus.vocabulary.symbols,
+        "dtype": corpus.ids.dtype.str,
+        "length": len(corpus.ids),
+        "crc32": corpus.crc32,
+        "doubts": corpus.doubts,
+    }
     line = json.dumps(header).encode()
     line += b" " * (-(len(line) + 1) % ALIGNMENT) + b"\n"
     try:
@@ -159,15 +184,16 @@ def _build(path: Path, level: Level, max_words: int | None, entry: Path) -> Corp
 def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     log.info("reading %s", path)
     raw = _contents(path)
+    _check_unpacked(raw, path)
+    doubts = []
     if level != "byte":
         raw = raw.removeprefix(codecs.BOM_UTF8)  # a mark of the encoding, no character of the text
         if (cut := _cut_character(raw)) > 0:
-            log.warning("%s ends inside a UTF-8 character: its last %d bytes are left out", path, cut)
+            doubts.append(f"{path} ends inside a UTF-8 character: its last {cut} bytes are left out")
             raw = raw[:-cut]
     corpus = _words(raw, path, max_words) if level == "word" else _codes(raw, path, level)
-    (_doubt if level == "byte" else _doubt_zeros)(raw, path)
     log.info("%s: %d symbols (level %s), %d distinct", path, len(corpus.ids), level, len(corpus.vocabulary))
-    return corpus
+    return replace(corpus, doubts=(*doubts, *_doubts(raw, path, level)))
 
 
 def _words(raw: bytes, path: Path, max_words: int | None) -> Corpus:
@@ -247,23 +273,31 @@ def _contents(path: Path) -> bytes:
         ) from error
 
 
-def _doubt(raw: bytes, path: Path) -> None:
-    """Says so where bytes are of no text, or in another encoding than is usual; they may be meant all the same."""
-    if _doubt_zeros(raw, path):
-        return
+def _check_unpacked(raw: bytes, path: Path) -> None:
+    """Raises UserError where what was read is packed still, and would be trained on as noise."""
+    for kind, beginning in _PACKED.items():
+        if re.match(beginning, raw):
+            raise UserError(
+                f"{path} holds data packed as {kind}: unpack it, or if it is .gz, .xz, .bz2 or .zip of one file and "
+                f"nothing else, let its name end so."
+            )
+
+
+def _doubts(raw: bytes, path: Path, level: Level) -> list[str]:
+    """What is said of bytes of no text, or in another encoding than is usual; they may be meant all the same."""
+    if raw[257:262] == b"ustar":
+        return [f"{path} is a tar archive: the headers of its files are symbols too, unless you unpack it"]
+    if 0 in raw:
+        return [f"{path} holds zero bytes, as no text in UTF-8 does: they are symbols as others are"]
+    if level != "byte":
+        return []  # it has been decoded
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for start in range(0, len(raw), _PIECE):
             decoder.decode(raw[start : start + _PIECE])
     except UnicodeDecodeError as error:
-        log.warning("%s is not UTF-8 (%s): all its bytes are symbols, as they are", path, error.reason)
-
-
-def _doubt_zeros(raw: bytes, path: Path) -> bool:
-    """Says so where there are zero bytes."""
-    if 0 in raw:
-        log.warning("%s holds zero bytes, as no text in UTF-8 does: they are symbols as others are", path)
-    return 0 in raw
+        return [f"{path} is not UTF-8 ({error.reason}): all its bytes are symbols, as they are"]
+    return []
 
 
 def _cut_character(raw: bytes) -> int:

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = {
     "standard": (90_000_000, 5_000_000, 5_000_000),
+    "paper": (90_000_000, 5_000_000, 5_000_000),
     "graves2013": (92_000_000, 4_000_000, 4_000_000),
     "mrnn2011": (80_000_000, 10_000_000, 10_000_000),
 }
@@ -58,7 +59,7 @@ class Enwik8Data(TextData):
         size: int = 100_000_000,
         sha256: str | None = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
         window: int = 50,
-        stream_length: int = 10_000,
+        stream_length: int | None = 10_000,
         splits: Sequence[float] | str = "standard",
         val_symbols: int | None = None,
         cache_dir: str | Path | None = None,
@@ -159,7 +160,9 @@ class Enwik8Data(TextData):
             return
         digest = sha256_of(file)
         try:
-            write_text(record, f"{digest}  {file.name}\n")
+            with only_process(file.with_name(f".{self.name}.lock"), f"recording the SHA-256 of {file}"):
+                if not record.exists():
+                    write_text(record, f"{digest}  {file.name}\n")
         except OSError as error:
             log.warning("the SHA-256 of %s is %s, and cannot be recorded: %s", file, digest, error)
         else:

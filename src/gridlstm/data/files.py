@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,3 +67,8 @@ def mismatch(path: Path, size: int, sha256: str | None) -> str | None:
     except OSError as error:
         return f"unreadable: {error.strerror}"
     return None if digest == sha256 else f"SHA-256 {digest}, expected {sha256}"
+
+
+def stamp(stat: os.stat_result) -> list[int]:
+    """What tells two states of a file apart, also where size and date are the same, as a copy can leave them."""
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

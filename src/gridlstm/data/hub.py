@@ -3,17 +3,25 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gridlstm.data.files import stamp
 from gridlstm.data.parts import PARTS, PartedTextData
 from gridlstm.data.streams import SHARES
 from gridlstm.data.vocabulary import Level
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_SAVED = ("state.json", "dataset_dict.json")
+"""What ``Dataset.save_to_disk`` and ``DatasetDict.save_to_disk`` write into their directories."""
+_OF_NOTHING = ("SchemaInferenceError", "StopIteration", "EmptyDataError")
+"""Errors of files of JSON and of CSV that are empty; of files of lines a ValueError says that its split has no data."""
+_PLAIN = (".txt", ".csv", ".tsv", ".json", ".jsonl")
+"""Files that are read as they are."""
 
 
 class HubTextData(PartedTextData):
@@ -24,11 +32,12 @@ class HubTextData(PartedTextData):
     ``gridlstm[datasets]``.
 
     Args:
-        name: on the hub, such as "Salesforce/wikitext", or a directory of files in a format that it reads.
+        name: on the hub, such as "Salesforce/wikitext", or a directory: of files in a format that it reads, or one that
+            ``save_to_disk`` wrote.
         config: of the data set, where it has several.
         column: of the text.
         streaming: read documents one by one instead of keeping the data set's own copy too.
-        max_documents: take so many of each split at most; None for all.
+        max_documents: take so many of each split at most, those without text not counted; None for all.
         level, batch_size, seed, window, stream_length, splits, val_symbols, cache_dir, max_words: see ``TextData``.
 
     Raises:
@@ -57,16 +66,25 @@ class HubTextData(PartedTextData):
         )
         if max_documents is not None and max_documents < 1:
             raise UserError(f"task.data.max_documents must be null or at least 1, got {max_documents}.")
-        self.data_set = name
+        directory = os.path.expanduser(name)
+        self._directory = Path(directory).resolve() if os.path.isdir(directory) else None
+        # One directory is one data set however it is spelt, and never a format that the package knows, such as json.
+        self.data_set = str(self._directory or name)
         self.config = config
         self.column = column
         self.streaming = streaming
         self.max_documents = max_documents
 
+    @property
+    def called(self) -> str:
+        return self.data_set
+
+    def _files(self) -> list[Path]:
+        """Those of a directory; none of what is on the hub."""
+        return sorted(path for path in self._directory.rglob("*") if path.is_file()) if self._directory else []
+
     def key(self) -> str:
-        directory = Path(self.data_set)
-        files = sorted(path for path in directory.rglob("*") if path.is_file()) if directory.is_dir() else []
-        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        stats = [(str(path.resolve()), stamp(path.stat())) for path in self._files()]
         text = json.dumps([self.data_set, self.config, self.column, self.max_documents, stats])
         return f"hub-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -75,10 +93,25 @@ class HubTextData(PartedTextData):
             import datasets
         except ImportError as error:
             raise UserError("this task needs the package datasets: pip install gridlstm[datasets]") from error
+        saved = self._directory is not None and any((self._directory / name).is_file() for name in _SAVED)
+        if saved and self.config is not None:
+            raise UserError(
+                f"{self.data_set} was written by save_to_disk, and so has no configurations: leave out "
+                f"task.data.config={self.config}."
+            )
         try:
-            found = datasets.load_dataset(self.data_set, self.config, streaming=self.streaming)
+            if saved:
+                found = datasets.load_from_disk(self.data_set).with_format(None)
+            else:
+                # Its own copy of a directory goes by the dates of the files alone.
+                afresh = "force_redownload" if self._directory else None
+                found = datasets.load_dataset(
+                    self.data_set, self.config, streaming=self.streaming, download_mode=afresh
+                )
         except Exception as error:  # of many kinds: no such name, no network, a file that cannot be read
             raise self._unreadable(error) from error
+        if isinstance(found, datasets.Dataset):
+            found = {"train": found}
         if "train" not in found:
             raise UserError(f"{self.data_set} has no split train, but {', '.join(found)}: it cannot be trained on.")
         if missing := [name for name in PARTS if name not in found]:
@@ -87,27 +120,34 @@ class HubTextData(PartedTextData):
             log.warning(
                 "of %s, %s is left out: its splits here are %s", self.data_set, ", ".join(others), ", ".join(PARTS)
             )
-        return {name: self._documents(found[name]) for name in PARTS if name in found}
+        return {name: self._documents(name, found[name]) for name in PARTS if name in found}
 
-    def _documents(self, split: Any) -> Iterator[str]:
+    def _documents(self, name: str, split: Any) -> Iterator[str]:
         empty = written = 0
-        for document in self._read(islice(split, self.max_documents)):
+        for document in self._read(split):
             text = document.get(self.column)
             if text is None and self.column in document:
                 empty += 1
                 continue
             if not isinstance(text, str):
-                columns = ", ".join(name for name, value in document.items() if isinstance(value, str))
+                columns = ", ".join(key for key, value in document.items() if isinstance(value, str))
                 raise UserError(
                     f"task.data.column={self.column} is no text of {self.data_set}; columns of text: "
                     f"{columns or 'none'}."
                 )
             written += 1
             yield text if text.endswith("\n") else text + "\n"
+            if written == self.max_documents:
+                break
         if empty and not written:
             raise UserError(
-                f"task.data.column={self.column} of {self.data_set} has no text, all its documents are null: name "
-                f"another column."
+                f"task.data.column={self.column} of {self.data_set} has no text in the split {name}, all its documents "
+                f"are null: name another column."
+            )
+        if not written:
+            raise UserError(
+                f"the split {name} of {self.data_set} holds no document: put some into it, or leave it out (validation "
+                f"and test are then cut from train)."
             )
         if empty:
             log.warning(
@@ -127,7 +167,34 @@ class HubTextData(PartedTextData):
 
     def _unreadable(self, error: Exception) -> UserError:
         cause = error.__cause__ or error  # the package's own often says but that there was one
+        reason, _, rest = str(cause).partition("\n")
+        plain = [file for file in self._files() if file.suffix in _PLAIN]
+        if type(cause).__name__ in _OF_NOTHING or "corresponds to no data" in reason:
+            files = ", ".join(str(file) for file in plain if not file.stat().st_size)
+            return UserError(
+                f"{files or 'one of the splits'} of the data set {self.data_set} holds no document: put some into it, "
+                f"or leave it out."
+            )
+        if isinstance(cause, UnicodeDecodeError):
+            file = next((str(file) for file in plain if not _is_utf8(file)), "a file")
+            return UserError(
+                f"{file} of the data set {self.data_set} is not UTF-8 ({cause.reason}): convert it, such as by "
+                f"iconv -f latin1 -t utf-8."
+            )
+        if reason == "Config name is missing.":
+            names = rest.partition("[")[2].partition("]")[0].replace("'", "")
+            return UserError(f"{self.data_set} has several configurations: give task.data.config=…, one of {names}.")
         return UserError(
-            f"the data set {self.data_set} cannot be loaded: {str(cause).partition(chr(10))[0]} Check task.data.name "
-            f"and task.data.config, and the network; a directory of files works without one."
+            f"the data set {self.data_set} cannot be loaded: {reason} Check task.data.name and task.data.config, and "
+            f"the network; a directory of files works without one."
         )
+
+
+def _is_utf8(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for _ in lines:
+                pass
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -40,6 +40,10 @@ class PartedTextData(TextData):
         """The text of each part, in pieces: of train, and of validation and test where they are there."""
         raise NotImplementedError(f"{type(self).__name__} must define read_parts")
 
+    @property
+    def called(self) -> str:
+        return str(self.path)
+
     def source(self) -> Path:
         if self._joined is None:
             self._joined = self._find()
@@ -47,9 +51,15 @@ class PartedTextData(TextData):
 
     def _find(self) -> Path:
         try:
+            key = self.key()
+        except OSError as error:
+            raise UserError(f"{self.called} cannot be read: {error}. Name another, or make it readable.") from error
+        try:
             directory = cache_directory(None if self.cache_dir is None else Path(self.cache_dir))
-            joined = directory / f"{self.key()}.txt"
-            if not _whole(joined):
+            joined = directory / f"{key}.txt"
+            if _whole(joined):
+                log.info("%s is taken from the cache, joined: %s", self.called, joined)
+            else:
                 with only_process(joined.with_suffix(".lock"), f"joining {joined}"):
                     if not _whole(joined):
                         self._join(joined)
@@ -60,8 +70,11 @@ class PartedTextData(TextData):
     def setup(self, stage: str | None = None) -> None:
         told = self._told
         super().setup(stage)
-        if self._told and not told and self.splits != SHARES and set(self._lengths()) == set(PARTS):
-            log.warning("task.data.splits=%s has no effect: the text has its own", list(self.splits))
+        if self._told and not told and self.splits != SHARES:
+            lengths = self._lengths()
+            shares = zip(PARTS[1:], self.splits[1:], strict=False)
+            if own := " and ".join(name for name, share in shares if share and name in lengths):
+                log.warning("task.data.splits=%s has no effect on %s: the text has its own", list(self.splits), own)
 
     def _lengths(self) -> dict[str, int]:
         lengths: dict[str, int] = json.loads(_lengths_file(self.source()).read_text())[self.level]
@@ -74,7 +87,7 @@ class PartedTextData(TextData):
             return super().parts
         if any(length < 2 for length in lengths.values()):
             told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            raise UserError(f"symbols of the parts: {told}; each needs at least 2.")
+            raise UserError(f"symbols of the parts of {self.called}: {told}; each needs at least 2.")
         spans = pairwise(accumulate(lengths.values(), initial=0))
         own = {name: range(*span) for name, span in zip(lengths, spans, strict=True)}
         for n, name in enumerate(PARTS):

@@ -1,9 +1,11 @@
 """The Penn Treebank's Wall Street Journal as language models read it, from the user's own copy."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from gridlstm.data.files import stamp
 from gridlstm.data.parts import PARTS, PartedTextData
 from gridlstm.errors import UserError
 
@@ -29,7 +31,7 @@ class PennTreebankData(PartedTextData):
     def _files(self) -> list[Path]:
         if self.path is None:
             raise UserError("no directory was named: task.path=<the directory of ptb.train.txt>.")
-        files = [Path(self.path).expanduser() / name for name in FILES]
+        files = [Path(os.path.expanduser(self.path)) / name for name in FILES]
         if missing := [str(file) for file in files if not file.is_file()]:
             raise UserError(
                 f"{', '.join(missing)}: no such file. task.path must be a directory with {', '.join(FILES)}, which are "
@@ -38,7 +40,7 @@ class PennTreebankData(PartedTextData):
         return files
 
     def key(self) -> str:
-        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self._files()]
+        stats = [(str(file.resolve()), stamp(file.stat())) for file in self._files()]
         return f"penn_treebank-{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}"
 
     def read_parts(self) -> Mapping[str, Iterator[str]]:

@@ -5,6 +5,7 @@ Shape legend: B batch rows, T time steps (the window).
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,12 @@ class TextData(SequenceData):
         """The text file."""
         if self.path is None or str(self.path) == "":
             raise UserError("no text was named: task.path=<any text file>.")
-        return Path(self.path).expanduser()
+        return Path(os.path.expanduser(self.path))
+
+    @property
+    def called(self) -> str:
+        """What messages call the text."""
+        return str(self.source())
 
     @property
     def corpus(self) -> Corpus:
@@ -143,7 +149,7 @@ class TextData(SequenceData):
         self._fitting = stage != "validate"
         if self.whole:
             if (length := len(self.corpus.ids)) < 2:
-                raise UserError(f"{self.source()} has {length} symbol, to predict any needs at least 2.")
+                raise UserError(f"{self.called} has {length} symbol, to predict any needs at least 2.")
             return
         parts = self.parts  # reads the text and checks that the splits fit it
         # A text that is only evaluated may be shorter than a training stream.
@@ -152,6 +158,9 @@ class TextData(SequenceData):
             self._told = True
             sizes = " + ".join(f"{len(part):,}" for part in parts)
             log.info("%s %s to train, validate and test on%s", sizes, self.unit, training)
+            unused = len(self.corpus.ids) - sum(map(len, parts))
+            if 2 * unused > len(self.corpus.ids):  # the numbers may be meant for another text
+                log.warning("task.data.splits=%s leaves %s %s unused", list(self.splits), f"{unused:,}", self.unit)
             self._log_yardstick()
 
     def _epoch(self) -> str:
@@ -212,17 +221,15 @@ class TextData(SequenceData):
             own.places_in(known)  # says so where it has symbols that the checkpoint lacks
             lacking = len(set(known.symbols) - set(own.symbols))
             how = f"{lacking} of its {len(known)} symbols do not occur in" if lacking else "others are frequent in"
-            raise UserError(f"the checkpoint was trained on another text: {how} {self.source()}. {back}")
+            raise UserError(f"the checkpoint was trained on another text: {how} {self.called}. {back}")
         was, now = state_dict.get("symbols"), len(self.corpus.ids)
         if was not in (None, now):
             raise UserError(
-                f"{self.source()} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "
+                f"{self.called} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "
                 f"would lie elsewhere. {back}"
             )
         if state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32:
-            raise UserError(
-                f"{self.source()} is not what it was when the checkpoint was written, though as long. {back}"
-            )
+            raise UserError(f"{self.called} is not what it was when the checkpoint was written, though as long. {back}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where a checkpoint left off; to be evaluated, the text takes on the ids that the checkpoint knows.

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,9 @@ _SPACE = re.compile(rb"[ \t\r\n]")
 
 UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
+
+_SHOWN = 5
+"""Unknown symbols that an error names."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,33 @@ class Vocabulary:
         if self.level == "word":
             return self._encode_words(raw, name)
         codes = np.concatenate([np.zeros(0, np.int64), *symbol_codes(raw, self.level, name)])
-        ids = np.searchsorted(self.symbols, codes)
-        unknown = np.setdiff1d(codes, self.symbols)
-        if len(unknown):
-            symbol = repr(chr(unknown[0])) if self.level == "char" else f"byte {unknown[0]}"
-            raise UserError(f"{symbol} does not occur in the text that the model was trained on: leave it out.")
-        return ids
+        if len(unknown := codes[~np.isin(codes, self.symbols)]):
+            raise self._unknown(unknown.tolist(), name)
+        return np.searchsorted(self.symbols, codes)
 
     def _encode_words(self, raw: bytes, name: str) -> NDArray[np.int64]:
         id_of = {word: id for id, word in enumerate(self.symbols)}
-        ids = []
-        for word in split_words(raw, name):
-            if (id := id_of.get(word, id_of.get(UNKNOWN))) is None:
-                raise UserError(f"{word!r} does not occur in the text that the model was trained on: leave it out.")
-            ids.append(id)
-        return np.array(ids, dtype=np.int64)
+        words = list(split_words(raw, name))
+        if UNKNOWN not in id_of and (unknown := [word for word in words if word not in id_of]):
+            raise self._unknown(unknown, name)
+        return np.array([id_of.get(word, id_of.get(UNKNOWN)) for word in words], dtype=np.int64)
+
+    def _unknown(self, symbols: Sequence[Any], name: str) -> UserError:
+        do, them = ("does", "it") if len(set(symbols)) == 1 else ("do", "them")
+        return UserError(
+            f"{self._named(symbols)} {do} not occur in the text that the model was trained on: leave {them} out of "
+            f"{name}."
+        )
+
+    def _named(self, symbols: Iterable[Any]) -> str:
+        """The first few of some symbols, as a person can tell them."""
+        distinct = list(dict.fromkeys(symbols))
+        if self.level == "word":
+            shown = list(map(repr, distinct[:_SHOWN]))
+        else:
+            as_text = self.level == "char"
+            shown = [repr(chr(code)) if as_text or code < 128 else f"byte {code}" for code in distinct[:_SHOWN]]
+        return ", ".join(shown) + (f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else "")
 
     def places_in(self, other: "Vocabulary") -> NDArray[np.int64]:
         """The id that each symbol has in another vocabulary; a word that it lacks is its ``<unk>``, where it has that.
@@ -74,7 +89,8 @@ class Vocabulary:
         unknown = id_of.get(UNKNOWN)
         lacking = [] if unknown is not None else [symbol for symbol in self.symbols if symbol not in id_of]
         if self.level != other.level or lacking:
-            shown = f", {len(lacking)} of which it does not know" if self.level == other.level else ""
+            same = self.level == other.level
+            shown = f", {len(lacking)} of which it does not know: {self._named(lacking)}" if same else ""
             raise UserError(
                 f"the checkpoint was trained on another text: it knows {len(other)} symbols (level {other.level}), "
                 f"this text has {len(self)} (level {self.level}){shown}. Name the text and the level of that run with "
@@ -86,13 +102,17 @@ class Vocabulary:
         """The text of ids; at level byte, sequences that are not UTF-8 become the replacement character."""
         return "".join(self.stream(np.asarray(ids).tolist()))
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of ids, piece by piece as they come; "" where a byte only begins a character."""
+    def stream(self, ids: Iterable[int], ends: bool = True) -> Iterator[str]:
+        """The text of ids, piece by piece as they come; "" where a byte only begins a character.
+
+        Args:
+            ends: the text ends with the last id, so that a character that is cut there is shown as the replacement.
+        """
         if self.level == "byte":
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for id in ids:
                 yield decoder.decode(bytes([self.symbols[id]]))
-            yield decoder.decode(b"", final=True)
+            yield decoder.decode(b"", final=ends)
         elif self.level == "char":
             for id in ids:
                 yield chr(self.symbols[id])
