@@ -19,7 +19,7 @@ from gridlstm.data.base import Spec
 from gridlstm.data.corpus import Vocabulary
 from gridlstm.engine.wavefront import wavefront
 from gridlstm.errors import UserError
-from gridlstm.look import cells
+from gridlstm.look import cells, gates
 from gridlstm.look.__main__ import look
 from gridlstm.look.activation import panels, responses
 from gridlstm.look.cells import record
@@ -28,13 +28,16 @@ from gridlstm.look.flow import curves_of_new, curves_of_trained
 from gridlstm.look.gates import saturation
 from gridlstm.look.gradients import through_depth, through_time
 from gridlstm.look.labels import characters, labels
-from gridlstm.look.load import load, new
+from gridlstm.look.load import load, new, sequences
 from gridlstm.look.ranking import Ranked, correlations, rank, survival
 from gridlstm.look.watch import watching
 from gridlstm.models.base import SequenceModel
+from gridlstm.models.clockwork_rnn import ClockworkRNN
 from gridlstm.models.grid1d import Grid1d
 from gridlstm.models.grid2d import Grid2d
+from gridlstm.models.mdlstm2d import MDLSTM2d
 from gridlstm.models.recurrent import GRU, RNN
+from gridlstm.models.recurrent_highway import RecurrentHighway, RecurrentHighwayState
 from gridlstm.models.stacked_lstm import StackedLSTM
 from gridlstm.models.transformer import Transformer
 from gridlstm.regularizers import Zoneout
@@ -73,6 +76,9 @@ def slope(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
         lambda: Grid2d(SYMBOLS, D, 2, priority="depth", tied=False),
         lambda: StackedLSTM(SYMBOLS, D, 2),
         lambda: GRU(SYMBOLS, D, 2),
+        lambda: RecurrentHighway(SYMBOLS, D, 2),
+        lambda: ClockworkRNN(SYMBOLS, D, 2, periods=[1, 2]),
+        lambda: MDLSTM2d(SYMBOLS, D, 2),
     ],
 )
 def test_through_time_is_the_slope_with_respect_to_each_state(make: Callable[[], SequenceModel]) -> None:
@@ -88,10 +94,12 @@ def test_through_time_is_the_slope_with_respect_to_each_state(make: Callable[[],
             y = model(x[:, i:], state._replace(**{name: part}))[0]
             return F.cross_entropy(head(y[:, -1]), target)
 
-        torch.testing.assert_close(found.h[i], slope(lambda h, f=loss: f(h, "h"), state.h).norm(), **CLOSE)
+        h = "s" if isinstance(model, RecurrentHighway) else "h"
+        expected = slope(lambda part, f=loss, n=h: f(part, n), getattr(state, h)).norm()
+        torch.testing.assert_close(found.h[i], expected, **CLOSE)
         if found.m is not None:
             torch.testing.assert_close(found.m[i], slope(lambda m, f=loss: f(m, "m"), state.m).norm(), **CLOSE)
-    assert (found.m is None) == isinstance(model, GRU)
+    assert (found.m is None) == isinstance(model, GRU | RecurrentHighway | ClockworkRNN)
 
 
 def test_through_time_of_a_linear_network_is_what_one_computes_by_hand() -> None:
@@ -166,6 +174,38 @@ def test_through_depth_of_a_plain_network_is_the_chain_rule() -> None:
     np.testing.assert_allclose(through_depth(model, head, x, target).h, norms[::-1], rtol=1e-10)
 
 
+def test_through_depth_of_a_recurrent_highway_network_is_the_slope_between_its_layers() -> None:
+    """The other way to a layer's vector: a network of the layers below it, and one of those above without an input."""
+    L = 3
+    model = RecurrentHighway(SYMBOLS, D, L, transform_bias=0.0).double()
+    head, (x, target) = head_of(model), sample()
+    found = through_depth(model, head, x, target)
+    assert len(found.h) == L
+    assert found.m is None
+    with torch.no_grad():
+        before = model(x[:, :-1])[1]
+
+    def part(begin: int, end: int) -> RecurrentHighway:
+        layers = RecurrentHighway(SYMBOLS, D, end - begin).double()
+        own = {"weight": model.weight[begin:end], "bias": model.bias[begin:end]}
+        layers.load_state_dict({**model.state_dict(), **own})
+        return layers
+
+    for layer in range(1, L):
+        upper = part(layer, L)
+        torch.nn.init.zeros_(upper.from_below.weight)
+
+        def loss(s: Tensor, upper: RecurrentHighway = upper) -> Tensor:
+            return F.cross_entropy(head(upper(x[:, -1:], RecurrentHighwayState(s))[0][:, -1]), target)
+
+        with torch.no_grad():
+            passed = part(0, layer)(x[:, -1:], before)[1].s
+        torch.testing.assert_close(found.h[layer - 1], slope(loss, passed).norm(), **CLOSE)
+    with torch.no_grad():
+        top = model(x)[0][:, -1]
+    torch.testing.assert_close(found.h[-1], slope(lambda y: F.cross_entropy(head(y), target), top).norm(), **CLOSE)
+
+
 def test_rows_are_averaged_and_do_not_mix() -> None:
     model = Grid2d(SYMBOLS, D, 2).double()
     head, x, target = head_of(model), torch.randint(SYMBOLS, (3, T)), torch.randint(SYMBOLS, (3,))
@@ -186,6 +226,37 @@ def test_new_networks_have_as_many_steps_and_layers_as_are_asked() -> None:
     ]
     assert [c.norms.m is None for c in curves] == [False, False, True, True, True]
     assert all((c.norms.h > 0).all() for c in curves)
+
+
+def not_seen(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Of what the log says that there is no curve."""
+    return [line.getMessage().partition(":")[0] for line in caplog.records if line.name == "gridlstm.look.flow"]
+
+
+def test_what_cannot_be_seen_of_a_network_is_named_and_the_rest_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    options = ["task.network.hidden_size=8"]
+    curves = curves_of_new(["clockwork_rnn", "transformer", "recurrent_highway"], 3, 4, options)
+    assert [(c.model, c.along, len(c.norms.h)) for c in curves] == [
+        ("clockwork_rnn", "time", 3),
+        ("recurrent_highway", "time", 3),
+        ("recurrent_highway", "depth", 4),
+    ]
+    assert not_seen(caplog) == [
+        "clockwork_rnn has no curve through depth",
+        "transformer has no curve through time",
+        "transformer has no curve through depth",
+    ]
+    with pytest.raises(UserError, match="of which the state or the layers can be seen, got transformer: give another"):
+        curves_of_new(["transformer"], 3, 4, options)
+
+
+def test_a_trained_network_whose_layers_cannot_be_seen_keeps_its_time(
+    tmp_path: Path, job_in: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    run_job(job_in(tmp_path, task="text", model="min_gru"))
+    curves = curves_of_trained([load(tmp_path / "run" / "checkpoints" / "last.ckpt", [])], 5)
+    assert [(c.stage, c.along, len(c.norms.h)) for c in curves] == [("start", "time", 5), ("trained", "time", 5)]
+    assert not_seen(caplog) == ["min_gru has no curve through depth"], "once, and not for both stages"
 
 
 @pytest.mark.parametrize("name", ["grid2d_relu_depth", "grid2d_gru"])
@@ -345,11 +416,20 @@ def test_the_page_shows_the_text_its_colours_and_nothing_from_elsewhere() -> Non
     label = labels(text)["URL"]
     memory = label[:, None, None] * 2 - 1
     shown = page(text, {"time": memory}, {"URL": label}, [Ranked("URL", "time", 0, 0, 1.0, 1.0)])
-    (body,) = re.findall(r"<pre>(.*?)</pre>", shown, re.DOTALL)
+    (body,) = re.findall(r"<pre>\n(.*?)</pre>", shown, re.DOTALL)
     assert html.unescape(re.sub(r"</?(span|u)[^>]*>", "", body)) == text[len(text) // 2 :]
     assert re.findall(r'<span class="p\d+"><u>(.*?)</u></span>', body) == ["http://x.org"] * 10
     assert re.findall(r'<span class="n\d+">(.*?)</span>', body)[0] == "&lt;a&gt; &amp; "
     assert not re.findall(r"<(?:script|link|img|iframe)|url\(|@import|href=|src=", shown)
+
+
+def test_the_page_keeps_every_line_end_and_shows_what_no_browser_would() -> None:
+    text = "before: \na\0\x1b\x9f\r\tb"
+    odd = np.arange(len(text)) % 2.0
+    shown = page(text, {"time": np.ones((len(text), 1, 1))}, {"odd": odd}, [Ranked("odd", "time", 0, 0, 0.5, 0.5)])
+    (body,) = re.findall(r"<pre>\n(.*?)</pre>", shown, re.DOTALL)  # a browser leaves out the first line end
+    assert re.sub(r"</?u>", "", body) == "\na\ufffd\ufffd\ufffd\ufffd\tb"
+    assert "unicode-bidi: bidi-override" in shown, "or text that is read from the right would be turned round"
 
 
 def test_what_is_shown_may_lie_at_the_very_end() -> None:
@@ -376,6 +456,15 @@ def test_activation_is_the_equation_of_one_unit() -> None:
     assert len(panels(None, seed=1)) == 4
     with pytest.raises(UserError, match="must be four numbers"):
         panels([1.0], seed=1)
+
+
+def test_the_table_of_activation_has_the_weights_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    look({"what": "activation", "weights": "0.1234567,-2,3,4", "memory": "5", "out": "~/there"})
+    first = rows(tmp_path / "there" / "activation.csv")[0]
+    assert list(first) == ["w_u", "w_f", "w_o", "w_c", "m", "h", "h'"]
+    found = [float(first[name]) for name in ("w_u", "w_f", "w_o", "w_c", "m")]
+    assert found == pytest.approx([0.1234567, -2, 3, 4, 5], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +512,8 @@ def test_gates_of_a_trained_network_without_time(tmp_path: Path, job_in: Callabl
     assert [(row["dimension"], row["layer"], row["gate"]) for row in table] == [
         ("depth", layer, gate) for gate in "ufo" for layer in "12"
     ]
+    with pytest.raises(UserError, match=r"\(task=text, enwik8, text8, penn_treebank or hub\), and the data here is P"):
+        look({"what": "cells", "ckpt": str(tmp_path / "run" / "checkpoints" / "last.ckpt")})
 
 
 def test_gates_of_time_alone_where_depth_has_none(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
@@ -432,6 +523,31 @@ def test_gates_of_time_alone_where_depth_has_none(tmp_path: Path, job_in: Callab
     assert [(row["dimension"], row["layer"], row["gate"]) for row in table] == [
         ("time", layer, gate) for gate in "ufo" for layer in "12"
     ]
+
+
+def test_gates_are_counted_over_several_batches_and_no_padding(
+    tmp_path: Path, job_in: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("task.digits=1", "task.data.min_digits=1", "task.data.test_digits=[1,3]", "task.data.batch_size=6")
+    run_job(job_in(tmp_path, *options, task="addition"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    for name in ("LEFT", "RIGHT"):
+        monkeypatch.setattr(gates, name, 0.5)  # which gates of a new network pass
+    look({"what": "gates", "ckpt": str(checkpoint)})
+    table = rows(tmp_path / "run" / "look" / "gates.csv")
+    run = load(checkpoint, [])
+    batches = list(sequences(run.data, 10_000))
+    assert [len(x) for x, _ in batches] == [6, 6, 6, 2]
+    assert len(list(sequences(run.data, 1))) == 1
+    alone = [x[None, row] for x, inside in batches for x, row in zip(x, inside, strict=True)]
+    assert {each.shape[1] for each in alone} == {3 * 1 + 4, 3 * 3 + 4}
+    for name, cell in zip(("time", "depth"), run.task.model.grid.block.cells, strict=True):
+        z = [record(run.task.model, x, {"time": ["z"], "depth": ["z"]})[name]["z"] for x in alone]
+        for each in saturation(name, cell, torch.cat(z)):
+            own = [row for row in table if (row["dimension"], row["gate"]) == (name, each.gate)]
+            found = [float(row["share < 0.5"]) for row in own]
+            assert found == pytest.approx(each.left.mean(1).tolist())
+    assert 0 < float(table[0]["share < 0.5"]) < 1
 
 
 def test_gradients_are_of_sequences_that_have_an_answer_at_the_last_step(
@@ -456,6 +572,42 @@ def test_two_networks_of_one_name_stay_apart(checkpoint: Path, tmp_path: Path) -
     best = checkpoint.with_name("best.ckpt")
     look({"what": "gradients", "ckpt": f"{best},{checkpoint}", "steps": "3", "out": str(tmp_path)})
     assert {row["model"] for row in rows(tmp_path / "gradients.csv")} == {"grid2d (1)", "grid2d (2)"}
+
+
+def test_weights_that_are_no_numbers_are_refused(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    name = next(iter(content["state_dict"]))
+    content["state_dict"][name].view(-1)[0] = torch.nan
+    broken = checkpoint.with_name("broken.ckpt")
+    torch.save(content, broken)
+    for what in ("gradients", "cells", "gates"):
+        with pytest.raises(UserError, match=rf"broken\.ckpt are not finite, the first of them {name}, .* best\.ckpt"):
+            look({"what": what, "ckpt": str(broken)})
+
+
+def test_a_short_text_is_looked_at_whole(checkpoint: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("".join(f"{n} times {n} is {n * n}; " for n in range(60)))
+    length = len(short.read_text())
+    most = length - round(0.95 * length) - 1
+    options = {"ckpt": str(checkpoint), "task.path": str(short), "out": str(tmp_path)}
+    look({"what": "gradients", **options})
+    table = rows(tmp_path / "gradients.csv")
+    assert len([row for row in table if (row["stage"], row["along"]) == ("start", "time")]) == most < 100
+    with pytest.raises(UserError, match=f"has {most} symbols to look at, and a correlation over fewer than 100 says"):
+        look({"what": "cells", **options})
+
+
+def test_what_another_network_left_does_not_stay(
+    checkpoint: Path, tmp_path: Path, job_in: Callable[..., DictConfig]
+) -> None:
+    out = tmp_path / "look"
+    look({"what": "cells", "ckpt": str(checkpoint), "symbols": "200", "out": str(out)})
+    assert len(list(out.glob("survival.*"))) == 2
+    run_job(job_in(tmp_path, task="text", model="stacked_lstm"))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    paths = look({"what": "cells", "ckpt": str(last), "symbols": "200", "out": str(out)})
+    assert sorted(out.iterdir()) == sorted(paths)
 
 
 def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) -> None:
@@ -493,7 +645,7 @@ def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) ->
         ({"what": "gradients", "model": "grid2d", "steps": "0"}, "steps must be a whole number"),
         ({"what": "gradients", "ckpt": "a,b"}, "out=DIRECTORY"),
         ({"what": "gradients", "ckpt": "CKPT", "layers": "5"}, "layers is the checkpoint's own"),
-        ({"what": "gradients", "ckpt": "CKPT", "steps": "100000"}, "the test split has"),
+        ({"what": "gradients", "ckpt": "CKPT", "steps": "100000"}, "test split has .* and steps=100000 needs 100,001"),
         ({"what": "gates", "ckpt": "CKPT", "modle": "3"}, "modle"),
         ({"what": "gates", "ckpt": "CKPT", "symbols": "100000"}, "symbols to look at, and symbols=100000: ask for few"),
         ({"what": "activation", "weights": "1,b"}, "numbers .* with commas"),
@@ -504,6 +656,18 @@ def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) ->
         ({"what": "gradients", "model": "grid2d", "steps": "9" * 11}, "steps must be .* at most 1,000,000"),
         ({"what": "gradients", "model": "grid2d", "model.num_layers": "5"}, "give layers="),
         ({"what": "gradients", "model": "grid2d", "optimizer.lr": "7"}, "optimizer.lr is of a training"),
+        ({"what": "gradients", "model": "grid2d", "task.length": "7"}, "task.length is of a training"),
+        ({"what": "gradients", "model": "grid2d", "debug": "smoke"}, "debug is of a training"),
+        ({"what": "gradients", "model": "grid2d", "hardware": "cpu"}, "hardware is of a training"),
+        ({"what": "gradients", "model": "grid2d", "data_dir": "d"}, "data_dir is of a training"),
+        ({"what": "gradients", "model": "grid2d", "task.network.num_layers": "5"}, "give layers="),
+        ({"what": "gradients", "model": "grid2d", "seed": "-1"}, "seed must be .* from 0 to 4294967295, got -1"),
+        ({"what": "gradients", "model": "grid2d", "seed": "abc"}, "seed must be a whole number .* got 'abc'"),
+        ({"what": "gradients", "model": "grid2d", "seed": "5000000000"}, "seed must be a whole .* got 5000000000"),
+        ({"what": "gradients", "model": "grid2d", "seed": "1.5"}, "seed must be a whole number .* got 1.5"),
+        ({"what": "gradients", "model": "grid2d", "model.hidden_size": "1" + "0" * 13}, "more memory than there is"),
+        ({"what": "gates", "ckpt": "CKPT", "out": "CKPT"}, "out=.*last.ckpt is a file: give a directory"),
+        ({"what": "gates", "ckpt": "CKPT", "out": "CKPT/below"}, "out=.*below cannot be written, .*ckpt is a file"),
     ],
 )
 def test_wrong_options_get_one_sentence(given: dict[str, str], words: str, checkpoint: Path) -> None:

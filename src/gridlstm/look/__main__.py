@@ -1,11 +1,15 @@
 """The look command."""
 
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gridlstm.command import checkpoint_paths, run_with_options
 from gridlstm.errors import UserError
+from gridlstm.report.arguments import writable
 
 if TYPE_CHECKING:
     from gridlstm.data.text import TextData
@@ -17,19 +21,21 @@ USAGE = """python -m gridlstm.look what=WHAT [ckpt=CHECKPOINT] [out=DIRECTORY] [
 Looks inside networks and writes pictures with their numbers as CSV: beside the run of a checkpoint, or into look/.
 
   what=gradients    norms of dL_T/dh_i through time and depth. With ckpt=A,B,…: at the start and after training, on
-                    test data, steps=500 (of a text); networks of one name are numbered in this order. Without: new
-                    networks, model=grid2d,stacked_lstm,… steps=500 layers=100, and options of train.py
+                    test data, steps=500 of a text, or all of a shorter one; networks of one name are numbered in
+                    this order. Without: new networks, model=grid2d,stacked_lstm,… steps=500 layers=100, and train.py's
+                    options of a network
   what=cells        memory cells of a character model over symbols=40000 of its test text, or all of a shorter one:
                     which follow URLs, quotes, mark-up, …, the text coloured by them, and how long a value survives
                     from layer to layer
-  what=gates        how often gates are shut or open, by layer; symbols=10000 of a text, or all of a shorter one
+  what=gates        how often gates are shut or open, by layer; symbols=10000 of a text, or all of a shorter one; of
+                    other tasks, as many steps of test batches
   what=activation   the 1-LSTM as an activation function; memory=-2,-1,0,1,2 weights=1,2,3,4 (of u, f, o, c), or
                     seed=1 for four draws
 
 With ckpt, other keys are options of its run, such as task.path=other.txt."""
 
-ROWS = 10
-"""Streams into which a text is cut for the statistics of gates."""
+STEPS, ROWS = 10_000, 10
+"""Steps over which gates are counted, and the streams into which a text is cut for that."""
 
 _MOST = 1_000_000
 """Steps or layers of a new network."""
@@ -44,7 +50,8 @@ def look(given: dict[str, str]) -> list[Path]:
         The files that were written.
 
     Raises:
-        UserError: options that are missing or do not fit, or a network that cannot be looked into.
+        UserError: options that are missing or do not fit, a network that cannot be looked into or is too large for the
+            memory, or a place that cannot be written.
     """
     what = given.pop("what", None)
     if what not in ("gradients", "cells", "gates", "activation"):
@@ -52,12 +59,31 @@ def look(given: dict[str, str]) -> list[Path]:
     named = checkpoint_paths(given.pop("ckpt")) if "ckpt" in given else []
     if what in ("cells", "gates") and len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint: ckpt=outputs/…/checkpoints/best.ckpt")
-    out = Path(given.pop("out")) if "out" in given else _beside(named)
-    if what == "activation":
-        return _activation(named, out, given)
-    if what == "gradients":
-        return _gradients(named, out, given)
-    return (_cells if what == "cells" else _gates)(named[0], out, given)
+    out = writable(Path(given.pop("out")) if "out" in given else _beside(named))
+    with _memory():
+        if what == "activation":
+            return _activation(named, out, given)
+        if what == "gradients":
+            return _gradients(named, out, given)
+        return (_cells if what == "cells" else _gates)(named[0], out, given)
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Says in a sentence that there is too little of it.
+
+    Raises:
+        UserError: in the place of torch's errors, which on the CPU have no class of their own.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and not re.search("allocate|[Oo]verflow", reason):
+            raise
+        raise UserError(
+            f"these sizes need more memory than there is ({reason}): give fewer units, layers, steps or symbols."
+        ) from error
 
 
 def _beside(checkpoints: list[Path]) -> Path:
@@ -103,10 +129,13 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     if "model" not in given:
         raise UserError("what=gradients needs ckpt=… or model=grid2d,stacked_lstm,…")
     assert steps is not None, "it has a default"
-    without_use = (*OF_TRAINING, "trainer")
-    if wrong := [key for key in given if key == "model.num_layers" or key.partition(".")[0] in without_use]:
-        advice = "give layers=" if wrong[0] == "model.num_layers" else "leave it out"
-        raise UserError(f"{wrong[0]} is of a training, and here are new networks: {advice}.")
+    without_use = (*OF_TRAINING, "trainer", "hardware", "debug", "data_dir", "run", "hydra")
+    for key in given:
+        if key in ("model.num_layers", "task.network.num_layers"):
+            raise UserError(f"{key} is chosen by layers, 2 for gradients through time: give layers= instead.")
+        group, _, name = key.partition(".")
+        if group in without_use or (group == "task" and name and name.partition(".")[0] != "network"):
+            raise UserError(f"{key} is of a training, and here are new networks: leave it out.")
     models, layers = given.pop("model").split(","), _whole(given, "layers", 100, _MOST)
     return write(curves_of_new(models, steps, layers, _words(given)), out)
 
@@ -121,30 +150,40 @@ def _cells(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
 
 
 def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
+    import torch
+
     from gridlstm.data.text import TextData
     from gridlstm.look.cells import record
-    from gridlstm.look.gates import COUNTED, saturation, write
-    from gridlstm.look.load import load, test_batch, windows
+    from gridlstm.look.gates import COUNTED, joined, of_sequences, saturation, write
+    from gridlstm.look.load import load, sequences, windows
     from gridlstm.look.watch import watching
 
     asked = _whole(given, "symbols", 1) if "symbols" in given else None
     trained = load(checkpoint, _words(given))
     if isinstance(trained.data, TextData):
-        symbols = _symbols(asked, trained.data, 10_000)
+        symbols = _symbols(asked, trained.data, STEPS)
         rows = min(ROWS, symbols)
         x, _ = windows(trained.data, rows, symbols // rows)
+        batches = iter([(x, torch.ones_like(x, dtype=torch.bool))])
     elif asked is not None:
-        raise UserError("symbols is for texts; here the first batch of the test data is looked at: leave it out.")
+        raise UserError(
+            f"symbols is for texts; of other tasks, test batches of about {STEPS:,} steps are looked at: leave it out."
+        )
     else:
-        x = test_batch(trained.data).inputs
+        batches = sequences(trained.data, STEPS)
     with watching(trained.task.model, vectors=False) as seen:
         cells = {name: watched.cell for name, watched in seen.items()}
     others = [name for name, cell in cells.items() if type(cell) not in COUNTED]
     if len(others) < len(cells):
         for name in others:
             log.info("%s is left out, its cell has no gates u, f and o: %s", name, type(cells.pop(name)).__name__)
-    recorded = record(trained.task.model, x, {"time": ["z"], "depth": ["z"]})
-    return write([s for name, cell in cells.items() for s in saturation(name, cell, recorded[name]["z"])], out)
+    parts = []
+    for x, inside in batches:
+        recorded = record(trained.task.model, x, {"time": ["z"], "depth": ["z"]})
+        z = {name: of_sequences(recorded[name]["z"], inside) for name in cells}
+        found = [s for name, cell in cells.items() for s in saturation(name, cell, z[name])]
+        parts.append((int(inside.sum()), found))
+    return write(joined(parts), out)
 
 
 def _symbols(asked: int | None, data: "TextData", default: int) -> int:

@@ -53,13 +53,13 @@ def write(drawn: Sequence[Tensor], memory: Sequence[float], out: Path) -> list[P
             zip(memory, responses(weights, torch.tensor(memory), h, LSTM(forget_bias=0)), strict=True)
         ):
             axes.plot(h, response, color=colormaps["coolwarm"](k / max(1, len(memory) - 1)), label=f"m = {m:g}")
-            rows += [(shown, m, *point) for point in zip(h.tolist(), response.tolist(), strict=True)]
+            rows += [(*weights.tolist(), m, *point) for point in zip(h.tolist(), response.tolist(), strict=True)]
         axes.set_title(f"$w_u, w_f, w_o, w_c$ = {shown}", fontsize="small")
         axes.set_xlabel("h")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("h'")
     figure.axes[0].legend(fontsize="x-small")
     paths = [out / "activation.csv", out / "activation.png"]
-    write_table(paths[0], ["weights", "m", "h", "h'"], rows)
+    write_table(paths[0], ["w_u", "w_f", "w_o", "w_c", "m", "h", "h'"], rows)
     write_figure(paths[1], figure)
     return paths

@@ -63,6 +63,7 @@ def record(model: SequenceModel, x: Tensor, names: Mapping[str, Sequence[str]]) 
 
 LEAST = 100
 """Symbols that are looked at."""
+SURVIVAL = ("survival.csv", "survival.png")
 
 
 def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
@@ -72,11 +73,16 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
         symbols: of the test split's beginning.
 
     Raises:
-        UserError: no character model, or a model whose cells cannot be seen.
+        UserError: no character model, too short a text, or a model whose cells cannot be seen.
     """
+    data = text_of(trained)
+    if (most := len(data.parts[2]) - 1) < LEAST:
+        raise UserError(
+            f"the test split has {most} symbols to look at, and a correlation over fewer than {LEAST} says nothing: "
+            f"give a longer text, task.path=…"
+        )
     if symbols < LEAST:
         raise UserError(f"symbols must be at least {LEAST}, or a correlation says nothing; got {symbols}.")
-    data = text_of(trained)
     model = trained.task.model
     x, _ = windows(data, 1, symbols)
     text, places = characters(data.corpus.vocabulary, x[0].tolist())
@@ -95,6 +101,8 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     write_bytes(paths[3], _archive(text, memories))
     if isinstance(model, Grid2d) and model.memory_at_ends and "depth" in memories:
         return paths + _survival(model, x, seen["depth"], out)
+    for name in SURVIVAL:  # of another network, whose pictures lay here before
+        (out / name).unlink(missing_ok=True)
     log.info("nothing enters a memory at the bottom of this network: no survival.csv")
     return paths
 
@@ -129,7 +137,7 @@ def _survival(model: Grid2d, x: Tensor, depth: dict[str, Tensor], out: Path) -> 
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend()
-    paths = [out / "survival.csv", out / "survival.png"]
+    paths = [out / name for name in SURVIVAL]
     write_table(paths[0], ["vector", "layer", "mean |r|", "lower quartile", "median", "upper quartile"], rows)
     write_figure(paths[1], figure)
     return paths

@@ -4,6 +4,7 @@ Shape legend: N characters, L layers, d hidden size.
 """
 
 import html
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ LEVELS = 10
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>memory cells over text</title><style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-pre { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; color: #111; }
+pre { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; color: #111;
+  direction: ltr; unicode-bidi: bidi-override; }
 u { text-decoration-thickness: 2px; } h2 { font-size: 1.1rem; }
 """
 
@@ -51,7 +53,8 @@ def telling(label: Array, length: int) -> slice:
 def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best: Sequence[Ranked]) -> str:
     """A page without anything from elsewhere: for each label the best cell's colours over a part of the held-out half.
 
-    Red: above the cell's mean, blue: below it. Where the label is 0 or 1, what has it is underlined.
+    Red: above the cell's mean, blue: below it. Where the label is 0 or 1, what has it is underlined. The characters
+    stand in their order from left to right, also those of a script that is written from the right.
 
     Args:
         memories: by dimension, (N, L, d).
@@ -76,14 +79,20 @@ def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best
         values = shades(memories[cell.dimension][:, cell.layer, cell.unit])[where]
         label = known[cell.label]
         marked = (label[where] == 1) & (label.max() <= 1)
-        parts.append(f"<h2>{html.escape(cell.label)}: {title(cell)}</h2><pre>")
+        # A browser leaves out a line end that comes first in <pre>.
+        parts.append(f"<h2>{html.escape(cell.label)}: {title(cell)}</h2><pre>\n")
         for (shade, mark), group in groupby(zip(values, marked, text[where], strict=True), key=lambda each: each[:2]):
-            written = html.escape("".join(char for _, _, char in group))
+            written = html.escape("".join(_visible(char) for _, _, char in group))
             written = f"<u>{written}</u>" if mark else written
             name = f"{'p' if shade > 0 else 'n'}{abs(int(shade))}"
             parts.append(f'<span class="{name}">{written}</span>' if shade else written)
         parts.append("</pre>")
     return "".join([*parts, "</body></html>\n"])
+
+
+def _visible(char: str) -> str:
+    """The character, or a � for one that controls and is no text."""
+    return "\ufffd" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char
 
 
 def title(cell: Ranked) -> str:

@@ -1,6 +1,7 @@
 """The picture of vanishing gradients: contributions through time and depth, of new and of trained networks."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,13 @@ from gridlstm.data.base import Spec
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.look.gradients import Contributions, through_depth, through_time
-from gridlstm.look.load import Trained, new, test_batch, windows
+from gridlstm.look.load import Trained, new, test_batches, windows
 from gridlstm.look.tables import write_figure, write_table
 from gridlstm.models.base import VectorModel
 from gridlstm.tasks.base import SequenceTask
 from gridlstm.tasks.classify_vector import EachStep
+
+log = logging.getLogger(__name__)
 
 ROWS = 8
 """Sequences whose norms are averaged, at most."""
@@ -44,8 +47,10 @@ class Curve(NamedTuple):
 def curves_of_new(models: Sequence[str], steps: int, layers: int, overrides: Sequence[str]) -> list[Curve]:
     """Of networks before training: ``steps`` through time with 2 layers, and ``layers`` through depth.
 
+    What cannot be seen of a network is left out, with a line in the log.
+
     Raises:
-        UserError: no such model, or one whose layers and state cannot be seen.
+        UserError: no such model, or nothing can be seen of any.
     """
     curves = []
     for name in models:
@@ -55,52 +60,75 @@ def curves_of_new(models: Sequence[str], steps: int, layers: int, overrides: Seq
         task = new(name, Spec(SYMBOLS, SYMBOLS, steps), [f"model.num_layers={layers}", *overrides])
         if not isinstance(task.model, VectorModel):
             shallow = new(name, Spec(SYMBOLS, SYMBOLS, steps), [f"model.num_layers={TIME_LAYERS}", *overrides])
-            curves.append(_through_time(name, "start", shallow, symbols, targets))
-            curves.append(_through_depth(name, "start", task, symbols[:, : BEFORE + 1], targets))
+            curves += _curves(name, "time", {"start": shallow}, symbols, targets)
+            curves += _curves(name, "depth", {"start": task}, symbols[:, : BEFORE + 1], targets)
         else:
             signs = torch.randint(2, (ROWS, SYMBOLS), generator=generator) * 2.0 - 1
-            curves.append(_through_depth(name, "start", task, signs, targets))
+            curves += _curves(name, "depth", {"start": task}, signs, targets)
+    _check_some(curves, models)
     return curves
 
 
 def curves_of_trained(runs: Sequence[Trained], steps: int | None) -> list[Curve]:
     """Of networks of checkpoints, each as its run began and as it is, on its own test data.
 
+    What cannot be seen of a network is left out, with a line in the log.
+
     Args:
-        steps: of a text, up to its loss (500); other tasks have sequences of their own.
+        steps: of a text, up to its loss (500, or all of a shorter one); other tasks have sequences of their own.
 
     Raises:
-        UserError: ``steps`` where sequences have a length, or a model whose layers and state cannot be seen.
+        UserError: ``steps`` where sequences have a length, or more of them than the text, or nothing can be seen of any
+            network.
     """
     curves = []
     for run in runs:
         if isinstance(run.data, TextData):
-            x, targets = windows(run.data, ROWS, steps or 500)
+            x, targets = windows(run.data, ROWS, steps or max(1, min(500, len(run.data.parts[2]) - 1)))
         elif steps is not None:
             raise UserError(f"the sequences of {type(run.data).__name__} have a length of their own: leave steps out.")
         else:
-            batch = test_batch(run.data)
+            batch = next(test_batches(run.data))
             last = int(batch.answer_mask.any(0).nonzero().max())  # the last answer that is judged
             rows = batch.answer_mask[:, last].nonzero()[:ROWS, 0]  # of the sequences that are so long
             x, targets = batch.inputs[rows, : last + 1], batch.targets[rows, last]
-        for stage, task in (("start", run.start), ("trained", run.task)):
-            if not isinstance(task.model, EachStep):
-                curves.append(_through_time(run.name, stage, task, x, targets))
-            curves.append(_through_depth(run.name, stage, task, x, targets))
+        stages = {"start": run.start, "trained": run.task}
+        if not isinstance(run.task.model, EachStep):
+            curves += _curves(run.name, "time", stages, x, targets)
+        curves += _curves(run.name, "depth", stages, x, targets)
+    _check_some(curves, [run.name for run in runs])
     return curves
 
 
+def _curves(name: str, along: str, stages: Mapping[str, SequenceTask], x: Tensor, targets: Tensor) -> list[Curve]:
+    """One of every stage of a network; none, with a line in the log, where it cannot be seen."""
+    through = _through_time if along == "time" else _through_depth
+    try:
+        return [Curve(name, stage, along, through(task, x, targets)) for stage, task in stages.items()]
+    except UserError as error:
+        log.warning("%s has no curve through %s: %s", name, along, error)
+        return []
+
+
+def _check_some(curves: Sequence[Curve], names: Sequence[str]) -> None:
+    if not curves:
+        raise UserError(
+            f"expected a network of which the state or the layers can be seen, got {', '.join(names)}: give another "
+            f"one, such as a grid or a stacked LSTM."
+        )
+
+
 # In double precision: what vanishes is far below what single precision can hold.
-def _through_time(name: str, stage: str, task: SequenceTask, x: Tensor, targets: Tensor) -> Curve:
+def _through_time(task: SequenceTask, x: Tensor, targets: Tensor) -> Contributions:
     task.double()
-    return Curve(name, stage, "time", through_time(task.model, task.head, _double(x), targets))
+    return through_time(task.model, task.head, _double(x), targets)
 
 
-def _through_depth(name: str, stage: str, task: SequenceTask, x: Tensor, targets: Tensor) -> Curve:
+def _through_depth(task: SequenceTask, x: Tensor, targets: Tensor) -> Contributions:
     task.double()
     if isinstance(task.model, EachStep):  # a network without time, whose last step stands by itself
-        return Curve(name, stage, "depth", through_depth(task.model.model, task.head, _double(x[:, -1]), targets))
-    return Curve(name, stage, "depth", through_depth(task.model, task.head, _double(x), targets))
+        return through_depth(task.model.model, task.head, _double(x[:, -1]), targets)
+    return through_depth(task.model, task.head, _double(x), targets)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, lstm_gates
@@ -52,6 +53,24 @@ def saturation(dimension: str, cell: Cell, z: Tensor) -> list[Saturation]:
     return [
         Saturation(dimension, name, (g < LEFT).double().mean((0, 2)), (g > RIGHT).double().mean((0, 2)))
         for name, g in gates(cell, z).items()
+    ]
+
+
+def of_sequences(z: Tensor, inside: Tensor) -> Tensor:
+    """Those of z (T, L, B, num_gates * d) whose step is inside (B, T), as steps of one row."""
+    return z.transpose(1, 2)[inside.T][:, :, None]
+
+
+def joined(parts: Sequence[tuple[int, list[Saturation]]]) -> list[Saturation]:
+    """Of all steps of several parts, from how many each has and what was found there."""
+    steps = torch.tensor([count for count, _ in parts], dtype=torch.double)
+
+    def mean(shares: list[Tensor]) -> Tensor:
+        return torch.tensordot(steps / steps.sum(), torch.stack(shares), dims=1)
+
+    return [
+        same[0]._replace(left=mean([each.left for each in same]), right=mean([each.right for each in same]))
+        for same in zip(*(found for _, found in parts), strict=True)
     ]
 
 

@@ -17,6 +17,15 @@ from gridlstm.errors import UserError
 from gridlstm.look.watch import watching
 from gridlstm.models.base import SequenceModel, VectorModel
 from gridlstm.models.recurrent import Recurrent
+from gridlstm.models.recurrent_highway import RecurrentHighway
+
+_VECTORS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("h",): ("h",),
+    ("h", "m"): ("h", "m"),
+    ("s",): ("s",),
+    ("h", "clock"): ("h",),
+}
+"""By the names of what travels along time, which of it are hidden and memory vectors: a clock is none."""
 
 
 class Contributions(NamedTuple):
@@ -32,6 +41,7 @@ def through_time(model: SequenceModel, head: nn.Module, x: Tensor, targets: Tens
     """Contributions of the state after i steps, i = 0 (what the first step reads) to T - 1 (what the last one reads).
 
     h_i and m_i hold all layers, and are taken as independent: dL_T/dh_i goes by way of the h that step i + 1 reads.
+    The h of a recurrent highway network is its s.
 
     Args:
         head: read-out of y, (B, output_size) -> (B, classes).
@@ -39,23 +49,24 @@ def through_time(model: SequenceModel, head: nn.Module, x: Tensor, targets: Tens
         targets: (B,) classes of the last step; L_T is the cross-entropy of each row.
 
     Raises:
-        UserError: the model's state is not made of h, or h and m.
+        UserError: the model's state is not made of hidden and memory vectors.
     """
     state: Any = model.initial_state(len(x))
-    if getattr(state, "_fields", ()) not in (("h",), ("h", "m")):
+    names = _VECTORS.get(getattr(state, "_fields", ()))
+    if names is None:
         raise UserError(
             f"gradients through time need a model whose state is its hidden (and memory) vectors, and that of "
             f"{type(model).__name__} is not."
         )
-    state = type(state)(*(leaf.requires_grad_() for leaf in state))
+    state = state._replace(**{name: getattr(state, name).requires_grad_() for name in names})
     states = []
     for step in range(x.shape[1]):
-        states.append(state)
+        states.append([getattr(state, name) for name in names])
         y, state = model(x[:, step : step + 1], state)
     loss = F.cross_entropy(head(y[:, -1]), targets, reduction="sum")  # a row's gradient is that of its own loss
     leaves = [leaf for each in states for leaf in each]
     gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
-    return _norms([gradients[i : i + len(state)] for i in range(0, len(leaves), len(state))], rows=1)
+    return _norms([gradients[i : i + len(names)] for i in range(0, len(leaves), len(names))], rows=1)
 
 
 def through_depth(model: nn.Module, head: nn.Module, x: Tensor, targets: Tensor) -> Contributions:
@@ -89,6 +100,14 @@ def _layers(model: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, list[Hidde
             y, _ = run(y, h[None], weights, model.layers.bias, 1, 0.0, False, False, True)
             passed.append(HiddenMemory(y, y.new_zeros(*y.shape[:-1], 0).requires_grad_()))
         return y[:, -1], passed
+    if isinstance(model, RecurrentHighway):  # whose layers lie between one step and the next
+        s, entering, passed = state.s[0], model.from_below(model.input(x))[:, 0], []
+        for weight, bias in zip(model.weight, model.bias, strict=True):
+            z_h, z_t = (F.linear(s, weight, bias) + entering).chunk(2, dim=-1)
+            s = s + z_t.sigmoid() * (z_h.tanh() - s)
+            passed.append(HiddenMemory(s, s.new_zeros(len(s), 0).requires_grad_()))
+            entering = torch.zeros_like(entering)  # the first layer alone reads the input
+        return s, passed
     with watching(model) as seen:
         y = model(x) if isinstance(model, VectorModel) else model(x, state)[0][:, -1]
     upward = seen["depth" if "depth" in seen else "time"]

@@ -1,7 +1,7 @@
 """Networks to look into: trained ones with their data, or new ones."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,11 +41,12 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
     """A checkpoint inside its run directory, on the CPU.
 
     Raises:
-        UserError: no such checkpoint or option, another text, or weights that do not fit.
+        UserError: no such checkpoint or option, another text, or weights that do not fit or are not finite.
     """
     cfg = load_config(checkpoint, list(overrides))
     seed_everything(cfg.seed, verbose=False)
     content = load_content(checkpoint)
+    _check_finite(checkpoint, content["state_dict"])
     data = make_data(cfg, data_state(cfg, content))
     data.setup("test")
     warn_of_change(data, overrides)
@@ -60,6 +61,15 @@ def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
     return Trained(cfg.run.model, data, start.eval(), task.eval())
 
 
+def _check_finite(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise UserError(
+                f"the weights of {checkpoint} are not finite, the first of them {name}, so nothing can be seen: give "
+                f"best.ckpt, or another from before the training diverged."
+            )
+
+
 def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
     """A network of conf/model as training would begin with it, and a read-out.
 
@@ -67,7 +77,7 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
         overrides: as of train.py, such as "model.hidden_size=32" and "seed=2".
 
     Raises:
-        UserError: there is no such model or option.
+        UserError: there is no such model or option, or seed is no such number.
     """
     # A task's network names sizes and forget bias; memorization's are those of a deep grid.
     words = ["task=memorization", f"model={model}", *overrides]
@@ -75,6 +85,8 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
         cfg: DictConfig = compose(*words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, words)) from error
+    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
     seed_everything(cfg.seed, verbose=False)
     return make_task(cfg, spec).eval()
 
@@ -86,7 +98,10 @@ def text_of(trained: Trained) -> TextData:
         UserError: it is none.
     """
     if not isinstance(trained.data, TextData):
-        raise UserError("this needs a checkpoint of task=text or task=enwik8, and here is one of another task.")
+        raise UserError(
+            f"this needs a checkpoint of a text (task=text, enwik8, text8, penn_treebank or hub), and the data here is "
+            f"{type(trained.data).__name__}: give another checkpoint."
+        )
     return trained.data
 
 
@@ -98,14 +113,31 @@ def windows(data: TextData, rows: int, length: int) -> tuple[Tensor, Tensor]:
     """
     part = data.parts[2]
     if len(part) <= length:
-        raise UserError(f"the test split has {len(part):,} symbols, and {length + 1:,} are needed: ask for fewer.")
+        raise UserError(
+            f"the test split has {len(part):,} symbols, and steps={length} needs {length + 1:,}: ask for fewer."
+        )
     starts = np.linspace(part.start, part.stop - length - 1, rows).astype(np.int64)
     symbols = np.asarray(data.corpus.ids)[starts[:, None] + np.arange(length + 1)].astype(np.int64)
     ids = torch.from_numpy(symbols)
     return ids[:, :-1], ids[:, -1]
 
 
-def test_batch(data: SequenceData) -> Batch:
-    """The first batch of the test split."""
-    batch: Batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
-    return batch
+def test_batches(data: SequenceData) -> Iterator[Batch]:
+    """The batches of the test split."""
+    for drawn in data.test_dataloader():
+        yield data.on_after_batch_transfer(drawn, 0)
+
+
+def sequences(data: SequenceData, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs of the test split, (B, T) or (B, T, input_size), and which of their steps are no padding, (B, T) bool.
+
+    Args:
+        steps: after so many, the batch that holds the last of them is the last.
+    """
+    for batch in test_batches(data):
+        number = torch.arange(1, batch.loss_mask.shape[1] + 1)
+        inside = number <= (batch.loss_mask * number).amax(dim=1, keepdim=True)  # up to the last that the loss covers
+        yield batch.inputs, inside
+        steps -= int(inside.sum())
+        if steps <= 0:
+            return
