@@ -1,6 +1,7 @@
 """The benchmark runs, writes what it says, and times nothing that is wrong."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,25 +14,43 @@ from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan
 
 
+def wrong(
+    block: Block,
+    weights: Sequence[Weights],
+    sides: Sequence[HiddenMemory],
+    extents: Sequence[int],
+    masks: Sequence[Masks] | None = None,
+) -> list[HiddenMemory]:
+    return [HiddenMemory(h * (1 + 1e-6), m) for h, m in scan(block, weights, sides, extents, masks)]
+
+
 def test_bench_prints_a_table_and_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
+    out, names = tmp_path / "out", ["bench.csv", "bench.png"]
+    out.mkdir()
+    for name in names:
+        (out / name).write_text("older")
+        (tmp_path / name).hardlink_to(out / name)
     try:
-        bench.main(["--shape", "3", "8", "4", "2", "--repeats", "1", "--dir", str(tmp_path)])
+        bench.main(["--shape", "3", "8", "4", "2", "--repeats", "1", "--dir", str(out)])
     finally:
         torch.set_num_threads(threads)
     printed = capsys.readouterr().out
-    with (tmp_path / "bench.csv").open() as file:
+    with (out / "bench.csv").open() as file:
         rows = list(csv.DictReader(file))
     contenders = {row["contender"] for row in rows}
     assert {"naive loop", "wavefront", "nn.LSTM, equal arithmetic", "product, float32, native"} <= contenders
     assert all(name in printed for name in contenders)
     assert len(rows) == 2 * len(contenders)
     assert all(float(row["gflops_per_second"]) > 0 for row in rows)
-    assert (tmp_path / "bench.png").stat().st_size > 0
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in out.iterdir()) == names
+    for name in names:
+        assert (tmp_path / name).read_text() == "older", "whoever was reading it reads on in the old file"
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_timed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
@@ -39,20 +58,22 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_timed(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "file: File exists" in printed.err
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SystemExit):
+        bench.main(["--shape", "1", "1", "1", "1", "--repeats", "1", "--dir", str(tmp_path)])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "it cannot be written" in printed.err
 
 
-def test_a_sweep_that_is_wrong_is_not_timed() -> None:
-    def wrong(
-        block: Block,
-        weights: Sequence[Weights],
-        sides: Sequence[HiddenMemory],
-        extents: Sequence[int],
-        masks: Sequence[Masks] | None = None,
-    ) -> list[HiddenMemory]:
-        return [HiddenMemory(h * (1 + 1e-6), m) for h, m in scan(block, weights, sides, extents, masks)]
-
+def test_a_sweep_that_is_wrong_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="differs from the reference"):
         contenders.grid_contender(wrong, contenders.Shape((2, 2), 3, 1))
+    monkeypatch.setattr(bench, "wavefront", wrong)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    with pytest.raises(SystemExit, match=r"error: .*differs from the reference"):  # and no traceback
+        bench.main(["--shape", "3", "8", "4", "2", "--repeats", "1", "--dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_arithmetic_is_that_of_the_products() -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -25,9 +26,10 @@ from gridlstm.report.beside import beside
 from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.lengths import by_length, length_picture
+from gridlstm.report.page import page
 from gridlstm.report.runs import SOLVED, Run, find_runs
 from gridlstm.report.sizes import _draw_means, _Mark, _marks, size_picture
-from gridlstm.report.tables import Group, Spread, Table, make_tables
+from gridlstm.report.tables import Group, Spread, Table, evidence, make_tables
 from gridlstm.report.text import markdown
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
@@ -57,6 +59,8 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
 
 
 def test_every_run_is_in_the_report(sweep: Path) -> None:
+    for name in ("samples_to_solve.png", "test_lengths.png"):
+        (sweep / name).touch()  # of other runs, which had a criterion and several lengths
     line, *lost = report([sweep], sweep)
     assert len(lost) == 2
     assert line == "5 runs: 3 completed, 1 failed, 1 missing."
@@ -77,6 +81,13 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     assert "-s3` **missing**" in text
     assert "seed 3 missing" in text
     assert r"test/sequence\_accuracy" in (sweep / "report.tex").read_text()
+    first = json.loads((sweep / "0-memorization-grid2d-s1" / "result.json").read_text())
+    (row,) = (line for line in text.splitlines() if line.startswith("| grid2d |") and "python" in line)
+    versions = ", ".join(f"{package} {version}" for package, version in first["versions"].items())
+    assert f"| 1, 2 | {versions} | {first['device']} | {grid['commit']} | `{first['command']}` |" in row
+    assert grid["which seeds"] == "1, 2"
+    assert '"title":"Evidence"' in (sweep / "report.html").read_text()
+    assert [path.name for path in sweep.glob("*.png")] == ["curves.png"]
     assert (sweep / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(sweep.glob("*.part"))
 
@@ -225,6 +236,32 @@ def test_no_score_is_a_share_of_nothing(tmp_path: Path) -> None:
     ]
     (claims,) = (each for each in beside(make_tables(runs)[0]) if each.title == "Published claims")
     assert claims.rows == (("a", "1", "0.5 (grid2d), 0 (rnn)"),)
+
+
+def test_the_claims_of_an_experiment_are_about_its_own_runs(tmp_path: Path) -> None:
+    """Several may have claims of one name; and a run of no experiment, however good, is none of theirs."""
+
+    def run(experiment: str, model: str, best: float, **claim: str) -> Run:
+        config = {"run.group": experiment, "run.model": model, "task.monitor": "val/loss", "task.mode": "min"}
+        said = {f"report.claims.best.{part}": value for part, value in claim.items()}
+        result = {"status": "completed", "best": {"val/loss": best}}
+        return Run(tmp_path / f"{experiment}-{model}", config | said, result)
+
+    both = {"of": "model=grid2d", "against": "model=rnn"}
+    runs = [
+        run("small", "grid2d", 0.5, claim="small", there="1 % below", **both),
+        run("small", "rnn", 1.0, claim="small", there="1 % below", **both),
+        run("large", "grid2d", 0.9, claim="large", there="2 % below", **both),
+        run("large", "rnn", 1.2, claim="large", there="2 % below", **both),
+        run("adhoc", "grid2d", 0.1),
+    ]
+    (table,) = make_tables(runs)
+    assert {small.title: small.rows for small in beside(table)} == {
+        "Published claims, small": (("small", "1 % below", "50.00 % below: 0.5 (small-grid2d), 1 (small-rnn)"),),
+        "Published claims, large": (("large", "2 % below", "25.00 % below: 0.9 (large-grid2d), 1.2 (large-rnn)"),),
+    }
+    (table,) = make_tables(runs[:2])
+    assert [small.title for small in beside(table)] == ["Published claims"]
 
 
 def run_of(model: str, seed: int, samples: int, seconds: float, *curve: tuple[float, float], **result: Any) -> Run:
@@ -385,8 +422,59 @@ def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
     (directory / "result.json").write_text("[]")
     with pytest.raises(UserError, match=r"result\.json is damaged: it holds no object"):
         find_runs([tmp_path / "runs"])
-    with pytest.raises(UserError, match="is a file: give a directory"):
-        parse([str(tmp_path), f"out={directory / 'result.json'}"], "", ())
+    for out in (directory / "result.json", directory / "result.json" / "below"):
+        with pytest.raises(UserError, match=r"result\.json is a file: give a directory"):
+            parse([str(tmp_path), f"out={out}"], "", ())
+
+
+def test_runs_of_which_the_result_alone_is_left_are_told_apart_by_it(tmp_path: Path) -> None:
+    def result(model: str, seed: int) -> dict[str, Any]:
+        said = {"task": "text", "model": model, "experiment": "some", "seed": seed, "monitor": "val/loss"}
+        return {"status": "completed", "best": {"val/loss": float(seed)}, **said}
+
+    runs = [Run(tmp_path / f"{model}-{seed}", {}, result(model, seed)) for model, seed in (("rnn", 1), ("gru", 1))]
+    runs.append(Run(tmp_path / "rnn-2", {}, result("rnn", 2)))
+    config = {"run.task": "text", "run.model": "lstm", "task.monitor": "val/loss", "seed": 3}
+    runs.append(Run(tmp_path / "lstm-3", config, result("lstm", 3), {"seed": "3"}))
+    (table,) = make_tables(runs)
+    assert table.varied == ("model",)
+    assert {row[:2] for row in evidence(table).rows} == {("rnn", "1, 2"), ("gru", "1"), ("lstm", "3")}
+
+
+def test_runs_behind_links_are_found_and_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, links = tmp_path / "there", tmp_path / "links"
+    for name in ("a", "b"):
+        (there / name).mkdir(parents=True)
+        (there / name / "result.json").write_text('{"status": "completed"}')
+    (there / "sweep.json").write_text(json.dumps({"jobs": [{"name": "a", "overrides": ["model=rnn"]}]}))
+    links.mkdir()
+    (links / "a").symlink_to(there / "a")
+    (links / "round").symlink_to(links)
+    (tmp_path / "again").symlink_to(there)
+    assert [run.directory for run in find_runs([links])] == [links / "a"]
+    runs = find_runs([links, there, tmp_path / "again"])
+    assert [run.directory for run in runs] == [links / "a", there / "b"]
+    assert runs[0].overrides == {"model": "rnn"}, "as the sweep says, which the link does not lead to"
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="there/b cannot be read: Permission denied"):
+        find_runs([there])
+
+
+def test_where_a_report_goes_is_looked_at_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse([str(tmp_path), "out=~/new/one"], "", ())[1] == tmp_path / "new" / "one"
+    with pytest.raises(UserError, match="out is given more than once: leave one out"):
+        parse([str(tmp_path), "out=x", "out=y"], "", ())
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match=f"out={tmp_path}/new cannot be written, {tmp_path} is not open to you"):
+        parse([str(tmp_path), "out=~/new"], "", ())
 
 
 def test_files_of_other_programs_are_no_runs(sweep: Path) -> None:
@@ -443,6 +531,16 @@ def test_two_runs_of_one_seed_are_no_two_seeds(tmp_path: Path) -> None:
     assert table.rows[0][table.columns.index("seeds")] == "1 in 2 runs"
 
 
+def test_a_mean_over_some_of_the_seeds_says_so(tmp_path: Path) -> None:
+    def run(seed: int, best: float | None, test: float | None) -> Run:
+        config = {"run.model": "x", "task.monitor": "val/loss", "task.mode": "min", "seed": seed}
+        result = {"status": "completed", "best": {"val/loss": best}, "test": {"test/loss": test, "test/bpc": 1.0}}
+        return Run(tmp_path / str(seed), config, result)
+
+    (table,) = make_tables([run(1, 1.0, None), run(2, 2.0, 3.0), run(3, None, None)])
+    assert table.rows[0][table.columns.index("seeds")] == "3 (val/loss over 2, test/loss over 1)"
+
+
 def test_a_choice_reads_alike_whoever_made_it(tmp_path: Path) -> None:
     """By an experiment or on the command line; and a reference is shown as what it stood for."""
     for name, given in (("a", ["scheduler=cosine", "task.max_steps=${gridlstm.steps:80}"]), ("b", []), ("c", [])):
@@ -487,6 +585,16 @@ def test_runs_of_several_tasks_are_ranked_each_among_its_own(tmp_path: Path) -> 
     assert "## parity: val/accuracy" in markdown(tables, runs, tmp_path, [])
     (alone,) = make_tables(runs[1:3])
     assert alone.title == "val/accuracy"
+
+
+def test_no_name_ends_the_data_of_the_page(tmp_path: Path) -> None:
+    notes = ["<!--<script>", "</script>"]
+    runs = [Run(tmp_path / str(len(note)), {"run.model": "x", "note": note}, {}, {"note": note}) for note in notes]
+    found = re.search(r'id="data">(.*?)</script>', page(make_tables(runs), runs, tmp_path), re.DOTALL)
+    assert found is not None
+    assert "<" not in found[1]
+    (table,) = json.loads(found[1])["tables"]
+    assert sorted(group["label"] for group in table["groups"]) == sorted(f"note={note}" for note in notes)
 
 
 def test_the_picture_has_room_for_long_names(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ Shape legend: B batch rows, T time steps, L layers, d hidden size.
 
 import argparse
 import csv
+import io
+import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +18,12 @@ from pathlib import Path
 
 import torch
 
+from gridlstm.atomic import write_bytes, write_text
 from gridlstm.contenders import Contender, Shape, grid_contender, lstm_contender, product_contender
 from gridlstm.engine import choices, matmul
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
+from gridlstm.errors import UserError
 from gridlstm.process import prepare
 from gridlstm.runtime import provenance
 from gridlstm.scan import scan
@@ -133,7 +138,9 @@ def plot(rows: Sequence[Row], curves: dict[str, tuple[list[int], list[float]]], 
         axes[-1].plot(factors, predicted * 1e3, color=line.get_color())
     axes[-1].set(title="time of a step", xlabel="times the smallest T, L or B", ylabel="ms", ylim=(0, None))
     axes[-1].legend()
-    figure.savefig(path, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    write_bytes(path, image.getvalue())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,6 +157,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--dir {options.dir}: {error.strerror}")
+    if not os.access(options.dir, os.W_OK | os.X_OK):
+        parser.error(f"--dir {options.dir}: it cannot be written")
+    try:
+        _run(options)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Times, prints and writes.
+
+    Raises:
+        UserError: a contender differs from the reference.
+    """
     prepare()
     torch.set_num_threads(options.threads)
     chosen = choices.current()
@@ -166,15 +187,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name:<28}{'   '.join(cells)}", flush=True)
     T, L = (max(1, extent // 4) for extent in rows[0].shape.extents)
     curves = scaling(Shape((T, L), rows[0].shape.d, rows[0].shape.B), options.repeats, options.threads)
-    with (options.dir / "bench.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit"]
-        )
-        for row in rows:
-            numbers = (f"{row.seconds * 1e3:.4g}", f"{row.gflops:.3g}", f"{row.share:.3g}")
-            where = (machine, torch.__version__, source)
-            writer.writerow([str(row.shape), row.contender, row.direction, *numbers, *where])
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(
+        ["shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit"]
+    )
+    for row in rows:
+        numbers = (f"{row.seconds * 1e3:.4g}", f"{row.gflops:.3g}", f"{row.share:.3g}")
+        where = (machine, torch.__version__, source)
+        writer.writerow([str(row.shape), row.contender, row.direction, *numbers, *where])
+    write_text(options.dir / "bench.csv", table.getvalue())
     plot(rows, curves, options.dir / "bench.png")
     print(f"\nwrote {options.dir / 'bench.csv'} and {options.dir / 'bench.png'}")
 

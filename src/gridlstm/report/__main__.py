@@ -22,7 +22,8 @@ test_lengths.png where tests were broken down by length.
   DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
   out         where the report goes; the sweep's own directory, if only one is given
 
-Runs that differ by seed only are one row. Runs that are missing, interrupted or failed are named."""
+Runs that differ by seed only are one row; below the rows stand their seeds, versions and commands. Runs that are
+missing, interrupted or failed are named."""
 
 
 def report(roots: list[Path], out: Path) -> list[str]:
@@ -42,10 +43,13 @@ def report(roots: list[Path], out: Path) -> list[str]:
         "samples_to_solve.png": size_picture(tables),
         "test_lengths.png": length_picture(tables),
     }
-    pictures = {name: content for name, content in drawn.items() if content is not None}
-    for name, content in pictures.items():
-        write_bytes(out / name, content)
-    write_text(out / "report.md", markdown(tables, runs, out, list(pictures)))
+    for name, content in drawn.items():
+        if content is None:
+            (out / name).unlink(missing_ok=True)  # of other runs, of which a report lay here
+        else:
+            write_bytes(out / name, content)
+    pictures = [name for name, content in drawn.items() if content is not None]
+    write_text(out / "report.md", markdown(tables, runs, out, pictures))
     write_text(out / "report.csv", "\n".join(comma_separated(table) for table in tables))
     write_text(out / "report.tex", latex(tables))
     write_text(out / "report.html", page(tables, runs, out))

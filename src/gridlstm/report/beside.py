@@ -1,37 +1,54 @@
 """Small tables below that of the runs: at equal budgets, and what others have published."""
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from gridlstm.report.budgets import at_equal_budgets
-from gridlstm.report.tables import Beside, Table, holds, values
+from gridlstm.report.tables import Beside, Group, Table, holds, values
 
 _PUBLISHED, _CLAIMS = "report.published.", "report.claims."
 
 
 def beside(table: Table) -> list[Beside]:
-    """Equal budgets, published numbers of networks that were not run here, and claims with what was found of them."""
+    """Equal budgets, published numbers of networks that were not run here, and claims with what was found of them.
+
+    An experiment's claims are about its own runs.
+    """
     config: dict[str, Any] = {}
     for group in table.groups:
         for run in group.runs:
-            config |= {key: value for key, value in run.config.items() if key.startswith((_PUBLISHED, _CLAIMS))}
+            config |= {key: value for key, value in run.config.items() if key.startswith(_PUBLISHED)}
     budgets = at_equal_budgets(table)
     found = [budgets] if budgets else []
     published: dict[str, list[tuple[str, ...]]] = {}
-    claims: dict[str, dict[str, Any]] = {}
     for key, value in config.items():
-        if key.startswith(_PUBLISHED):
-            metric, _, network = key.removeprefix(_PUBLISHED).partition(".")
-            published.setdefault(metric, []).append((network, f"{value:.4g}"))
-        else:
-            name, _, part = key.removeprefix(_CLAIMS).rpartition(".")
-            claims.setdefault(name, {})[part] = value
+        metric, _, network = key.removeprefix(_PUBLISHED).partition(".")
+        published.setdefault(metric, []).append((network, f"{value:.4g}"))
     for metric, rows in published.items():
         found.append(Beside("Published elsewhere", ("network", metric), tuple(rows)))
-    if claims:
-        rows = [(str(c["claim"]), str(c["there"]), _here(table, c["of"], c.get("against"))) for c in claims.values()]
-        found.append(Beside("Published claims", ("claim", "there", f"here, {table.monitor}"), tuple(rows)))
+    experiments: dict[str, list[Group]] = {}
+    for group in table.groups:
+        experiments.setdefault(group.runs[0].experiment, []).append(group)
+    several = len(experiments.keys() - {""}) > 1
+    for experiment, groups in experiments.items():
+        title = f"Published claims, {experiment}" if several else "Published claims"
+        if claims := _claims(groups):
+            own = replace(table, groups=tuple(groups))
+            rows = [(str(c["claim"]), str(c["there"]), _here(own, c["of"], c.get("against"))) for c in claims]
+            found.append(Beside(title, ("claim", "there", f"here, {table.monitor}"), tuple(rows)))
     return found
+
+
+def _claims(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Those of an experiment, by the names of their parts."""
+    claims: dict[str, dict[str, Any]] = {}
+    for key, value in (item for group in groups for run in group.runs for item in run.config.items()):
+        if key.startswith(_CLAIMS):
+            name, _, part = key.removeprefix(_CLAIMS).rpartition(".")
+            claims.setdefault(name, {})[part] = value
+    return list(claims.values())
 
 
 def _here(table: Table, of: str, against: str | None) -> str:

@@ -8,7 +8,7 @@ from gridlstm import strict_json
 from gridlstm.report.beside import beside
 from gridlstm.report.curves import thinned
 from gridlstm.report.runs import Run
-from gridlstm.report.tables import Cell, Spread, Table
+from gridlstm.report.tables import Cell, Spread, Table, evidence
 from gridlstm.report.text import not_completed, relative, shown, summary
 
 _TEMPLATE = Path(__file__).with_name("page.html")
@@ -35,7 +35,7 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
                 "rows": [[_cell(cell) for cell in row] for row in table.rows],
                 "beside": [
                     small._asdict() | {"rows": [[shown(cell) for cell in row] for row in small.rows]}
-                    for small in beside(table)
+                    for small in (*beside(table), evidence(table))
                 ],
                 "groups": [
                     {
@@ -57,8 +57,8 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
             for table in tables
         ],
     }
-    # "</" would end the script that carries the data.
-    data = strict_json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
+    # "</script" would end the script that carries the data, and "<!--" let what ends it be a part of it.
+    data = strict_json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     return _TEMPLATE.read_text(encoding="utf-8").replace("@@DATA@@", data)
 
 

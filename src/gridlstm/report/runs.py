@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ _RECORDING = ("checkpoint", "last_checkpoint", "interruption", "progress", "prog
 
 _NOT_TRAINED_ANYWHERE = ("seed", "data_dir", "cache_dir")
 """The same, by these names wherever they are handed on."""
+
+_SAID = {"task": "run.task", "model": "run.model", "experiment": "run.group"}
+"""What result.json says of a run too, and its name in the configuration."""
 
 _NODES = {"task", "run"}
 """What every run's config.yaml has, and hardly another program's has both of."""
@@ -58,16 +62,28 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        return self.config.get("seed", self.overrides.get("seed", ""))
+        return self.config.get("seed", self.overrides.get("seed", self.result.get("seed", "")))
 
     @property
     def monitor(self) -> str:
         """The metric by which it is judged, "" where nothing tells."""
         return str(self.config.get("task.monitor", self.result.get("monitor", "")))
 
+    @property
+    def experiment(self) -> str:
+        """Whose claims are about it, "" where nothing tells."""
+        return str(self.config.get("run.group", self.result.get("experiment", "")))
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The overrides; of a run of which the result alone is left, what that says instead."""
+        if self.config or self.overrides:
+            return self.overrides
+        return {key: str(self.result[key]) for key in _SAID if key in self.result}
+
     def setting(self, key: str) -> str:
-        """The value of an override or option: what was given, else what the configuration says."""
-        own = self.config.get(f"run.{key}" if key in ("task", "model") else key, "")
+        """The value of an override or option: what was given, else what the configuration or the result says."""
+        own = self.config.get(_SAID.get(key, key), self.result.get(key, "") if key in _SAID else "")
         value = self.overrides.get(key, self.choices.get(key, own))
         if "${" in str(value):
             value = own  # what the reference stood for
@@ -77,7 +93,7 @@ class Run:
     def identity(self) -> tuple[Any, ...]:
         """Equal for runs that differ by seed only."""
         if not self.config:
-            return ("overrides", *sorted(item for item in self.overrides.items() if item[0] != "seed"))
+            return ("overrides", *sorted(item for item in self.given.items() if item[0] != "seed"))
         own = (str(self.config.get("run.dir")), str(self.config.get("run.name")))
         return tuple(
             (key, str(value))
@@ -91,29 +107,30 @@ class Run:
 
 
 def find_runs(roots: list[Path]) -> list[Run]:
-    """All runs below some directories, in the order of their paths.
+    """All runs below some directories, in the order of their paths; each once, by however many links it is reached.
 
     A run is a directory with config.yaml or result.json, a job that a sweep.json names, or where a launcher of Hydra's
     own leaves no such file, a directory directly in a sweep's (one with multirun.yaml).
 
     Raises:
-        UserError: a directory is not there, or holds no runs.
+        UserError: a directory is not there, cannot be read, or holds no runs.
     """
-    runs: dict[Path, Run] = {}
+    places: dict[Path, Path] = {}
+    planned: dict[Path, list[str]] = {}
     for root in dict.fromkeys(Path(os.path.abspath(root)) for root in roots):
         if not root.is_dir():
             raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
-        found = {path.parent for path in _walk(root, "result.json")}
-        found |= {path.parent for path in _walk(root, "config.yaml") if path.parent in found or _ours(path)}
-        plans = _walk(root, "sweep.json")
-        planned = {path.parent / name: overrides for path in plans for name, overrides in _jobs(path)}
-        for sweep in {path.parent for path in _walk(root, "multirun.yaml")} - {path.parent for path in plans}:
+        results, configs, plans, sweeps = _walk(root, ("result.json", "config.yaml", "sweep.json", "multirun.yaml"))
+        found = results | {directory for directory in configs if directory in results or _ours(directory)}
+        jobs = {sweep / name: overrides for sweep in plans for name, overrides in _jobs(sweep / "sweep.json")}
+        for sweep in sweeps - plans:
             found |= {child for child in sweep.iterdir() if child.is_dir() and not _no_run(child.name)}
-        if not found and not planned:
+        if not found and not jobs:
             raise UserError(f"{root} holds no runs: there is no config.yaml, result.json or sweep.json below it.")
-        for directory in sorted(found | set(planned), key=_natural):
-            runs[directory] = _read(directory, planned.get(directory))
-    return list(runs.values())
+        for directory in sorted(found | set(jobs), key=_natural):
+            places.setdefault(directory.resolve(), directory)
+        planned |= {directory.resolve(): overrides for directory, overrides in jobs.items()}
+    return [_read(directory, planned.get(place)) for place, directory in places.items()]
 
 
 def _jobs(plan: Path) -> list[tuple[str, list[str]]]:
@@ -124,8 +141,31 @@ def _jobs(plan: Path) -> list[tuple[str, list[str]]]:
         raise UserError(f"{plan} is damaged: it names no jobs. Mend or delete it.") from error
 
 
-def _walk(root: Path, name: str) -> list[Path]:
-    return [path for path in root.rglob(name) if not any(map(_no_run, path.relative_to(root).parts))]
+def _walk(root: Path, files: Sequence[str]) -> list[set[Path]]:
+    """For each of some names of files, the directories that have it, at or below one; links are followed.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename} cannot be read: {error.strerror}. Open it, or give directories beside it."
+        ) from error
+
+    found: list[set[Path]] = [set() for _ in files]
+    seen = set[str]()
+    for directory, below, names in os.walk(root, onerror=refuse, followlinks=True):
+        place = os.path.realpath(directory)
+        if place in seen:
+            below.clear()
+            continue
+        seen.add(place)
+        below[:] = sorted(name for name in below if not _no_run(name))
+        for file, having in zip(files, found, strict=True):
+            if file in names:
+                having.add(Path(directory))
+    return found
 
 
 def _no_run(name: str) -> bool:
@@ -133,9 +173,9 @@ def _no_run(name: str) -> bool:
     return name == "wandb" or name.startswith(".")
 
 
-def _ours(path: Path) -> bool:
-    """Whether a config.yaml is a run's."""
-    config = _yaml(path)
+def _ours(directory: Path) -> bool:
+    """Whether the config.yaml of a directory is a run's."""
+    config = _yaml(directory / "config.yaml")
     return isinstance(config, dict) and config.keys() >= _NODES
 
 

@@ -96,7 +96,7 @@ def _join_by_overrides(groups: list[list[Run]]) -> list[list[Run]]:
     """Puts runs without a configuration, which never began, to those with the same overrides but for the seed."""
 
     def key(run: Run) -> tuple[Any, ...]:
-        return tuple(sorted(item for item in run.overrides.items() if item[0] not in _NOT_VARIED))
+        return tuple(sorted(item for item in run.given.items() if item[0] not in _NOT_VARIED))
 
     begun = [group for group in groups if group[0].config]
     for group in groups:
@@ -113,7 +113,7 @@ def _join_by_overrides(groups: list[list[Run]]) -> list[list[Run]]:
 def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     """The overrides in which groups differ; for those that these do not tell apart, the options that do."""
     keys = dict.fromkeys(["task", "model"])
-    keys |= dict.fromkeys(key for group in groups for run in group for key in run.overrides)
+    keys |= dict.fromkeys(key for group in groups for run in group for key in run.given)
     keys = {key: None for key in keys if key not in _NOT_VARIED and not key.startswith("hydra")}
     # A run that never began says nothing of what it was not given.
     varied = [key for key in keys if len({group[0].setting(key) for group in groups} - {""}) > 1]
@@ -198,8 +198,7 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
     if SOLVED in measured:
         tried = len(judged(group))
         row.append(f"{len(values(group, SOLVED, monitor))} of {tried}" if tried else None)
-    seeds = {run.seed for run in done}
-    row.append(len(done) if len(seeds) == len(done) else f"{len(seeds)} in {len(done)} runs")
+    row.append(_seeds(group, measured, monitor))
     for name in ("parameters", "samples", "steps", "processes", "seconds"):
         numbers = [run.result[name] for run in done if name in run.result]
         mean = statistics.fmean(numbers) if numbers else None
@@ -209,6 +208,40 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
     lost = [run for run in group.runs if run.status != "completed"]
     row.append(", ".join(f"seed {run.seed} {run.status}" if run.seed != "" else run.status for run in lost) or None)
     return tuple(row)
+
+
+def _seeds(group: Group, measured: list[str], monitor: str) -> int | str:
+    """How many completed; and over how many a mean is, where some of them have no number of it."""
+    done = group.completed
+    seeds = len({run.seed for run in done})
+    count: int | str = seeds if seeds == len(done) else f"{seeds} in {len(done)} runs"
+    found = {name: len(values(group, name, monitor)) for name in measured if name != SOLVED}
+    fewer = [f"{name} over {number}" for name, number in found.items() if 0 < number < len(done)]
+    return f"{count} ({', '.join(fewer)})" if fewer else count
+
+
+def evidence(table: Table) -> Beside:
+    """What each row's numbers come from: seeds, versions, devices and commits of its completed runs, and a command.
+
+    The command is that of the first completed run, or of the first of all where none completed.
+    """
+    rows = []
+    for group in table.groups:
+        done = group.completed
+        row: list[Cell] = [group.runs[0].setting(key) for key in table.varied]
+        row.append(which_seeds(group))
+        row.append(_distinct(", ".join(map(" ".join, run.result.get("versions", {}).items())) for run in done))
+        row.append(_distinct(run.result.get("device") for run in done))
+        row.append(_distinct(_short(str(run.result.get("commit", ""))) for run in done))
+        row.append(next((run.result["command"] for run in (*done, *group.runs) if "command" in run.result), None))
+        rows.append(tuple(row))
+    columns = (*table.varied, "seeds", "versions", "device", "commit", "command of one run")
+    return Beside("Evidence", columns, tuple(rows))
+
+
+def which_seeds(group: Group) -> str | None:
+    """Those of the completed runs."""
+    return ", ".join(dict.fromkeys(str(run.seed) for run in group.completed if run.seed != "")) or None
 
 
 def _paper(group: Group, metric: str) -> float | None:

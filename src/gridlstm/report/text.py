@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gridlstm.report.beside import beside
 from gridlstm.report.runs import Run
-from gridlstm.report.tables import Cell, Spread, Table
+from gridlstm.report.tables import Cell, Spread, Table, evidence, which_seeds
 
 _LATEX = str.maketrans(
     {
@@ -37,7 +37,10 @@ def drawn(label: str) -> str:
 
 
 def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pictures: Sequence[str]) -> str:
-    """Pictures, tables, and the runs that did not complete, named as seen from ``directory``, each with its error."""
+    """Pictures, tables, what these come from, and the runs that did not complete, each with its error.
+
+    Runs are named as seen from ``directory``.
+    """
     parts = ["# Report\n", f"{summary(runs)}\n", *(f"![{Path(name).stem}]({name})\n" for name in pictures)]
     for table in tables:
         parts.append(f"## {table.title}\n")
@@ -48,6 +51,9 @@ def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pict
         for small in beside(table):
             rows = [[shown(cell) for cell in row] for row in small.rows]
             parts += [f"### {small.title}\n", _markdown_table(small.columns, rows)]
+        proof = evidence(table)
+        rows = [[*map(shown, cells), f"`{command}`" if command else ""] for *cells, command in proof.rows]
+        parts += [f"### {proof.title}\n", _markdown_table(proof.columns, rows)]
     if lost := not_completed(runs, directory):
         parts.append("## Not completed\n")
         parts += [f"* `{name}` **{status}** {error}" for name, status, error in lost]
@@ -60,17 +66,18 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def comma_separated(table: Table) -> str:
-    """One table with numbers at full precision; a metric over seeds takes three columns."""
+    """One table with numbers at full precision; a metric over seeds takes three columns, and the last lists them."""
     spread = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = zip(table.columns, spread, strict=True)
-    writer.writerow(c for name, wide in columns for c in ([name, f"{name} min", f"{name} max"] if wide else [name]))
-    for row in table.rows:
+    names = [c for name, wide in columns for c in ([name, f"{name} min", f"{name} max"] if wide else [name])]
+    writer.writerow([*names, "which seeds"])
+    for row, group in zip(table.rows, table.groups, strict=True):
         cells: list[Cell] = []
         for cell, wide in zip(row, spread, strict=True):
             cells += list(cell) if isinstance(cell, Spread) else [cell] * (3 if wide else 1)
-        writer.writerow("" if cell is None else cell for cell in cells)
+        writer.writerow("" if cell is None else cell for cell in [*cells, which_seeds(group)])
     return out.getvalue()
 
 
