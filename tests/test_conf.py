@@ -262,6 +262,7 @@ def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
         ("optimizer.lr=-1", r"optimizer \(torch.optim.Adam\): Invalid learning rate"),
         ("+model.color=red", r"model\.color does not exist: .*Grid2d has input_size, hidden_size"),
         ("model.time.output=sideways", "model: output must be one of paper, standard, got 'sideways'"),
+        ("model.time.gain=-1", "model: gain must be above 0 and finite, got -1"),
     ],
 )
 def test_a_wrong_value_is_named(job: Callable[..., DictConfig], option: str, message: str) -> None:

@@ -71,10 +71,15 @@ def test_the_whole_of_a_text_may_be_too_short_for_splits(job: Job, tmp_path: Pat
         evaluate(checkpoint, "all", [f"task.path={tmp_path / 'one.txt'}"])
     with pytest.raises(UserError, match="knows the text's training split beforehand"):
         evaluate(checkpoint, "all", [], dynamic_rate=0.1)
-    with pytest.raises(UserError, match=r"temperature must be at least 0\.0001, got 1e-45"):
+    with pytest.raises(UserError, match=r"temperature must be at least 0\.0001, and finite, got 1e-45"):
         evaluate(checkpoint, "test", [], temperature=1e-45)
+    with pytest.raises(UserError, match=r"temperature must be at least 0\.0001, and finite, got inf"):
+        evaluate(checkpoint, "test", [], temperature=math.inf)
     with pytest.raises(UserError, match=r"positions=\. names no file"):
         evaluate(checkpoint, "test", [], Path())
+    with pytest.raises(UserError, match="do not go together"):
+        evaluate(checkpoint, "test", [], tmp_path / "new" / "p", dynamic_rate=0.1)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"limit_test_batches must be a whole number of batches here"):
         evaluate(checkpoint, "test", ["trainer.limit_test_batches=0.5"])
 

@@ -250,6 +250,16 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(job: Job, tmp_pat
         assert all(value.isfinite().all() for value in content["state_dict"].values())
 
 
+def test_a_moving_average_does_not_hide_weights_that_are_no_numbers(job: Job, tmp_path: Path, at_step: Any) -> None:
+    """It last moved before the batch that spoils them, and no row of the log is due before the validation."""
+    at_step(6, lambda loss: loss * math.nan)
+    average = ("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.update_every_n_steps=5")
+    with pytest.raises(UserError, match=r"the training loss became nan by step 8.* its last checkpoint is from before"):
+        run_job(job(*STEPS, *average, "trainer.log_every_n_steps=100", "callbacks.checkpoint=null", task="text"))
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 4
+
+
 def test_an_exploding_loss_ends_the_run(job: Job, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the training loss grew from [0-9.]+ to [0-9.e+]+ by step 4"):
         run_job(job(*STEPS, "optimizer=sgd", "optimizer.lr=100", "trainer.gradient_clip_val=null", task="text"))
@@ -400,7 +410,7 @@ def test_init_from_keeps_the_weights_of_every_known_symbol(
     assert result(tmp_path / "second")["steps"] == 6, "a resume goes on with its own weights"
 
 
-def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path) -> None:
+def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_job(job("stages=[fit]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     foreign = tmp_path / "foreign.txt"
@@ -419,5 +429,13 @@ def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path) -> None:
             run_job(job(f"init_from={checkpoint}", *options, task="text", directory="other"))
     with pytest.raises(UserError, match="one of the two runs is of a text"):
         run_job(job(f"init_from={checkpoint}", directory="memorization"))
+    caplog.clear()
+    run_job(job(f"init_from={checkpoint}", "model.dropout=0.1", task="text", directory="same"))
+    assert "the weights may mean something else" not in caplog.text
+    for way in ([f"init_from={checkpoint}"], [f"ckpt_path={checkpoint}", "stages=[test]"]):
+        caplog.clear()
+        run_job(job(*way, "model.priority=depth", task="text", directory=f"prioritised{len(way)}"))
+        assert "the weights may mean something else in this network" in caplog.text
+        assert "model.priority='depth', there None" in caplog.text
     with pytest.raises(UserError, match=r"init_from=nothing\.ckpt is no file"):
         run_job(job("init_from=nothing.ckpt"))

@@ -1,6 +1,8 @@
 """Texts that a trained model writes."""
 
 import itertools
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -14,6 +16,7 @@ from gridlstm.errors import UserError
 from gridlstm.runtime.build import build
 from gridlstm.runtime.job import run_job
 from gridlstm.sample import _until, write_samples
+from gridlstm.tasks import sampling
 from gridlstm.tasks.sampling import next_probabilities, sample
 
 Job = Callable[..., DictConfig]
@@ -70,12 +73,35 @@ def test_the_end_is_found_wherever_pieces_are_cut() -> None:
         assert "".join(_until(stop, prime, pieces)) == (text if end < 0 else text[: end + len(stop)])
 
 
+@pytest.mark.parametrize("checkpoint", ["byte"], indirect=True)
+def test_a_prime_may_end_inside_a_character_that_ends_the_text(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    half = content["TextData"]["vocabulary"].index("ö".encode()[1])
+    content["state_dict"]["head.bias"][half] = 1e3  # the next byte
+    torch.save(content, checkpoint)
+    prime = os.fsdecode("größer, am gr".encode() + "ö".encode()[:1])
+    assert written(checkpoint, prime=prime, length=30, stop="ö") == "größer, am grö\n"
+
+
+@pytest.mark.parametrize("checkpoint", ["char"], indirect=True)
+def test_an_output_that_is_no_number_writes_nothing(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["head.bias"][0] = math.nan
+    torch.save(content, checkpoint)
+    for argmax in (True, False):
+        with pytest.raises(UserError, match="the network's output is no number"):
+            written(checkpoint, prime="am", argmax=argmax)
+
+
 @pytest.mark.parametrize("checkpoint", ["char"], indirect=True)
 def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> None:
     for options, message in (
-        ({"prime": "Ω"}, "'Ω' does not occur"),
-        ({"temperature": 0.0}, r"temperature must be above 0, got 0.0.*argmax=true"),
+        ({"prime": "Ω"}, "'Ω' does not occur .* leave it out of the prime"),
+        ({"prime": "ΩzΩy"}, "'Ω', 'z', 'y' do not occur .* leave them out of the prime"),
+        ({"temperature": 0.0}, r"temperature must be above 0 and finite, got 0.0.*argmax=true"),
         ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"temperature": float("inf")}, "temperature must be above 0 and finite, got inf"),
+        ({"argmax": True, "samples": 2, "prime": "am"}, "all 2 samples would be the same"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
         ({"length": 0}, "length must be at least 1"),
@@ -97,7 +123,7 @@ def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="cannot be read"):
         written(checkpoint)
     run_job(job("stages=[fit]", directory="memorization"))
-    with pytest.raises(UserError, match="trained on memorization, which is no text"):
+    with pytest.raises(UserError, match=r"holds no symbols of a text.* in a run of task=memorization"):
         written(tmp_path / "memorization" / "checkpoints" / "last.ckpt")
 
 
@@ -116,9 +142,11 @@ def test_probabilities_are_those_of_the_equations() -> None:
     is_(next_probabilities(p.log(), top_k=9, top_p=1.0), 0.1, 0.4, 0.2, 0.3)
 
 
-@pytest.mark.parametrize("model", ["grid2d", "stacked_lstm", "gru"])
-def test_every_symbol_is_drawn_given_all_before_it(job: Job, model: str) -> None:
-    """The state carried from step to step is that of one pass over the whole."""
+@pytest.mark.parametrize("model", ["grid2d", "stacked_lstm", "gru", "transformer"])
+def test_every_symbol_is_drawn_given_all_before_it(job: Job, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """The state carried from step to step, and over the pieces in which a prime is read, is that of one pass over the
+    whole."""
+    monkeypatch.setattr(sampling, "_PIECE", 2)
     task = build(job("trainer.precision=64-true", task="text", model=model)).task.double().eval()
     prime = [3, 1, 4, 1, 5]
     drawn = sample(task, prime, torch.Generator(), argmax=True)

@@ -214,6 +214,7 @@ def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
             "at_least must be above 0 and at most 1, got 1.5",
         ),
         (["model.tied=true,[sideways]", "hydra.sweep.dir=new"], "sideways"),
+        (["model.sweep=auto,half-step", "hydra.sweep.dir=new"], "sweep=half-step needs two stages"),
         (["task.monitor=val/accuracy,val/foo", "hydra.sweep.dir=new"], "task.monitor must be one of val/loss"),
         (["task.delay=0,99999999999", "hydra.sweep.dir=new"], "beyond the memory of any machine"),
         (["trainer.num_nodes=2", "hydra.sweep.dir=new"], "Use hardware=slurm, or trainer.num_nodes=1"),

@@ -6,13 +6,14 @@ import logging
 import math
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 import torch
 from filelock import FileLock
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from gridlstm.data.text import TextData
@@ -22,6 +23,7 @@ from gridlstm.metrics import RatioOfSums
 from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.runtime.build import build, make_data
 from gridlstm.runtime.checkpoint import data_state, load_config, load_content
+from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
 
@@ -105,6 +107,14 @@ def test_a_clock_ends_a_run_with_a_validation(job: Job, tmp_path: Path) -> None:
     assert int(last["step"]) == result(tmp_path / "run")["steps"]
 
 
+def test_a_clock_ends_a_run_after_a_whole_step(job: Job, tmp_path: Path) -> None:
+    """A step is a sum of three batches, in the first of which the time is up."""
+    run = build(job("trainer.accumulate_grad_batches=3", "trainer.max_steps=100", "task.val_every=99"))
+    run.trainer.callbacks.append(Clock(timedelta(microseconds=1)))  # type: ignore[attr-defined]
+    run.trainer.fit(run.task, run.data)
+    assert (run.trainer.global_step, run.trainer.fit_loop.epoch_loop.total_batch_idx) == (1, 2)
+
+
 @pytest.mark.parametrize("task", ["memorization", "text"])
 def test_evaluate_repeats_the_test_of_the_run(job: Job, tmp_path: Path, task: str) -> None:
     run_job(job(task=task))
@@ -138,6 +148,54 @@ def test_evaluate_names_what_is_wrong(job: Job, tmp_path: Path) -> None:
     stray.write_bytes(checkpoint.read_bytes())
     with pytest.raises(UserError, match=r"no config\.yaml"):
         evaluate(stray, "test", [])
+
+
+@pytest.mark.parametrize(("task", "other"), [("memorization", "text"), ("text", "memorization")])
+def test_a_checkpoint_in_the_directory_of_another_run_is_refused(
+    job: Job, tmp_path: Path, task: str, other: str
+) -> None:
+    for name in (task, other):
+        run_job(job("stages=[fit]", task=name, directory=name))
+    foreign = tmp_path / other / "checkpoints" / "best.ckpt"
+    mixed = (tmp_path / task / "checkpoints" / "best.ckpt").replace(foreign)
+    with pytest.raises(UserError, match=r"the checkpoint holds no '.*' of the run's data"):
+        evaluate(mixed, "test", [])
+
+
+def test_data_that_cannot_be_imported_here_are_named(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    source = tmp_path / "run" / "config_source.yaml"
+    source.write_text(source.read_text().replace("gridlstm.data.memorization", "my_tasks.counting"))
+    with pytest.raises(UserError, match=r"task\.data\._target_=my_tasks\.counting\.\w+ cannot be imported"):
+        evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
+
+
+def test_evaluate_refuses_what_says_nothing_of_its_split(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    run_job(job("stages=[fit]", task="text", directory="text"))
+    for task, split, option, message in (
+        ("run", "val", "trainer.limit_test_batches=2", "no effect on split=val: give trainer.limit_val_batches, or"),
+        ("run", "test", "trainer.limit_val_batches=2", "no effect on split=test: give trainer.limit_test_batches, or"),
+        ("run", "test", "task.data.num_val=3", "no effect on split=test: give task.data.num_test, or"),
+        ("run", "val", "task.data.num_test=3", "no effect on split=val: give task.data.num_val, or"),
+        ("run", "test", "trainer.limit_test_batches=0.0", "leaves nothing to evaluate"),
+        ("text", "all", "trainer.limit_val_batches=2", "no effect on split=all: give trainer.limit_test_batches, or"),
+        ("text", "all", "task.data.splits=[0.1,0.1,0.8]", "no effect on split=all, which is the whole text"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(tmp_path / task / "checkpoints" / "best.ckpt", split, [option])
+
+
+def test_a_run_of_several_devices_is_evaluated_by_one_where_there_is_no_gpu(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    found = evaluate(checkpoint, "test", [])
+    source = tmp_path / "run" / "config_source.yaml"
+    config = OmegaConf.load(source)
+    config.trainer.accelerator, config.trainer.devices = "auto", -1  # as of hardware=gpu trainer.devices=-1
+    OmegaConf.save(config, source)
+    if not torch.cuda.is_available():
+        assert evaluate(checkpoint, "test", []) == found
 
 
 def test_an_option_that_is_read_after_rounding_is_read(job: Job) -> None:
@@ -440,6 +498,9 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ("optimizer.betas=[0.9]", "optimizer"),
         ("optimizer.betas=0.9", r"optimizer\.betas must be a list, got 0\.9"),
         (["scheduler=epoch_decay", "scheduler.gamma=2"], "scheduler.gamma must be above 0 and at most 1, got 2"),
+        (["scheduler=exponential", "scheduler.gamma=-0.5"], r"scheduler\.gamma must be above 0, got -0\.5"),
+        (["callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=0"], "patience must be at least 1"),
+        (["callbacks=[default,early_stopping]", "callbacks.early_stopping.min_delta=-1"], "delta must be at least 0"),
         ("task.alphabet=9223372036854775808", "are beyond the memory of any machine"),
         ("task.length=99999999999999999999", "are beyond the memory of any machine"),
         ("task.data.num_val=0", "num_val must be from 1 to"),
@@ -496,7 +557,6 @@ def test_evaluate_finds_the_text_from_anywhere(
         evaluate(checkpoint, "test", ["task.data.batch_sise=3"])
     for split, options, warned in (
         ("test", ["task.data.splits=[0.1,0.1,0.8]"], True),
-        ("all", ["task.data.splits=[0.1,0.1,0.8]"], False),
         ("test", ["task.data.splits=[0.1,0.1,0.8]", f"task.path={tmp_path / 'elsewhere' / 'text.txt'}"], False),
     ):
         caplog.clear()
@@ -548,7 +608,7 @@ def test_evaluate_follows_references(job: Job, tmp_path: Path, text_file: Path) 
         evaluate(checkpoint, "test", ["task.path=nothing.txt"])
     other = tmp_path / "other.txt"
     other.write_text("another alphabet " * 500)
-    with pytest.raises(UserError, match=r"another text: it knows 1\d symbols .*, 8 of which it does not know"):
+    with pytest.raises(UserError, match=r"another text: it knows 1\d symbols .*, 8 of which it does not know: '"):
         evaluate(checkpoint, "test", [f"task.path={other}"])
     with pytest.raises(UserError, match="weights do not fit"):
         evaluate(checkpoint, "test", ["model.hidden_size=9"])

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: ``python -m gridlstm.evaluate ckpt=outputs/…/checkpoints/best.ckpt split=test``."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -64,8 +65,8 @@ def evaluate(
     """
     if split not in ("val", "test", "all"):
         raise UserError(f"split must be val, test or all, got {split!r}.")
-    if not temperature >= COLDEST:
-        raise UserError(f"temperature must be at least {COLDEST}, got {temperature}.")
+    if not COLDEST <= temperature < math.inf:
+        raise UserError(f"temperature must be at least {COLDEST}, and finite, got {temperature}.")
     if split == "all" and dynamic_rate is not None:
         raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
     # Imported here, so that --help need not wait for torch.
@@ -83,11 +84,7 @@ def evaluate(
     from gridlstm.runtime.record import metrics
 
     given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
-    for key, value in given.items():
-        if split == "val" and key == "task.data.test_digits":
-            raise UserError(f"{key}={value} is of the test, and the validation has task.digits: give split=test.")
-        if key in ("trainer.limit_val_batches", "trainer.limit_test_batches") and value == "0":
-            raise UserError(f"{key}={value} leaves nothing to evaluate: leave it out, or give at least 1.")
+    _refuse_unread(split, given)
     config = load_config(checkpoint, overrides)
     lengths = config.task.data.get("test_digits")
     if split == "test" and lengths and "task.digits" in given and "task.data.test_digits" not in given:
@@ -104,10 +101,8 @@ def evaluate(
         log.warning("task.data.max_documents=%d keeps this to a part of the text", config.task.data.max_documents)
     quiet()
     content = load_content(checkpoint)
-    if positions is not None:  # before what may take hours
-        if not positions.name:
-            raise UserError(f"positions={positions} names no file: give positions=STEM, for STEM.csv and STEM.png.")
-        positions.parent.mkdir(parents=True, exist_ok=True)
+    if positions is not None and not positions.name:
+        raise UserError(f"positions={positions} names no file: give positions=STEM, for STEM.csv and STEM.png.")
     run = build(config, data_state(config, content), whole_text=split == "all")
     warn_of_change(run.data, overrides)
     if split != "all":
@@ -122,6 +117,7 @@ def evaluate(
         return _dynamic(run, split, dynamic_rate, dynamic_decay)
     by_position = PositionLoss()
     if positions is not None:
+        positions.parent.mkdir(parents=True, exist_ok=True)  # before what may take hours
         run.trainer.callbacks.append(by_position)  # type: ignore[attr-defined]  # missing from its annotations
     go = run.trainer.validate if split == "val" else run.trainer.test
     try:
@@ -133,6 +129,22 @@ def evaluate(
     stage = "val" if split == "val" else "test"
     found = {name: value for name, value in metrics(run).items() if name.startswith(f"{stage}/")}
     return {f"{split}/{name.partition('/')[2]}": value for name, value in found.items()}
+
+
+def _refuse_unread(split: str, given: Mapping[str, str]) -> None:
+    """Raises UserError for options that say nothing of the split that is evaluated."""
+    # What is evaluated runs as Lightning's validation or test, and has that one's options.
+    other, stage = ("test", "val") if split == "val" else ("val", "test")
+    for key, value in given.items():
+        if key == f"task.data.{other}_digits":
+            raise UserError(f"{key}={value} is of the test, and the validation has task.digits: give split=test.")
+        if key in (f"trainer.limit_{other}_batches", f"task.data.num_{other}"):
+            here = key.replace(f"_{other}", f"_{stage}")
+            raise UserError(f"{key}={value} has no effect on split={split}: give {here}, or leave it out.")
+        if key == "task.data.splits" and split == "all":
+            raise UserError(f"{key}={value} has no effect on split=all, which is the whole text: leave it out.")
+        if key == f"trainer.limit_{stage}_batches" and value.strip("0.") == "":
+            raise UserError(f"{key}={value} leaves nothing to evaluate: leave it out, or give at least 1.")
 
 
 def _whole_split(config: "DictConfig", given: Mapping[str, str]) -> None:
@@ -151,9 +163,13 @@ def _device_at_hand(config: "DictConfig", given: Mapping[str, str]) -> None:
     if "trainer.accelerator" in given:
         if config.trainer.accelerator != "cpu":
             return
-    elif config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    elif torch.cuda.is_available():
+        return
+    elif config.trainer.accelerator in ("gpu", "cuda"):
         log.info("the run had trainer.accelerator=%s, and there is no GPU here", config.trainer.accelerator)
         config.trainer.accelerator = "auto"
+    elif config.trainer.accelerator == "auto" and config.trainer.devices not in (1, "auto"):
+        log.info("the run had trainer.devices=%s, and there is no GPU here", config.trainer.devices)
     else:
         return
     for name, value in {"devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
@@ -188,6 +204,7 @@ def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str]) -> 
                 checkpoints[0],
             )
         members.append(make_task(config, run.data.spec))
+        run.trainer.precision_plugin.convert_module(members[-1])  # before the weights, which it could round
         load_weights(members[-1], content["state_dict"])
     run.task.model = Ensemble(members)
     run.task.head = nn.Identity()  # type: ignore[assignment]  # the ensemble gives log p itself
@@ -223,7 +240,7 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
 def _run(given: dict[str, str]) -> None:
     named, split = given.pop("ckpt"), given.pop("split", "test")
     first, *others = checkpoint_paths(named)
-    positions = Path(given.pop("positions")) if "positions" in given else None
+    positions = Path(given.pop("positions")).expanduser() if "positions" in given else None
     if "dynamic_decay" in given and "dynamic_rate" not in given:
         raise UserError("dynamic_decay is a part of dynamic evaluation: give dynamic_rate too, such as 0.0001.")
     try:

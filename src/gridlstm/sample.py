@@ -67,8 +67,13 @@ def write_samples(
     content = load_content(checkpoint)
     symbols = vocabulary(config, content)
     if symbols is None:
-        raise UserError(f"{checkpoint} was trained on {config.run.task}, which is no text: it has nothing to write.")
+        raise UserError(
+            f"{checkpoint} holds no symbols of a text, so it has nothing to write. Give one that a language model's "
+            f"run wrote; this one lies in a run of task={config.run.task}."
+        )
     ids = symbols.encode(prime, "the prime").tolist()
+    if argmax and samples > 1 and prime:
+        raise UserError(f"argmax=true draws nothing: all {samples} samples would be the same. Leave samples out.")
     if prime and not ids:
         raise UserError(f"prime={prime!r} holds no {symbols.level} to begin with: leave it out, or give one.")
     task = make_task(config, Spec(len(symbols), len(symbols), sequence_length=1))
@@ -91,7 +96,7 @@ def write_samples(
             write("\n\n---\n\n")
         count = len(begin) + length
         pieces = symbols.stream(itertools.islice(itertools.chain(begin, [first], drawn), count))
-        for piece in pieces if stop is None else _until(stop, len(symbols.decode(ids)), pieces):
+        for piece in pieces if stop is None else _until(stop, len("".join(symbols.stream(ids, ends=False))), pieces):
             write(piece)
     write("\n")
 

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -15,12 +16,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ExponentialLR
 
 from gridlstm.data.base import SequenceData, Spec
 from gridlstm.data.generated import GeneratedData
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
+from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.fit import annotations
 from gridlstm.schedules import Cosine
 from gridlstm.tasks.base import SequenceTask
@@ -63,10 +66,13 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
     data.setup("fit" if state is None else "test")
     _check_sizes(data)
     task = make_task(_with_epochs(cfg, data), data.spec)
+    max_time = cfg.trainer.get("max_time")  # which what is only measured has not
+    clock = [Clock(max_time)] if max_time is not None else []
     trainer: L.Trainer = _make(cfg, "trainer")(
         **_accelerator(cfg.trainer.accelerator),
         # A node set to null is left out: callbacks.learning_curve=null.
-        callbacks=[_make(cfg, f"callbacks.{name}")() for name in _callbacks(cfg)],
+        callbacks=[_make(cfg, f"callbacks.{name}")() for name in _callbacks(cfg)] + clock,
+        max_time=None,
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
         plugins=AtomicCheckpointIO(),
     )
@@ -96,11 +102,21 @@ def _accelerator(asked: str) -> dict[str, str]:
 
 
 def make_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> SequenceData:
-    """The data of a run, found or downloaded; for ``state`` see ``build``."""
+    """The data of a run, found or downloaded; for ``state`` see ``build``.
+
+    Raises:
+        UserError: it refuses its options, or the state is of other data.
+    """
     data: SequenceData = _make(cfg, "task.data")()
     data.prepare_data()
     if state is not None:
-        data.load_state_dict(state)
+        try:
+            data.load_state_dict(state)
+        except KeyError as error:
+            raise UserError(
+                f"the checkpoint holds no {error} of the run's data: it is of another task than the config.yaml above "
+                f"it. Give one that the same run wrote."
+            ) from error
     return data
 
 
@@ -154,9 +170,8 @@ def check_task(cfg: DictConfig) -> None:
     _check_limits(cfg, data)
     if isinstance(data, GeneratedData):  # a text is measured when it has been read
         _check_sizes(data)
-    if isinstance(data, TextData) and type(data).source is TextData.source and not (path := data.source()).is_file():
-        reason = "it is a directory" if path.is_dir() else "there is no such file"
-        raise UserError(f"{path} cannot be read: {reason}. Name a text by task.path=….")
+    if isinstance(data, TextData) and type(data).source is TextData.source:
+        _check_file(data.source())
     ours = str(cfg.model.get("_target_")).startswith("gridlstm.")  # others may want numbers in their weights
     if not ours or cfg.match.parameters_to or cfg.match.flops_to or not isinstance(data, GeneratedData | TextData):
         return
@@ -167,6 +182,21 @@ def check_task(cfg: DictConfig) -> None:
     except RuntimeError:
         return  # beyond all memory, of which the run says more
     check_monitors(cfg, task)
+
+
+def _check_file(path: Path) -> None:
+    """Raises UserError for what is no file, or cannot be reached."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except OSError as error:
+        reason = str(error.strerror)
+    else:
+        if stat.S_ISREG(mode):
+            return
+        reason = "it is a directory" if stat.S_ISDIR(mode) else "it is no file"
+    raise UserError(f"{path} cannot be read: {reason}. Name a text by task.path=….")
 
 
 def check_monitors(cfg: DictConfig, task: SequenceTask) -> None:
@@ -213,6 +243,8 @@ def check_optimizer(cfg: DictConfig) -> None:
             cfg = cfg.copy()
             cfg.scheduler.steps_per_epoch = 1
         schedule = _make(cfg, "scheduler")(optimizer)
+        if isinstance(schedule, ExponentialLR) and not 0 < schedule.gamma < math.inf:
+            raise UserError(f"scheduler.gamma must be above 0, got {schedule.gamma}.")
         if isinstance(schedule, Cosine) and cfg.trainer.max_steps < 1 and cfg.trainer.max_time is None:
             raise UserError(
                 "this schedule spans the training, which has no end: give trainer.max_steps or trainer.max_time."

@@ -126,7 +126,7 @@ def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
     if isinstance(data, TextData) and data.changed and not _name_a_text(overrides):
         log.warning(
             "%s is not what it was when the checkpoint was written: its splits may hold what was trained on",
-            data.source(),
+            data.called,
         )
 
 
@@ -162,8 +162,19 @@ def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:
 
 
 def data_state(config: DictConfig, content: dict[str, Any]) -> dict[str, Any]:
-    """What the run's data module left in the checkpoint: its place in the stream, and the vocabulary of a text."""
-    state: dict[str, Any] = content.get(get_class(config.task.data._target_).__qualname__, {})
+    """What the run's data module left in the checkpoint: its place in the stream, and the vocabulary of a text.
+
+    Raises:
+        UserError: the module's class cannot be imported here.
+    """
+    try:
+        kind = get_class(config.task.data._target_)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"task.data._target_={config.task.data._target_} cannot be imported ({' '.join(str(error).split())}): give "
+            f"the command where the run was trained, or with that directory on PYTHONPATH."
+        ) from error
+    state: dict[str, Any] = content.get(kind.__qualname__, {})
     return state
 
 

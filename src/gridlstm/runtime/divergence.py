@@ -4,10 +4,9 @@ import math
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from gridlstm.errors import UserError
-from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.tasks.base import SequenceTask
 
 _ROWS = 3
@@ -58,9 +57,9 @@ class StopOnDivergence(Callback):
         assert isinstance(pl_module, SequenceTask)
         loss = float(trainer.callback_metrics["val/loss"])
         self._check_number("validation", loss, trainer)
-        begun = pl_module.training_loss()  # of the row that is begun; no number where none is
-        if not math.isnan(begun):
-            self._loss = begun
+        if pl_module.row_has_begun():
+            self._loss = pl_module.training_loss()
+            self._check_number("training", self._loss, trainer)  # a moving average of the weights may not show it yet
         if self._above(loss) and (self._too_high or self._above(self._loss)):
             raise self._grown(trainer)
 
@@ -82,7 +81,8 @@ class StopOnDivergence(Callback):
 
 
 def _diverged(what: str, trainer: L.Trainer) -> UserError:
-    before = "and its last checkpoint is from before" if best_checkpoint(trainer) else "before it had a checkpoint"
+    written = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+    before = "and its last checkpoint is from before" if written else "before it had a checkpoint"
     clip = "" if trainer.gradient_clip_val else " or clip the gradients (trainer.gradient_clip_val=1)"
     advice = f"Lower the learning rate (optimizer.lr){clip}."
     return UserError(f"{what} by step {trainer.global_step}: the run was ended, {before}. {advice}")

@@ -27,7 +27,7 @@ from gridlstm.runtime.preflight import check, unread_rate, unused_network_option
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.ranks import Ranks
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
-from gridlstm.runtime.resume import check_fresh, check_resume, is_own, resume_from, trained_to_end
+from gridlstm.runtime.resume import check_fresh, check_resume, is_own, other_network, resume_from, trained_to_end
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ def run_job(cfg: DictConfig) -> float:
         if checkpoint is not None:
             _take_up(cfg, run, checkpoint, goes_on)
         if cfg.init_from is not None and checkpoint is None:
-            init_from(run.task, run.data, Path(cfg.init_from).expanduser())
+            origin = Path(cfg.init_from).expanduser()
+            init_from(run.task, run.data, origin)
+            _warn_of_other_network(cfg, origin)
         callbacks: list[L.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]  # set, but not annotated
         # Not before all ranks have read in the directory whether there is something left to train.
         callbacks.insert(0, Ranks(lambda: _begin(cfg, record, trains=best is None)))
@@ -120,6 +122,15 @@ def _take_up(cfg: DictConfig, run: Run, checkpoint: Path, goes_on: bool) -> None
     if (goes_on or "fit" in cfg.stages) and (state := data_state(cfg, content)):
         run.data.check_goes_on(state)
     load_weights(run.task, content["state_dict"])
+    if not goes_on:
+        _warn_of_other_network(cfg, checkpoint)
+
+
+def _warn_of_other_network(cfg: DictConfig, checkpoint: Path) -> None:
+    if different := other_network(cfg, checkpoint):
+        log.warning("the weights may mean something else in this network than in that of %s:", checkpoint)
+        for line in different:
+            log.warning("  %s", line)
 
 
 def _begin(cfg: DictConfig, record: Record, trains: bool) -> None:

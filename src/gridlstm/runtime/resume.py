@@ -12,7 +12,7 @@ from gridlstm.runtime.legs import CHECKPOINTS, last_checkpoint
 # Where a run finds things, how it computes and how much it evaluates may change on a resume.
 _FREE = {
     "model": {"sweep"},
-    "task.data": {"path", "data_dir", "url", "cache_dir", "num_test", "test_digits", "val_symbols"},
+    "task.data": {"path", "name", "data_dir", "url", "cache_dir", "num_test", "test_digits", "val_symbols"},
     "optimizer": set[str](),
     "scheduler": set[str](),
     "callbacks.weight_averaging": set[str](),
@@ -126,6 +126,21 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
             + "\nLeave them as they were (trainer.max_steps and trainer.max_time may grow, and a schedule "
             "stretches with them), or start a new run."
         )
+
+
+def other_network(cfg: DictConfig, checkpoint: Path) -> list[str]:
+    """Options of the model, as they are here and as the checkpoint's run had them, with which the same weights may
+    compute something else; those of its first weights and of what training adds to it are none."""
+    if (directory := run_directory(checkpoint)) is None:
+        return []
+    now, then = (_flat(each.model) for each in (cfg, OmegaConf.load(directory / "config.yaml")))
+    return [
+        f"model.{name}={now.get(name)!r}, there {then.get(name)!r}"
+        for name in {**now, **then}
+        if now.get(name) != then.get(name)
+        and not name.endswith("regularizers")
+        and name.rpartition(".")[2] not in ("sweep", "dropout", "init_bound", "gain", "transform_bias")
+    ]
 
 
 def run_directory(checkpoint: Path) -> Path | None:

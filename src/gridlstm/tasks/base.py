@@ -150,6 +150,10 @@ class SequenceTask(L.LightningModule):
         """The mean of the training loss since the last row."""
         return float(self._metrics("train")["loss"].compute())
 
+    def row_has_begun(self) -> bool:
+        """Whether anything has been trained on since the last row."""
+        return self._metrics("train")["loss"].update_called
+
     def log_training_row(self) -> None:
         """Writes the row of this step where one is due."""
         if not self.row_is_due():

@@ -1,5 +1,6 @@
 """Drawing a text from a language model, symbol by symbol."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -7,6 +8,10 @@ from torch import Tensor
 
 from gridlstm.errors import UserError
 from gridlstm.tasks.base import SequenceTask
+
+_PIECE = 1000
+"""Symbols of the prime that are read at a time: attention, and the logits of many words, of a whole book would take
+more memory than there is."""
 
 
 def next_probabilities(
@@ -22,8 +27,10 @@ def next_probabilities(
     Raises:
         UserError: a value out of range.
     """
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, got {temperature}. For the most probable symbol, argmax=true.")
+    if not 0 < temperature < math.inf:
+        raise UserError(
+            f"temperature must be above 0 and finite, got {temperature}. For the most probable symbol, argmax=true."
+        )
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k must be at least 1, got {top_k}.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -57,11 +64,18 @@ def sample(
         generator: of the draws, on the CPU.
         temperature, top_k, top_p: see ``next_probabilities``.
         argmax: take the most probable symbol instead of drawing one.
+
+    Raises:
+        UserError: a value out of range, or the network's output is no number.
     """
     device = task.head.weight.device
-    logits, state = task(torch.tensor([list(prime)], device=device))
+    state = None
+    for piece in torch.tensor([list(prime)], device=device).split(_PIECE, dim=1):
+        logits, state = task(piece, state)
     while True:
         last = logits[0, -1].cpu()
+        if last.isnan().any():
+            raise UserError("the network's output is no number, as after a training that diverged: give another ckpt.")
         if argmax:
             symbol = int(last.argmax())
         else:
