@@ -465,6 +465,7 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1"),
         (["trainer.val_check_interval=00:00:10:00", "trainer.devices=2"], "is read from a clock of each process"),
         ("trainer.val_check_interval=0", "val_check_interval must be at least 1"),
+        ("trainer.max_time=00:00:00:00", "max_time must be above 0"),
         ("trainer.max_time=5", "max_time must be days, hours, minutes and seconds, such as 00:01:30:00, .* got 5"),
         ("trainer.enable_checkpointing=false", "needs callbacks.checkpoint=null callbacks.last_checkpoint=null"),
         ("trainer.gradient_clip_val=-1", "gradient_clip_val must be above 0"),
@@ -701,6 +702,16 @@ def test_a_used_up_clock_is_said(job: Job) -> None:
     run_job(job(*options))
     with pytest.raises(UserError, match=r"raise it"):
         run_job(job(*options, "ckpt_path=last"))
+
+
+@pytest.mark.parametrize("option", ["trainer.enable_progress_bar=true", "trainer.enable_progress_bar=false"])
+def test_a_used_up_clock_leaves_the_record(job: Job, tmp_path: Path, option: str) -> None:
+    options = ("trainer.max_time=00:00:00:01", "trainer.max_steps=100000", "task.val_every=100000", option)
+    run_job(job(*options))
+    before = result(tmp_path / "run")
+    with pytest.raises(UserError, match=r"max_time counts the whole run"):
+        run_job(job(*options, "stages=[fit]", "ckpt_path=last"))
+    assert result(tmp_path / "run") == before
 
 
 def test_two_runs_do_not_share_a_directory(job: Job, tmp_path: Path) -> None:

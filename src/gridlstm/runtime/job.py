@@ -18,6 +18,7 @@ from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build, check_monitors
 from gridlstm.runtime.checkpoint import data_state, load_content, load_weights
+from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
@@ -60,7 +61,7 @@ def run_job(cfg: DictConfig) -> float:
         if goes_on and checkpoint is not None:
             best = trained_to_end(cfg, checkpoint, record.earlier)
         if checkpoint is not None:
-            _take_up(cfg, run, checkpoint, goes_on)
+            _take_up(cfg, run, checkpoint, goes_on, trains="fit" in cfg.stages and best is None)
         if cfg.init_from is not None and checkpoint is None:
             origin = Path(cfg.init_from).expanduser()
             init_from(run.task, run.data, origin)
@@ -112,18 +113,32 @@ def _memory() -> Iterator[None]:
         ) from error
 
 
-def _take_up(cfg: DictConfig, run: Run, checkpoint: Path, goes_on: bool) -> None:
+def _take_up(cfg: DictConfig, run: Run, checkpoint: Path, goes_on: bool, trains: bool) -> None:
     """Fills the network with a checkpoint's weights.
 
     Raises:
-        UserError: they are of another network, or of other data than are to be trained on, or tested as the run's own.
+        UserError: they are of another network, or of other data than are to be trained on, or tested as the run's own;
+            or there is no time left to train.
     """
     content = load_content(checkpoint)
     if (goes_on or "fit" in cfg.stages) and (state := data_state(cfg, content)):
         run.data.check_goes_on(state)
     load_weights(run.task, content["state_dict"])
+    if trains:
+        _check_time_left(run, content)
     if not goes_on:
         _warn_of_other_network(cfg, checkpoint)
+
+
+def _check_time_left(run: Run, content: dict[str, Any]) -> None:
+    """Refuses a training of no time here already: once it begins, the record of the earlier legs is written over."""
+    for clock in run.trainer.callbacks:  # type: ignore[attr-defined]  # set, but not annotated
+        if isinstance(clock, Clock):
+            clock.load_state_dict(content.get("callbacks", {}).get(clock.state_key, {}))
+            if (left := clock.time_remaining()) is not None and left <= 0:
+                raise UserError(
+                    "trainer.max_time counts the whole run, and its earlier legs have used it up: raise it."
+                )
 
 
 def _warn_of_other_network(cfg: DictConfig, checkpoint: Path) -> None:

@@ -132,6 +132,8 @@ def _check_clock(max_time: Any) -> None:
             f"trainer.max_time must be days, hours, minutes and seconds, such as 00:01:30:00, or null for no limit, "
             f"got {max_time!r}."
         )
+    if max_time is not None and not str(max_time).strip("0:"):
+        raise UserError(f"trainer.max_time must be above 0, or null for no limit, got {max_time}.")
 
 
 def _check_trainer(cfg: DictConfig) -> None:

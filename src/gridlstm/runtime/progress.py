@@ -10,7 +10,6 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, Timer
 from tqdm import tqdm
 
-from gridlstm.errors import UserError
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
@@ -37,13 +36,6 @@ class Progress(ProgressBar):
 
     def enable(self) -> None:
         self._enabled = True
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for timer in _timers(trainer):
-            if (left := timer.time_remaining()) is not None and left <= 0:
-                raise UserError(
-                    "trainer.max_time counts the whole run, and its earlier legs have used it up: raise it."
-                )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first_step = trainer.global_step
