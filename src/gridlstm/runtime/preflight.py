@@ -172,6 +172,11 @@ def _check_trainer(cfg: DictConfig) -> None:
             f"trainer.max_epochs={trainer.max_epochs} would never be reached, for the training data has no end: "
             f"give trainer.max_steps, or trainer.max_time."
         )
+    if trainer.check_val_every_n_epoch not in (None, 1) and not trainer.overfit_batches:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} would never be reached, for the "
+            f"training data has no end, and nothing be validated or kept: give task.val_every."
+        )
     if (clip := trainer.gradient_clip_val) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
 
