@@ -465,6 +465,10 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1"),
         (["trainer.val_check_interval=00:00:10:00", "trainer.devices=2"], "is read from a clock of each process"),
         ("trainer.val_check_interval=0", "val_check_interval must be at least 1"),
+        (
+            ["trainer.val_check_interval=00:00:10:00", "trainer.accumulate_grad_batches=2"],
+            "may come between the trainer.accumulate_grad_batches=2 batches of a step",
+        ),
         ("trainer.check_val_every_n_epoch=2", "check_val_every_n_epoch=2 would never be reached"),
         ("trainer.max_time=00:00:00:00", "max_time must be above 0"),
         ("trainer.max_time=5", "max_time must be days, hours, minutes and seconds, such as 00:01:30:00, .* got 5"),

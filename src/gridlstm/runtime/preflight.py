@@ -149,6 +149,12 @@ def _check_trainer(cfg: DictConfig) -> None:
             f"trainer.val_check_interval={every} is read from a clock of each process, which would validate at "
             f"different steps and wait for one another for ever: give a number of steps, task.val_every."
         )
+    if not isinstance(every, int | float | None) and accumulated > 1:
+        raise UserError(
+            f"trainer.val_check_interval={every} may come between the trainer.accumulate_grad_batches={accumulated} "
+            f"batches of a step, and a checkpoint has no room for half a sum of gradients: give a number of batches, "
+            f"task.val_every."
+        )
     if trainer.max_steps < -1 or (trainer.max_steps == 0 and "fit" in cfg.stages):
         raise UserError(f"trainer.max_steps must be at least 1, or -1 for no end, got {trainer.max_steps}.")
     if type(every) is int and every % accumulated:
