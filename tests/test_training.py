@@ -471,6 +471,10 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
         ),
         ("trainer.check_val_every_n_epoch=2", "check_val_every_n_epoch=2 would never be reached"),
         ("trainer.max_time=00:00:00:00", "max_time must be above 0"),
+        (
+            ["callbacks=[default,weight_averaging]", "trainer.precision=bf16-true"],
+            "needs weights of float32 or float64, got bfloat16",
+        ),
         ("trainer.max_time=5", "max_time must be days, hours, minutes and seconds, such as 00:01:30:00, .* got 5"),
         ("trainer.enable_checkpointing=false", "needs callbacks.checkpoint=null callbacks.last_checkpoint=null"),
         ("trainer.gradient_clip_val=-1", "gradient_clip_val must be above 0"),

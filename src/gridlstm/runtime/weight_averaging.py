@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -25,7 +26,8 @@ class WeightAveraging(LightningWeightAveraging):
         update_every_n_steps: optimiser steps between updates.
 
     Raises:
-        UserError: from ``setup``: an average that would never move, or is none.
+        UserError: from ``setup``: an average that would never move, or is none; weights in half precision, in which
+            0.999 w' + 0.001 w is w' again.
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
@@ -48,6 +50,13 @@ class WeightAveraging(LightningWeightAveraging):
             )
         if not 0 <= self.decay < 1:
             raise UserError(f"callbacks.weight_averaging.decay must be at least 0 and below 1, got {self.decay}.")
+        for weight in pl_module.parameters():
+            if stage == "fit" and weight.dtype in (torch.float16, torch.bfloat16):
+                raise UserError(
+                    f"callbacks.weight_averaging needs weights of float32 or float64, got "
+                    f"{str(weight.dtype).removeprefix('torch.')}, in which an average soon stands still: give "
+                    f"trainer.precision=bf16-mixed or 32-true."
+                )
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
