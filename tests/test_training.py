@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -16,16 +16,20 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from gridlstm.data.base import Spec
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.metrics import RatioOfSums
+from gridlstm.models.base import SequenceModel
 from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.runtime.build import build, make_data
 from gridlstm.runtime.checkpoint import data_state, load_config, load_content
 from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
+from gridlstm.tasks.base import MakeOptimizer
+from gridlstm.tasks.tag_sequence import TagSequence
 
 Job = Callable[..., DictConfig]
 
@@ -693,6 +697,23 @@ def test_a_resume_with_other_options_is_refused(job: Job, tmp_path: Path, option
     with pytest.raises(UserError, match="goes on with the options it was trained with"):
         run_job(job("ckpt_path=last", option))
     assert (tmp_path / "run" / "config.yaml").read_text() == config
+
+
+class Smoothed(TagSequence):
+    """An objective of the user's own, with an option."""
+
+    def __init__(
+        self, model: SequenceModel, spec: Spec, optimizer: MakeOptimizer, smoothing: float, **options: Any
+    ) -> None:
+        super().__init__(model, spec, optimizer, **options)
+        self.smoothing = smoothing
+
+
+def test_a_resume_with_another_objective_is_refused(job: Job) -> None:
+    own = ("task.objective._target_=tests.test_training.Smoothed", "stages=[fit]")
+    run_job(job(*own, "+task.objective.smoothing=0.1"))
+    with pytest.raises(UserError, match=r"task\.objective\.smoothing=0\.2, there 0\.1"):
+        run_job(job(*own, "+task.objective.smoothing=0.2", "ckpt_path=last"))
 
 
 def test_rows_of_accumulated_steps_cover_all_their_batches(job: Job, tmp_path: Path) -> None:

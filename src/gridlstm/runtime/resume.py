@@ -13,6 +13,7 @@ from gridlstm.runtime.legs import CHECKPOINTS, last_checkpoint
 _FREE = {
     "model": {"sweep"},
     "task.data": {"path", "name", "data_dir", "url", "cache_dir", "num_test", "test_digits", "val_symbols"},
+    "task.objective": set[str](),
     "optimizer": set[str](),
     "scheduler": set[str](),
     "callbacks.weight_averaging": set[str](),
