@@ -267,6 +267,15 @@ def test_tensorboard_is_an_option(job: Callable[..., DictConfig], tmp_path: Path
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
 
 
+def test_a_logger_that_is_not_installed_is_said_in_a_sentence(
+    job: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    with pytest.raises(UserError, match=r"logger\.tensorboard .*: Neither `tensorboard` nor"):
+        run_job(job("logger=tensorboard", "stages=[fit]"))
+
+
 def test_without_the_csv_logger_the_curve_is_missed_aloud(
     job: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -474,6 +474,7 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
             "may come between the trainer.accumulate_grad_batches=2 batches of a step",
         ),
         ("trainer.check_val_every_n_epoch=2", "check_val_every_n_epoch=2 would never be reached"),
+        ("trainer.overfit_batches=0.5", "trainer: .* must be `1.0` or an int"),
         ("trainer.max_time=00:00:00:00", "max_time must be above 0"),
         (
             ["callbacks=[default,weight_averaging]", "trainer.precision=bf16-true"],

@@ -344,8 +344,8 @@ def _make(cfg: DictConfig, path: str) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return make(*args, **kwargs)
-        except (TypeError, ValueError, LookupError, ArithmeticError, MisconfigurationException) as error:
-            # A constructor refuses its options in one of these ways.
+        except (TypeError, ValueError, LookupError, ArithmeticError, ImportError, MisconfigurationException) as error:
+            # A constructor refuses its options, or says which package it needs, in one of these ways.
             raise UserError(f"{path} ({node._target_}): {str(error).partition(chr(10))[0]}") from error
 
     return call

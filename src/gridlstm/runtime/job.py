@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
@@ -53,7 +54,7 @@ def run_job(cfg: DictConfig) -> float:
     goes_on = checkpoint is not None and is_own(cfg, checkpoint)
     if not goes_on:
         check_fresh(cfg)
-    with recording(cfg, goes_on) as record, _memory():
+    with recording(cfg, goes_on) as record, _sentences():
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
         check_monitors(cfg, run.task)
@@ -93,14 +94,16 @@ def run_job(cfg: DictConfig) -> float:
 
 
 @contextmanager
-def _memory() -> Iterator[None]:
-    """Says in a sentence that there is too little of it.
+def _sentences() -> Iterator[None]:
+    """Says in a sentence that there is too little memory, or which option Lightning refuses once it has the data.
 
     Raises:
-        UserError: in the place of torch's errors, of which only that of GPUs has a class of its own.
+        UserError: in the place of Lightning's error, and of torch's, of which only that of GPUs has a class of its own.
     """
     try:
         yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except (RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not re.search(
