@@ -83,6 +83,11 @@ def test_a_quick_look_at_a_run_needs_no_whole_validation(job: Job, debug: str) -
     run_job(job(*EASY, debug, "stages=[fit]", *(["callbacks.checkpoint=null"] if "fast" in debug else [])))
 
 
+def test_a_quick_look_takes_whole_steps(job: Job, tmp_path: Path) -> None:
+    run_job(job("debug=smoke", "trainer.max_steps=2", "trainer.accumulate_grad_batches=3", "stages=[fit]"))
+    assert [row["step"] for row in rows(tmp_path / "run") if row["val/loss"]] == ["1", "2"]
+
+
 def test_what_is_left_out_of_a_training_is_said(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     run_job(job("task.data.min_digits=1", "task.data.curriculum=60", "trainer.max_steps=4", task="addition"))
     assert "all lengths open after 60 samples, and trainer.max_steps=4 ends the training after 60" in caplog.text
