@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 
 
@@ -32,6 +33,12 @@ def check_true_or_false(**choices: object) -> None:
     for name, value in choices.items():
         if not isinstance(value, bool):
             raise UserError(f"{name} must be true or false, got {value!r}.")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether it says that there is too little memory: of torch's errors only that of GPUs has a class of its own."""
+    of_its_own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return of_its_own or re.search("allocate|[Oo]verflow", str(error).partition("\n")[0]) is not None
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -1,14 +1,13 @@
 """The look command."""
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gridlstm.command import checkpoint_paths, run_with_options
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, lacks_memory
 from gridlstm.report.arguments import writable
 
 if TYPE_CHECKING:
@@ -78,9 +77,9 @@ def _memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).partition("\n")[0]
-        if not isinstance(error, MemoryError) and not re.search("allocate|[Oo]verflow", reason):
+        if not lacks_memory(error):
             raise
+        reason = str(error).partition("\n")[0]
         raise UserError(
             f"these sizes need more memory than there is ({reason}): give fewer units, layers, steps or symbols."
         ) from error

@@ -1,7 +1,6 @@
 """One job: build, fit, test, record."""
 
 import logging
-import re
 import shlex
 import time
 import warnings
@@ -15,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, lacks_memory
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build, check_monitors
 from gridlstm.runtime.checkpoint import data_state, load_content, load_weights
@@ -105,11 +104,9 @@ def _sentences() -> Iterator[None]:
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).partition("\n")[0]
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not re.search(
-            "allocate|[Oo]verflow", reason
-        ):
+        if not lacks_memory(error):
             raise
+        reason = str(error).partition("\n")[0]
         raise UserError(
             f"these sizes need more memory than there is ({reason}). Smaller ones need less, also task.data.batch_size "
             f"with trainer.accumulate_grad_batches, or model.sweep=recompute where the model has it."
