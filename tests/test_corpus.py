@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 import zipfile
 import zlib
 from collections import Counter
@@ -27,6 +28,7 @@ from gridlstm.data import entropy as entropy_module
 from gridlstm.data import vocabulary as vocabulary_module
 from gridlstm.data.corpus import Corpus, read_corpus
 from gridlstm.data.entropy import ngram_entropy
+from gridlstm.data.files import UNPACKED_ANYWAY
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 
@@ -230,6 +232,28 @@ def unreadable_files(directory: Path) -> dict[str, tuple[Path, str]]:
             for kind, content in packed.items()
         },
     }
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zip"])
+def test_an_archive_of_zeros_is_not_unpacked_whole(suffix: str, tmp_path: Path, cache: Path) -> None:
+    path, zeros = tmp_path / f"zeros.{suffix}", bytes(3 * UNPACKED_ANYWAY)
+    if suffix == "zip":
+        write_zip(path, {"a.txt": zeros})
+    else:
+        path.write_bytes(gzip.compress(zeros))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="over 100 times its size, as no text does"):
+            read_corpus(path, "byte", cache)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * UNPACKED_ANYWAY
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_short_text_may_repeat_itself(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "a.xz", lzma.compress(b"all work and no play " * 10**5))
+    assert path.stat().st_size < 21 * 10**5 / 1000
+    assert len(read_corpus(path, "byte", cache).ids) == 21 * 10**5
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridlstm.atomic import replacing
-from gridlstm.data.files import only_process, stamp
+from gridlstm.data.files import only_process, read_unpacked, stamp
 from gridlstm.data.vocabulary import UNKNOWN, Level, Vocabulary, split_words, symbol_codes
 from gridlstm.errors import UserError
 
@@ -80,8 +80,8 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
             stands for all others. None for all words.
 
     Raises:
-        UserError: file missing, empty, unreadable, damaged, packed in another way or as a zip of several members, or at
-            another level than byte not UTF-8.
+        UserError: file missing, empty, unreadable, damaged, packed in another way, as a zip of several members or to
+            less than a text can be, or at another level than byte not UTF-8.
     """
     check_level(level, max_words)
     # As it is called: a link's target may lack the suffix that says how the text is packed.
@@ -240,9 +240,10 @@ def _empty(path: Path) -> UserError:
 
 
 def _contents(path: Path) -> bytes:
-    opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
+    suffix = path.suffix.lower()
+    opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(suffix)
     try:
-        if path.suffix.lower() == ".zip":
+        if suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 members = [
                     member.filename
@@ -254,9 +255,12 @@ def _contents(path: Path) -> bytes:
                         f"{path} must hold exactly one file, got {len(members)}: {', '.join(members[:10])}. Unpack it "
                         f"and name one of them with task.path=..."
                     )
-                return archive.read(members[0])
-        with opener(path, "rb") as file:
-            return file.read()
+                with archive.open(members[0]) as member:
+                    return read_unpacked(member, path)
+        if opener is None:
+            return path.read_bytes()
+        with opener(path) as file:
+            return read_unpacked(file, path)
     except (
         OSError,
         EOFError,

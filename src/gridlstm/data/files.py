@@ -1,15 +1,25 @@
 """Files of data: checking contents, one writing process at a time."""
 
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
+from gridlstm.errors import UserError
+
 log = logging.getLogger(__name__)
+
+UNPACKED_ANYWAY = 2**24
+"""Bytes that an archive may unpack to, however small it is."""
+_TIMES_PACKED = 100
+"""Times its own size that a larger archive may unpack to. Text packs to a tenth at best, zeros to a thousandth."""
+_PIECE = 2**20
 
 
 @contextmanager
@@ -72,3 +82,21 @@ def mismatch(path: Path, size: int, sha256: str | None) -> str | None:
 def stamp(stat: os.stat_result) -> list[int]:
     """What tells two states of a file apart, also where size and date are the same, as a copy can leave them."""
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def read_unpacked(unpacking: IO[bytes], archive: Path) -> bytes:
+    """Return all that ``unpacking`` gives, which reads ``archive``, and stop early where that can be no text.
+
+    Raises:
+        UserError: it is over ``UNPACKED_ANYWAY`` bytes, and over 100 times as long as the archive.
+    """
+    most = max(UNPACKED_ANYWAY, _TIMES_PACKED * archive.stat().st_size)
+    content = io.BytesIO()
+    while piece := unpacking.read(_PIECE):
+        content.write(piece)
+        if content.tell() > most:
+            raise UserError(
+                f"{archive} unpacks to over {_TIMES_PACKED} times its size, as no text does. Unpack it yourself if it "
+                f"is meant, and name the unpacked file."
+            )
+    return content.getvalue()
