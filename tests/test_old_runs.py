@@ -1,0 +1,123 @@
+"""Run directories and checkpoints that commit ca1e058 wrote, with the numbers that it gave."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.conftest import compose
+
+from gridlstm.data.penn_treebank import FILES
+from gridlstm.evaluate import evaluate
+from gridlstm.report.__main__ import report
+from gridlstm.runtime.job import run_job
+from gridlstm.sample import write_samples
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+ROUNDING = 1e-5
+"""Relative: means of float32 losses, whose products may be summed in another order on another machine.
+30 further steps of training let it grow to 2e-8, between two of the sweeps."""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """The text of all the old runs."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{n} squared is {n * n}, and {n} doubled is {2 * n}.\n" for n in range(480)))
+    return path
+
+
+def old(name: str, tmp_path: Path) -> Path:
+    """A copy of an old run directory."""
+    return Path(shutil.copytree(FIXTURES / f"old_run_{name}", tmp_path / f"old_run_{name}"))
+
+
+def in_parts(text: Path, names: tuple[str, ...]) -> Path:
+    """A directory with the text in three files."""
+    lines = text.read_text().splitlines(keepends=True)
+    directory = text.with_name("parts")
+    directory.mkdir()
+    for name, part in zip(names, (lines[:400], lines[400:440], lines[440:]), strict=True):
+        (directory / name).write_text("".join(part))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("split", "loss", "bpc", "perplexity"),
+    [
+        ("test", 1.0764267969101138, 1.5529556017822126, 2.9341763891354327),
+        ("val", 1.002698072003961, 1.4465875359890394, 2.7256258514555847),
+        ("all", 0.9453186915173347, 1.3638065883117025, 2.573633443054621),
+    ],
+)
+def test_an_old_text_run_is_evaluated(
+    text: Path, tmp_path: Path, split: str, loss: float, bpc: float, perplexity: float
+) -> None:
+    checkpoint = old("text", tmp_path) / "checkpoints" / "best.ckpt"
+    found = evaluate(checkpoint, split, [f"task.path={text}", f"task.data.cache_dir={tmp_path}"])
+    expected = {f"{split}/loss": loss, f"{split}/bpc": bpc, f"{split}/perplexity": perplexity}
+    assert found == pytest.approx(expected, rel=ROUNDING)
+
+
+def test_an_old_memorization_run_is_evaluated(tmp_path: Path) -> None:
+    found = evaluate(old("memorization", tmp_path) / "checkpoints" / "best.ckpt", "test", [])
+    expected = {"test/loss": 0.033148985854064034, "test/accuracy": 0.99, "test/sequence_accuracy": 0.97}
+    assert found == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["enwik8", "penn_treebank", "hub"])
+def test_old_runs_on_other_texts_are_evaluated(
+    text: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "hub":
+        pytest.importorskip("datasets")
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub_cache")
+        named = f"task.data.name={in_parts(text, ('train.txt', 'validation.txt', 'test.txt'))}"
+    elif name == "penn_treebank":
+        named = f"task.path={in_parts(text, FILES)}"
+    else:
+        named = f"task.path={text}"
+    loss = {"enwik8": 3.3004691484924416, "penn_treebank": 3.2450517038514857, "hub": 3.2450517038514857}[name]
+    checkpoint = old(name, tmp_path) / "checkpoints" / "best.ckpt"
+    found = evaluate(checkpoint, "test", [named, f"task.data.cache_dir={tmp_path / 'cache'}"])
+    assert found["test/loss"] == pytest.approx(loss, rel=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("text", "12 squared is 11939quared is doubled is 12, squand 139, and 3368 doubl\n"),
+        ("enwik8", "12 squared\n53,5593dq72iuir.3 d759bi48e\ni,2,liuu.o8513nno i82isl,i1 lbn\n"),
+    ],
+)
+def test_an_old_run_writes_the_text_that_it_wrote(tmp_path: Path, name: str, written: str) -> None:
+    pieces: list[str] = []
+    write_samples(old(name, tmp_path) / "checkpoints" / "best.ckpt", pieces.append, prime="12 squared", length=60)
+    assert "".join(pieces) == written
+
+
+def test_an_old_run_is_resumed(text: Path, tmp_path: Path) -> None:
+    directory = old("text", tmp_path)
+    names = ["run.task=text", "run.model=grid2d", "run.group=adhoc", f"run.dir={directory}", f"task.path={text}"]
+    sizes = ["model.hidden_size=8", "model.num_layers=4", "task.data.window=10", "task.data.stream_length=200"]
+    training = ["task.data.batch_size=8", "optimizer.lr=0.01", "task.val_every=30", "trainer.log_every_n_steps=10"]
+    here = ["logger=csv", "hardware=cpu", f"task.data.cache_dir={tmp_path}", "ckpt_path=last", "trainer.max_steps=150"]
+    run_job(compose("task=text", *names, *sizes, *training, *here))
+    result = json.loads((directory / "result.json").read_text())
+    assert (result["steps"], result["samples"]) == (150, 1200)
+    assert result["test"]["test/bpc"] == pytest.approx(1.4442444010421494, rel=ROUNDING)
+
+
+def test_old_runs_are_reported(tmp_path: Path) -> None:
+    for name in ("text", "memorization"):
+        old(name, tmp_path / "runs")
+    line, *lost = report([tmp_path / "runs"], tmp_path)
+    assert (line, lost) == ("2 runs: 2 completed.", [])
+    tables = (tmp_path / "report.csv").read_text().split("\n\n")
+    found = {row["model"]: row for table in tables for row in csv.DictReader(table.splitlines())}
+    assert found["grid2d"]["test/bpc"] == "1.5529556029914657"
+    assert found["grid2d"]["best val/bpc"] == "1.4465875427921664"
+    assert found["grid2d_untied"]["test/accuracy"] == "0.99"
+    assert [(row["parameters"], row["samples"]) for row in found.values()] == [("2345", "6000"), ("1882", "960")]
