@@ -26,6 +26,7 @@ from gridlstm.data.penn_treebank import PennTreebankData
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.models.base import VectorModel
+from gridlstm.options import find, leaves
 from gridlstm.runtime.build import build, check_types, make_data
 from gridlstm.runtime.criterion import Criterion
 from gridlstm.runtime.fit import fits
@@ -65,13 +66,16 @@ def names(file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", GROUPED)
-def test_composes_and_resolves_to_options_of_the_right_types(file: str) -> None:
+def test_composes_to_options_of_the_right_types_with_a_role_each(file: str) -> None:
     config = compose(*choice(file), *names(file))
     assert not OmegaConf.missing_keys(config)
     OmegaConf.to_container(config, resolve=True)
     for group in ("model", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger"):
         if config[group]:
             check_types(config[group], group)
+    roles = {key: find(key) for key, _ in leaves(OmegaConf.to_container(config))}
+    # The trainer's options have nothing in common: each stands in the table by itself.
+    assert [key for key, entry in roles.items() if entry in (None, "trainer")] == []
 
 
 @pytest.mark.parametrize(("task", "expected"), [("memorization", "maximize"), ("enwik8", "minimize")])

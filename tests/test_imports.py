@@ -7,7 +7,7 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors", "process", "atomic", "strict_json", "compose"],
+    ["errors", "options", "process", "atomic", "strict_json", "compose"],
     ["command"],
     ["cell"],
     ["cells"],

@@ -91,7 +91,7 @@ def test_a_run_records_the_size_and_is_evaluated_with_it(matched: Callable[..., 
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["parameters"] == count_parameters(cfg, SPEC)
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    with pytest.raises(UserError, match=r"match\.parameters_to=lstm says how a run trains"):
+    with pytest.raises(UserError, match=r"match\.parameters_to=lstm has no effect on a trained network"):
         evaluate(checkpoint, "test", ["match.parameters_to=lstm"])
     again = evaluate(checkpoint, "test", [])
     assert again == pytest.approx(result["test"])

@@ -113,6 +113,33 @@ def test_what_is_logged_makes_no_other_run(sweep: Path) -> None:
     assert replace(first, config={**first.config, "model.tied": False}).identity() != first.identity()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainer.enable_progress_bar": False, "trainer.log_every_n_steps": 7},
+        {"trainer.profiler": "simple", "trainer.detect_anomaly": True},
+        {"trainer.accelerator": "gpu", "trainer.devices": 4, "trainer.strategy": "ddp"},
+        {"model.sweep": "reference"},
+        {"task.data.num_test": 5, "trainer.limit_test_batches": 1},
+    ],
+)
+def test_how_a_run_is_shown_placed_and_computed_makes_no_other_run(sweep: Path, options: dict[str, object]) -> None:
+    first = find_runs([sweep])[0]
+    assert replace(first, config={**first.config, **options}).identity() == first.identity()
+
+
+def test_one_text_in_two_places_is_one_row_and_two_texts_are_two(
+    job: Callable[..., DictConfig], tmp_path: Path, text_file: Path
+) -> None:
+    texts = [tmp_path / "same.txt", tmp_path / "other.txt"]
+    texts[0].write_bytes(text_file.read_bytes())
+    texts[1].write_text(text_file.read_text().replace("times", "and"))
+    for number, text in enumerate((text_file, *texts)):
+        run_job(job(f"task.path={text}", f"seed={number}", "stages=[fit]", task="text", directory=f"runs/{number}"))
+    (table,) = make_tables(find_runs([tmp_path / "runs"]))
+    assert sorted(len(group.runs) for group in table.groups) == [1, 2]
+
+
 def test_a_job_that_never_began_varies_in_nothing_that_it_was_not_given(
     job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:

@@ -142,7 +142,7 @@ def test_evaluate_names_what_is_wrong(job: Job, tmp_path: Path) -> None:
         evaluate(checkpoint, "all", [])
     with pytest.raises(UserError, match="lenght"):
         evaluate(checkpoint, "test", ["task.lenght=3"])
-    with pytest.raises(UserError, match="max_words=50 says how a run trains"):
+    with pytest.raises(UserError, match="max_words=50 has no effect on a trained network"):
         evaluate(checkpoint, "test", ["task.data.max_words=50"])
     source = tmp_path / "run" / "config_source.yaml"
     source.rename(tmp_path / "elsewhere.yaml")
@@ -577,8 +577,8 @@ def test_evaluate_finds_the_text_from_anywhere(
         caplog.clear()
         evaluate(checkpoint, split, options)
         assert ("may be among what it was trained on" in caplog.text) == warned
-    for option in ("callbacks.progress.every_seconds=1", "trainer.gradient_clip_val=2", "task.lr=1", "seed=2"):
-        with pytest.raises(UserError, match=f"{option} says how a run trains"):
+    for option in ("callbacks.divergence.factor=2", "trainer.gradient_clip_val=2", "task.lr=1", "seed=2"):
+        with pytest.raises(UserError, match=f"{option} has no effect on a trained network"):
             evaluate(checkpoint, "test", [option])
 
 

@@ -112,7 +112,7 @@ def _activation(checkpoints: list[Path], out: Path, given: dict[str, str]) -> li
 def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look.flow import curves_of_new, curves_of_trained, write
     from gridlstm.look.load import load
-    from gridlstm.runtime.checkpoint import OF_TRAINING
+    from gridlstm.options import Role, role
 
     steps = _whole(given, "steps", 500, _MOST) if "steps" in given or not checkpoints else None
     if checkpoints:
@@ -128,13 +128,11 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     if "model" not in given:
         raise UserError("what=gradients needs ckpt=… or model=grid2d,stacked_lstm,…")
     assert steps is not None, "it has a default"
-    without_use = (*OF_TRAINING, "trainer", "hardware", "debug", "data_dir", "run", "hydra")
     for key in given:
         if key in ("model.num_layers", "task.network.num_layers"):
             raise UserError(f"{key} is chosen by layers, 2 for gradients through time: give layers= instead.")
-        group, _, name = key.partition(".")
-        if group in without_use or (group == "task" and name and name.partition(".")[0] != "network"):
-            raise UserError(f"{key} is of a training, and here are new networks: leave it out.")
+        if role(key) not in (Role.NETWORK, Role.START, Role.SEED, Role.SPEED) or key == "init_from":
+            raise UserError(f"{key} has no effect on a new network. Remove it.")
     models, layers = given.pop("model").split(","), _whole(given, "layers", 100, _MOST)
     return write(curves_of_new(models, steps, layers, _words(given)), out)
 

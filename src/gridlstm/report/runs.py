@@ -14,19 +14,11 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from gridlstm.errors import UserError
+from gridlstm.options import IDENTITY, Role, chosen, leaves, role
 from gridlstm.runtime.published import check_report
 
 SOLVED = "samples_to_solve"
 """What a run with a criterion says in result.json: after how many samples it was met, null where it was not."""
-
-_NOT_TRAINED = ("ckpt_path", "logger", "stages", "report")
-"""Where to go on from, where to log to, whether to test and what to compare with: no properties of what was trained."""
-
-_RECORDING = ("checkpoint", "last_checkpoint", "interruption", "progress", "progress_file", "learning_curve")
-"""Callbacks that show and keep what is trained."""
-
-_NOT_TRAINED_ANYWHERE = ("seed", "data_dir", "cache_dir")
-"""The same, by these names wherever they are handed on."""
 
 _SAID = {"task": "run.task", "model": "run.model", "experiment": "run.group"}
 """What result.json says of a run too, and its name in the configuration."""
@@ -91,19 +83,14 @@ class Run:
         return text.lower() if text in ("True", "False") else text
 
     def identity(self) -> tuple[Any, ...]:
-        """Equal for runs that differ by seed only."""
+        """Return what is equal for runs that differ by seed only: runs of one row."""
         if not self.config:
-            return ("overrides", *sorted(item for item in self.given.items() if item[0] != "seed"))
-        own = (str(self.config.get("run.dir")), str(self.config.get("run.name")))
-        return tuple(
-            (key, str(value))
-            for key, value in sorted(self.config.items())
-            if key.rpartition(".")[2] not in _NOT_TRAINED_ANYWHERE
-            and str(value) not in own  # directories and names of runs hold the seed
-            and not str(value).startswith(f"{own[0]}/")
-            and key.partition(".")[0] not in _NOT_TRAINED
-            and not key.startswith(tuple(f"callbacks.{name}." for name in _RECORDING))
-        )
+            return ("overrides", *sorted(item for item in self.given.items() if role(item[0]) is not Role.SEED))
+        same = chosen(self.config, IDENTITY)
+        text = self.result.get("text")  # a path says less: the same text may lie in two places
+        same |= chosen(self.config, {Role.SOURCE}) if text is None else {"text": text}
+        same |= {name: self.config.get(key) for name, key in _SAID.items()}
+        return tuple((key, str(value)) for key, value in sorted(same.items()))
 
 
 def find_runs(roots: list[Path]) -> list[Run]:
@@ -191,14 +178,14 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
         config = _yaml(directory / "config.yaml")
         if isinstance(config, dict) and config.get("report"):
             check_report(config["report"], str(directory / "config.yaml"))
-        run.config = _flat(config)
+        run.config = dict(leaves(config))
     if (directory / "result.json").exists():
         found = _json(directory / "result.json")
         run.result = {name: value for name, value in found.items() if value is not None or name == SOLVED}
     if overrides is None and (directory / ".hydra" / "overrides.yaml").exists():
         overrides = _yaml(directory / ".hydra" / "overrides.yaml")
     if (directory / ".hydra" / "hydra.yaml").exists():
-        said = _flat(_yaml(directory / ".hydra" / "hydra.yaml"))
+        said = dict(leaves(_yaml(directory / ".hydra" / "hydra.yaml")))
         start = "hydra.runtime.choices."
         run.choices = {key.removeprefix(start): value for key, value in said.items() if key.startswith(start)}
     parts = [override.lstrip("+~").partition("=") for override in overrides or []]
@@ -224,16 +211,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no object. Mend or delete it.")
     return content
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    if not isinstance(node, dict):
-        return {prefix.rstrip("."): node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat
 
 
 def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:

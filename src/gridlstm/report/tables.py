@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gridlstm.options import IDENTITY, Role, role
 from gridlstm.report.runs import SOLVED, Run
 
 
@@ -18,17 +19,8 @@ class Spread(NamedTuple):
 
 Cell = str | int | float | Spread | None
 
-_NOT_VARIED = (
-    "seed",
-    "ckpt_path",
-    "logger",
-    "stages",
-    "run.name",
-    "data_dir",
-    "task.data.data_dir",
-    "task.data.cache_dir",
-)
-"""Overrides that say nothing about what was trained."""
+_COLUMNS = IDENTITY | {Role.SOURCE}
+"""What overrides decide that are columns where they vary."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def _join_by_overrides(groups: list[list[Run]]) -> list[list[Run]]:
     """Puts runs without a configuration, which never began, to those with the same overrides but for the seed."""
 
     def key(run: Run) -> tuple[Any, ...]:
-        return tuple(sorted(item for item in run.given.items() if item[0] not in _NOT_VARIED))
+        return tuple(sorted(item for item in run.given.items() if role(item[0]) in _COLUMNS))
 
     begun = [group for group in groups if group[0].config]
     for group in groups:
@@ -114,7 +106,7 @@ def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     """The overrides in which groups differ; for those that these do not tell apart, the options that do."""
     keys = dict.fromkeys(["task", "model"])
     keys |= dict.fromkeys(key for group in groups for run in group for key in run.given)
-    keys = {key: None for key in keys if key not in _NOT_VARIED and not key.startswith("hydra")}
+    keys = {key: None for key in keys if role(key) in _COLUMNS}
     # A run that never began says nothing of what it was not given.
     varied = [key for key in keys if len({group[0].setting(key) for group in groups} - {""}) > 1]
     alike: dict[tuple[str, ...], list[Run]] = {}

@@ -16,30 +16,11 @@ from gridlstm.data.base import SequenceData
 from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError, did_you_mean
+from gridlstm.options import TRAINED, role
 from gridlstm.runtime.resume import run_directory
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
-
-OF_TRAINING = ("match", "optimizer", "scheduler", "callbacks", "logger", "stages", "ckpt_path", "init_from", "report")
-"""Groups of options that a trained network has no use for."""
-
-_OF_TRAINING_ALONE = (
-    *(
-        "seed",
-        "task.data.seed",
-        "task.data.max_words",
-        "task.data.min_digits",
-        "task.data.curriculum",
-        "task.data.density",
-    ),
-    *("task.lr", "task.max_steps", "task.val_every", "task.monitor", "task.mode", "task.data.val_symbols"),
-    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.accumulate_grad_batches"),
-    *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.val_check_interval"),
-    *("trainer.check_val_every_n_epoch", "trainer.limit_train_batches", "trainer.overfit_batches"),
-    *("trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_checkpointing"),
-)
-"""Single ones."""
 
 _TEXTS = ("task.path=", "data_dir=", "task.data.path=", "task.data.name=", "task.data.url=", "task.data.data_dir=")
 """Options that name a text."""
@@ -62,8 +43,8 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
             raise UserError(
                 f"{override} is a choice for training: here give trainer.accelerator=cpu trainer.devices=1."
             )
-        if key.partition(".")[0] in OF_TRAINING or key in _OF_TRAINING_ALONE:
-            raise UserError(f"{override} says how a run trains, and this checkpoint is trained: leave it out.")
+        if role(key) in TRAINED:
+            raise UserError(f"{override} has no effect on a trained network. Remove it.")
     if (directory := run_directory(checkpoint)) is None:
         raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
     source = directory / "config_source.yaml"  # in which task.path still reaches task.data.path

@@ -143,6 +143,7 @@ def describe(run: Run) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
         "state_size": sum(leaf.numel() for leaf in tree_leaves(task.model.initial_state(1))),
         "batch_size": run.data.batch_size,
+        **({"text": text} if (text := run.data.state_dict().get("crc32")) is not None else {}),
         "processes": run.trainer.world_size,
         **provenance.describe(device),
     }

@@ -1,26 +1,14 @@
 """Where a run goes on from, and whether it may."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
+from gridlstm.options import FIXED, Role, chosen, leaves
 from gridlstm.runtime.legs import CHECKPOINTS, last_checkpoint
-
-# Where a run finds things, how it computes and how much it evaluates may change on a resume.
-_FREE = {
-    "model": {"sweep"},
-    "task.data": {"path", "name", "data_dir", "url", "cache_dir", "num_test", "test_digits", "val_symbols"},
-    "task.objective": set[str](),
-    "optimizer": set[str](),
-    "scheduler": set[str](),
-    "callbacks.weight_averaging": set[str](),
-}
-
-_OF_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-"""Options of the trainer that say how a network is trained."""
 
 
 def resume_from(cfg: DictConfig) -> Path | None:
@@ -68,14 +56,14 @@ def trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]
     last = last_checkpoint(directory)
     if not earlier.get("trained_to_end") or last is None or checkpoint.resolve() != last.resolve():
         return None
-    before = OmegaConf.load(directory / "config.yaml")
-    if any(cfg.trainer[name] != before.trainer.get(name) for name in ("max_steps", "max_epochs", "max_time")):
+    now, then = _both(cfg, directory, {Role.LENGTH, Role.TRAINING})
+    different = sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
+    if any(key.startswith("trainer.max_") for key in different):
         return None
-    now, then = _rules(cfg.callbacks), _rules(before.callbacks)
-    if different := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
+    if rules := [key for key in different if key.startswith("callbacks.")]:
         if 0 < cfg.trainer.max_steps <= earlier["steps"]:
             raise UserError(
-                f"training had ended at step {earlier['steps']}, and callbacks.{different[0]} is not what it was: give "
+                f"training had ended at step {earlier['steps']}, and {rules[0]} is not what it was: give "
                 f"a larger trainer.max_steps to train on, or leave it as it was."
             )
         return None
@@ -86,12 +74,6 @@ def trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]
     return weights if weights.is_file() else None
 
 
-def _rules(callbacks: Any) -> dict[str, Any]:
-    """Options of callbacks but where and how often they write."""
-    free = ("dir", "dirpath", "every_seconds", "verbose")
-    return {name: value for name, value in _flat(callbacks).items() if name.rpartition(".")[2] not in free}
-
-
 def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
     """Refuses to go on with other options than the checkpoint's run: its optimiser's state would silently win.
 
@@ -100,20 +82,7 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
     """
     if ("fit" not in cfg.stages and not is_own(cfg, checkpoint)) or (directory := run_directory(checkpoint)) is None:
         return
-    before = OmegaConf.load(directory / "config.yaml")
-    differences = [f"seed={cfg.seed}, there {before.seed}"] if before.seed != cfg.seed else []
-    for node, free in _FREE.items():
-        now, then = _flat(OmegaConf.select(cfg, node)), _flat(OmegaConf.select(before, node))
-        differences += [
-            f"{node}.{name}={now.get(name)!r}, there {then.get(name)!r}"
-            for name in {**now, **then}
-            if now.get(name) != then.get(name) and name.split(".")[0] not in free
-        ]
-    differences += [
-        f"trainer.{name}={cfg.trainer[name]!r}, there {before.trainer.get(name)!r}"
-        for name in _OF_TRAINER
-        if cfg.trainer[name] != before.trainer.get(name)
-    ]
+    differences = _differences(*_both(cfg, directory, FIXED))
     if differences and "fit" not in cfg.stages:
         raise UserError(
             f"the test of {directory} is one of the options of its config.yaml, and here they differ:\n  "
@@ -130,18 +99,27 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
 
 
 def other_network(cfg: DictConfig, checkpoint: Path) -> list[str]:
-    """Options of the model, as they are here and as the checkpoint's run had them, with which the same weights may
-    compute something else; those of its first weights and of what training adds to it are none."""
+    """Return the options of the model with which the same weights may compute something else than in their own run."""
     if (directory := run_directory(checkpoint)) is None:
         return []
-    now, then = (_flat(each.model) for each in (cfg, OmegaConf.load(directory / "config.yaml")))
-    return [
-        f"model.{name}={now.get(name)!r}, there {then.get(name)!r}"
-        for name in {**now, **then}
-        if now.get(name) != then.get(name)
-        and not name.endswith("regularizers")
-        and name.rpartition(".")[2] not in ("sweep", "dropout", "init_bound", "gain", "transform_bias")
-    ]
+    now, then = (_models(options) for options in _both(cfg, directory, {Role.NETWORK}))
+    return _differences(now, then)
+
+
+def _models(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key.startswith("model.")}
+
+
+def _both(cfg: DictConfig, directory: Path, roles: Collection[Role]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of some roles, of this run and of the one in a directory."""
+    before = OmegaConf.load(directory / "config.yaml")
+    now, then = (chosen(dict(leaves(OmegaConf.to_container(c, resolve=True))), roles) for c in (cfg, before))
+    return now, then
+
+
+def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in {**now, **then} if now.get(key) != then.get(key)]
+    return [f"{key}={now.get(key)!r}, there {then.get(key)!r}" for key in keys]
 
 
 def run_directory(checkpoint: Path) -> Path | None:
@@ -150,11 +128,3 @@ def run_directory(checkpoint: Path) -> Path | None:
         if (directory / "config.yaml").is_file():
             return directory
     return None
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted names and resolved values of a node."""
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    if not isinstance(plain, dict):
-        return {} if plain is None else {prefix.rstrip("."): plain}
-    return {name: value for key, child in plain.items() for name, value in _flat(child, f"{prefix}{key!s}.").items()}

@@ -1,0 +1,181 @@
+"""One table of what every option decides. Resuming, evaluation, reports, estimates and pictures all read it.
+
+A key is a dotted path of the configuration, such as ``model.depth.forget_bias``, or an override's key, such as
+``optimizer`` or ``transform@model.time``. The longest entry of ``ROLES`` that is a prefix of the key gives its role; a
+``*`` in an entry stands for any one name.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+
+class Role(Enum):
+    """What an option decides."""
+
+    NETWORK = "the function that a network computes, and the precision of its numbers"
+    DATA = "the problem, its samples and the batches they come in"
+    SEED = "random numbers: runs that differ in nothing else are repetitions of one experiment"
+    START = "the weights that a training starts from"
+    TRAINING = "how a training changes the weights"
+    LENGTH = "when a training validates and when it ends; may change on a resume"
+    EVALUATION = "what a trained network is tested on, which its training never sees"
+    SPEED = "how fast the same numbers are computed"
+    SOURCE = "which text, by a name or path; its checksum tells whether another name is another text"
+    PLACE = "where a run computes and keeps copies of data"
+    DISPLAY = "what a run shows on the terminal"
+    RECORD = "what a run does, writes and logs"
+
+
+# fmt: off
+ROLES: dict[str, Role] = {
+    "model": Role.NETWORK,
+    "model.sweep": Role.SPEED,
+    "model.dropout": Role.TRAINING,
+    "model.time_regularizers": Role.TRAINING,
+    "model.depth_regularizers": Role.TRAINING,
+    "model.init_bound": Role.START,
+    "model.transform_bias": Role.START,
+    "model.*.gain": Role.START,
+    "model.*.gate_bias": Role.START,
+    # Tasks. task.network holds defaults that the model's options refer to.
+    "task": Role.DATA,
+    "task.network": Role.NETWORK,
+    "task.objective": Role.NETWORK,
+    "task.lr": Role.TRAINING,
+    "task.max_steps": Role.LENGTH,
+    "task.val_every": Role.LENGTH,
+    "task.monitor": Role.TRAINING,  # it chooses the best weights
+    "task.mode": Role.TRAINING,
+    "task.path": Role.SOURCE,
+    "task.data": Role.DATA,
+    "task.data.seed": Role.SEED,
+    "task.data.path": Role.SOURCE,
+    "task.data.name": Role.SOURCE,
+    "task.data.url": Role.SOURCE,
+    "task.data.data_dir": Role.PLACE,
+    "task.data.cache_dir": Role.PLACE,
+    "task.data.streaming": Role.PLACE,
+    "task.data.min_digits": Role.TRAINING,
+    "task.data.curriculum": Role.TRAINING,
+    "task.data.density": Role.TRAINING,
+    "task.data.max_words": Role.TRAINING,
+    "task.data.val_symbols": Role.TRAINING,  # by which the best weights are chosen
+    "task.data.num_test": Role.EVALUATION,
+    "task.data.test_digits": Role.EVALUATION,
+    "data_dir": Role.PLACE,
+    # How it is trained.
+    "seed": Role.SEED,
+    "init_from": Role.START,
+    "match": Role.TRAINING,
+    "optimizer": Role.TRAINING,
+    "scheduler": Role.TRAINING,
+    "callbacks": Role.LENGTH,
+    "callbacks.weight_averaging": Role.TRAINING,
+    "callbacks.final_validation": Role.RECORD,
+    "callbacks.checkpoint": Role.RECORD,
+    "callbacks.last_checkpoint": Role.RECORD,
+    "callbacks.interruption": Role.RECORD,
+    "callbacks.engine_choices": Role.RECORD,
+    "callbacks.progress_file": Role.RECORD,
+    "callbacks.learning_curve": Role.RECORD,
+    "callbacks.progress": Role.DISPLAY,
+    "callbacks.early_stopping.verbose": Role.DISPLAY,
+    # lightning.Trainer
+    "trainer": Role.TRAINING,
+    "trainer._target_": Role.TRAINING,
+    "trainer.precision": Role.NETWORK,
+    "trainer.accumulate_grad_batches": Role.TRAINING,
+    "trainer.gradient_clip_val": Role.TRAINING,
+    "trainer.gradient_clip_algorithm": Role.TRAINING,
+    "trainer.limit_train_batches": Role.TRAINING,
+    "trainer.overfit_batches": Role.TRAINING,
+    "trainer.fast_dev_run": Role.TRAINING,
+    "trainer.sync_batchnorm": Role.TRAINING,
+    "trainer.max_steps": Role.LENGTH,
+    "trainer.max_epochs": Role.LENGTH,
+    "trainer.max_time": Role.LENGTH,
+    "trainer.val_check_interval": Role.LENGTH,
+    "trainer.check_val_every_n_epoch": Role.LENGTH,
+    "trainer.limit_val_batches": Role.DATA,
+    "trainer.limit_test_batches": Role.EVALUATION,
+    "trainer.deterministic": Role.SPEED,
+    "trainer.accelerator": Role.PLACE,
+    "trainer.devices": Role.PLACE,
+    "trainer.num_nodes": Role.PLACE,
+    "trainer.strategy": Role.PLACE,
+    "trainer.use_distributed_sampler": Role.PLACE,
+    "trainer.enable_progress_bar": Role.DISPLAY,
+    "trainer.enable_model_summary": Role.DISPLAY,
+    "trainer.detect_anomaly": Role.DISPLAY,
+    "trainer.profiler": Role.DISPLAY,
+    "trainer.default_root_dir": Role.RECORD,
+    "trainer.num_sanity_val_steps": Role.RECORD,
+    "trainer.log_every_n_steps": Role.RECORD,
+    "trainer.enable_checkpointing": Role.RECORD,
+    # The run.
+    "stages": Role.RECORD,
+    "ckpt_path": Role.RECORD,
+    "logger": Role.RECORD,
+    "report": Role.RECORD,
+    "run": Role.RECORD,
+    "hydra": Role.RECORD,
+    "hardware": Role.PLACE,
+    "debug": Role.RECORD,
+    "experiment": Role.TRAINING,
+}
+# fmt: on
+
+IDENTITY = frozenset({Role.NETWORK, Role.DATA, Role.START, Role.TRAINING, Role.LENGTH})
+"""Runs that agree in these differ by seed at most: one row of a report."""
+
+FIXED = frozenset({Role.NETWORK, Role.DATA, Role.SEED, Role.START, Role.TRAINING})
+"""A run keeps these when it is resumed."""
+
+TRAINED = frozenset({Role.SEED, Role.START, Role.TRAINING, Role.LENGTH, Role.RECORD})
+"""These have no effect on a network that is trained already."""
+
+
+def role(key: str) -> Role:
+    """Return what an option decides; ``Role.NETWORK`` for a node of the user's own that ``ROLES`` does not know."""
+    entry = find(key)
+    return Role.NETWORK if entry is None else ROLES[entry]
+
+
+def find(key: str) -> str | None:
+    """Return the entry of ``ROLES`` that covers a key, None where none does."""
+    names = key.lstrip("+~").rpartition("@")[2].split(".")
+    return max((entry for entry in ROLES if _covers(entry.split("."), names)), key=_length, default=None)
+
+
+def _covers(entry: list[str], names: list[str]) -> bool:
+    return len(entry) <= len(names) and all(part in ("*", name) for part, name in zip(entry, names, strict=False))
+
+
+def _length(entry: str) -> int:
+    return entry.count(".")
+
+
+def chosen(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]:
+    """Return the options of some roles by dotted key, from a resolved configuration with dotted keys.
+
+    Left out are nulls, which say no more than an absent key, and names and paths of the run's own directory.
+    """
+    own = (str(config.get("run.dir")), str(config.get("run.name")))
+    return {
+        key: value
+        for key, value in config.items()
+        if value is not None
+        and role(key) in roles
+        and str(value) not in own
+        and not str(value).startswith(f"{own[0]}/")
+    }
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and the values of nested dictionaries; lists, and dictionaries without keys, are values."""
+    if not isinstance(node, Mapping) or not node:
+        yield prefix, node
+        return
+    for name, child in node.items():
+        yield from leaves(child, f"{prefix}.{name}" if prefix else str(name))

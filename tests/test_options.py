@@ -1,0 +1,58 @@
+"""One table says what every option decides, and every option of conf/ is in it."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from tests.conftest import compose
+from tests.test_conf import GROUPED, RUN, choice
+
+from gridlstm.options import ROLES, Role, chosen, find, leaves, role
+from gridlstm.train import CONF
+
+MODELS = ("model/grid2d", "model/highway", "model/recurrent_highway")
+"""Their options are those that the table names."""
+
+
+def test_the_table_names_nothing_that_is_not_there() -> None:
+    files = [file for file in GROUPED if file.split("/")[0] in ("task", "callbacks") or file in MODELS]
+    configs = [OmegaConf.to_container(compose(*choice(file), *RUN)) for file in files]
+    found = {find(key) for config in configs for key, _ in leaves(config)}
+    groups = {"data_dir", "hardware", "debug", "hydra", "experiment"}  # Hydra's, which leave no key of their name
+    assert set(ROLES) - found <= groups | {"trainer"}  # a trainer's options that conf/ does not have
+
+
+def test_every_group_of_the_command_line_has_a_role() -> None:
+    groups = [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "transform"]
+    assert [group for group in groups if find(group) is None] == []
+    assert role("transform@model.depth") is Role.NETWORK
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("model.hidden_size", Role.NETWORK),
+        ("model.depth.forget_bias", Role.NETWORK),
+        ("model.depth.gain", Role.START),
+        ("model.sweep", Role.SPEED),
+        ("+model.new_option", Role.NETWORK),
+        ("task.data.seed", Role.SEED),
+        ("task.data.path", Role.SOURCE),
+        ("optimizer.lr", Role.TRAINING),
+        ("callbacks.criterion.at_least", Role.LENGTH),
+        ("callbacks.progress.every_seconds", Role.DISPLAY),
+        ("hydra.run.dir", Role.RECORD),
+        ("somebody.else", Role.NETWORK),
+    ],
+)
+def test_the_longest_entry_decides(key: str, expected: Role) -> None:
+    assert role(key) is expected
+
+
+def test_names_of_the_runs_own_directory_are_no_choice() -> None:
+    config = {"run.dir": "outputs/a", "run.name": "a-s1", "model.log": "outputs/a/log", "model.name": "a-s1"}
+    assert chosen(config | {"model.size": 3, "model.tied": None}, {Role.NETWORK}) == {"model.size": 3}
+
+
+def test_leaves_keep_lists_and_empty_nodes(tmp_path: Path) -> None:
+    assert dict(leaves({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None})) == {"a.b": [1, {"c": 2}], "a.d": {}, "e": None}
