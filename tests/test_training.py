@@ -171,7 +171,7 @@ def test_data_that_cannot_be_imported_here_are_named(job: Job, tmp_path: Path) -
     source = tmp_path / "run" / "config_source.yaml"
     source.write_text(source.read_text().replace("gridlstm.data.memorization", "my_tasks.counting"))
     with pytest.raises(UserError, match=r"task\.data\._target_=my_tasks\.counting\.\w+ cannot be imported"):
-        evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
+        evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [], trust=["my_tasks"])
 
 
 def test_evaluate_refuses_what_says_nothing_of_its_split(job: Job, tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ def checkpoint_paths(named: str) -> list[Path]:
     return [Path(path).expanduser() for path in paths]
 
 
+def trusted(given: dict[str, str]) -> list[str]:
+    """Return the packages of ``trust=A,B,…``, taken out of what is given."""
+    return [name for name in given.pop("trust", "").split(",") if name]
+
+
 def run_on_checkpoint(usage: str, run: Callable[[dict[str, str]], None]) -> None:
     """As ``run_with_options``, for a command that needs ``ckpt=``."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gridlstm import strict_json
-from gridlstm.command import checkpoint_paths, run_on_checkpoint
+from gridlstm.command import checkpoint_paths, run_on_checkpoint, trusted
 from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ Evaluates a checkpoint on the task it was trained for and prints the metrics as 
              decay draws its weights back to the trained ones (0). One stream at a time: slow. Try 0.0001 and 0.01
   temperature
              divides the logits (1); what is best on split=val may be better on split=test too
+  trust      packages beside gridlstm whose code the run may name, such as trust=mine: your own models and tasks
   key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or, for another text, of
              which the network knows all symbols, task.path=other.txt"""
 
@@ -48,6 +49,7 @@ def evaluate(
     dynamic_decay: float = 0.0,
     others: Sequence[Path] = (),
     temperature: float = 1.0,
+    trust: Sequence[str] = (),
 ) -> dict[str, float]:
     """Metrics of a checkpoint, or of the ensemble of several.
 
@@ -59,6 +61,7 @@ def evaluate(
         dynamic_rate, dynamic_decay: see ``gridlstm.tasks.dynamic``.
         others: checkpoints that make an ensemble with the first.
         temperature: divides the logits, above 0.
+        trust: packages whose code the run may name; see ``gridlstm.runtime.trust``.
 
     Raises:
         UserError: no such checkpoint, split or option, weights that do not fit, or networks for other symbols.
@@ -85,15 +88,13 @@ def evaluate(
 
     given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     _refuse_unread(split, given)
-    config = load_config(checkpoint, overrides)
+    config = load_config(checkpoint, overrides, trust)
     lengths = config.task.data.get("test_digits")
     if split == "test" and lengths and "task.digits" in given and "task.data.test_digits" not in given:
         raise UserError(
             f"task.digits={given['task.digits']} does not change this run's test, which is of task.data.test_digits="
             f"{list(lengths)}: give task.data.test_digits=[{given['task.digits']}]."
         )
-    config.logger = config.scheduler = None
-    config.callbacks = {name: node for name, node in (config.callbacks or {}).items() if name == "progress"}
     config.trainer.enable_checkpointing = False
     _whole_split(config, given)
     _device_at_hand(config, given)
@@ -110,7 +111,7 @@ def evaluate(
     load_weights(run.task, content["state_dict"])
     run.task.temperature = temperature
     if others:
-        _join(run, [checkpoint, *others], overrides)
+        _join(run, [checkpoint, *others], overrides, trust)
     if positions is not None or dynamic_rate is not None:
         _check_language_model(run, positions is not None and dynamic_rate is not None)
     if dynamic_rate is not None:
@@ -177,7 +178,7 @@ def _device_at_hand(config: "DictConfig", given: Mapping[str, str]) -> None:
             config.trainer[name] = value
 
 
-def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str]) -> None:
+def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str], trust: Sequence[str]) -> None:
     """Makes the run's task the ensemble of all checkpoints, each with the options of models among the overrides."""
     from torch import nn
 
@@ -187,7 +188,8 @@ def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str]) -> 
 
     members, first, texts = [], None, []
     for checkpoint in checkpoints:
-        config = load_config(checkpoint, [override for override in overrides if override.startswith("model.")])
+        own = [override for override in overrides if override.startswith("model.")]
+        config = load_config(checkpoint, own, trust)
         content = load_content(checkpoint)
         found = vocabulary(config, content) or config.task.data._target_
         first = first or found
@@ -240,6 +242,7 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
 def _run(given: dict[str, str]) -> None:
     named, split = given.pop("ckpt"), given.pop("split", "test")
     first, *others = checkpoint_paths(named)
+    trust = trusted(given)
     positions = Path(given.pop("positions")).expanduser() if "positions" in given else None
     if "dynamic_decay" in given and "dynamic_rate" not in given:
         raise UserError("dynamic_decay is a part of dynamic evaluation: give dynamic_rate too, such as 0.0001.")
@@ -251,7 +254,7 @@ def _run(given: dict[str, str]) -> None:
     overrides = [f"{key}={value}" for key, value in given.items()]
     from gridlstm.runtime.provenance import rank
 
-    found = evaluate(first, split, overrides, positions, rate, decay, others, temperature)
+    found = evaluate(first, split, overrides, positions, rate, decay, others, temperature, trust)
     if rank() == 0:  # of several processes each comes here
         print(strict_json.dumps(found, indent=2))
 

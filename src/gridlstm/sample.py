@@ -3,11 +3,11 @@
 import io
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridlstm.command import run_on_checkpoint
+from gridlstm.command import run_on_checkpoint, trusted
 from gridlstm.errors import UserError
 
 USAGE = """python -m gridlstm.sample ckpt=CHECKPOINT [key=value …]
@@ -23,7 +23,8 @@ Writes a text with a language model, to stdout as it is made. Needs the checkpoi
   stop          end after this string
   samples       how many texts; each has a seed of its own, seed, seed + 1, … (1)
   seed          the same seed writes the same text (1)
-  device        cpu or cuda (cpu)"""
+  device        cpu or cuda (cpu)
+  trust         packages beside gridlstm whose code the run may name, such as trust=mine: those of your own models"""
 
 
 def write_samples(
@@ -39,6 +40,7 @@ def write_samples(
     samples: int = 1,
     seed: int = 1,
     device: str = "cpu",
+    trust: Sequence[str] = (),
 ) -> None:
     """Writes texts piece by piece: see ``USAGE``.
 
@@ -63,7 +65,7 @@ def write_samples(
     if argmax and (temperature, top_k, top_p) != (1.0, None, None):
         raise UserError("argmax=true draws nothing: leave temperature, top_k and top_p out.")
     next_probabilities(torch.zeros(1), temperature, top_k, top_p)  # refuses values before anything is read
-    config = load_config(checkpoint, [])
+    config = load_config(checkpoint, [], trust)
     content = load_content(checkpoint)
     symbols = vocabulary(config, content)
     if symbols is None:
@@ -119,7 +121,7 @@ def _run(given: dict[str, str]) -> None:
         "prime": str, "length": int, "temperature": float, "argmax": _boolean, "top_k": int, "top_p": float,
         "stop": str, "samples": int, "seed": int, "device": str,
     }  # fmt: skip
-    checkpoint = Path(given.pop("ckpt")).expanduser()
+    checkpoint, trust = Path(given.pop("ckpt")).expanduser(), trusted(given)
     options = {}
     for name, value in given.items():
         if name not in kinds:
@@ -138,7 +140,7 @@ def _run(given: dict[str, str]) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    write_samples(checkpoint, write, **options)
+    write_samples(checkpoint, write, trust=trust, **options)
 
 
 def _boolean(text: str) -> bool:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gridlstm.command import checkpoint_paths, run_with_options
+from gridlstm.command import checkpoint_paths, run_with_options, trusted
 from gridlstm.errors import UserError, lacks_memory
 from gridlstm.report.arguments import writable
 
@@ -31,7 +31,8 @@ Looks inside networks and writes pictures with their numbers as CSV: beside the 
   what=activation   the 1-LSTM as an activation function; memory=-2,-1,0,1,2 weights=1,2,3,4 (of u, f, o, c), or
                     seed=1 for four draws
 
-With ckpt, other keys are options of its run, such as task.path=other.txt."""
+With ckpt, other keys are options of its run, such as task.path=other.txt; trust=mine names packages beside gridlstm
+whose code the run may name, those of your own models and tasks."""
 
 STEPS, ROWS = 10_000, 10
 """Steps over which gates are counted, and the streams into which a text is cut for that."""
@@ -118,7 +119,8 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     if checkpoints:
         if refused := [key for key in ("model", "layers") if key in given]:
             raise UserError(f"{refused[0]} is the checkpoint's own: leave it out.")
-        runs = [load(path, _words(given)) for path in checkpoints]
+        trust = trusted(given)
+        runs = [load(path, _words(given), trust) for path in checkpoints]
         names = [run.name for run in runs]
         runs = [
             run if names.count(run.name) == 1 else run._replace(name=f"{run.name} ({n})")
@@ -142,7 +144,8 @@ def _cells(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look.load import load, text_of
 
     asked = _whole(given, "symbols", 1) if "symbols" in given else None
-    trained = load(checkpoint, _words(given))
+    trust = trusted(given)
+    trained = load(checkpoint, _words(given), trust)
     return cells.look(trained, _symbols(asked, text_of(trained), 40_000), out)
 
 
@@ -156,7 +159,8 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look.watch import watching
 
     asked = _whole(given, "symbols", 1) if "symbols" in given else None
-    trained = load(checkpoint, _words(given))
+    trust = trusted(given)
+    trained = load(checkpoint, _words(given), trust)
     if isinstance(trained.data, TextData):
         symbols = _symbols(asked, trained.data, STEPS)
         rows = min(ROWS, symbols)

@@ -37,13 +37,17 @@ class Trained(NamedTuple):
     """as the checkpoint has it"""
 
 
-def load(checkpoint: Path, overrides: Sequence[str]) -> Trained:
-    """A checkpoint inside its run directory, on the CPU.
+def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) -> Trained:
+    """Load a checkpoint inside its run directory, on the CPU.
+
+    Args:
+        trust: packages whose code the run may name; see ``gridlstm.runtime.trust``.
 
     Raises:
-        UserError: no such checkpoint or option, another text, or weights that do not fit or are not finite.
+        UserError: no such checkpoint or option, code that is not trusted, another text, or weights that do not fit or
+            are not finite.
     """
-    cfg = load_config(checkpoint, list(overrides))
+    cfg = load_config(checkpoint, overrides, trust)
     seed_everything(cfg.seed, verbose=False)
     content = load_content(checkpoint)
     _check_finite(checkpoint, content["state_dict"])

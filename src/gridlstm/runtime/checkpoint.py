@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from gridlstm.compose import CONF
 from gridlstm.data.base import SequenceData
 from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError, did_you_mean
 from gridlstm.options import TRAINED, role
 from gridlstm.runtime.resume import run_directory
+from gridlstm.runtime.stored import read_config
+from gridlstm.runtime.trust import check_trusted
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
@@ -25,18 +27,27 @@ log = logging.getLogger(__name__)
 _TEXTS = ("task.path=", "data_dir=", "task.data.path=", "task.data.name=", "task.data.url=", "task.data.data_dir=")
 """Options that name a text."""
 
+MADE = ("model", "task.data", "task.objective", "trainer")
+"""What is made of a run's configuration to evaluate its network."""
+
 _OF_TRAINING_SAMPLES = {"task.data.min_digits": None, "task.data.curriculum": 0}
 """Options that an evaluation's samples do not depend on, and what stands for none."""
 
 
-def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that wrote a checkpoint, with other options.
+def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) -> DictConfig:
+    """Return the configuration of the run that wrote a checkpoint, with other options, to evaluate its network.
+
+    What an evaluation has no use for is not in it, so that nothing of it is made: optimiser, schedule, callbacks but
+    the suite's progress, loggers, and options of the trainer that are no plain values.
+
+    Args:
+        overrides: dotted ``key=value``.
+        trust: packages or modules beside this one that the configuration may name; see ``gridlstm.runtime.trust``.
 
     Raises:
-        UserError: there is no such checkpoint or option, no run directory above it, or an option is of training alone.
+        UserError: there is no such checkpoint or option, no run directory above it or a damaged one, an option is of
+            training alone, or code is named that is not trusted.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
     for override in overrides:
         key = override.partition("=")[0]
         if key == "hardware":
@@ -45,40 +56,64 @@ def load_config(checkpoint: Path, overrides: list[str]) -> DictConfig:
             )
         if role(key) in TRAINED:
             raise UserError(f"{override} has no effect on a trained network. Remove it.")
-    if (directory := run_directory(checkpoint)) is None:
-        raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
-    source = directory / "config_source.yaml"  # in which task.path still reaches task.data.path
-    if not source.is_file():
-        raise UserError(
-            f"{source} is missing: it stands beside config.yaml in every run directory, so restore it there."
-        )
-    config = OmegaConf.load(source)
-    assert isinstance(config, DictConfig)
-    OmegaConf.set_struct(config, True)
-    for name, neutral in _OF_TRAINING_SAMPLES.items():  # which may not fit the sizes that are asked for
-        if OmegaConf.select(config, name) is not None:
-            OmegaConf.update(config, name, neutral)
-    for override in overrides:
-        key, _, _ = override.partition("=")
-        if OmegaConf.is_dict(OmegaConf.select(config, key)):
-            raise UserError(
-                f"{override} names a choice of a group, and a run has made its choices: give a single option of "
-                f"{directory}/config.yaml, such as {key}.{next(iter(config[key]), '…')}=…"
-            )
-        parent, _, name = key.rpartition(".")
-        siblings = OmegaConf.select(config, parent) if parent else config
-        if isinstance(siblings, DictConfig) and name.isidentifier() and name not in siblings:
-            hint = did_you_mean(name, map(str, siblings))
-            raise UserError(f"{key} does not exist.{hint} Options are those of {directory}/config.yaml.")
+    config = load_source(checkpoint)
+    directory = run_directory(checkpoint)
     try:
+        _leave_out_training(config)
+        OmegaConf.set_struct(config, True)
+        for override in overrides:
+            _check_option(config, override, f"{directory}/config.yaml")
         config.merge_with_dotlist([override for override in overrides if not override.startswith(_TEXTS)])
         for override in overrides:
             key, _, value = override.partition("=")
             if override.startswith(_TEXTS):  # whose names may mean something in YAML
                 OmegaConf.update(config, key, None if value == "null" else value)
+        check_trusted(config, MADE, trust)
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{str(error).splitlines()[0]}. Options are those of {directory}/config.yaml.") from error
     return config
+
+
+def _check_option(config: DictConfig, override: str, file: str) -> None:
+    key = override.partition("=")[0]
+    if OmegaConf.is_dict(OmegaConf.select(config, key)):
+        raise UserError(
+            f"{override} names a choice of a group, and a run has made its choices: give a single option of {file}, "
+            f"such as {key}.{next(iter(config[key]), '…')}=…"
+        )
+    parent, _, name = key.rpartition(".")
+    siblings = OmegaConf.select(config, parent) if parent else config
+    if isinstance(siblings, DictConfig) and name.isidentifier() and name not in siblings:
+        raise UserError(f"{key} does not exist.{did_you_mean(name, map(str, siblings))} Options are those of {file}.")
+
+
+def load_source(checkpoint: Path) -> DictConfig:
+    """Return the configuration of the run that wrote a checkpoint, its references still open: task.path still reaches
+    task.data.path.
+
+    Raises:
+        UserError: there is no such checkpoint, or no run directory above it, or a damaged one.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
+    if (directory := run_directory(checkpoint)) is None:
+        raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
+    return read_config(directory / "config_source.yaml")
+
+
+def _leave_out_training(config: DictConfig) -> None:
+    """Take out what is made for a training alone."""
+    for name in ("scheduler", "logger"):
+        config[name] = None
+    config.optimizer = {"_target_": "torch.optim.SGD"}  # a task takes one
+    config.callbacks = {"progress": OmegaConf.load(CONF / "callbacks" / "default.yaml").progress}
+    config.trainer._target_ = "lightning.Trainer"
+    for name in list(config.trainer):
+        if OmegaConf.is_dict(config.trainer[name]):  # such as a profiler of one's own
+            del config.trainer[name]
+    for name, neutral in _OF_TRAINING_SAMPLES.items():  # which may not fit the sizes that are asked for
+        if OmegaConf.select(config, name) is not None:
+            OmegaConf.update(config, name, neutral)
 
 
 def load_content(checkpoint: Path) -> dict[str, Any]:
@@ -115,7 +150,7 @@ def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str
     """Warns of other parts of the same text than the run had."""
     if not any(override.startswith("task.data.splits=") for override in overrides) or _name_a_text(overrides):
         return
-    if config.task.data.splits != load_config(checkpoint, []).task.data.splits:
+    if config.task.data.splits != load_source(checkpoint).task.data.splits:
         log.warning("the run had other task.data.splits: what is evaluated may be among what it was trained on")
 
 
@@ -143,19 +178,9 @@ def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:
 
 
 def data_state(config: DictConfig, content: dict[str, Any]) -> dict[str, Any]:
-    """What the run's data module left in the checkpoint: its place in the stream, and the vocabulary of a text.
-
-    Raises:
-        UserError: the module's class cannot be imported here.
-    """
-    try:
-        kind = get_class(config.task.data._target_)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"task.data._target_={config.task.data._target_} cannot be imported ({' '.join(str(error).split())}): give "
-            f"the command where the run was trained, or with that directory on PYTHONPATH."
-        ) from error
-    state: dict[str, Any] = content.get(kind.__qualname__, {})
+    """Return what the run's data module left in the checkpoint: its place in the stream, and a text's vocabulary."""
+    kind = str(config.task.data._target_).rpartition(".")[2]  # by which Lightning calls it
+    state: dict[str, Any] = content.get(kind, {})
     return state
 
 

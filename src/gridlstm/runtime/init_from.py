@@ -10,7 +10,7 @@ from gridlstm.data.base import SequenceData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.models.base import InputProjection
-from gridlstm.runtime.checkpoint import load_config, load_content, load_weights, vocabulary
+from gridlstm.runtime.checkpoint import load_content, load_source, load_weights, vocabulary
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def init_from(task: SequenceTask, data: SequenceData, checkpoint: Path) -> None:
     """
     content = load_content(checkpoint)
     weights = content["state_dict"]
-    old = vocabulary(load_config(checkpoint, []), content)
+    old = vocabulary(load_source(checkpoint), content)
     state = data.state_dict()
     new = Vocabulary(state["level"], tuple(state["vocabulary"])) if "vocabulary" in state else None
     if (old is None) != (new is None):

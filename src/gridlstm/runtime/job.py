@@ -29,6 +29,7 @@ from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.ranks import Ranks
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
 from gridlstm.runtime.resume import check_fresh, check_resume, is_own, other_network, resume_from, trained_to_end
+from gridlstm.runtime.trust import foreign_targets, trust_option
 
 log = logging.getLogger(__name__)
 
@@ -308,9 +309,11 @@ def _summary(cfg: DictConfig, record: Record) -> None:
     if (picture := Path(cfg.run.dir) / "learning_curve.png").exists():
         log.info("  learning curve     %s", _short(picture))
     if best.get("checkpoint"):
-        log.info("  evaluate again     python -m gridlstm.evaluate ckpt=%s split=test", _short(best["checkpoint"]))
+        foreign = foreign_targets(cfg, ("model", "task.data", "task.objective"))
+        ckpt = f"ckpt={_short(best['checkpoint'])}" + (f" {trust_option(foreign)}" if foreign else "")
+        log.info("  evaluate again     python -m gridlstm.evaluate %s split=test", ckpt)
         if cfg.task.monitor == "val/bpc":
-            log.info("  let it write       python -m gridlstm.sample ckpt=%s", _short(best["checkpoint"]))
+            log.info("  let it write       python -m gridlstm.sample %s", ckpt)
     if cfg.run.model.startswith("grid"):
         log.info("  try next           %s", NEXT.get(cfg.run.task, NEXT["memorization"]))
 

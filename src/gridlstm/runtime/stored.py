@@ -1,0 +1,34 @@
+"""The configuration that a run directory keeps, which may be damaged, or somebody else's."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from gridlstm.errors import UserError
+
+_NODES = ("task", "model", "trainer", "run")
+
+
+def read_config(path: Path) -> DictConfig:
+    """Return what config.yaml or config_source.yaml holds, its references still open.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        config: Any = OmegaConf.load(path)
+        found = [name for name in _NODES if isinstance(config, DictConfig) and isinstance(config.get(name), DictConfig)]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing: config.yaml and config_source.yaml stand in every run directory, so restore it there."
+        ) from error
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:  # ValueError: bytes that are no text
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}. Restore it from a copy.") from error
+    if len(found) < len(_NODES):
+        lacks = next(name for name in _NODES if name not in found)
+        raise UserError(f"{path} is damaged: it lacks the options of {lacks}. Restore it from a copy.")
+    assert isinstance(config, DictConfig)
+    return config

@@ -1,0 +1,140 @@
+"""What the commands make of a run directory that somebody else has handed on."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from gridlstm.dashboard import build as build_dashboard
+from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
+from gridlstm.look.__main__ import look
+from gridlstm.report.__main__ import report
+from gridlstm.report.runs import find_runs
+from gridlstm.runtime.job import run_job
+from gridlstm.sample import write_samples
+
+JobIn = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="module")
+def trained(job_in: JobIn, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of a small language model."""
+    root = tmp_path_factory.mktemp("trained")
+    run_job(job_in(root, "stages=[fit]", task="text"))
+    return root / "run"
+
+
+@pytest.fixture
+def plant(trained: Path) -> Any:
+    """Puts a node into the configuration of the run; returns its checkpoint."""
+    files = [trained / name for name in ("config.yaml", "config_source.yaml")]
+    before = [file.read_bytes() for file in files]
+
+    def planted(option: str, node: Any) -> Path:
+        for file in files:
+            config = OmegaConf.load(file)
+            OmegaConf.update(config, option, node, force_add=True)
+            OmegaConf.save(config, file)
+        return trained / "checkpoints" / "best.ckpt"
+
+    yield planted
+    for file, content in zip(files, before, strict=True):
+        file.write_bytes(content)
+
+
+def runs_code(directory: Path, command: Callable[[], Any]) -> bool:
+    """Whether a command runs what ``note`` of ``tests.hostile`` would leave a trace of."""
+    try:
+        command()
+    finally:
+        ran = (directory / "trace").exists() or "tests.hostile" in sys.modules
+        (directory / "trace").unlink(missing_ok=True)
+        sys.modules.pop("tests.hostile", None)
+    return ran
+
+
+NOT_NEEDED = (
+    *("callbacks.progress", "callbacks.other", "logger.csv", "optimizer", "scheduler"),
+    *("trainer.profiler", "trainer.strategy", "trainer.nested.deeper"),
+)
+
+
+def test_what_an_evaluation_does_not_need_is_not_made(plant: Any, tmp_path: Path, trained: Path) -> None:
+    checkpoint = trained / "checkpoints" / "best.ckpt"
+    expected = evaluate(checkpoint, "test", [])
+    for option in NOT_NEEDED:
+        plant(option, {"_target_": "tests.hostile.note", "file": str(tmp_path / "trace")})
+    found: dict[str, float] = {}
+    assert not runs_code(tmp_path, lambda: found.update(evaluate(checkpoint, "test", [])))
+    assert found == expected
+    assert not runs_code(tmp_path, lambda: write_samples(checkpoint, lambda _: None, length=3))
+    assert not runs_code(tmp_path, lambda: look({"what": "gates", "ckpt": str(checkpoint), "out": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(
+    ("option", "target"),
+    [
+        ("model", "tests.hostile.note"),
+        ("task.data", "tests.hostile.note"),
+        ("task.objective", "tests.hostile.note"),
+        ("model.time", "tests.hostile.note"),
+        ("model.depth_regularizers", "tests.hostile.note"),
+        ("task.data.nested", "torch.load"),
+        ("model.time", "gridlstm.data.corpus.zlib.decompress"),
+        ("model.time", "gridlstm.models.base.torch.load"),
+        ("model.time", "gridlstm.tasks.base.tree_map"),
+        ("model.time", "gridlstm.multirun.process_tree.ProcessTree"),
+    ],
+)
+def test_code_of_others_is_not_run(option: str, target: str, plant: Any, tmp_path: Path) -> None:
+    node = {"_target_": target, "file": str(tmp_path / "trace")}
+    checkpoint = plant(option, [node] if option.endswith("regularizers") else node)
+    commands: list[Callable[[], Any]] = [
+        lambda: evaluate(checkpoint, "test", []),
+        lambda: write_samples(checkpoint, lambda _: None, length=3),
+        lambda: look({"what": "cells", "ckpt": str(checkpoint), "out": str(tmp_path)}),
+    ]
+
+    def refused() -> None:
+        for command in commands:
+            with pytest.raises(UserError, match=rf"{target} is code that .* trust={target.rpartition('.')[0]}$"):
+                command()
+
+    assert not runs_code(tmp_path, refused)
+
+
+def test_trusted_code_is_run(job_in: JobIn, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = ("task.data._target_=tests.finite.FiniteMemorization", "task.data.num_val=11", "task.data.num_test=11")
+    with caplog.at_level("INFO"):
+        run_job(job_in(tmp_path, *own))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert (
+        f"evaluate again     python -m gridlstm.evaluate ckpt={checkpoint} trust=tests.finite split=test" in caplog.text
+    )
+    with pytest.raises(UserError, match=r"trust=tests\.finite$"):
+        evaluate(checkpoint, "test", [])
+    found = evaluate(checkpoint, "test", [], trust=["tests"])
+    assert found == OmegaConf.load(tmp_path / "run" / "result.json").test
+
+
+def test_reports_make_nothing(plant: Any, tmp_path: Path, trained: Path) -> None:
+    for option in ("model", "callbacks.progress", "logger.csv", "trainer.profiler"):
+        plant(option, {"_target_": "tests.hostile.note", "file": str(tmp_path / "trace")})
+    plant("logger.wandb", {"entity": None, "project": "gridlstm"})
+    (trained / "wandb").mkdir(exist_ok=True)
+    (trained / "wandb" / "run-id").write_text("some")
+    assert not runs_code(tmp_path, lambda: report([trained], tmp_path))
+    assert not runs_code(tmp_path, lambda: build_dashboard(find_runs([trained]), "some"))
+
+
+def test_weights_of_others_start_a_run_without_their_code(
+    plant: Any, tmp_path: Path, trained: Path, job_in: JobIn
+) -> None:
+    checkpoint = plant("task.data._target_", "tests.hostile.TextData")
+    assert not runs_code(
+        tmp_path, lambda: run_job(job_in(tmp_path, f"init_from={checkpoint}", "stages=[fit]", task="text"))
+    )
