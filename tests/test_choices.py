@@ -1,13 +1,16 @@
-"""Choices of this machine change speed alone, can be stored, and leave no setting behind."""
+"""Choices of this machine change speed alone, can be stored, and are no other thread's."""
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from gridlstm.engine import choices, fused, matmul
+from gridlstm.engine import build, choices, fused, matmul
 from gridlstm.engine.choices import Choices
 from gridlstm.models.grid2d import Grid2d
 
@@ -20,22 +23,29 @@ def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     fused.library.cache_clear()
 
 
-def test_probe_is_exact_and_restores_the_setting() -> None:
-    before = torch.backends.mkldnn.matmul.fp32_precision
+needs_onednn = pytest.mark.skipif(
+    not matmul.onednn_is_exact(), reason="no oneDNN product that is exact, or no compiler"
+)
+
+
+def in_another_thread(function: Callable[[], Tensor]) -> Tensor:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_probed_product_is_exact() -> None:
     name = matmul.product()
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-    x, weight = torch.randn(64, 128), torch.randn(128, 64)
+    x, weight, out = torch.randn(64, 128), torch.randn(128, 64), torch.empty(64, 64)
     with matmul.fastest_product(x, matmul.SMALL):
-        out = x @ weight
+        matmul.multiply(x, weight, out, None)
     exact = x.double() @ weight.double()
     assert (out.double() - exact).norm() / exact.norm() < matmul.EXACT
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
     assert matmul.product() == name
 
 
 def test_inexact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bfloat16_where_onednn(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
-        fast = torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    def bfloat16_where_onednn(x: Tensor, weight: Tensor, out: Tensor) -> float:
+        fast = matmul._in_use.product == "onednn"
         out.copy_((x.bfloat16().float() @ weight.bfloat16().float()) if fast else x @ weight)
         return 0.5 if fast else 1.0
 
@@ -53,54 +63,104 @@ def test_a_stored_product_that_is_inexact_here_is_replaced(
     assert "results will differ by rounding" in caplog.text
 
 
+@needs_onednn
 def test_faster_exact_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def faster_where_onednn(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
+    def faster_where_onednn(x: Tensor, weight: Tensor, out: Tensor) -> float:
         torch.mm(x, weight, out=out)
-        return 0.5 if torch.backends.mkldnn.matmul.fp32_precision == "bf16" else 1.0
+        return 0.5 if matmul._in_use.product == "onednn" else 1.0
 
     monkeypatch.setattr(matmul, "_seconds", faster_where_onednn)
     assert matmul.product() == "onednn"
 
 
+@needs_onednn
 def test_small_products_stay_with_pytorch() -> None:
     matmul.force_product("onednn")
     with matmul.fastest_product(torch.zeros(1), matmul.SMALL - 1):
-        assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+        assert matmul._in_use.product == "native"
+    with matmul.fastest_product(torch.zeros(1), matmul.SMALL):
+        assert matmul._in_use.product == "onednn"
 
 
-def test_setting_is_restored_after_an_error() -> None:
-    matmul.force_product("onednn")
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    with pytest.raises(RuntimeError, match="shapes"), matmul.fastest_product(torch.zeros(1), matmul.SMALL):
-        torch.zeros(2, 3) @ torch.zeros(2, 3)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+@needs_onednn
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("shapes", [((15, 40), (40, 160)), ((3, 15, 40), (3, 40, 160))])
+def test_onednn_multiplies_operands_of_any_strides(shapes: tuple[tuple[int, ...], ...], add: bool) -> None:
+    a, b = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
+    start = torch.randn(*shapes[0][:-1], shapes[1][-1], dtype=torch.float64)
 
+    def arranged(x: Tensor) -> Iterator[Tensor]:
+        yield x.float()
+        yield x.mT.float().contiguous().mT
+        yield torch.nn.functional.pad(x.float(), (3, 5))[..., 3:-5]
 
-def test_setting_is_restored_when_threads_overlap() -> None:
-    """The second enters while the setting is the first one's, and leaves after it."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    first_left, second_entered = threading.Event(), threading.Event()
-
-    def second() -> None:
+    for x, y, out in product(arranged(a), arranged(b), arranged(start)):
+        out.copy_(start)
         with matmul.using("onednn"):
-            second_entered.set()
-            first_left.wait(timeout=10)
+            matmul.multiply(x, y, out, None, add)
+        torch.testing.assert_close(out.double(), a @ b + (start if add else 0), rtol=1e-5, atol=1e-5)
 
-    thread = threading.Thread(target=second)
+
+@needs_onednn
+def test_what_onednn_refuses_is_an_error_and_not_the_end_of_the_process() -> None:
+    x, y = torch.ones(30, 40), torch.ones(40, 50, dtype=torch.float64)
+    with matmul.using("onednn"), pytest.raises(RuntimeError, match="mkldnn_matmul"):
+        matmul.multiply(x, y, torch.empty(30, 50), None)
+    assert matmul._in_use.product == "native"
+
+
+@needs_onednn
+def test_products_of_other_code_and_of_other_threads_stay_as_they_are() -> None:
+    linear, x = torch.nn.Linear(400, 1600, bias=False), torch.randn(15, 400)
+    out = torch.empty(15, 1600)
+    expected = linear(x)
+    native = matmul.multiply(x, linear.weight.detach().t(), out, None).clone()
     with matmul.using("onednn"):
-        thread.start()
-        assert second_entered.wait(timeout=10)
-    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16", "the second still multiplies"
-    first_left.set()
-    thread.join()
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+        assert torch.equal(linear(x), expected)
+        assert torch.equal(in_another_thread(lambda: linear(x)), expected)
+        assert torch.equal(in_another_thread(lambda: matmul.multiply(x, linear.weight.detach().t(), out, None)), native)
+
+
+@needs_onednn
+def test_every_thread_computes_the_same_bits() -> None:
+    """Small networks keep PyTorch's product while large ones in other threads take oneDNN's."""
+    matmul.force_product("onednn")
+    networks = []
+    for size in (8, 128):
+        torch.manual_seed(0)
+        networks.append((Grid2d(5, size, 3), torch.randint(5, (24, 6))))
+
+    def gradients(k: int) -> list[Tensor]:
+        network, x = networks[k % 2]
+        y, _ = network(x)
+        return [y, *torch.autograd.grad(y.square().sum(), list(network.parameters()))]
+
+    alone = [gradients(0), gradients(1)]
+    with ThreadPoolExecutor(4) as pool:
+        for k, found in enumerate(pool.map(gradients, range(16))):
+            assert all(map(torch.equal, found, alone[k % 2]))
+
+
+@needs_onednn
+def test_a_counter_of_operations_sees_the_products_and_no_probe() -> None:
+    network, x = Grid2d(5, 128, 3), torch.randint(5, (24, 6))
+
+    def flops() -> int:
+        with FlopCounterMode(display=False) as counter:
+            network(x)
+        return int(counter.get_total_flops())
+
+    assert matmul._chosen is None
+    first = flops()
+    matmul.force_product("onednn")
+    assert flops() == first >= 2 * 6 * 3 * 24 * 256 * 1024
 
 
 def test_probe_multiplies_float32_whatever_the_default_type() -> None:
     """In float64 every product looks exact."""
     seen = set()
 
-    def type_of(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
+    def type_of(x: Tensor, weight: Tensor, out: Tensor) -> float:
         seen.update([x.dtype, weight.dtype, out.dtype])
         torch.mm(x, weight, out=out)
         return 1.0
@@ -135,7 +195,7 @@ def test_choices_survive_a_checkpoint_and_agree_to_rounding() -> None:
 def test_choice_that_is_not_available_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fused.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
     fused.library.cache_clear()
     choices.force(Choices("native", "fused"))
     assert choices.current() == Choices("native", "eager")

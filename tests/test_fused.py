@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import LayerNormLSTM
-from gridlstm.engine import fused
+from gridlstm.engine import build, fused
 from gridlstm.engine.dispatch import Sweep
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
@@ -171,7 +171,7 @@ def test_threads_share_the_rows(cell: LSTM, untied: tuple[int, ...]) -> None:
 def test_without_a_compiler_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with_compiler = run(torch.float32, 9, LSTM(), ((0, 1),), 0.5)
     fused.library.cache_clear()
-    monkeypatch.setattr(fused.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert fused.pointwise_step() == "eager"
     for ours, plain in zip(with_compiler, run(torch.float32, 9, LSTM(), ((0, 1),), 0.5), strict=True):
         torch.testing.assert_close(ours, plain, **ROUNDING)

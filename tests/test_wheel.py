@@ -29,6 +29,7 @@ def test_the_wheel_carries_configuration_launcher_and_kernel(wheel: Path) -> Non
         "gridlstm/engine/fused.c",
         "gridlstm/engine/fused.h",
         "gridlstm/engine/fused_layer_norm.c",
+        "gridlstm/engine/onednn.cpp",
         "gridlstm/train.py",
         "gridlstm/report/page.html",
     } <= names

@@ -143,10 +143,10 @@ def product_contender(shape: Shape, product: matmul.Product, dtype: torch.dtype)
     def run(backward: bool) -> None:
         with matmul.using(product):
             for _ in range(round(K / rows)):
-                torch.mm(x, transposed, out=z)
+                matmul.multiply(x, transposed, z, None)
                 if backward:
-                    torch.mm(z, weight, out=x)
+                    matmul.multiply(z, weight, x, None)
             if backward:
-                torch.mm(Z.t(), X, out=gradient)
+                matmul.multiply(Z.t(), X, gradient, None)
 
     return run

@@ -3,7 +3,6 @@
 Shape legend: B batch rows, T time steps.
 """
 
-import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from gridlstm.engine.matmul import product
 from gridlstm.models.base import SequenceModel
 
 aten = torch.ops.aten
@@ -72,8 +70,7 @@ def cost(model: SequenceModel, input_size: int | None = None, steps: int = 8) ->
             return torch.zeros(1, T, dtype=torch.int64, device=place.device)
         return place.new_zeros(1, T, input_size)
 
-    product()  # is measured once in a process, by products that would count
-    run_once(model, x(1))  # and what else is built or cached once
+    run_once(model, x(1))  # what is built or cached once
     short, long = (run_once(model, x(T)) for T in (steps, 2 * steps))
     return Cost(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -128,20 +125,13 @@ class _AliveBytes(TorchDispatchMode):
         self.alive -= size
 
 
-def _added_product_flops(_: Any, x: Any, y: Any, **__: Any) -> int:
-    """(…, a, b) times (…, b, c)."""
-    return 2 * math.prod(x) * int(y[-1])
-
-
 def _rnn_flops(x: Any, w_input: Any, w_hidden: Any, *_: Any, **__: Any) -> int:
     """Of torch's own recurrent layer on the CPU: x (T, B, input), weights (gates, input) and (gates, hidden)."""
     return 2 * int(x[0] * x[1] * w_input[0] * (w_input[1] + w_hidden[1]))
 
 
 _MORE_PRODUCTS: dict[Any, Callable[..., Any]] = {
-    # In place, and fused: what torch's own counter passes over.
-    aten.addmm_: _added_product_flops,
-    aten.baddbmm_: _added_product_flops,
+    # Fused: what torch's own counter passes over.
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda y, q, k, v, *_, **__: sdpa_backward_flop_count(y, q, k, v)

@@ -7,15 +7,8 @@ same numbers to float32 rounding.
 """
 
 import ctypes
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,18 +17,18 @@ from torch import Tensor
 from gridlstm.cell import LSTM, Cell
 from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine.buffers import Buffers, take
+from gridlstm.engine.build import HERE, NotBuiltError, load
 from gridlstm.engine.plan import Diagonal
 
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
 SOURCES = (HERE / "fused.c", HERE / "fused_layer_norm.c")
 HEADER = HERE / "fused.h"
 MOST_STAGES = 8  # as in the source
 NORM_PARTS = 5  # as in the source
 NORM_SCRATCH = 12  # as in the source
 # No -ffast-math: NaN must stay NaN.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-lm")
 
 
 PointwiseStep = Literal["fused", "eager"]
@@ -83,43 +76,13 @@ class Norm(ctypes.Structure):
     )
 
 
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gridlstm"
-
-
-def _processor() -> str:
-    """What -march=native depends on: a home directory may be shared by different machines."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor()
-    kinds = ("model", "flags", "Features", "CPU ")  # of x86 and ARM
-    return "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(kinds)}))
-
-
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The built source, from the cache after the first time (a build takes under a second); None without a compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        log.info("pointwise: no C compiler found, plain PyTorch instead")
-        return None
-    texts = [path.read_bytes() for path in (HEADER, *SOURCES)]
-    key = hashlib.sha256(b"\0".join([*texts, " ".join(FLAGS).encode(), _processor().encode()])).hexdigest()[:16]
+    """Return the built source; None without a compiler."""
     try:
-        built = _cache_directory() / f"fused-{key}.so"
-        if not built.exists():
-            built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Built aside and renamed, so that processes that start together never load half a file.
-            with tempfile.TemporaryDirectory(dir=built.parent) as directory:
-                fresh = Path(directory) / built.name
-                command = [compiler, *FLAGS, "-o", str(fresh), *map(str, SOURCES), "-lm"]
-                subprocess.run(command, check=True, capture_output=True, text=True)
-                fresh.replace(built)
-        loaded = ctypes.CDLL(str(built))
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home directory
-        reason = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else error
-        log.info("pointwise: the fused step could not be built (%s), plain PyTorch instead", reason)
+        loaded = load("fused", ("cc", "gcc"), SOURCES, FLAGS, headers=(HEADER,))
+    except NotBuiltError as error:
+        log.info("pointwise: the fused step could not be built (%s), plain PyTorch instead", error)
         return None
     rows = [ctypes.c_int64, ctypes.c_int64]
     for function in (loaded.lstm_forward, loaded.lstm_gates, loaded.lstm_backward):
@@ -128,7 +91,7 @@ def library() -> ctypes.CDLL | None:
     for function in (loaded.layer_norm_forward, loaded.layer_norm_backward):
         function.argtypes = [ctypes.POINTER(Dimension), ctypes.POINTER(Norm), *rows]
         function.restype = None
-    log.info("pointwise: fused (%s)", built)
+    log.info("pointwise: fused (%s)", loaded._name)
     return loaded
 
 

@@ -73,8 +73,9 @@ class LayerMajor:
             buffers.begin(group.rows)
             layer = _Layer(buffers, group, weights, biases)
             for n in range(last):
-                x, weight = layer.read(n, group.rows, columns), layer.weights[n][:, columns].t()
-                affine(x, weight, layer.biases[n], layer.z(n, group.rows), layer.lowered)
+                # Contiguous, or oneDNN's product copies it transposed, which takes longer.
+                x, weight = layer.read(n, group.rows, columns), layer.weights[n][:, columns].contiguous()
+                affine(x, weight.t(), layer.biases[n], layer.z(n, group.rows), layer.lowered)
             # Contiguous and transposed, because every step of the chain multiplies few rows by them.
             recurrent = [layer.weights[n][:, before].t().contiguous() for n in range(last)]
             for diagonal in diagonals:

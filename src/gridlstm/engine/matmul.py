@@ -1,22 +1,26 @@
 """The fastest exact float32 matrix product of this CPU.
 
-On some CPUs PyTorch's own float32 product runs at half the rate that oneDNN reaches with the same accuracy.
-``torch.backends.mkldnn.matmul.fp32_precision = "bf16"`` routes products to oneDNN. Despite its name that is exact
-float32 where the CPU has no bfloat16 matrix unit worth using; where it has one, the result really is bfloat16. So both
-are measured, once per process, and oneDNN is taken only where it is exact and clearly faster.
+On some CPUs PyTorch's own float32 product runs at half the rate that oneDNN reaches with the same accuracy. Both are
+measured, once per process, and oneDNN is taken only where it is exact and clearly faster. It is called by itself
+(onednn.cpp): the switch that makes ``torch.mm`` take it holds for the whole process, and so for unrelated threads.
 """
 
+import ctypes
 import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from gridlstm.engine.build import HERE, NotBuiltError, load
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,20 +35,29 @@ WORTHWHILE = 1.05
 PROBED = ((15, 1600, 400), (256, 1024, 512))
 # Below so much arithmetic oneDNN's overhead of a call decides, some 10 microseconds.
 SMALL = 4e6
+# A single product of so much is left to PyTorch's own, as torch.mm does with oneDNN's.
+TINY = 16**3
 
 _chosen: Product | None = None
+_choosing = threading.Lock()
 
-_lock = threading.Lock()
-_users = 0  # of oneDNN at this moment: threads share the global setting
-_before = ""  # what it was before the first of them
+
+class _InUse(threading.local):
+    """What each thread multiplies with at this moment."""
+
+    product: Product = "native"
+
+
+_in_use = _InUse()
 
 
 def product() -> Product:
-    """The product in use, measured at the first call unless ``force_product`` came before."""
+    """Return the product in use, measured at the first call unless ``force_product`` came before."""
     global _chosen
-    if _chosen is None:
-        _chosen = _probe()
-    return _chosen
+    with _choosing:  # two threads that both measure may choose differently
+        if _chosen is None:
+            _chosen = _probe()
+        return _chosen
 
 
 def force_product(name: Product) -> None:
@@ -87,58 +100,77 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add
     if lowered is not None:
         product = x.to(lowered) @ y.to(lowered)
         return out.add_(product) if add else out.copy_(product)
+    if _in_use.product == "onednn" and x.numel() * y.shape[-1] > TINY:
+        return _multiply_by_onednn(x, y, out, add)
     if x.dim() == 3:
-        return out.baddbmm_(x, y) if add else torch.bmm(x, y, out=out)
-    return out.addmm_(x, y) if add else torch.mm(x, y, out=out)
+        return torch.baddbmm(out, x, y, out=out) if add else torch.bmm(x, y, out=out)
+    return torch.addmm(out, x, y, out=out) if add else torch.mm(x, y, out=out)
 
 
 def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, lowered: torch.dtype | None) -> None:
     """out = x y + bias; ``lowered`` as for ``multiply``, the bias is added in the type of ``out``."""
-    if bias is not None and lowered is None:
+    if bias is None or lowered is not None:
+        multiply(x, y, out, lowered)
+        if bias is not None:
+            out += bias
+    elif _in_use.product == "native":
         (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, y, out=out)
-        return
-    multiply(x, y, out, lowered)
-    if bias is not None:
-        out += bias
+    else:
+        multiply(x, y, out.copy_(bias), lowered, add=True)
 
 
 @contextmanager
 def fastest_product(like: Tensor, flops: float) -> Iterator[None]:
-    """Runs products of tensors like this one with ``product()``; the global setting is restored afterwards.
+    """Run ``multiply`` and ``affine`` of tensors like this one with ``product()``, in this thread.
 
     Args:
         flops: arithmetic of most of the products.
     """
     probed = like.dtype == torch.float32 and like.device.type == "cpu" and flops >= SMALL
-    with using(product() if probed else "native"):
+    # Whoever counts operations sees those of PyTorch alone.
+    seen = torch._C._len_torch_dispatch_stack() > 0
+    with using(product() if probed and not seen and torch.backends.mkldnn.enabled else "native"):
         yield
 
 
 @contextmanager
 def using(name: Product) -> Iterator[None]:
-    """Runs products with this one; the global setting is restored when the last thread leaves."""
-    global _users, _before
-    if name == "native":
-        yield
-        return
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import, so without a type
-    with _lock:
-        if _users == 0:
-            _before = setting.fp32_precision
-            setting.fp32_precision = "bf16"
-        _users += 1
+    """Run ``multiply`` and ``affine`` with this product, in this thread."""
+    before, _in_use.product = _in_use.product, name
     try:
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                setting.fp32_precision = _before
+        _in_use.product = before
+
+
+@lru_cache(maxsize=1)
+def _onednn() -> Callable[[int, int, int, float], bytes | None] | None:
+    """Load onednn.cpp; None where it cannot be built."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        library = load("onednn", ("c++", "g++"), (HERE / "onednn.cpp",), ("-O1", "-Wl,--no-undefined", str(torch_cpu)))
+    except NotBuiltError as error:
+        log.info("matrix product: oneDNN's could not be built (%s), PyTorch's own instead", error)
+        return None
+    function: Any = library.onednn_product
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float]
+    function.restype = ctypes.c_char_p
+    return function
+
+
+def _multiply_by_onednn(x: Tensor, y: Tensor, out: Tensor, add: bool) -> Tensor:
+    run = _onednn()
+    assert run is not None
+    if (error := run(x._cdata, y._cdata, out._cdata, float(add))) is not None:
+        raise RuntimeError(error.decode().partition("\n")[0])
+    return out
 
 
 def onednn_is_exact() -> bool:
-    """Whether oneDNN's product has float32's accuracy here."""
-    return torch.backends.mkldnn.is_available() and _relative_error() < EXACT
+    """Return whether oneDNN's product is here and has float32's accuracy."""
+    return _onednn() is not None and _relative_error() < EXACT
 
 
 def _problem(rows: int, columns: int, inner: int) -> tuple[Tensor, Tensor]:
@@ -171,9 +203,10 @@ def _speedup(rows: int, columns: int, inner: int) -> float:
     return best["native"] / best["onednn"]
 
 
+@_disable_current_modes()  # a counter of operations sees those of its user alone
 def _probe() -> Product:
     """Some 0.1 seconds in all."""
-    if not torch.backends.mkldnn.is_available():
+    if _onednn() is None:
         return "native"
     error, speedup = _relative_error(), math.prod(_speedup(*shape) for shape in PROBED) ** (1 / len(PROBED))
     chosen: Product = "onednn" if error < EXACT and speedup > WORTHWHILE else "native"
@@ -183,5 +216,5 @@ def _probe() -> Product:
 
 def _seconds(x: Tensor, weight: Tensor, out: Tensor) -> float:
     start = time.perf_counter()
-    torch.mm(x, weight, out=out)
+    multiply(x, weight, out, None)
     return time.perf_counter() - start

@@ -1,0 +1,68 @@
+"""Builds the engine's C and C++ sources with the machine's own compiler, once, into the user's cache."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+class NotBuiltError(Exception):
+    """There is no compiler, or it refused. The message says why."""
+
+
+def load(
+    name: str, compilers: Sequence[str], sources: Sequence[Path], flags: Sequence[str], headers: Sequence[Path] = ()
+) -> ctypes.CDLL:
+    """Load the library of these sources, from the cache after the first time (a build takes under a second).
+
+    Args:
+        name: the first part of the library's file name.
+        compilers: commands, of which the first that is installed is taken.
+        sources: what is compiled.
+        flags: come after the sources, so that libraries may be among them.
+        headers: other files that the result depends on.
+
+    Raises:
+        NotBuiltError: without a compiler, a home directory or room for the result.
+    """
+    compiler = next(filter(None, map(shutil.which, compilers)), None)
+    if compiler is None:
+        raise NotBuiltError(f"no compiler found ({' or '.join(compilers)})")
+    try:
+        parts = [path.read_bytes() for path in (*headers, *sources)] + [" ".join(flags).encode(), _processor().encode()]
+        key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+        built = _cache_directory() / f"{name}-{key}.so"
+        if not built.exists():
+            built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Built aside and renamed, so that processes that start together never load half a file.
+            with tempfile.TemporaryDirectory(dir=built.parent) as directory:
+                fresh = Path(directory) / built.name
+                command = [compiler, "-shared", "-fPIC", "-o", str(fresh), *map(str, sources), *flags]
+                subprocess.run(command, check=True, capture_output=True, text=True)
+                fresh.replace(built)
+        return ctypes.CDLL(str(built))
+    except subprocess.CalledProcessError as error:
+        raise NotBuiltError(next(iter(error.stderr.strip().splitlines()[-1:]), str(error))) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        raise NotBuiltError(str(error)) from error
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gridlstm"
+
+
+def _processor() -> str:
+    """What -march=native depends on: a home directory may be shared by different machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    kinds = ("model", "flags", "Features", "CPU ")  # of x86 and ARM
+    return "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(kinds)}))
