@@ -285,7 +285,8 @@ def test_the_seconds_of_an_attempt_that_is_gone_on_with_count(tmp_path: Path, jo
     found = one.result()
     assert found["fit_seconds"] > 1000
     assert (found["status"], found["steps"]) == ("completed", 6)
-    (one.directory / "checkpoints" / "last.ckpt").unlink()
+    for name in ("last.ckpt", "previous.ckpt"):
+        (one.directory / "checkpoints" / name).unlink()
     one.begin()
     assert one.result() == {}, "it starts from scratch"
     run_job(job("stages=[fit]"))  # which is refused where checkpoints of another attempt lie

@@ -60,7 +60,7 @@ def test_every_model_runs_every_task_and_leaves_its_record(job: Job, tmp_path: P
     parameters = sum(p.numel() for p in build(config).task.parameters())
     assert written["parameters"] == parameters
     assert {"command", "commit", "device", "versions", "seconds", "final", "test", "state_size"} <= set(written)
-    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert [row["step"] for row in rows(directory)] == ["2", "4"]
     assert all(math.isfinite(float(row["train/loss"])) and float(row["val/loss"]) for row in rows(directory))
     assert not list(directory.glob("**/*partial*"))

@@ -14,17 +14,19 @@ def dumps(value: Any, **options: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object, or {} where the file is not there.
+    """Return an object, or {} where the file is not there.
 
     Raises:
-        UserError: it is no JSON. Nothing of ours leaves such a file.
+        UserError: it holds something else. Nothing of ours leaves such a file.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}. Delete it to go on without it.") from error
+    except ValueError as error:  # no JSON, or bytes that are no text
+        raise UserError(f"{path} is damaged: {error}. Delete it to continue without it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no object. Delete it to continue without it.")
     return content
 
 

@@ -176,7 +176,9 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
     run = Run(directory)
     if (directory / "config.yaml").exists():
         config = _yaml(directory / "config.yaml")
-        if isinstance(config, dict) and config.get("report"):
+        if not isinstance(config, dict) or not config.keys() >= _NODES:
+            raise UserError(f"{directory / 'config.yaml'} is damaged: it lacks options of a run. Mend or delete it.")
+        if config.get("report"):
             check_report(config["report"], str(directory / "config.yaml"))
         run.config = dict(leaves(config))
     if (directory / "result.json").exists():
@@ -199,7 +201,7 @@ def _yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OSError, ValueError) as error:  # ValueError: bytes that are no text
-        raise UserError(f"{path} is damaged: {error}. Mend or delete it.") from error
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}. Mend or delete it.") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

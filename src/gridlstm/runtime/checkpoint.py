@@ -17,6 +17,7 @@ from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError, did_you_mean
 from gridlstm.options import TRAINED, role
+from gridlstm.runtime.intact import check_intact
 from gridlstm.runtime.resume import run_directory
 from gridlstm.runtime.stored import read_config
 from gridlstm.runtime.trust import check_trusted
@@ -122,6 +123,7 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no checkpoint of a run.
     """
+    check_intact(checkpoint)
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from gridlstm.runtime.legs import LAST
+from gridlstm.runtime.intact import LAST
 from gridlstm.tasks.base import SequenceTask
 
 log = logging.getLogger(__name__)

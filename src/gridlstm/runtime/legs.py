@@ -1,18 +1,37 @@
 """The legs of a run: what an earlier process left in the directory in which this one goes on."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from gridlstm.runtime.intact import LAST, PREVIOUS, check_intact, damage
 from gridlstm.strict_json import read_json
 
+log = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint that a run in this directory goes on from; None where there is none."""
-    path = directory / CHECKPOINTS / LAST
-    return path if path.exists() else None
+    """Return the last checkpoint of a run directory; None where there is none."""
+    paths = (directory / CHECKPOINTS / name for name in (LAST, PREVIOUS))
+    return next((path for path in paths if path.exists()), None)
+
+
+def intact_checkpoint(directory: Path) -> Path | None:
+    """Return the last checkpoint of a run directory, the one before if that is damaged; None where there is none.
+
+    Raises:
+        UserError: both are damaged.
+    """
+    last = last_checkpoint(directory)
+    if last is None or (reason := damage(last)) is None:
+        return last
+    before = last.with_name(PREVIOUS)
+    if last == before or damage(before) is not None:
+        check_intact(last)
+    log.warning("%s is damaged (%s): the run continues from the one before, %s", last, reason, before)
+    return before
 
 
 def earlier_result(directory: Path) -> dict[str, Any]:

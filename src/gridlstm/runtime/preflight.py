@@ -13,8 +13,8 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 from gridlstm.compose import CONF
 from gridlstm.errors import UserError
 from gridlstm.runtime.fit import check_fit
+from gridlstm.runtime.legs import last_checkpoint
 from gridlstm.runtime.published import check_report
-from gridlstm.runtime.resume import resume_from
 
 STAGES = ("fit", "test")
 
@@ -273,7 +273,8 @@ def _check_stages(cfg: DictConfig) -> None:
                 "init_from starts a new training: leave it out where ckpt_path or stages=[test] takes one up."
             )
     # The directory of a sweep's job is not known yet.
-    if "fit" not in cfg.stages and cfg.run.dir is not None and resume_from(cfg) is None:
+    last_is_tested = "fit" not in cfg.stages and cfg.ckpt_path == "last" and cfg.run.dir is not None
+    if last_is_tested and last_checkpoint(Path(cfg.run.dir)) is None:
         raise UserError(f"{cfg.run.dir} has no checkpoints/last.ckpt to test: give hydra.run.dir=…, or ckpt_path=….")
 
 

@@ -8,7 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.options import FIXED, Role, chosen, leaves
-from gridlstm.runtime.legs import CHECKPOINTS, last_checkpoint
+from gridlstm.runtime.intact import damage
+from gridlstm.runtime.legs import CHECKPOINTS, intact_checkpoint, last_checkpoint
+from gridlstm.runtime.stored import read_config
 
 
 def resume_from(cfg: DictConfig) -> Path | None:
@@ -17,7 +19,7 @@ def resume_from(cfg: DictConfig) -> Path | None:
         return None
     if cfg.ckpt_path != "last":
         return Path(cfg.ckpt_path).expanduser()
-    return last_checkpoint(Path(cfg.run.dir))
+    return intact_checkpoint(Path(cfg.run.dir))
 
 
 def is_own(cfg: DictConfig, checkpoint: Path) -> bool:
@@ -40,21 +42,27 @@ def check_fresh(cfg: DictConfig) -> None:
 
 
 def trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]) -> Path | None:
-    """The best checkpoint of a run whose training has come to its end, so that its test alone may be left; else None.
+    """Return the best checkpoint of a run that has trained to its end, so that its test alone may be left; else None.
 
-    Steps, a clock or a criterion may have ended it. With other limits than then, or from a checkpoint that is not the
-    last, it trains on.
+    Steps, a clock, a criterion or early stopping may have ended it. With other limits than then, or from a checkpoint
+    that is not the last, it trains on.
 
     Args:
         checkpoint: that it goes on from.
         earlier: what result.json says of its legs before.
 
     Raises:
-        UserError: callbacks are others than then, and there are no steps left in which they could do anything.
+        UserError: callbacks are others than then, and there are no steps left in which they could do anything; or the
+            checkpoint that is to be tested is damaged.
     """
     directory = Path(cfg.run.dir)
     last = last_checkpoint(directory)
-    if not earlier.get("trained_to_end") or last is None or checkpoint.resolve() != last.resolve():
+    if (
+        "fit" not in cfg.stages
+        or not earlier.get("trained_to_end")
+        or last is None
+        or checkpoint.resolve() != last.resolve()
+    ):
         return None
     now, then = _both(cfg, directory, {Role.LENGTH, Role.TRAINING})
     different = sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
@@ -71,7 +79,14 @@ def trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]
     if "test" not in cfg.stages or cfg.task.monitor not in best or not best.get("checkpoint"):
         return None
     weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name  # wherever the directory has moved to
-    return weights if weights.is_file() else None
+    if not weights.is_file():
+        return None
+    if (reason := damage(weights)) is not None:
+        raise UserError(
+            f"{weights} cannot be read: {reason}. The test that is left of this run needs it: restore it from a copy, "
+            f"or test the last weights by stages=[test] ckpt_path=last."
+        )
+    return weights
 
 
 def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
@@ -112,7 +127,7 @@ def _models(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _both(cfg: DictConfig, directory: Path, roles: Collection[Role]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options of some roles, of this run and of the one in a directory."""
-    before = OmegaConf.load(directory / "config.yaml")
+    before = read_config(directory / "config.yaml")
     now, then = (chosen(dict(leaves(OmegaConf.to_container(c, resolve=True))), roles) for c in (cfg, before))
     return now, then
 
