@@ -216,6 +216,19 @@ def test_what_is_left_after_the_end_of_the_training_is_its_test(
     assert result(tmp_path / "run")["steps"] == before["steps"] + 2  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("options", [CLOCK, STOPPED, STEPS[:2]])
+def test_a_finished_training_that_is_repeated_is_left_as_it_is(
+    job: Job, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    score = run_job(job(*options, "stages=[fit]"))
+    before, weights = result(tmp_path / "run"), (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    assert run_job(job(*options, "stages=[fit]", "ckpt_path=last")) == score
+    after = result(tmp_path / "run")
+    assert after.pop("seconds") > before.pop("seconds")  # type: ignore[operator]
+    assert after == before
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == weights
+
+
 def test_a_trained_network_may_get_worse_before_it_gets_better(job: Job, tmp_path: Path) -> None:
     """Weights of another run begin with a loss near 0, of which anything is a multiple."""
     run_job(job(*STEPS))

@@ -172,8 +172,9 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
     weights = None if checkpoint is None else str(checkpoint)
     if "fit" in cfg.stages and best is not None:
         log.info(
-            "training had ended at step %d: the test alone is left (a larger trainer.max_steps or max_time trains on)",
+            "training had ended at step %d: %s left (a larger trainer.max_steps or max_time trains on)",
             record.fields["steps"],
+            "the test alone is" if "test" in cfg.stages else "nothing is",
         )
         score, weights = record.fields["best"][cfg.task.monitor], str(best)
         record.fields["best"]["checkpoint"] = weights  # the directory may have moved

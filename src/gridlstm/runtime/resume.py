@@ -57,12 +57,9 @@ def trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]
     """
     directory = Path(cfg.run.dir)
     last = last_checkpoint(directory)
-    if (
-        "fit" not in cfg.stages
-        or not earlier.get("trained_to_end")
-        or last is None
-        or checkpoint.resolve() != last.resolve()
-    ):
+    if "fit" not in cfg.stages or not earlier.get("trained_to_end"):
+        return None
+    if last is None or checkpoint.resolve() != last.resolve():
         return None
     now, then = _both(cfg, directory, {Role.LENGTH, Role.TRAINING})
     different = sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
@@ -76,12 +73,12 @@ def trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]
             )
         return None
     best = earlier.get("best", {})
-    if "test" not in cfg.stages or cfg.task.monitor not in best or not best.get("checkpoint"):
+    if cfg.task.monitor not in best or not best.get("checkpoint"):
         return None
     weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name  # wherever the directory has moved to
     if not weights.is_file():
         return None
-    if (reason := damage(weights)) is not None:
+    if "test" in cfg.stages and (reason := damage(weights)) is not None:
         raise UserError(
             f"{weights} cannot be read: {reason}. The test that is left of this run needs it: restore it from a copy, "
             f"or test the last weights by stages=[test] ckpt_path=last."
