@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from gridlstm.errors import UserError
 from gridlstm.runtime import wandb_logger
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.job import run_job
+from gridlstm.runtime.wandb_account import logged_in
 from gridlstm.runtime.wandb_logger import make_logger
 
 OPTIONS = {"project": "p", "entity": None, "name": "n", "group": "g", "tags": []}
@@ -100,6 +102,74 @@ def test_disabled_writes_nothing(nobody: None, job: Callable[..., DictConfig], m
     assert [path.name for path in Path(config.run.dir, "wandb").iterdir()] == ["run-id"]
 
 
+def test_keys_that_cannot_be_read_are_none(nobody: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path))
+    assert not logged_in()
+
+
+def test_a_home_that_cannot_be_written_costs_nothing(
+    nobody: None, job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/dev/null/nobody")
+    run_job(job("logger=wandb"))
+    run_job(job("logger=wandb", "trainer.max_steps=6", "ckpt_path=last"))
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (written["status"], written["steps"]) == ("completed", 6)
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/result_*.json"))
+    assert len(files) == 2
+    assert "WANDB_DATA_DIR" not in os.environ
+
+
+def end_service() -> None:
+    """Kills the process of W&B that this one has started."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name, rest = (process / "stat").read_text().rsplit(")", 1)
+        except OSError:  # it has ended meanwhile
+            continue
+        if name.endswith("(wandb-core") and int(rest.split()[1]) == os.getpid():
+            os.kill(int(process.name), signal.SIGKILL)
+
+
+class EndService(Callback):
+    """Kills W&B after the first step."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 1:
+            end_service()
+
+
+def test_an_error_of_wandb_does_not_end_a_run(
+    nobody: None, job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next run of the process is logged again."""
+    score = run_job(job("logger=[csv,wandb]", "+callbacks.end._target_=tests.test_loggers.EndService"))
+    assert caplog.text.count("W&B has failed, and nothing more of this run is logged there: Connection") == 1
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (written["status"], written["score"]) == ("completed", score)
+    assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["2", "4"]
+    run_job(job("logger=wandb", directory="next"))
+    assert read_back(run_file(tmp_path / "next"))["exit"][0].exit.exit_code == 0
+
+
+def test_a_run_is_recorded_before_its_loggers_end(
+    job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may wait for a server for hours."""
+
+    def wait(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CSVLogger, "finish", wait, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job())
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["status"] == "completed"
+    assert set(written) >= {"test", "score"}
+
+
 def run_file(directory: Path) -> Path:
     (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
     return file
@@ -170,6 +240,7 @@ from pathlib import Path
 from tests.conftest import TOY, TOY_TASKS, compose
 from gridlstm.errors import UserError
 from gridlstm.runtime.job import run_job
+from gridlstm.runtime.wandb_account import logged_in
 logging.basicConfig(format="%(message)s")
 names = ["run.task=memorization", "run.model=grid2d", "run.group=test", "logger=wandb", "callbacks.learning_curve=null"]
 options = [*TOY, *TOY_TASKS["memorization"], *names]
@@ -202,6 +273,7 @@ TWO_LEGS = """
 from pathlib import Path
 from tests.conftest import TOY, TOY_TASKS, compose
 from gridlstm.runtime.job import run_job
+from gridlstm.runtime.wandb_account import logged_in
 names = ["run.task=memorization", "run.model=grid2d", "run.group=test", f"run.dir={Path.cwd()}"]
 options = [*TOY, *TOY_TASKS["memorization"], *names, "logger=wandb", "stages=[fit]", "callbacks.learning_curve=null"]
 run_job(compose(*options))

@@ -85,7 +85,7 @@ def run_job(cfg: DictConfig) -> float:
             if status_after(error) == "interrupted":  # Lightning makes 1 of it, as of a failure
                 raise SystemExit(exit_status(run.trainer)) from error
             raise
-        _finish_loggers(run, record, None)
+    _finish_loggers(run, record, None)  # which may wait for a server: all is written
     _summary(cfg, record)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Left to the end of the process, its threads have aborted a rank that had done all its work.
@@ -292,10 +292,13 @@ def _finish_loggers(run: Run, record: Record, error: BaseException | None) -> No
     """Ends every logger's run, as failed where it failed: a W&B run would else go on into the next job of a sweep."""
     result = record.fields | {"status": status_after(error)} | ({"error": str(error)} if error else {})
     for logger in run.trainer.loggers:
-        logger.save()
         end: Any = getattr(logger, "finish", None)
-        if end is not None:
-            end(result)
+        try:
+            logger.save()
+            if end is not None:
+                end(result)
+        except Exception as failure:  # noqa: BLE001  it must not cost the result
+            log.warning("%s has failed: %r", type(logger).__name__, failure)
 
 
 def _summary(cfg: DictConfig, record: Record) -> None:

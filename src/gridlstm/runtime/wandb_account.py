@@ -28,10 +28,10 @@ def logged_in() -> bool:
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     server = os.environ.get("WANDB_BASE_URL")
     hosts = [urlsplit(server).netloc] if server else _HOSTS
-    if not path.exists():
-        return False
     try:
         keys = netrc.netrc(path)
+    except OSError:  # there is none, or none for us
+        return False
     except netrc.NetrcParseError as error:
         raise UserError(f"cannot read the API key from {path}: {error}. Mend the file or use logger=csv.") from error
     return any(keys.authenticators(host) is not None for host in hosts)

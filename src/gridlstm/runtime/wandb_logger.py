@@ -2,12 +2,14 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 
 from gridlstm.errors import UserError
 from gridlstm.runtime.legs import last_checkpoint
@@ -18,14 +20,46 @@ log = logging.getLogger(__name__)
 
 
 class OneRunWandbLogger(WandbLogger):
-    """A W&B run that ends with its job: left open, it would swallow the next job of the process."""
+    """A W&B run that ends with its job: left open, it would swallow the next job of the process.
+
+    An error of W&B is a warning here, and the end of the log: it does not cost the training.
+    """
+
+    _failed = False
+
+    @property
+    def experiment(self) -> Any:
+        return DummyExperiment() if self._failed else super().experiment
+
+    def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
+        self._log(super().log_hyperparams, *arguments, **options)
+
+    def log_metrics(self, *arguments: Any, **options: Any) -> None:
+        self._log(super().log_metrics, *arguments, **options)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Ends the run, of which only rank zero has one, with what the job leaves.
+        """End the run, of which only rank zero has one, with what the job leaves.
 
         ``result``, the content of result.json, becomes the run's summary and a table of metrics; learning_curve.png a
         picture. W&B shows a run that failed as failed, and one that was interrupted, which may go on, as preempted.
         """
+        self._log(self._finish, result)
+        if self._failed:
+            with suppress(Exception):  # it raises once more what it has failed with
+                wandb.teardown(exit_code=1)
+            wandb.run = None  # or Lightning would give it to the next job
+
+    def _log(self, call: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        if self._failed:
+            return
+        try:
+            with _own_places(Path(self.save_dir or ".") / "wandb"):
+                call(*arguments, **options)
+        except Exception as error:  # noqa: BLE001  whatever it is
+            self._failed = True
+            log.warning("W&B has failed, and nothing more of this run is logged there: %r", error)
+
+    def _finish(self, result: Mapping[str, Any]) -> None:
         if (run := wandb.run) is None:
             return
         run.summary.update(dict(result))
@@ -40,6 +74,19 @@ class OneRunWandbLogger(WandbLogger):
         if result["status"] == "interrupted":
             run.mark_preempting()
         wandb.finish(exit_code=0 if result["status"] == "completed" else 1)
+
+
+@contextmanager
+def _own_places(directory: Path) -> Iterator[None]:
+    """Have W&B keep its temporary files in the run directory too: the home directory may not be writable."""
+    own = {"WANDB_DATA_DIR": directory / "data", "WANDB_CACHE_DIR": directory / "cache"}
+    added = {name: str(path) for name, path in own.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _metric(name: str) -> str:
