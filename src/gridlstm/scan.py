@@ -89,6 +89,11 @@ def mix(keep: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
     return keep * old + (1 - keep) * new
 
 
+def held(keep: Tensor, old: Tensor) -> Tensor:
+    """Return the part of ``old`` in ``mix``, which is also the part of a gradient that goes past the step."""
+    return torch.where(keep, old, 0) if keep.dtype == torch.bool else keep * old
+
+
 def apply_block(
     block: Block,
     weights: Sequence[Weights],

@@ -172,6 +172,11 @@ class Buffers:
                 if (drop := rows(mask.drop)) is not None:
                     self.drop[:, :, columns] = drop
 
+    def zero_vector_gradients(self) -> None:
+        """Begin ``grad_vectors``, in double precision on a CPU: they sum rows of all blocks, which may be millions."""
+        exact = torch.float64 if self.X[0].device.type == "cpu" else None
+        self.grad_vectors = [tuple(x.new_zeros(x.shape, dtype=exact) for x in own) for own in self.vectors]
+
     def begin(self, rows: slice) -> None:
         """These rows are computed next; where Z has no room for all, they take the place of those before."""
         if len(self.Z[0]) < self.layout.plan.blocks:
@@ -208,7 +213,12 @@ class Buffers:
                 total[0] += gradient
             else:
                 by_block = gradient.view(rows.stop - rows.start, self.layout.B, gradient.shape[-1]).sum(1)
-                total.index_add_(0, self.layout.plan.copy_of[rows], by_block)
+                total.index_add_(0, self.layout.plan.copy_of[rows], by_block.to(total.dtype))
+
+    def vector_gradients(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Return all dimensions' ``grad_vectors`` in one list, shaped as the vectors."""
+        flat = [gradient for own in self.grad_vectors for gradient in own]
+        return [gradient.view(x.shape).to(x.dtype) for gradient, x in zip(flat, vectors, strict=True)]
 
 
 def put(buffer: Tensor, to: Runs | Tensor, values: Tensor) -> None:

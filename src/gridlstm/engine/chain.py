@@ -118,7 +118,8 @@ class _Chain(torch.autograd.Function):
             steps(buffers)[0].restore(slice(0, T))
         dH = buffers.dH = empty(T + 1, B, d, like=X)
         dM = empty(*M.shape, like=M)
-        buffers.dM, buffers.grad_vectors = [dM], [tuple(v.new_zeros(v.shape) for v in buffers.vectors[0])]
+        buffers.dM = [dM]
+        buffers.zero_vector_gradients()
         dH[0] = 0
         dH[1:], dM[T] = grads[0], grads[2]
         dH[T] += grads[1]
@@ -137,7 +138,7 @@ class _Chain(torch.autograd.Function):
                 multiply(dz.t(), x.flatten(0, 1), dW[:, :e], lowered)
                 multiply(dz.t(), X[:T].flatten(0, 1), dW[:, e:], lowered)
         db = dz.sum(0) if ctx.needs_input_grad[4] else None
-        grad_vectors = [grad.view(vector.shape) for grad, vector in zip(buffers.grad_vectors[0], vectors, strict=True)]
+        grad_vectors = buffers.vector_gradients(vectors)
         return None, None, dx.view(x.shape), dW if ctx.needs_input_grad[3] else None, db, dH[0], dM[0], *grad_vectors
 
 

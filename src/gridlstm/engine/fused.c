@@ -54,11 +54,11 @@ static void forward_part(const Dimension *self, int64_t row, int64_t next, int64
     if (self->keep_h) {
         load(keep, self->keep_h + row * d + i, n);
         load(old_h, self->h[self->stage] + row * self->h_stride + i, n);
-        hold_back(keep, old_h, new_h);
+        hold_back(self->choose_h, keep, old_h, new_h);
     }
     if (self->keep_m) {
         load(keep, self->keep_m + row * d + i, n);
-        hold_back(keep, old_m, new_m);
+        hold_back(self->choose_m, keep, old_m, new_m);
     }
     for (int g = 0; g < 4; g++) store(z + g * d, gates[g], n);
     store(self->m + next * d + i, new_m, n);
@@ -66,34 +66,35 @@ static void forward_part(const Dimension *self, int64_t row, int64_t next, int64
 }
 
 /* Where a step is held back, the slots hold mixtures: the step's own results are formed again. The caller adds
- * keep_h dh' to the gradient of h. */
+ * held(dh') to the gradient of h. */
 static void backward_part(const Dimension *self, int64_t row, int64_t next, int64_t i, int64_t n) {
     const int64_t d = self->d;
     float *z = self->z + row * self->z_stride + i;
-    float gates[4][V], old_m[V], new_m[V], new_h[V], dh[V], new_dm[V], dm[V], keep_h[V] = {0}, keep_m[V] = {0};
+    float gates[4][V], old_m[V], new_m[V], new_h[V], dh[V], new_dm[V], dm[V], keep[V];
     for (int g = 0; g < 4; g++) load(gates[g], z + g * d, n);
     load(old_m, self->m + row * d + i, n);
     load(dh, self->grad_h + next * self->h_stride + i, n);
     load(new_dm, self->grad_m + next * d + i, n);
+    float past_h[V], past_m[V] = {0}; /* the caller sees to what goes past h */
     if (self->keep_h || self->keep_m) {
-        if (self->keep_h) load(keep_h, self->keep_h + row * d + i, n);
-        if (self->keep_m) load(keep_m, self->keep_m + row * d + i, n);
         for (int j = 0; j < V; j++) {
             new_m[j] = gates[1][j] * old_m[j] + gates[0][j] * gates[3][j];
             new_h[j] = tanh_(gates[2][j] * new_m[j]);
-            dh[j] *= 1.0f - keep_h[j];
+        }
+        if (self->keep_h) {
+            load(keep, self->keep_h + row * d + i, n);
+            split(self->choose_h, keep, dh, past_h);
+        }
+        if (self->keep_m) {
+            load(keep, self->keep_m + row * d + i, n);
+            split(self->choose_m, keep, new_dm, past_m);
         }
     } else {
         load(new_m, self->m + next * d + i, n);
         load(new_h, self->h[0] + next * self->h_stride + i, n);
     }
-    float passed[V];
-    for (int j = 0; j < V; j++) {
-        passed[j] = keep_m[j] * new_dm[j];
-        new_dm[j] -= passed[j];
-    }
     backward_step(gates[0], gates[1], gates[2], gates[3], old_m, new_m, new_h, dh, new_dm, dm, self->standard);
-    for (int j = 0; j < V; j++) dm[j] += passed[j];
+    for (int j = 0; j < V; j++) dm[j] += past_m[j];
     for (int g = 0; g < 4; g++) store(z + g * d, gates[g], n);
     store(self->grad_m + row * d + i, dm, n);
 }

@@ -27,6 +27,8 @@ typedef struct {
     int32_t stages;             /* how many h there are */
     int32_t stage;              /* this dimension's: h' goes to the successor's row of h[0..stage], to its own after */
     int32_t standard;           /* h' = o tanh(m') instead of tanh(o m') */
+    int32_t choose_h;           /* keep_h is of 0 and 1, and what it does not choose does not count, NaN included */
+    int32_t choose_m;           /* likewise */
     int32_t threads;
 } Dimension;
 
@@ -83,13 +85,34 @@ static inline void store(float *to, const float *from, int64_t n) {
     memcpy(to, from, (n == V ? V : n) * sizeof(float));
 }
 
-/* keep old + (1 - keep) new, and exactly one of them where keep is 0 or 1, whatever the other. */
-static inline void hold_back(const float *restrict keep, const float *restrict old, float *restrict new_) {
-    for (int i = 0; i < V; i++) {
-        float mixed = keep[i] * old[i] + (1.0f - keep[i]) * new_[i];
-        mixed = keep[i] == 0.0f ? new_[i] : mixed;
-        new_[i] = keep[i] == 1.0f ? old[i] : mixed;
-    }
+/* A step that is held back is held(old) + taken(new); the gradient of old is held(grad), that of new taken(grad). */
+static inline float held(int choose, float keep, float old) {
+    return choose ? (keep != 0.0f ? old : 0.0f) : keep * old;
+}
+
+static inline float taken(int choose, float keep, float new_) {
+    return choose ? (keep != 0.0f ? 0.0f : new_) : (1.0f - keep) * new_;
+}
+
+static inline void hold_back(int choose, const float *restrict keep, const float *restrict old, float *restrict new_) {
+    if (choose)
+        for (int i = 0; i < V; i++) new_[i] = keep[i] != 0.0f ? old[i] : new_[i];
+    else
+        for (int i = 0; i < V; i++) new_[i] = held(0, keep[i], old[i]) + taken(0, keep[i], new_[i]);
+}
+
+/* past = held(grad), grad = taken(grad) */
+static inline void split(int choose, const float *restrict keep, float *restrict grad, float *restrict past) {
+    if (choose)
+        for (int i = 0; i < V; i++) {
+            past[i] = held(1, keep[i], grad[i]);
+            grad[i] = taken(1, keep[i], grad[i]);
+        }
+    else
+        for (int i = 0; i < V; i++) {
+            past[i] = held(0, keep[i], grad[i]);
+            grad[i] = taken(0, keep[i], grad[i]);
+        }
 }
 
 /* The gates become the gradients of what sigma and tanh were taken of, from those of the output gate and of m'. */

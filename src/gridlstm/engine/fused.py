@@ -19,6 +19,7 @@ from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine.buffers import Buffers, take
 from gridlstm.engine.build import HERE, NotBuiltError, load
 from gridlstm.engine.plan import Diagonal
+from gridlstm.scan import held
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Dimension(ctypes.Structure):
         ("stages", ctypes.c_int32),
         ("stage", ctypes.c_int32),
         ("standard", ctypes.c_int32),
+        ("choose_h", ctypes.c_int32),
+        ("choose_m", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
@@ -147,9 +150,10 @@ class FusedStep:
         self.z_stride = layout.B * Z.shape[-1] * Z.element_size()
         self.z = Z.data_ptr() + layout.gates[n].start * Z.element_size()
         # Booleans as 0 and 1. Held here, because the source sees an address alone.
-        self.keep_h, self.keep_m = (
+        keep_h, keep_m = self.keep = [
             None if keep is None else keep.to(torch.float32).contiguous() for keep in buffers.keep[n]
-        )
+        ]
+        choose_h, choose_m = (keep is not None and keep.dtype == torch.bool for keep in buffers.keep[n])
         self.here = buffers.dH.data_ptr() + column * Z.element_size() if backward else None
         self.dimension = Dimension(
             z=self.z,
@@ -158,8 +162,8 @@ class FusedStep:
             successor=self.successors.data_ptr(),
             grad_h=self.here,
             grad_m=buffers.dM[n].data_ptr() if backward else None,
-            keep_h=None if self.keep_h is None else self.keep_h.data_ptr(),
-            keep_m=None if self.keep_m is None else self.keep_m.data_ptr(),
+            keep_h=None if keep_h is None else keep_h.data_ptr(),
+            keep_m=None if keep_m is None else keep_m.data_ptr(),
             z_stride=Z.shape[-1],
             h_stride=layout.D,
             B=layout.B,
@@ -167,6 +171,8 @@ class FusedStep:
             stages=len(buffers.X),
             stage=stage,
             standard=cell.output == "standard",
+            choose_h=choose_h,
+            choose_m=choose_m,
             threads=torch.get_num_threads(),
         )
 
@@ -184,10 +190,10 @@ class FusedStep:
         # ``later`` is always the diagonal's own rows of dH.
         self.dimension.later = None if later is None else self.here + first * self.later_stride
         self.run_backward(first, diagonal.size)
-        if self.keep_h is None:
+        keep_h = self.buffers.keep[self.n][0]
+        if keep_h is None:
             return None
-        grad_h = take(self.buffers.dH[:, :, self.columns], diagonal.successors[self.n])
-        return grad_h * self.keep_h[diagonal.rows]
+        return held(keep_h[diagonal.rows], take(self.buffers.dH[:, :, self.columns], diagonal.successors[self.n]))
 
     def run_forward(self, first: int, count: int) -> None:
         """The source's forward pass over these blocks."""
@@ -208,7 +214,11 @@ class FusedLayerNorm(FusedStep):
         like = buffers.X[0]
         gain, shift = (vector.contiguous() for vector in buffers.vectors[n])
         scratch = like.new_empty(threads, NORM_SCRATCH, d)
-        sums = like.new_zeros(threads, 2, len(gain), NORM_PARTS, d) if backward and threads > 1 else None
+        sums = (
+            gain.new_zeros(threads, 2, len(gain), NORM_PARTS, d, dtype=torch.float64)
+            if backward and threads > 1
+            else None
+        )
         grads = buffers.grad_vectors[n] if backward else (None, None)
         self.held = (gain, shift, scratch, sums)
         self.norm = Norm(

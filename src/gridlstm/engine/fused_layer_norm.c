@@ -17,8 +17,9 @@ typedef struct {
     const float *gain, *shift;      /* (copies, PARTS, d) */
     const int64_t *copy_of;         /* (C,) the weight copy of each block */
     float *scratch;                 /* (threads, SCRATCH, d) */
-    float *sums;                    /* (threads, 2, copies, PARTS, d), 0 between calls; backward only */
-    float *grad_gain, *grad_shift;  /* (copies, PARTS, d), to which is added; backward only */
+    double *sums;                   /* (threads, 2, copies, PARTS, d), 0 between calls; backward only */
+    double *grad_gain, *grad_shift; /* (copies, PARTS, d), to which is added; backward only. In double precision, as
+                                       rows may be millions. */
     int64_t copies;
     float epsilon;
 } Norm;
@@ -71,7 +72,7 @@ static float normalise(const float *restrict x, float *restrict normal, int64_t 
 
 /* dx of normal = LN(x) and of y = gain normal + shift, from dy, which is overwritten; adds to the gradients of both. */
 static void normalise_backward(float *restrict dy, const float *restrict normal, const float *restrict gain,
-                               float scale, float *restrict d_gain, float *restrict d_shift, float *restrict dx,
+                               float scale, double *restrict d_gain, double *restrict d_shift, float *restrict dx,
                                int64_t d, int add) {
     const int64_t full = d - d % V;
     float lanes[V] = {0}, products[V] = {0};
@@ -112,14 +113,14 @@ static void step(Row *row, const Norm *norm, const float *gain, const float *shi
     for (int64_t i = 0; i < d; i++) y[i] = gain[4 * d + i] * normal[4 * d + i] + shift[4 * d + i];
 }
 
-static void keep_some(const float *keep, const float *old, float *new_, int64_t d) {
+static void keep_some(int choose, const float *keep, const float *old, float *new_, int64_t d) {
     for (int64_t i = 0; i < d; i += V) {
         const int64_t n = d - i < V ? d - i : V;
-        float held[V], before[V], after[V];
-        load(held, keep + i, n);
+        float share[V], before[V], after[V];
+        load(share, keep + i, n);
         load(before, old + i, n);
         load(after, new_ + i, n);
-        hold_back(held, before, after);
+        hold_back(choose, share, before, after);
         store(new_ + i, after, n);
     }
 }
@@ -138,14 +139,14 @@ static void forward_row(const Dimension *self, const Norm *norm, float *scratch,
         for (int64_t i = 0; i < d; i++) new_h[i] = tanh_(o[i] * y[i]);
     memcpy(new_m, row.new_m, d * sizeof(float));
     if (self->keep_h)
-        keep_some(self->keep_h + from * d, self->h[self->stage] + from * self->h_stride, new_h, d);
-    if (self->keep_m) keep_some(self->keep_m + from * d, m, new_m, d);
+        keep_some(self->choose_h, self->keep_h + from * d, self->h[self->stage] + from * self->h_stride, new_h, d);
+    if (self->keep_m) keep_some(self->choose_m, self->keep_m + from * d, m, new_m, d);
     for (int stage = 1; stage < self->stages; stage++)
         memcpy(self->h[stage] + (stage <= self->stage ? next : from) * self->h_stride, new_h, d * sizeof(float));
 }
 
-/* As in fused.c, the caller adds keep_h dh' to the gradient of h. */
-static void backward_row(const Dimension *self, const Norm *norm, float *scratch, float *d_gain, float *d_shift,
+/* As in fused.c, the caller adds held(dh') to the gradient of h. */
+static void backward_row(const Dimension *self, const Norm *norm, float *scratch, double *d_gain, double *d_shift,
                          int64_t block, int64_t b, const float *later) {
     const int64_t d = self->d, from = block * self->B + b, next = self->successor[block] * self->B + b;
     const int64_t copy = norm->copy_of[block] * PARTS * d;
@@ -165,7 +166,7 @@ static void backward_row(const Dimension *self, const Norm *norm, float *scratch
     float *restrict y = row.y, *restrict d_o = row.work, *restrict d_m = row.new_m;
     /* Gradients take the places of values: y's own, the output gate's in work, the memory's in new_m. */
     for (int64_t i = 0; i < d; i++) {
-        float grad = keep_h ? dh[i] * (1.0f - keep_h[i]) : dh[i];
+        float grad = keep_h ? taken(self->choose_h, keep_h[i], dh[i]) : dh[i];
         if (self->standard) {
             float t = tanh_(y[i]);
             d_o[i] = grad * t;
@@ -177,11 +178,11 @@ static void backward_row(const Dimension *self, const Norm *norm, float *scratch
             y[i] = product * o[i];
         }
     }
-    for (int64_t i = 0; i < d; i++) d_m[i] = keep_m ? new_dm[i] * (1.0f - keep_m[i]) : new_dm[i];
+    for (int64_t i = 0; i < d; i++) d_m[i] = keep_m ? taken(self->choose_m, keep_m[i], new_dm[i]) : new_dm[i];
     normalise_backward(y, row.normal + 4 * d, gain + 4 * d, row.scale[4], d_gain + 4 * d, d_shift + 4 * d, d_m, d, 1);
     gates_backward(u, f, o, c, m, d_o, d_m, dm, d);
     if (keep_m)
-        for (int64_t i = 0; i < d; i++) dm[i] += keep_m[i] * new_dm[i];
+        for (int64_t i = 0; i < d; i++) dm[i] += held(self->choose_m, keep_m[i], new_dm[i]);
     for (int g = 0; g < 4; g++)
         normalise_backward(row.gates + g * d, row.normal + g * d, gain + g * d, row.scale[g], d_gain + g * d,
                            d_shift + g * d, z + g * d, d, 0);
@@ -201,16 +202,16 @@ void layer_norm_backward(const Dimension *self, const Norm *norm, int64_t first,
     for (int64_t r = 0; r < count * B; r++) {
         /* Threads add up by themselves, and their sums in their order: equal from run to run. */
         const int thread = omp_get_thread_num();
-        float *sums = norm->sums + thread * 2 * length;
+        double *sums = norm->sums + thread * 2 * length;
         backward_row(self, norm, norm->scratch + thread * SCRATCH * d, several ? sums : norm->grad_gain,
                      several ? sums + length : norm->grad_shift, first + r / B, r % B,
                      self->later ? self->later + r * self->h_stride : NULL);
     }
     if (several)
         for (int thread = 0; thread < self->threads; thread++) {
-            float *sums = norm->sums + thread * 2 * length;
+            double *sums = norm->sums + thread * 2 * length;
             for (int64_t i = 0; i < length; i++) norm->grad_gain[i] += sums[i];
             for (int64_t i = 0; i < length; i++) norm->grad_shift[i] += sums[length + i];
-            memset(sums, 0, 2 * length * sizeof(float));
+            memset(sums, 0, 2 * length * sizeof(double));
         }
 }

@@ -183,7 +183,7 @@ class _PackedSweep(torch.autograd.Function):
         buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
-        buffers.grad_vectors = [tuple(x.new_zeros(x.shape) for x in own) for own in buffers.vectors]
+        buffers.zero_vector_gradients()
         for n, columns in enumerate(layout.columns):
             leaving = slice(C, C + layout.plan.exits[n])
             dH[leaving, :, columns] = grads[n].reshape(layout.plan.exits[n], B, block.sizes[n])
@@ -199,9 +199,7 @@ class _PackedSweep(torch.autograd.Function):
         entries = layout.plan.entries
         grad_h = [dH[:, :, layout.columns[n]].index_select(0, entries[n]).view(ctx.shapes[0][n]) for n in range(N)]
         grad_m = [dM[n].index_select(0, entries[n]).view(ctx.shapes[1][n]) for n in range(N)]
-        flat = [gradient for own in buffers.grad_vectors for gradient in own]
-        grad_vectors = [gradient.view(vector.shape) for gradient, vector in zip(flat, vectors, strict=True)]
-        return None, None, None, None, None, None, *gradients, *grad_h, *grad_m, *grad_vectors
+        return None, None, None, None, None, None, *gradients, *grad_h, *grad_m, *buffers.vector_gradients(vectors)
 
 
 def _rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
