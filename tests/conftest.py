@@ -1,16 +1,26 @@
-"""What several test files share: real data where it is, and jobs run in this process at toy size."""
+"""What several test files share: real data where it is, jobs of toy size in this process, commands in others."""
 
 import os
+import signal
 import socket
-from collections.abc import Callable
-from functools import partial
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import lru_cache, partial
 from pathlib import Path
 
 import hydra
 import pytest
 from omegaconf import DictConfig
+from tests.warm_python import WarmPython
 
 from gridlstm.train import CONF
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 600.0
+"""Seconds after which what is waited for is taken to have failed. A busy machine needs a minute for many things."""
 
 TOY = (
     "logger=csv",
@@ -36,6 +46,62 @@ TOO_MANY_LAYERS = 10**13
 """Of a network whose layers have weights of their own: no check of options finds it, and no machine has the memory."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the Python of the commands under test, once: the processes of pytest-xdist find it in the environment."""
+    if "GRIDLSTM_WARM_PYTHON" in os.environ:
+        return
+    # Tests run side by side. The variable is read when torch is imported, which is later.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if sys.platform == "linux":
+        warm = WarmPython()
+        os.environ["GRIDLSTM_WARM_PYTHON"] = warm.start()
+        config.add_cleanup(warm.stop)
+
+
+def python() -> str:
+    """Return the Python that starts a command within a tenth of a second; see warm_python.py."""
+    return os.environ.get("GRIDLSTM_WARM_PYTHON", sys.executable)
+
+
+def run_python(
+    *arguments: str, cwd: Path = ROOT, check: bool = False, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Return what became of a command, by default of one that may fail.
+
+    Args:
+        environment: variables beside those of the tests.
+    """
+    return subprocess.run(
+        [python(), *arguments],
+        cwd=cwd,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=check,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """Return when the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """Have SIGINT interrupt this process and those that it starts, also where the tests are started with it ignored.
+
+    A shell starts so what it puts in the background. Lightning ignores further interrupts until the process ends, which
+    here it does not.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The directory of real data sets; the test is skipped where there is none."""
@@ -59,16 +125,33 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose("train", list(overrides))
 
 
+@lru_cache(maxsize=256)
+def _composed(*overrides: str) -> DictConfig:
+    return compose(*overrides)
+
+
 @pytest.fixture(scope="session")
 def job_in(text_file: Path) -> Callable[..., DictConfig]:
-    """Composes a toy job whose run directory is below a given one."""
+    """Composes a toy job whose run directory is below a given one, by default without the picture of its learning
+    curve, which takes as long as all the rest."""
 
     def make(
-        root: Path, *overrides: str, directory: str = "run", task: str = "memorization", model: str = "grid2d"
+        root: Path,
+        *overrides: str,
+        directory: str = "run",
+        task: str = "memorization",
+        model: str = "grid2d",
+        picture: bool = False,
     ) -> DictConfig:
-        names = [f"run.task={task}", f"run.model={model}", "run.group=test", f"run.dir={root / directory}"]
-        data = [f"task.path={text_file}", f"task.data.cache_dir={root / 'cache'}"] if task == "text" else []
-        return compose(f"task={task}", f"model={model}", *TOY, *TOY_TASKS[task], *names, *data, *overrides)
+        text = [f"task.path={text_file}"] if task == "text" else []
+        cfg = deepcopy(_composed(f"task={task}", f"model={model}", *TOY, *TOY_TASKS[task], *text, *overrides))
+        cfg.run.task, cfg.run.model, cfg.run.group = task, model, "test"
+        cfg.run.dir = str(root / directory)
+        if task == "text" and cfg.task.data.cache_dir is None:
+            cfg.task.data.cache_dir = str(root / "cache")
+        if not picture and not any("learning_curve" in override for override in overrides):
+            cfg.callbacks.learning_curve = None
+        return cfg
 
     return make
 

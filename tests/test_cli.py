@@ -6,25 +6,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import PATIENCE, ROOT, run_python
 
-ROOT = Path(__file__).parents[1]
 
-
-def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python that has imported nothing."""
     return subprocess.run(
         [sys.executable, *arguments],
-        cwd=cwd,
+        cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
 
 
 def refused(*arguments: str, cwd: Path = ROOT) -> str:
     """The one message of a command that fails, which must be no traceback."""
-    done = run(str(ROOT / "train.py"), *arguments, cwd=cwd)
+    done = run_python(str(ROOT / "train.py"), *arguments, cwd=cwd)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
@@ -47,7 +47,7 @@ def test_help_names_groups_and_first_commands() -> None:
 
 
 def test_cfg_job_prints_the_configuration() -> None:
-    done = run("train.py", "task=enwik8", "--cfg", "job")
+    done = run_python("train.py", "task=enwik8", "--cfg", "job")
     assert done.returncode == 0
     for words in ("_target_: gridlstm.models.grid2d.Grid2d", "batch_size: 100", "gradient_clip_val"):
         assert words in done.stdout
@@ -143,11 +143,11 @@ def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
 
 
 def test_help_of_evaluate() -> None:
-    done = run("-m", "gridlstm.evaluate", "--help")
+    done = run_python("-m", "gridlstm.evaluate", "--help")
     assert done.returncode == 0
     assert "split=val|test" in done.stdout
     for arguments in ([], ["split=test"], ["nonsense"]):
-        assert run("-m", "gridlstm.evaluate", *arguments).returncode == 1
+        assert run_python("-m", "gridlstm.evaluate", *arguments).returncode == 1
 
 
 def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -175,6 +175,6 @@ def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_ends_early_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m gridlstm.list | true"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    command = f"{sys.executable} -m gridlstm.list --help | true"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stderr == ""

@@ -8,7 +8,6 @@ import math
 import os
 import resource
 import subprocess
-import sys
 import tarfile
 import time
 import tracemalloc
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import PATIENCE, python
 
 from gridlstm.data import entropy as entropy_module
 from gridlstm.data import vocabulary as vocabulary_module
@@ -432,9 +432,9 @@ def test_processes_at_once_decode_once(tmp_path: Path, cache: Path) -> None:
         "found = read_corpus(pathlib.Path(sys.argv[1]), 'char', pathlib.Path(sys.argv[2]))\n"
         "print(len(found.ids), int(found.ids.sum(dtype='int64')))"
     )
-    command = [sys.executable, "-c", program, str(path), str(cache)]
+    command = [python(), "-c", program, str(path), str(cache)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outputs
     assert sum(errors.count(f"reading {path}\n") for _, errors in outputs) == 1
     assert len({printed for printed, _ in outputs}) == 1

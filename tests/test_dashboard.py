@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig
+from tests.conftest import PATIENCE, python
 from tests.wandb_records import read_back
 from tests.wandb_server import server
 
@@ -34,7 +34,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, job_in: Callable[..., DictCo
         options = [f"seed={seed}", f"optimizer.lr={lr}"]
         plan.append({"number": number, "name": name, "overrides": [f"model={model}", *options]})
         logger = ["logger=[csv,wandb]", "logger.wandb.mode=offline", f"run.name={name}"]
-        run_job(job_in(root, *options, *logger, model=model, directory=name))
+        run_job(job_in(root, *options, *logger, model=model, directory=name, picture=True))
     plan.append({"number": 3, "name": "3-memorization-gone-s1", "overrides": ["model=gone", "seed=1"]})
     (root / "sweep.json").write_text(json.dumps({"jobs": plan}))
     return root
@@ -130,11 +130,11 @@ def test_the_report_is_a_run_of_its_own(sweep: Path, tmp_path: Path) -> None:
 def dashboard(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     return subprocess.run(
-        [sys.executable, "-m", "gridlstm.dashboard", *arguments],
+        [python(), "-m", "gridlstm.dashboard", *arguments],
         env={**clean, "NETRC": "/dev/null", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_is_said_in_one_sentence(sweep: Path, tmp_path: Path, job
     run_job(job("stages=[fit]", directory="runs/csv"))
     with pytest.raises(UserError, match="none of these runs was logged to W&B"):
         build(find_runs([tmp_path / "runs"]), "n")
-    other = ["logger=wandb", "callbacks.learning_curve=null", "logger.wandb.mode=offline", "logger.wandb.project=other"]
+    other = ["logger=wandb", "logger.wandb.mode=offline", "logger.wandb.project=other"]
     run_job(job(*other, "stages=[fit]", directory="runs/other"))
     with pytest.raises(UserError, match="one W&B project, and these runs lie in your own/gridlstm, your own/other"):
         build([*find_runs([sweep]), *find_runs([tmp_path / "runs"])], "n")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import free_ports
+from tests.conftest import PATIENCE, ROOT, free_ports, python, wait_for
 
 from gridlstm.strict_json import read_json
 
-ROOT = Path(__file__).parents[1]
 DATA = {
     "memorization": ["task.data.num_val=11", "task.data.num_test=11", "task.length=2"],
     "text": ["task=text", "task.data.window=10", "task.data.stream_length=100"],
@@ -33,7 +31,7 @@ Run = Callable[..., Path]
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +44,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Run:
             return root / name
         done.add(name)
         data = [*DATA[task], *([f"task.path={text_file}"] if task == "text" else [])]
-        line = [sys.executable, "train.py", *SMALL, *data, f"hydra.run.dir={root / name}", *options]
+        line = [python(), "train.py", *SMALL, *data, f"hydra.run.dir={root / name}", *options]
         line.append(f"+callbacks.seen={{_target_: tests.finite.Seen, dir: {root / name}}}")
-        subprocess.run(line, cwd=ROOT, env=environment(root), check=True, timeout=600)
+        subprocess.run(line, cwd=ROOT, env=environment(root), check=True, timeout=PATIENCE)
         return root / name
 
     return run
@@ -120,12 +118,12 @@ def test_two_nodes_started_by_torchrun_are_one_run(run: Run, tmp_path: Path) -> 
     nodes = []
     for node in (0, 1):
         torchrun = ["--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
-        line = [sys.executable, "-m", "torch.distributed.run", *torchrun, f"--master-port={port}", "train.py"]
+        line = [python(), "-m", "torch.distributed.run", *torchrun, f"--master-port={port}", "train.py"]
         line += [*SMALL, *DATA["memorization"], "trainer.accelerator=cpu", "trainer.strategy=ddp", "trainer.devices=1"]
         line += ["trainer.num_nodes=2", f"hydra.run.dir={tmp_path / 'nodes'}"]
         nodes.append(subprocess.Popen(line, cwd=ROOT, env=environment(tmp_path)))
     try:
-        assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+        assert [node.wait(timeout=PATIENCE) for node in nodes] == [0, 0]
     finally:
         for left in nodes:
             left.kill()
@@ -149,9 +147,9 @@ def test_two_nodes_started_by_torchrun_are_one_run(run: Run, tmp_path: Path) -> 
     ],
 )  # fmt: skip
 def test_what_ranks_cannot_do_is_refused(tmp_path: Path, torchrun: list[str], options: list[str], message: str) -> None:
-    line = [sys.executable, *torchrun, str(ROOT / "train.py"), "logger=csv", *options]
+    line = [python(), *torchrun, str(ROOT / "train.py"), "logger=csv", *options]
     done = subprocess.run(
-        line, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300, check=False
+        line, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 1
     assert message in done.stderr
@@ -185,6 +183,7 @@ def test_a_run_of_two_ranks_goes_on_in_its_directory_or_elsewhere_on_one(run: Ru
     assert "test/loss" in result(two)["test"]
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> None:
     """Lightning would kill the first within seconds of the other's end, whether it has written or not."""
     line = [sys.executable, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu", "trainer.max_steps=1000000"]
@@ -193,14 +192,12 @@ def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> No
     line.append("+callbacks.slow={_target_: tests.finite.SlowEnd, seconds: 7}")
     process = subprocess.Popen(line, cwd=ROOT, env=environment(tmp_path), start_new_session=True)
     try:
-        deadline = time.monotonic() + 300
         # At a step, all ranks have long taken on to answer signals.
-        while not read_json(tmp_path / "run" / "progress.json").get("step"):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        progress = tmp_path / "run" / "progress.json"
+        wait_for(lambda: bool(read_json(progress).get("step")) or process.poll() is not None)
+        assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(timeout=120) == 128 + signal.SIGINT
+        assert process.wait(timeout=PATIENCE) == 128 + signal.SIGINT
     finally:
         process.kill()
     assert result(tmp_path / "run")["status"] == "interrupted"

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tests.conftest import run_python
 from torch import Tensor
 
 from gridlstm.data.base import Spec
@@ -127,16 +126,14 @@ def test_an_ensemble_of_networks_without_time(job: Job, tmp_path: Path) -> None:
     for seed in (1, 2):
         run_job(job("stages=[fit]", f"seed={seed}", model="grid1d", task="parity", directory=str(seed)))
         paths.append(tmp_path / str(seed) / "checkpoints" / "best.ckpt")
-    line = [sys.executable, "-m", "gridlstm.evaluate", f"ckpt={paths[0]},{paths[1]}", "split=val"]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    done = run_python("-m", "gridlstm.evaluate", f"ckpt={paths[0]},{paths[1]}", "split=val", check=True)
     losses = [evaluate(path, "val", [])["val/loss"] for path in paths]
     assert 0 < json.loads(done.stdout)["val/loss"] <= sum(losses) / 2 + 1e-6, "by Jensen's inequality"
     assert math.isfinite(sum(losses))
 
 
 def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "gridlstm.evaluate", "ckpt=a.ckpt", "ckpt=b.ckpt"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = run_python("-m", "gridlstm.evaluate", "ckpt=a.ckpt", "ckpt=b.ckpt", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "error: ckpt is given more than once: leave one out, or put commas between several values." in done.stderr
 

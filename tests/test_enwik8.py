@@ -12,7 +12,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import zipfile
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from filelock import FileLock, Timeout
-from tests.conftest import compose
+from tests.conftest import PATIENCE, compose, python
 from tqdm import tqdm
 
 from gridlstm.atomic import write_text
@@ -138,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_half()
         self.wfile.flush()
         os.kill(os.getpid(), signal.SIGINT)
-        self.connection.settimeout(10)
+        self.connection.settimeout(PATIENCE)
         self.rfile.read()  # keeps the connection open until the client goes
 
 
@@ -431,6 +430,7 @@ def test_a_full_disk(data_dir: Path, served: Served, server: Server) -> None:
     check_recovers(data_dir, served, server)
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_in_the_middle(data_dir: Path, served: Served, server: Server) -> None:
     server.behave = Handler.send_half_then_press_ctrl_c
     with pytest.raises(KeyboardInterrupt):
@@ -471,11 +471,11 @@ def test_two_processes_at_once_download_once(data_dir: Path, served: Served, ser
         "print(len(data.corpus.ids))\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-c", program], **pipes) for _ in range(2)]
+    processes = [subprocess.Popen([python(), "-c", program], **pipes) for _ in range(2)]
     told = threading.Event()
 
     def send_late(handler: Handler) -> None:
-        told.wait(30)
+        told.wait(PATIENCE)
         threading.Event().wait(0.5)  # time for a second request, if there were one
         handler.send_whole()
 
@@ -486,7 +486,7 @@ def test_two_processes_at_once_download_once(data_dir: Path, served: Served, ser
         process.stdin.write("go\n")
         process.stdin.flush()
     told.set()
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert [printed for printed, _ in outputs] == [f"{len(served.text)}\n"] * 2
     assert server.requests == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import TOY_TASKS, compose
+from tests.conftest import PATIENCE, TOY_TASKS, compose, run_python
 
 from gridlstm import list as listing
 from gridlstm.compose import CONF, MATRIX, choices, compose_model
@@ -116,14 +116,12 @@ def test_commands_show_the_matrix() -> None:
         "try: main()\n"
         "finally: assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     for line in MATRIX.read_text().splitlines():
         assert line in done.stdout
     assert "--write" in listing.USAGE
-    done = subprocess.run(
-        [sys.executable, "-m", "gridlstm.list", "--wrong"], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_python("-m", "gridlstm.list", "--wrong")
     assert done.returncode == 1
     assert "expected --write or nothing, got --wrong" in done.stderr
 

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import TOO_MANY_LAYERS, compose
+from tests.conftest import PATIENCE, ROOT, TOO_MANY_LAYERS, compose, run_python, wait_for
 
 from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
@@ -25,30 +24,20 @@ from gridlstm.multirun.table import Row, lines, sweep_seconds_left
 from gridlstm.runtime.job import run_job
 from hydra_plugins.gridlstm_launcher.process_launcher import ProcessLauncher
 
-ROOT = Path(__file__).parents[1]
 SMALL = ["logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_test=15"]
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *arguments]
+    return [str(ROOT / "train.py"), "-m", *SMALL, *arguments]
 
 
 def sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    given = [*arguments, "hydra.sweep.dir=sweep", "debug=smoke"]
-    return subprocess.run(command(*given), cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+    return run_python(*command(*arguments, "hydra.sweep.dir=sweep", "debug=smoke"), cwd=cwd)
 
 
 def results(cwd: Path) -> dict[str, dict[str, Any]]:
     """result.json of every job, by directory."""
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(cwd.glob("sweep/*/result.json"))}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Waits for something that a busy machine may take a minute to do."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def processes_with(*texts: str) -> list[int]:
@@ -211,15 +200,14 @@ LONG += ["task.val_every=2", "task.data.num_val=2"]
 
 
 @pytest.fixture
-def long_sweep(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def long_sweep(tmp_path: Path, _ctrl_c: None) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts a sweep that would take hours."""
     started: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            command(*LONG, "hydra.sweep.dir=sweep"),
+            [sys.executable, *command(*LONG, "hydra.sweep.dir=sweep")],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -246,7 +234,7 @@ def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
     wait_for(lambda: (job / "checkpoints" / "last.ckpt").exists())
     assert len(processes_with(f"hydra.run.dir='{job}'")) == 3, "torchrun and two ranks"
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGINT
     assert not processes_with(str(tmp_path))
     assert "Traceback" not in errors
@@ -265,7 +253,7 @@ def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
     wait_for(lambda: len((job / "metrics.csv").read_text().splitlines()) > lines)
     assert len(processes_with("ckpt_path=last", str(tmp_path))) == 3
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
     assert not processes_with(str(tmp_path))
     steps = [int(line.split(",")[0]) for line in (job / "metrics.csv").read_text().splitlines()[1:]]

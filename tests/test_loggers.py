@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 import wandb
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import free_ports
+from tests.conftest import ROOT, free_ports, run_python
 from tests.wandb_records import read_back
 from tests.wandb_server import server
 from wandb.proto.wandb_internal_pb2 import Record
@@ -185,7 +183,7 @@ def items(records: list[Record], kind: str) -> list[dict[str, Any]]:
 def test_one_offline_run_with_its_name_config_metrics_and_result(
     nobody: None, job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    configs = {name: job("logger=[csv,wandb]", directory=name) for name in "ab"}
+    configs = {name: job("logger=[csv,wandb]", directory=name, picture=name == "a") for name in "ab"}
     for cfg in configs.values():
         run_job(cfg)
     assert wandb.run is None, "left open, it would swallow the next job"
@@ -217,7 +215,7 @@ def test_one_offline_run_with_its_name_config_metrics_and_result(
 def test_a_resumed_directory_goes_on_in_its_run_wherever_it_lies(
     nobody: None, job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    options = ["logger=wandb", "callbacks.learning_curve=null"]
+    options = ["logger=wandb"]
 
     def run_id(directory: str, *more: str) -> str:
         run_job(job(*options, *more, directory=directory))
@@ -234,6 +232,7 @@ def test_a_resumed_directory_goes_on_in_its_run_wherever_it_lies(
     assert run_id("moved") != first, "from the start: another run, though in this directory"
 
 
+WITH_TESTS = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 UNREACHED = """
 import logging
 from pathlib import Path
@@ -252,16 +251,12 @@ except UserError as error:
 """
 
 
-def test_where_wandb_cannot_be_reached_a_run_is_logged_offline(tmp_path: Path) -> None:
+def test_where_wandb_cannot_be_reached_a_run_is_logged_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As from the nodes of a cluster on whose login node one is logged in."""
     (port,) = free_ports(1)
     account = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
-    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
-    done = subprocess.run(
-        [sys.executable, "-c", UNREACHED], env=environment | account | path, cwd=tmp_path, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    done = run_python("-c", UNREACHED, cwd=tmp_path, environment=account | WITH_TESTS)
     assert done.returncode == 0, done.stderr
     assert "W&B cannot be reached" in done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
@@ -289,9 +284,8 @@ def test_online_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
             "WANDB_ERROR_REPORTING": "false",
             "WANDB_MODE": "online",
         }
-        path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
         # In a process of its own: wandb reads its server's address once.
-        subprocess.run([sys.executable, "-c", TWO_LEGS], env=os.environ | account | path, cwd=tmp_path, check=True)
+        run_python("-c", TWO_LEGS, cwd=tmp_path, check=True, environment=account | WITH_TESTS)
         assert len(wandb_server.of("RunResumeStatus")) == 2, "it asks whether the run is there"
         made = wandb_server.of("UpsertBucket")
         assert len({asked["name"] for asked in made}) == 1
@@ -335,7 +329,7 @@ def test_an_interrupted_run_is_preempted(nobody: None, job: Callable[..., DictCo
 
 def test_tensorboard_is_an_option(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run_job(job("logger=tensorboard", "callbacks.learning_curve=null", "stages=[fit]"))
+    run_job(job("logger=tensorboard", "stages=[fit]"))
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
 
 
@@ -351,5 +345,5 @@ def test_a_logger_that_is_not_installed_is_said_in_a_sentence(
 def test_without_the_csv_logger_the_curve_is_missed_aloud(
     job: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_job(job("logger=tensorboard", "stages=[fit]"))
+    run_job(job("logger=tensorboard", "stages=[fit]", picture=True))
     assert "Add the csv logger" in caplog.text

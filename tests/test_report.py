@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import TOO_MANY_LAYERS
+from tests.conftest import PATIENCE, TOO_MANY_LAYERS, run_python
 
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
@@ -647,9 +646,7 @@ def test_wrong_directories_are_named(tmp_path: Path) -> None:
         ([str(tmp_path), "color=red"], "no option color"),
         (["a", "b"], "out="),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "gridlstm.report", *arguments], capture_output=True, text=True, check=False
-        )
+        done = run_python("-m", "gridlstm.report", *arguments)
         assert done.returncode == 1
         assert words in done.stderr
 
@@ -692,7 +689,7 @@ def chromium(*arguments: str) -> str:
     if program is None:
         pytest.skip("no Chromium is here: install the package chromium to look at the page in a browser")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=5000"]
-    done = subprocess.run([program, *options, *arguments], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([program, *options, *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE)
     return done.stdout
 
 

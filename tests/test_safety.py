@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from gridlstm.runtime.job import run_job
 from gridlstm.runtime.learning_curve import LearningCurve
 from gridlstm.schedules import EpochDecay
 from gridlstm.tasks.base import SequenceTask
+
+pytestmark = pytest.mark.usefixtures("_ctrl_c")
 
 Job = Callable[..., DictConfig]
 STEPS = ("trainer.max_steps=10", "task.val_every=4", "trainer.log_every_n_steps=3", "stages=[fit]")
@@ -43,13 +45,6 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[torch.T
         monkeypatch.setattr(SequenceTask, "training_step", training_step)
 
     return patch
-
-
-@pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """Lightning ignores further interrupts until the process ends, which here it does not."""
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def last(directory: Path) -> dict[str, Any]:
@@ -200,10 +195,10 @@ def test_what_is_left_after_the_end_of_the_training_is_its_test(
         else:
             patch.setattr(LearningCurve, "on_train_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit):
-            run_job(job(*options))
+            run_job(job(*options, picture=True))
     before = result(tmp_path / "run")
     assert "test" not in before
-    score = run_job(job(*options, "ckpt_path=last"))
+    score = run_job(job(*options, "ckpt_path=last", picture=True))
     after = result(tmp_path / "run")
     assert (after["status"], after["score"], after["steps"]) == ("completed", score, before["steps"])
     assert after["fit_seconds"] == before["fit_seconds"]
@@ -212,7 +207,8 @@ def test_what_is_left_after_the_end_of_the_training_is_its_test(
     assert after["test"] == evaluate(best, "test", [])
     longer = [option for option in options if "max_steps" not in option and "max_time" not in option]
     assert int(before["steps"]) < 10**5  # type: ignore[call-overload]
-    run_job(job(*longer, f"trainer.max_steps={before['steps'] + 2}", "ckpt_path=last"))  # type: ignore[operator]
+    steps = f"trainer.max_steps={before['steps'] + 2}"  # type: ignore[operator]
+    run_job(job(*longer, steps, "ckpt_path=last", picture=True))
     assert result(tmp_path / "run")["steps"] == before["steps"] + 2  # type: ignore[operator]
 
 

@@ -7,24 +7,24 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import TOO_MANY_LAYERS, compose, free_ports
+from tests.conftest import PATIENCE, ROOT, TOO_MANY_LAYERS, compose, free_ports, python, run_python, wait_for
 
 from gridlstm.multirun.process_tree import ProcessTree
 from gridlstm.runtime.job import run_job
 
-ROOT = Path(__file__).parents[1]
 SMALL = [
     "logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
     "task.data.num_test=15", "trainer.max_steps=4", "task.val_every=2", "trainer.log_every_n_steps=1",
     "trainer.precision=64-true",  # in float32, each process chooses among kernels that differ by rounding
 ]  # fmt: skip
+DAEMONS_SECONDS = 180.0
+"""After which a SLURM that does not start is taken for one that cannot."""
 IN_QUEUE = ["hardware=slurm", "trainer.accelerator=cpu", "hydra.launcher.cpus_per_process=1", "hydra.sweep.dir=sweep"]
 
 # A requeued job must wait for cred_expire seconds, and is then looked at every sched_interval. There is no systemd here
@@ -60,16 +60,9 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=2
 """
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
 def ask(*line: str) -> str:
     """What a program of SLURM prints."""
-    return subprocess.run(line, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return subprocess.run(line, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.strip()
 
 
 def states() -> dict[str, str]:
@@ -109,10 +102,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             for command, file in zip(commands, logs, strict=True):
                 daemons.append(ProcessTree(command, os.environ, file))
                 if command[0] == "munged":
-                    wait_for((directory / "munge.socket").exists, 10)
+                    wait_for((directory / "munge.socket").exists, DAEMONS_SECONDS)
             line = ["sinfo", "--noheader", "--partition=low", "--format=%t"]
             node = lambda: subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
-            wait_for(lambda: node() == "idle", 30)
+            wait_for(lambda: node() == "idle", DAEMONS_SECONDS)
         except AssertionError:
             _end(daemons)
             pytest.skip("SLURM does not start here:\n" + "\n".join(file.read_text()[-500:] for file in logs))
@@ -125,19 +118,19 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _end(daemons: list[ProcessTree]) -> None:
     for daemon in reversed(daemons):
         daemon.interrupt()
-        wait_for(lambda daemon=daemon: daemon.ended() is not None, 30)  # type: ignore[misc]
+        wait_for(lambda daemon=daemon: daemon.ended() is not None)  # type: ignore[misc]
         daemon.kill()
 
 
 @pytest.fixture
-def start(slurm: None, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(slurm: None, tmp_path: Path, _ctrl_c: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a sweep in this test's directory; what still runs at the test's end is ended."""
     (tmp_path / "pause.py").write_text(PAUSE)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     started: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str) -> subprocess.Popen[str]:
-        line = [sys.executable, str(ROOT / "train.py"), "-m", *IN_QUEUE, *SMALL, *arguments]
+    def run(*arguments: str, program: str = sys.executable) -> subprocess.Popen[str]:
+        line = [program, str(ROOT / "train.py"), "-m", *IN_QUEUE, *SMALL, *arguments]
         pipe = subprocess.PIPE
         started.append(subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True))
         return started[-1]
@@ -171,8 +164,8 @@ def results(directory: Path) -> dict[str, dict[str, Any]]:
 def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    sweep = start("trainer.devices=2", "model.tied=false", f"model.num_layers={TOO_MANY_LAYERS},1,2")
-    said, errors = sweep.communicate(timeout=300)
+    sweep = start("trainer.devices=2", "model.tied=false", f"model.num_layers={TOO_MANY_LAYERS},1,2", program=python())
+    said, errors = sweep.communicate(timeout=PATIENCE)
     found = results(tmp_path)
     assert [result["status"] for result in found.values()] == ["failed", "completed", "completed"], errors
     assert sweep.returncode == 1
@@ -185,8 +178,8 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     assert "1-memorization-grid2d-s1 (model.num_layers=1): queued" in said
 
     before = states()
-    again = start("trainer.devices=2", "model.tied=false", "model.num_layers=1,2")
-    said, errors = again.communicate(timeout=60)
+    again = start("trainer.devices=2", "model.tied=false", "model.num_layers=1,2", program=python())
+    said, errors = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, errors
     assert "0 jobs (2 more completed earlier)" in said
     assert states() == before, "nothing was submitted"
@@ -206,7 +199,7 @@ def test_a_job_that_is_requeued_and_one_that_is_preempted_end_as_if_nothing_had_
     subprocess.run(more_urgent, check=True, capture_output=True)
     wait_for(lambda: states()[number] != "RUNNING")
     (tmp_path / "go5").touch()
-    _, errors = sweep.communicate(timeout=300)
+    _, errors = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 0, errors
     job = tmp_path / "sweep" / "0-memorization-grid2d-s1"
     assert (job / "console.log").read_text().count("run directory:") == 3, "three attempts"
@@ -247,15 +240,15 @@ def test_a_sweep_takes_up_jobs_that_are_still_in_the_queue_and_cancels_them_at_c
     for words in ("CPUs/Task=4", "MinMemoryNode=256M", "TimeLimit=00:07:00", "Comment=mine", "Requeue=1"):
         assert words in shown
     again.send_signal(signal.SIGINT)
-    _, errors = again.communicate(timeout=60)
+    _, errors = again.communicate(timeout=PATIENCE)
     assert again.returncode == 128 + signal.SIGINT, errors
     wait_for(lambda: {states()[number] for number in numbers} == {"CANCELLED"})
     assert {result["status"] for result in results(tmp_path).values()} == {"interrupted"}
 
 
 def test_what_slurm_refuses_is_one_error(start: Callable[..., subprocess.Popen[str]]) -> None:
-    sweep = start("hydra.launcher.partition=nowhere")
-    _, errors = sweep.communicate(timeout=60)
+    sweep = start("hydra.launcher.partition=nowhere", program=python())
+    _, errors = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 1
     assert "SLURM refuses 0-memorization-grid2d-s1: sbatch: error: invalid partition" in errors
     assert "Traceback" not in errors
@@ -271,9 +264,7 @@ def test_what_slurm_refuses_is_one_error(start: Callable[..., subprocess.Popen[s
     ],
 )
 def test_what_cannot_be_submitted_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
-    line = [sys.executable, str(ROOT / "train.py"), *arguments]
-    environment = os.environ | {"PATH": str(tmp_path)}
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = run_python(str(ROOT / "train.py"), *arguments, cwd=tmp_path, environment={"PATH": str(tmp_path)})
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

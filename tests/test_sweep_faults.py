@@ -10,15 +10,14 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.conftest import ROOT, run_python
 from tests.wandb_records import read_back
 
-ROOT = Path(__file__).parents[1]
 SMALL = [
     "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
     "task.data.num_test=15", "trainer.max_steps=4", "task.val_every=1", "trainer.log_every_n_steps=1",
@@ -26,15 +25,8 @@ SMALL = [
 
 
 def sweep(*arguments: str, cwd: Path, logger: str = "csv") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", *arguments, *SMALL, f"logger={logger}"],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    line = [str(ROOT / "train.py"), "-m", *arguments, *SMALL, f"logger={logger}"]
+    return run_python(*line, cwd=cwd, environment={"WANDB_MODE": "offline"})
 
 
 def results(cwd: Path) -> dict[str, dict[str, Any]]:

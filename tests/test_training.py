@@ -49,7 +49,7 @@ PAIRS = [(task, model) for task in ("memorization", "addition", "text") for mode
 
 @pytest.mark.parametrize(("task", "model"), [*PAIRS, ("parity", "grid1d")])
 def test_every_model_runs_every_task_and_leaves_its_record(job: Job, tmp_path: Path, task: str, model: str) -> None:
-    config = job(task=task, model=model)
+    config = job(task=task, model=model, picture=True)
     score = run_job(config)
     directory = tmp_path / "run"
     written = result(directory)

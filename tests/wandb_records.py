@@ -4,9 +4,9 @@ wandb 0.31 ships the records' classes but no longer a reader of the file for Pyt
 """
 
 import struct
-import time
 from pathlib import Path
 
+from tests.conftest import wait_for
 from wandb.proto.wandb_internal_pb2 import Record
 
 _BLOCK = 32768
@@ -17,11 +17,8 @@ _FULL, _FIRST, _MIDDLE, _LAST = range(1, 5)
 def read_back(run_file: Path) -> dict[str, list[Record]]:
     """The records of one run that has ended, by kind."""
     # finish() returns a moment before wandb's service has written the end.
-    deadline = time.monotonic() + 30
-    while "exit" not in (found := _records(run_file.read_bytes())):
-        assert time.monotonic() < deadline, f"{run_file} has no end"
-        time.sleep(0.05)
-    return found
+    wait_for(lambda: "exit" in _records(run_file.read_bytes()))
+    return _records(run_file.read_bytes())
 
 
 def _records(data: bytes) -> dict[str, list[Record]]:
