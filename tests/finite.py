@@ -1,18 +1,21 @@
-"""For runs in tests: map-style data in the place of memorization's, and a callback that notes what a rank has seen."""
+"""For runs in tests: map-style data in the place of memorization's, and callbacks and a logger for their ranks."""
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from gridlstm.data.base import Batch, Spec
 from gridlstm.data.map_style import MapData
+from gridlstm.runtime.csv_logger import CSVLogger
 
 
 class Strings(Dataset[Tensor]):
@@ -72,6 +75,26 @@ class SlowEnd(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
         if trainer.is_global_zero:
             time.sleep(self.seconds)
+
+
+class SlowLogger(CSVLogger):
+    """Takes its time on rank zero when a run has ended, as W&B does."""
+
+    @rank_zero_only
+    def finish(self, result: Mapping[str, Any]) -> None:
+        self.path.with_name("finishing").touch()
+        time.sleep(5)
+
+
+class FailSecond(L.Callback):
+    """Has the other ranks fail when the logger of rank zero is ending the run in ``dir``."""
+
+    def __init__(self, dir: str) -> None:
+        self.file = Path(dir) / "finishing"
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        while not trainer.is_global_zero and not self.file.exists():
+            time.sleep(0.1)
 
 
 class Seen(L.Callback):

@@ -202,3 +202,15 @@ def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> No
         process.kill()
     assert result(tmp_path / "run")["status"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_rank_that_fails_leaves_rank_zero_the_time_to_record_why(tmp_path: Path) -> None:
+    """Torchrun ends all ranks when the first one has ended. Rank zero has loggers to end before it records the run."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    line = [python(), *torchrun, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu", "optimizer.lr=1e30"]
+    line += [f"hydra.run.dir={tmp_path / 'run'}", "logger.csv._target_=tests.finite.SlowLogger"]
+    line.append(f"+callbacks.second={{_target_: tests.finite.FailSecond, dir: {tmp_path / 'run'}}}")
+    assert subprocess.run(line, cwd=ROOT, env=environment(tmp_path), timeout=PATIENCE, check=False).returncode == 1
+    ended = result(tmp_path / "run")
+    assert ended["status"] == "failed"
+    assert "the training loss grew" in ended["error"]

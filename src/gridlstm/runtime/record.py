@@ -23,6 +23,9 @@ from gridlstm.strict_json import read_json
 
 log = logging.getLogger(__name__)
 
+_RECORD_SECONDS = 60.0
+"""More than loggers take to end."""
+
 
 class Record:
     """Collects what result.json holds.
@@ -108,6 +111,8 @@ def _recording(cfg: DictConfig, directory: Path, goes_on: bool) -> Iterator[Reco
     try:
         yield record
     except BaseException as error:
+        if isinstance(error, UserError) and provenance.rank() > 0:  # all ranks end by it
+            _await_rank_zero(directory)
         if isinstance(error, UserError) and record.refused and record.earlier:
             record.write_back()
             raise
@@ -127,6 +132,13 @@ def _recording(cfg: DictConfig, directory: Path, goes_on: bool) -> Iterator[Reco
         raise
     record.fields["status"] = status_after(None)
     record.write()
+
+
+def _await_rank_zero(directory: Path) -> None:
+    """Return when rank zero has recorded how the run ended: torchrun ends all ranks as soon as one has failed."""
+    deadline = time.monotonic() + _RECORD_SECONDS
+    while read_json(directory / "result.json").get("status") == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def status_after(error: BaseException | None) -> str:
