@@ -4,11 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help train test lint list bench clean
+# As many processes as there are cores; they take over one another's tests at the end. ARGS="-n 0" for one.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+.PHONY: help train test test-slow lint list bench clean
 
 help:
 	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; a minute by default"
 	@echo "make test                                     lint, types and the tests (without those marked slow)"
+	@echo "make test-slow                                the tests marked slow"
 	@echo "make lint                                     ruff and mypy"
 	@echo "make list                                     models and tasks that go together, and their parameters"
 	@echo "make bench                                    speed of the sweeps; half an hour"
@@ -29,7 +33,10 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/installed
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 list: $(VENV)/installed
 	@$(BIN)/python -m gridlstm.list $(ARGS)
