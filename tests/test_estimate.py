@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import hydra
 import pytest
-from tests.conftest import TOY_TASKS, compose, wait_for
+from tests.conftest import TOY_TASKS, compose, python, wait_for
 
 from gridlstm.compose import CONF
 from gridlstm.multirun.devices import Demand, Pool
@@ -52,6 +53,13 @@ def test_what_memory_will_not_do() -> None:
     assert text.startswith("a: needs about 6.0 GiB of memory, and this machine has 4.0")
 
 
+@pytest.fixture
+def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure in processes that need not import torch."""
+    monkeypatch.setattr(sys, "executable", python())
+
+
+@pytest.mark.usefixtures("_warm")
 def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
     base = [(job(0), Demand(1)), (job(1, "seed=2", "optimizer.lr=0.1", "trainer.max_steps=3000"), Demand(1))]
     more = [
@@ -76,6 +84,7 @@ def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
     assert two.bytes > 1.5 * first.bytes, "two processes, each with a Python of its own"
 
 
+@pytest.mark.usefixtures("_warm")
 def test_widths_by_model_are_those_of_each_job() -> None:
     """``widths.${run.model}`` takes the job's own choice of a model from Hydra."""
     size = ["experiment=paper/memorization_small", "task.network.num_layers=1", "task.max_steps=3000"]

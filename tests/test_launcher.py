@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import PATIENCE, ROOT, TOO_MANY_LAYERS, compose, run_python, wait_for
+from tests.conftest import PATIENCE, ROOT, TOO_MANY_LAYERS, compose, python, run_python, wait_for
 
 from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
@@ -50,6 +50,18 @@ def processes_with(*texts: str) -> list[int]:
             continue
         if all(text.encode() in line for text in texts):
             found.append(int(path.parent.name))
+    return found
+
+
+def processes_of(directory: Path) -> list[int]:
+    """Living processes that work in a directory, or whose command line names it."""
+    found = processes_with(str(directory))
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if path.readlink().is_relative_to(directory):
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
     return found
 
 
@@ -199,14 +211,17 @@ LONG = ["hardware=ddp_cpu", "seed=1,2", "trainer.max_steps=1000000", "trainer.ma
 LONG += ["task.val_every=2", "task.data.num_val=2"]
 
 
-@pytest.fixture
-def long_sweep(tmp_path: Path, _ctrl_c: None) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+@pytest.fixture(params=["warm", pytest.param("real", marks=pytest.mark.slow)])
+def long_sweep(
+    request: pytest.FixtureRequest, tmp_path: Path, _ctrl_c: None
+) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts a sweep that would take hours."""
+    program = python() if request.param == "warm" else sys.executable
     started: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, *command(*LONG, "hydra.sweep.dir=sweep")],
+            [program, *command(*LONG, "hydra.sweep.dir=sweep")],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -222,7 +237,7 @@ def long_sweep(tmp_path: Path, _ctrl_c: None) -> Iterator[Callable[[], subproces
             if process.poll() is None:
                 process.terminate()
                 process.communicate()
-        for left in processes_with(str(tmp_path)):
+        for left in processes_of(tmp_path):
             os.kill(left, signal.SIGKILL)
 
 
@@ -236,7 +251,7 @@ def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGINT
-    assert not processes_with(str(tmp_path))
+    assert not processes_of(tmp_path)
     assert "Traceback" not in errors
     assert said.endswith(
         "interrupted: 2 of 2 jobs are not completed. To go on, repeat the command with hydra.sweep.dir=sweep\n"
@@ -255,7 +270,7 @@ def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
-    assert not processes_with(str(tmp_path))
+    assert not processes_of(tmp_path)
     steps = [int(line.split(",")[0]) for line in (job / "metrics.csv").read_text().splitlines()[1:]]
     assert steps[0] == 2
     assert steps == sorted(set(steps))
@@ -346,4 +361,4 @@ def test_no_process_outlives_a_sweep_that_is_killed(
     wait_for(lambda: len(list(tmp_path.glob("sweep/*/progress.json"))) > 0)
     process.kill()
     process.communicate()
-    wait_for(lambda: not processes_with(str(tmp_path)))
+    wait_for(lambda: not processes_of(tmp_path))

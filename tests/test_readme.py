@@ -1,6 +1,5 @@
 """Every command of the README runs, and every training command of docs/ composes."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -11,10 +10,10 @@ import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
+from tests.conftest import PATIENCE, ROOT, run_python
 
 from gridlstm.compose import CONF
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
@@ -22,14 +21,12 @@ COMMANDS = [
 SMALL = ["debug=smoke", "model.hidden_size=4", "model.num_layers=2"]
 
 
-def command(line: str, tmp_path: Path) -> list[str]:
-    """The README's command at toy size, on files that are there."""
-    words = shlex.split(line)
-    assert words[0] == "python"
-    words[0] = sys.executable
-    if "train.py" in words:
-        words += SMALL
-        words[1] = str(ROOT / "train.py")
+def arguments(line: str, tmp_path: Path) -> list[str]:
+    """What the README's command gives to python, at toy size and for files that are there."""
+    python, *words = shlex.split(line)
+    assert python == "python"
+    if words[0] == "train.py":
+        words = [str(ROOT / "train.py"), *words[1:], *SMALL]
     if "task=enwik8" in words:
         genuine = tmp_path / "enwik8"
         genuine.write_bytes(b"<mediawiki> not the genuine file " * 2000)
@@ -52,46 +49,45 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python train.py")])
 def test_training_commands_run(line: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "WANDB_MODE": "offline"}
-    subprocess.run(command(line, tmp_path), cwd=tmp_path, env=environment, check=True, timeout=600)
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "WANDB_MODE": "offline"}
+    run_python(*arguments(line, tmp_path), cwd=tmp_path, environment=environment, check=True)
     assert list(tmp_path.glob("outputs/*/*/*/result.json")) or list(tmp_path.glob("multirun/adhoc/*/*/result.json"))
 
 
+def train(tmp_path: Path, where: str, *options: str) -> Path:
+    """Train as the README's other commands expect; return the directory that this has made below ``where``."""
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "WANDB_MODE": "offline"}
+    run_python(str(ROOT / "train.py"), *options, *SMALL, cwd=tmp_path, environment=environment, check=True)
+    (directory,) = (tmp_path / where).iterdir()
+    return directory
+
+
+def follow(module: str, run: Path, cwd: Path) -> bytes:
+    """Run the README's command of a module on a run, in a real Python; return what it printed."""
+    (line,) = (line for line in COMMANDS if f"gridlstm.{module}" in line)
+    words = [sys.executable, *arguments(line.replace("RUN", run.name), cwd)]
+    return subprocess.run(words, cwd=cwd, check=True, timeout=PATIENCE, capture_output=True).stdout
+
+
 def test_the_commands_on_a_checkpoint_run_on_what_training_leaves(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *SMALL], cwd=tmp_path, check=True, timeout=300)
-    (run,) = (tmp_path / "outputs" / "memorization" / "grid2d").iterdir()
-    (line,) = (line for line in COMMANDS if "gridlstm.evaluate" in line)
-    words = command(line.replace("RUN", run.name), tmp_path)
-    done = subprocess.run(words, cwd=tmp_path, check=True, timeout=300, capture_output=True, text=True)
-    assert '"test/accuracy"' in done.stdout
-    (line,) = (line for line in COMMANDS if "gridlstm.look" in line)
-    subprocess.run(command(line.replace("RUN", run.name), tmp_path), cwd=tmp_path, check=True, timeout=300)
+    run = train(tmp_path, "outputs/memorization/grid2d")
+    assert b'"test/accuracy"' in follow("evaluate", run, tmp_path)
+    follow("look", run, tmp_path)
     assert (run / "look" / "gradients.png").exists()
 
 
 def test_the_sampling_command_runs_on_what_training_leaves(tmp_path: Path) -> None:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "WANDB_MODE": "offline"}
-    text = ["task=text", f"task.path={ROOT}/README.md"]
-    subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *text, *SMALL], cwd=tmp_path, env=environment, check=True, timeout=300
-    )
-    (run,) = (tmp_path / "outputs" / "text" / "grid2d").iterdir()
-    (line,) = (line for line in COMMANDS if "gridlstm.sample" in line)
-    words = command(line.replace("RUN", run.name), tmp_path)
-    done = subprocess.run(words, cwd=tmp_path, check=True, timeout=300, capture_output=True)
-    assert done.stdout.startswith(b"The ")
-    assert len(done.stdout.decode()) >= 500
+    run = train(tmp_path, "outputs/text/grid2d", "task=text", f"task.path={ROOT}/README.md")
+    printed = follow("sample", run, tmp_path)
+    assert printed.startswith(b"The ")
+    assert len(printed.decode()) >= 500
 
 
 def test_the_report_commands_run_on_what_a_sweep_leaves(tmp_path: Path) -> None:
-    environment = {**os.environ, "WANDB_MODE": "offline"}
-    sweep = [sys.executable, str(ROOT / "train.py"), "-m", "seed=1", *SMALL, "logger=default"]
-    subprocess.run(sweep, cwd=tmp_path, env=environment, check=True, timeout=300)
-    (directory,) = (tmp_path / "multirun" / "adhoc").iterdir()
+    sweep = train(tmp_path, "multirun/adhoc", "-m", "seed=1", "logger=default")
     for module, file in (("report", "report.html"), ("dashboard", "workspace.json")):
-        (line,) = (line for line in COMMANDS if f"gridlstm.{module}" in line)
-        subprocess.run(command(line.replace("RUN", directory.name), tmp_path), cwd=tmp_path, check=True, timeout=300)
-        assert (directory / file).exists()
+        follow(module, sweep, tmp_path)
+        assert (sweep / file).exists()
 
 
 def documented() -> list[str]:
