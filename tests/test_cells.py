@@ -109,7 +109,7 @@ def test_coupled_gates_are_an_lstm_with_u_equal_to_1_minus_f() -> None:
         LSTM().pointwise(torch.cat([-z_f, z_f, z_o, z_c], dim=-1), m, m),
         **EXACT,
     )
-    constant = CoupledLSTM(forget_bias=2.0).constant_bias(2)
+    constant = CoupledLSTM(forget_bias=2.0).constant_bias(2, torch.empty(0))
     assert constant is not None
     assert constant.tolist() == [2, 2, 0, 0, 0, 0]
 

@@ -8,6 +8,7 @@ import gridlstm
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
     ["errors", "options", "process", "atomic", "strict_json", "compose"],
+    ["configured"],
     ["command"],
     ["cell"],
     ["cells"],

@@ -107,21 +107,6 @@ def test_sizes_must_be_positive(name: str) -> None:
         GridLSTM(**{"input_size": 1, "hidden_size": 1, "num_layers": 1, name: 0})
 
 
-def test_weights_made_without_memory_are_initialised_in_full() -> None:
-    """The constant forget bias is in no state_dict, so ``reset_parameters`` is what sets it."""
-    expected = layer(time=LSTM(), depth=LSTM())
-    with torch.device("meta"):
-        model = layer(time=LSTM(), depth=LSTM())
-    model = model.to_empty(device="cpu")
-    for buffer in model.buffers():
-        buffer.fill_(torch.nan)  # as memory may hold anything
-    for transform in model.grid.transforms.values():
-        transform.reset_parameters()  # type: ignore[operator]
-    model.load_state_dict(expected.state_dict())
-    x = torch.randn(4, 2, 5)
-    assert torch.equal(model(x)[0], expected(x)[0])
-
-
 def test_copies_and_state_dicts_compute_the_same() -> None:
     x, model = torch.randn(4, 2, 5), layer()
     expected = model(x)[0]

@@ -41,6 +41,7 @@ def test_it_is_its_equations(
     torch.manual_seed(0)
     N = len(extents)
     layer = MDLSTM(5, d, N, LSTM(output, bias=True), sweep=sweep).double()
+    assert layer.bias is not None
     torch.nn.init.normal_(layer.bias)
     W, b = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     x, sides = torch.randn(*extents, B, 5).double(), random_sides(extents)

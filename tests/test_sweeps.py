@@ -86,10 +86,10 @@ def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights]
     D = sum(block.sizes)
     weights = []
     for cell, size in zip(block.cells, block.sizes, strict=True):
-        constant = cell.constant_bias(size)
+        constant = cell.constant_bias(size, torch.empty(0, dtype=torch.float64))
         bias = random(*copies, cell.num_gates * size) if cell.has_bias else None
         if constant is not None:
-            bias = constant.double().expand(*copies, -1)
+            bias = constant.expand(*copies, -1)
         vectors = tuple(random(*copies, length) for length in cell.vector_lengths(size).values())
         weights.append(Weights(random(*copies, cell.num_gates * size, D), bias, vectors))
     sides = []

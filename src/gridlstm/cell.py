@@ -87,9 +87,14 @@ class Cell(ABC):
         """Length of the memory vector that goes with a hidden vector of length ``size``; 0 for a cell without one."""
         return 0
 
-    def constant_bias(self, size: int) -> Tensor | None:
-        """(num_gates * d,) added to the pre-activations where no bias is learned; None for nothing."""
-        return None
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """Configured numbers, one a gate, added to the pre-activations where no bias is learned; () for none."""
+        return ()
+
+    def constant_bias(self, size: int, like: Tensor) -> Tensor | None:
+        """Return ``constants`` as a packed bias (num_gates * d,) of the type and on the device of ``like``."""
+        return torch.cat([like.new_full((size,), x) for x in self.constants]) if self.constants else None
 
     def vector_lengths(self, size: int) -> dict[str, int]:
         """Names and lengths of learned vectors that ``pointwise`` takes besides z, such as peepholes."""
@@ -165,12 +170,9 @@ class LSTM(Cell):
     def memory_size(self, size: int) -> int:
         return size
 
-    def constant_bias(self, size: int) -> Tensor | None:
-        if self.bias or not self.forget_bias:
-            return None
-        constant = torch.zeros(4 * size)
-        constant.chunk(4)[1].fill_(self.forget_bias)
-        return constant
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return () if self.bias or not self.forget_bias else (0.0, self.forget_bias, 0.0, 0.0)
 
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
         u, f, o, c = lstm_gates(z)

@@ -64,9 +64,9 @@ class CoupledLSTM(LSTM):
 
     num_gates: ClassVar[int] = 3
 
-    def constant_bias(self, size: int) -> Tensor | None:
-        constant = super().constant_bias(size)
-        return None if constant is None else constant[size:]
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return super().constants[1:]
 
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
         z_f, z_o, z_c = z.chunk(3, dim=-1)
@@ -105,8 +105,9 @@ class LayerNormLSTM(LSTM):
             raise UserError("LayerNormLSTM learns a shift for each gate: expected bias=false, got bias=true.")
         check_above_zero(epsilon=self.epsilon)
 
-    def constant_bias(self, size: int) -> Tensor | None:
-        return None
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return ()
 
     def vector_lengths(self, size: int) -> dict[str, int]:
         return {"gain": 5 * size, "shift": 5 * size}

@@ -88,9 +88,9 @@ def _problem(
     N, d, B = len(shape.extents), shape.d, shape.B
     block = Block((LSTM(),) * N, (d,) * N, stages, untied=(N - 1,) if untied else ())
     copies = (shape.layers,) if untied else ()
-    constant = LSTM().constant_bias(d)
+    constant = LSTM().constant_bias(d, torch.empty(0, dtype=dtype))
     assert constant is not None
-    bias = constant.to(dtype).expand(*copies, -1)
+    bias = constant.expand(*copies, -1)
     weights = [Weights((random(*copies, 4 * d, N * d) / (N * d) ** 0.5).requires_grad_(), bias) for _ in range(N)]
     leading = [tuple(extent for axis, extent in enumerate(shape.extents) if axis != n) for n in range(N)]
     sides = [HiddenMemory(*(random(*rest, B, d).requires_grad_() for _ in range(2))) for rest in leading]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import Cell, HiddenMemory, check_cell
+from gridlstm.configured import Configured
 from gridlstm.engine.dispatch import (
     SweepName,
     check_masks,
@@ -49,7 +50,7 @@ class Dimension:
     regularizers: tuple[Regularizer, ...] = ()
 
 
-class Transform(nn.Module):
+class Transform(Configured):
     """The parameters of one dimension's transform.
 
     ``weight`` is (*untied extents, weight_rows, D), packed in the cell's gate order, its columns in the order of the
@@ -72,18 +73,14 @@ class Transform(nn.Module):
         self.vectors = nn.ParameterDict(
             [(name, nn.Parameter(torch.empty(*copies, length))) for name, length in cell.vector_lengths(size).items()]
         )
-        constant = cell.constant_bias(size)
-        self.register_buffer(
-            "constant", None if constant is None else constant.expand(*copies, -1).clone(), persistent=False
-        )
-        self.constant: Tensor | None
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         self.cell.reset_parameters(self.weight, self.bias, *self.vectors.values())
-        if self.constant is not None and (constant := self.cell.constant_bias(self.size)) is not None:
-            self.constant.copy_(constant)
+
+    def configured(self) -> dict[str, Any]:
+        return {} if self.cell.has_bias else {"constant gate biases": self.cell.constants}
 
     def packed(self, copies: tuple[int, ...], own: slice | None = None) -> Weights:
         """What a sweep needs of it.
@@ -94,19 +91,18 @@ class Transform(nn.Module):
             copies: the untied extents of the grid; one weight set stands for all of them.
             own: the columns of another dimension that uses these weights.
         """
-        weights = Weights(
-            self.cell.expand_weight(self.weight, own or self.own),
-            self.constant if self.bias is None else self.bias,
-            tuple(self.vectors.values()),
-        )
+        weight = self.cell.expand_weight(self.weight, own or self.own)
+        bias: Tensor | None = self.bias
+        if bias is None and (constant := self.cell.constant_bias(self.size, self.weight)) is not None:
+            bias = constant.expand(*self.weight.shape[:-2], -1)
+        vectors = tuple(self.vectors.values())
         if self.weight.dim() == 2 + len(copies):
-            return weights
+            return Weights(weight, bias, vectors)
 
         def expand(x: Tensor) -> Tensor:
             return x.expand(*copies, *x.shape)
 
-        bias = None if weights.bias is None else expand(weights.bias)
-        return Weights(expand(weights.weight), bias, tuple(map(expand, weights.vectors)))
+        return Weights(expand(weight), bias if bias is None else expand(bias), tuple(map(expand, vectors)))
 
 
 class Grid(nn.Module):

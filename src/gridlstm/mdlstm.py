@@ -7,13 +7,14 @@ Shape legend: N dimensions, B batch rows, d hidden size, G = (N + 3) d pre-activ
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby, product
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, OUTPUTS, HiddenMemory, fan_in_uniform
+from gridlstm.configured import Configured
 from gridlstm.engine.dispatch import pairs, taken_apart
 from gridlstm.engine.matmul import check_factor
 from gridlstm.errors import UserError, check_at_least_one
@@ -135,7 +136,7 @@ def _without(place: Place, n: int) -> Place:
 SWEEPS: dict[str, Callable[..., HiddenMemory]] = {"auto": md_wavefront, "reference": md_scan}
 
 
-class MDLSTM(nn.Module):
+class MDLSTM(Configured):
     """One layer of multidimensional LSTM blocks over a grid of 1 to 3 dimensions.
 
     At every place, H = [x; h_1; ...; h_N] with h_n from the neighbour before it along dimension n;
@@ -183,18 +184,22 @@ class MDLSTM(nn.Module):
         self.N = dimensions
         G = (dimensions + 3) * hidden_size
         self.weight = nn.Parameter(torch.empty(G, input_size + dimensions * hidden_size))
-        self.bias: Tensor
-        if cell.bias:
-            self.register_parameter("bias", nn.Parameter(torch.empty(G)))
-        else:
-            self.register_buffer("bias", torch.empty(G), persistent=False)
+        self.bias = nn.Parameter(torch.empty(G)) if cell.bias else None
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         fan_in_uniform(self.weight, self.cell.gain)
-        self.bias.zero_()
-        self.bias[self.hidden_size : (self.N + 1) * self.hidden_size] = self.cell.forget_bias
+        if self.bias is not None:
+            self.bias.copy_(self._gate_biases())
+
+    def configured(self) -> dict[str, Any]:
+        return {} if self.cell.bias else {"constant forget bias": self.cell.forget_bias}
+
+    def _gate_biases(self) -> Tensor:
+        """Return (G,) with the forget bias for every forget gate and 0 for the others."""
+        numbers = [0.0, *[self.cell.forget_bias] * self.N, 0.0, 0.0]
+        return torch.cat([self.weight.new_full((self.hidden_size,), x) for x in numbers])
 
     def forward(self, x: Tensor, sides: Sequence[HiddenMemory] | None = None) -> HiddenMemory:
         """h and m of every block, (*extents, B, d).
@@ -228,7 +233,8 @@ class MDLSTM(nn.Module):
         if self.reversed:
             x, sides = x.flip(self.reversed), self._flip_sides(sides)
         from_input, recurrent = self.weight.split([self.input_size, self.N * self.hidden_size], dim=-1)
-        z = F.linear(x, from_input, self.bias) if self.input_size else self.bias
+        bias = self._gate_biases() if self.bias is None else self.bias
+        z = F.linear(x, from_input, bias) if self.input_size else bias
         sweep = md_scan if taken_apart(z) else SWEEPS[self.sweep]
         h, m = sweep(z, recurrent, sides, extents, self.cell.output)
         return HiddenMemory(h.flip(self.reversed), m.flip(self.reversed)) if self.reversed else HiddenMemory(h, m)

@@ -22,7 +22,7 @@ def responses(weights: Tensor, memory: Tensor, h: Tensor, cell: LSTM) -> Tensor:
     """
     grid_m, grid_h = torch.meshgrid(memory, h, indexing="ij")
     column = grid_h.reshape(-1, 1)
-    z = F.linear(column, weights[:, None], cell.constant_bias(1))
+    z = F.linear(column, weights[:, None], cell.constant_bias(1, column))
     return cell.pointwise(z, column, grid_m.reshape(-1, 1)).h.view_as(grid_h)
 
 

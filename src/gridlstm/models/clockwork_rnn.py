@@ -4,13 +4,14 @@ Shape legend: B batch rows, T time steps, L layers, d hidden size, g modules.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridlstm.cell import fan_in_uniform
+from gridlstm.configured import Configured
 from gridlstm.errors import UserError
 from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 
@@ -24,7 +25,7 @@ class ClockworkRNNState(NamedTuple):
     """(1, B) int64: the number t of the next step. Every row has its own, because rows may start afresh alone."""
 
 
-class ClockworkRNN(SequenceModel):
+class ClockworkRNN(Configured, SequenceModel):
     """CW-RNN: hidden units in g modules, of which module i is computed only at steps t with t mod T_i = 0.
 
     h'_i = tanh(sum_{k >= i} W_H^{ik} h_k + W_I^i x + b_i) where t mod T_i = 0, else h'_i = h_i. Modules are ordered by
@@ -64,14 +65,11 @@ class ClockworkRNN(SequenceModel):
         self.input = InputProjection(input_size, hidden_size)
         sizes = [len(part) for part in torch.arange(hidden_size, device="cpu").tensor_split(len(periods))]
         self.layers = nn.ModuleList(_Layer(sizes) for _ in range(num_layers))
-        self.periods_by_unit = [period for period, size in zip(periods, sizes, strict=True) for _ in range(size)]
-        self.unit_periods: Tensor
-        self.register_buffer("unit_periods", torch.empty(hidden_size, dtype=torch.int64), persistent=False)
-        self.reset_parameters()
+        self.modules_of = list(zip(sizes, periods, strict=True))
+        """Units and period of each module."""
 
-    def reset_parameters(self) -> None:
-        """Fills the one tensor that no ``state_dict`` holds, as after ``to_empty``."""
-        self.unit_periods.copy_(torch.tensor(self.periods_by_unit))
+    def configured(self) -> dict[str, Any]:
+        return {"periods": [period for _, period in self.modules_of]}
 
     def initial_state(self, batch_size: int) -> ClockworkRNNState:
         weight = self.input.weight
@@ -84,7 +82,8 @@ class ClockworkRNN(SequenceModel):
         y = self.input(x).transpose(0, 1)  # (T, B, d)
         state = self.state_before(state, y.shape[1])
         clock = state.clock + torch.arange(len(y), device=y.device)[:, None]  # (T, B)
-        active = clock[:, :, None] % self.unit_periods == 0  # (T, B, d)
+        periods = torch.cat([clock.new_full((size,), period) for size, period in self.modules_of])
+        active = clock[:, :, None] % periods == 0  # (T, B, d)
         last = []
         for layer, h in zip(self.layers, state.h, strict=True):
             y = layer(y, h, active)

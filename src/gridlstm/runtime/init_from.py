@@ -1,5 +1,6 @@
 """Starting a new run from the weights of another one, whose text may have other symbols."""
 
+import copy
 import logging
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def _for_symbols(
         "left out",
         len(known), len(new), len(new) - len(known), len(old) - len(known),
     )  # fmt: skip
-    changed = dict(weights)
+    changed = copy.copy(weights)  # with what modules say beside their tensors
     own = task.state_dict()
     for name in names:
         fits = name in weights and weights[name].shape[1:] == own[name].shape[1:]  # or load_weights says what does not

@@ -1,5 +1,6 @@
 """Weights averaged over the training: Lightning's callback, with a warm-up, and with its average tested."""
 
+from collections import OrderedDict
 from typing import Any
 
 import lightning as L
@@ -58,6 +59,13 @@ class WeightAveraging(LightningWeightAveraging):
                     f"trainer.precision=bf16-mixed or 32-true."
                 )
         super().setup(trainer, pl_module, stage)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        trained = checkpoint["state_dict"]
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        # Lightning's plain dictionary of the average has no place for what modules say beside their tensors.
+        checkpoint["state_dict"] = OrderedDict(checkpoint["state_dict"])
+        checkpoint["state_dict"]._metadata = trained._metadata
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
