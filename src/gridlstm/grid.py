@@ -50,6 +50,15 @@ class Dimension:
     regularizers: tuple[Regularizer, ...] = ()
 
 
+class Vectors(nn.ParameterDict):
+    """A cell's parameters besides weight and bias, called like a ``Transform``."""
+
+    __call__ = nn.Module.__call__  # which a ParameterDict refuses
+
+    def forward(self) -> None:
+        """Be called."""
+
+
 class Transform(Configured):
     """The parameters of one dimension's transform.
 
@@ -70,7 +79,7 @@ class Transform(Configured):
         self.weight = nn.Parameter(torch.empty(*copies, cell.weight_rows(size), fan_in))
         self.bias = nn.Parameter(torch.empty(*copies, cell.num_gates * size)) if cell.has_bias else None
         # As pairs: it would sort the names of a mapping, and cells take their vectors in an order of their own.
-        self.vectors = nn.ParameterDict(
+        self.vectors = Vectors(
             [(name, nn.Parameter(torch.empty(*copies, length))) for name, length in cell.vector_lengths(size).items()]
         )
         self.reset_parameters()
@@ -82,10 +91,15 @@ class Transform(Configured):
     def configured(self) -> dict[str, Any]:
         return {} if self.cell.has_bias else {"constant gate biases": self.cell.constants}
 
+    def forward(self) -> None:
+        """Be called, once before ``packed``, so that hooks set the parameters anew: pruning, spectral and weight norm.
+
+        Nothing is returned, as torch's trackers of modules cannot follow parameters that are handed on as they are.
+        """
+        self.vectors()
+
     def packed(self, copies: tuple[int, ...], own: slice | None = None) -> Weights:
         """What a sweep needs of it.
-
-        No ``forward``: what hands on parameters as they are cannot be followed by torch's trackers of modules.
 
         Args:
             copies: the untied extents of the grid; one weight set stands for all of them.
@@ -163,6 +177,8 @@ class Grid(nn.Module):
             UserError: when shapes, data types or devices of sides or masks do not fit the grid.
         """
         entering = pairs(sides)
+        for transform in self.transforms.values():
+            transform()
         weights = [
             cast(Transform, self.transforms[source]).packed(self.copies, own)
             for source, own in zip(self.sources, columns_of(self.block), strict=True)

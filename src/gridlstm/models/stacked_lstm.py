@@ -95,6 +95,7 @@ class StackedLSTM(SequenceModel):
     def forward(self, x: Tensor, state: StackedLSTMState | None = None) -> tuple[Tensor, StackedLSTMState]:
         y = self.input(x).transpose(0, 1)  # (T, B, d)
         state = self.state_before(state, y.shape[1])  # the kernel would read it without looking
+        self.layers()
         copies = self.layers.packed(() if self.tied else (self.num_layers,)).copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
         if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard" and not taken_apart(y):
