@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from gridlstm.data.base import Batch, Spec
+from gridlstm.data.base import Batch
 from gridlstm.data.map_style import MapData
+from gridlstm.data.spec import Spec
 from gridlstm.runtime.csv_logger import CSVLogger
 
 

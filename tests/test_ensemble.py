@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import run_python
 from torch import Tensor
 
-from gridlstm.data.base import Spec
+from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.models.base import SequenceModel

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
-from gridlstm.data.base import Spec
 from gridlstm.data.corpus import Vocabulary
+from gridlstm.data.spec import Spec
 from gridlstm.engine.wavefront import wavefront
 from gridlstm.errors import UserError
 from gridlstm.look import cells, gates

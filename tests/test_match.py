@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from gridlstm.data.base import Spec
+from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.models.clockwork_rnn import ClockworkRNN

@@ -5,7 +5,7 @@ import torch
 from hydra.utils import instantiate
 from tests.conftest import compose
 
-from gridlstm.data.base import Spec
+from gridlstm.data.spec import Spec
 from gridlstm.models.base import SequenceModel
 from gridlstm.tasks.language_model import LanguageModel
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gridlstm.cell import LSTM
-from gridlstm.data.base import Spec
 from gridlstm.data.memorization import MemorizationData
+from gridlstm.data.spec import Spec
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.stacked_lstm import StackedLSTM
 from gridlstm.tasks.language_model import LanguageModel

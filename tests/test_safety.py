@@ -22,7 +22,7 @@ from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.learning_curve import LearningCurve
 from gridlstm.schedules import EpochDecay
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.sequence import SequenceTask
 
 pytestmark = pytest.mark.usefixtures("_ctrl_c")
 

@@ -16,7 +16,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from gridlstm.data.base import Spec
+from gridlstm.data.spec import Spec
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate

@@ -3,14 +3,18 @@
 import math
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+
+from gridlstm.errors import UserError
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf"
@@ -79,6 +83,26 @@ def compose_model(name: str) -> DictConfig:
     with _loader():
         node: Any = hydra.compose(f"model/{name}").model
     return DictConfig(node._content, flags={"struct": True})  # cut out, so that another configuration can take it
+
+
+@contextmanager
+def with_directories(directories: Sequence[Path]) -> Iterator[None]:
+    """Compose from directories of the user's own too, as ``--config-dir`` does for a run.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    path = create_config_search_path(str(CONF))
+    for directory in directories:
+        if not directory.is_dir():
+            raise UserError(f"--config-dir={directory} is no directory.")
+        path.prepend("command-line", f"file://{directory.absolute()}", anchor="schema")
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2("gridlstm", path)
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
 
 
 @contextmanager

@@ -80,17 +80,17 @@ def cost(model: SequenceModel, input_size: int | None = None, steps: int = 8) ->
     )
 
 
-def run_once(model: nn.Module, x: Tensor) -> Pass:
-    """One forward and backward pass of ``model(x)``, whose output is all trained for; gradients are thrown away."""
+def run_once(model: nn.Module, *x: Tensor) -> Pass:
+    """Run a forward and a backward pass of ``model(*x)``, whose outputs are all trained for; drop the gradients."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    devices = [x.device] if x.device.type == "cuda" else []
+    devices = [x[0].device] if x[0].device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
         torch.enable_grad(),
         FlopCounterMode(display=False, custom_mapping=_MORE_PRODUCTS) as flops,
         _AliveBytes() as memory,
     ):
-        outputs = [leaf for leaf in tree_leaves(model(x)) if leaf.requires_grad]
+        outputs = [leaf for leaf in tree_leaves(model(*x)) if leaf.requires_grad]
         saved = memory.alive
         torch.autograd.grad(outputs, trained, [torch.ones_like(y) for y in outputs], allow_unused=True)
         return Pass(flops.get_total_flops(), saved, memory.peak)

@@ -85,6 +85,7 @@ def evaluate(
     from gridlstm.runtime.job import quiet
     from gridlstm.runtime.position_loss import PositionLoss
     from gridlstm.runtime.record import metrics
+    from gridlstm.tasks.sequence import SequenceTask
 
     given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     _refuse_unread(split, given)
@@ -109,7 +110,10 @@ def evaluate(
     if split != "all":
         warn_of_splits(config, checkpoint, overrides)
     load_weights(run.task, content["state_dict"])
-    run.task.temperature = temperature
+    if temperature != 1 and not isinstance(run.task, SequenceTask):
+        raise UserError(f"temperature={temperature} divides the logits of sequences, which this task lacks. Remove it.")
+    if isinstance(run.task, SequenceTask):
+        run.task.temperature = temperature
     if others:
         _join(run, [checkpoint, *others], overrides, trust)
     if positions is not None or dynamic_rate is not None:
@@ -182,7 +186,7 @@ def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str], tru
     """Makes the run's task the ensemble of all checkpoints, each with the options of models among the overrides."""
     from torch import nn
 
-    from gridlstm.runtime.build import make_task
+    from gridlstm.runtime.build import make_sequence_task
     from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, vocabulary
     from gridlstm.tasks.ensemble import Ensemble
 
@@ -205,17 +209,17 @@ def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str], tru
                 checkpoint,
                 checkpoints[0],
             )
-        members.append(make_task(config, run.data.spec))
+        members.append(make_sequence_task(config, run.data.spec))
         run.trainer.precision_plugin.convert_module(members[-1])  # before the weights, which it could round
         load_weights(members[-1], content["state_dict"])
     run.task.model = Ensemble(members)
-    run.task.head = nn.Identity()  # type: ignore[assignment]  # the ensemble gives log p itself
+    run.task.head = nn.Identity()  # the ensemble gives log p itself
     run.trainer.precision_plugin.convert_module(run.task)
 
 
 def _check_language_model(run: "Run", both: bool) -> None:
     names = "positions and dynamic_rate"
-    if not run.task.carry_state:
+    if run.task.carried is None:
         raise UserError(f"{names} are for language models, whose state is carried: leave them out here.")
     if run.trainer.world_size > 1:
         raise UserError(f"{names} need a single process: trainer.devices=1 trainer.strategy=auto.")

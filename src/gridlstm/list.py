@@ -13,7 +13,7 @@ from gridlstm.atomic import write_text
 from gridlstm.compose import CONF, MATRIX, choices, compose, compose_model
 
 if TYPE_CHECKING:
-    from gridlstm.data.base import Spec
+    from gridlstm.data.spec import DataSpec
 
 USAGE = """python -m gridlstm.list [--write]
 
@@ -52,18 +52,19 @@ def matrix() -> str:
     )
 
 
-def _spec(cfg: DictConfig) -> "Spec | None":
+def _spec(cfg: DictConfig) -> "DataSpec | None":
     """Of the data of a task, without reading any; None where only the data can say."""
     from hydra.utils import get_class
 
-    from gridlstm.data.base import Spec
     from gridlstm.data.enwik8 import Text8Data
     from gridlstm.data.generated import GeneratedData
+    from gridlstm.data.map_style import MapData
+    from gridlstm.data.spec import Spec
     from gridlstm.data.text import TextData
     from gridlstm.runtime.build import make_data
 
     kind = get_class(cfg.task.data._target_)
-    if issubclass(kind, GeneratedData):
+    if issubclass(kind, GeneratedData | MapData):
         return make_data(cfg).spec
     symbols = 27 if issubclass(kind, Text8Data) else SYMBOLS
     return Spec(symbols, symbols, cfg.task.data.window) if issubclass(kind, TextData) else None
@@ -71,9 +72,7 @@ def _spec(cfg: DictConfig) -> "Spec | None":
 
 def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
     """Of each model: name, what its file says of it, parameters, numbers of its state, FLOPs a step."""
-    from torch.utils._pytree import tree_leaves
-
-    from gridlstm.data.base import Spec
+    from gridlstm.data.spec import Spec
     from gridlstm.runtime.build import make_task
     from gridlstm.runtime.fit import fits
     from gridlstm.runtime.match import count_flops, count_parameters
@@ -85,10 +84,10 @@ def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
         if cfg is None:
             continue
         # Of the tasks, a text comes first: what has no use for it has none for time.
-        spec = Spec(SYMBOLS, SYMBOLS, STEPS) if cfg is tasks[0] else Spec(BITS, 2, 1)
+        spec = Spec(SYMBOLS, SYMBOLS, STEPS) if cfg is tasks[0] else Spec(BITS, 2, 1, symbols=False)
         cfg.model = node
         cfg.model.hidden_size, cfg.model.num_layers = HIDDEN_SIZE, NUM_LAYERS
-        state = sum(leaf.numel() for leaf in tree_leaves(make_task(cfg, spec).model.initial_state(1)))
+        state = make_task(cfg, spec).state_size
         yield model, _comment(model), f"{count_parameters(cfg, spec):,}", f"{state:,}", f"{count_flops(cfg, spec):,}"
 
 

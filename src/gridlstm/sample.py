@@ -50,8 +50,8 @@ def write_samples(
     # Imported here, so that --help need not wait for torch.
     import torch
 
-    from gridlstm.data.base import Spec
-    from gridlstm.runtime.build import make_task
+    from gridlstm.data.spec import Spec
+    from gridlstm.runtime.build import make_sequence_task
     from gridlstm.runtime.checkpoint import load_config, load_content, load_weights, vocabulary
     from gridlstm.tasks.sampling import next_probabilities, sample
 
@@ -78,7 +78,7 @@ def write_samples(
         raise UserError(f"argmax=true draws nothing: all {samples} samples would be the same. Leave samples out.")
     if prime and not ids:
         raise UserError(f"prime={prime!r} holds no {symbols.level} to begin with: leave it out, or give one.")
-    task = make_task(config, Spec(len(symbols), len(symbols), sequence_length=1))
+    task = make_sequence_task(config, Spec(len(symbols), len(symbols), sequence_length=1))
     load_weights(task, content["state_dict"])
     try:
         if torch.device(device).type == "meta":

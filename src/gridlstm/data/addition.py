@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridlstm.data.base import Batch, Spec
+from gridlstm.data.base import Batch
 from gridlstm.data.counter import random_words
 from gridlstm.data.generated import TEST, TRAIN, GeneratedData
+from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 
 
@@ -71,11 +72,13 @@ class AdditionData(GeneratedData):
     @property
     def spec(self) -> Spec:
         lengths = {f"{n}_digits": _steps(n) for n in self.test_digits} if len(self.test_digits) > 1 else {}
-        return Spec(input_size=11, output_size=11, sequence_length=_steps(self.digits), test_lengths=lengths)
-
-    @property
-    def longest(self) -> int:
-        return _steps(max(self.digits, *self.test_digits))
+        return Spec(
+            input_size=11,
+            output_size=11,
+            sequence_length=_steps(self.digits),
+            test_lengths=lengths,
+            longest_test=_steps(max(self.test_digits)),
+        )
 
     def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
         most = max(self.test_digits) if key[1] == TEST else self.digits

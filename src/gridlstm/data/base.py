@@ -1,20 +1,19 @@
 """What every data module yields and publishes.
 
-Shape legend: B batch rows, T time steps.
+Shape legend: B batch rows, T time steps, S time steps of a source.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import lightning as L
 from torch import Tensor
 
+from gridlstm.data.spec import DataSpec
 from gridlstm.errors import UserError
 
 
 class Batch(NamedTuple):
-    """One step's worth of sequences; the only thing that passes from data to task."""
+    """One step's worth of sequences of symbols. Tasks on other data take batches of their own."""
 
     inputs: Tensor
     """(B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats; for a single
@@ -29,18 +28,28 @@ class Batch(NamedTuple):
     """(B,) bool: the recurrent state of this row starts afresh before this batch."""
 
 
-@dataclass(frozen=True)
-class Spec:
-    """The sizes that a model needs to know of a data set."""
+class ImageBatch(NamedTuple):
+    """Images with one class each."""
 
-    input_size: int
-    """Number of input symbols, or features per step."""
-    output_size: int
-    """Number of classes predicted at each step."""
-    sequence_length: int
-    """Time steps of one batch (T)."""
-    test_lengths: Mapping[str, int] = field(default_factory=dict)
-    """Names of the lengths by which the test is broken down, where it has several: {"20_digits": 64}."""
+    images: Tensor
+    """(B, channels, height, width) floats."""
+    targets: Tensor
+    """(B,) int64 classes."""
+
+
+class PairBatch(NamedTuple):
+    """Pairs of sequences of symbols: one is read, the other is predicted symbol by symbol."""
+
+    source: Tensor
+    """(B, S) int64 symbols."""
+    source_mask: Tensor
+    """(B, S) bool: False on padding."""
+    inputs: Tensor
+    """(B, T) int64 symbols of the target, each one step late: what is known when ``targets`` is predicted."""
+    targets: Tensor
+    """(B, T) int64 symbols."""
+    loss_mask: Tensor
+    """(B, T) bool: the steps that the loss covers (False on padding)."""
 
 
 def owned_rows(rows: int, rank: int, world_size: int, option: str = "task.data.batch_size") -> range:
@@ -75,9 +84,6 @@ class SequenceData(L.LightningDataModule):
         UserError: no row, or a seed below 0.
     """
 
-    unit = "symbols"
-    """What one time step is called in the log."""
-
     curriculum_samples: int = 0
     """Training samples after which a curriculum has all lengths open; 0 where there is none."""
 
@@ -93,13 +99,8 @@ class SequenceData(L.LightningDataModule):
         """Global training batches taken so far; part of every checkpoint."""
 
     @property
-    def spec(self) -> Spec:
+    def spec(self) -> DataSpec:
         raise NotImplementedError(f"{type(self).__name__} must define spec")
-
-    @property
-    def longest(self) -> int:
-        """Steps of the longest sequences, those of tests among them; numbers that enter at once count as steps."""
-        return max(self.spec.sequence_length, *self.spec.test_lengths.values(), 0)
 
     @property
     def batches_per_epoch(self) -> int | None:

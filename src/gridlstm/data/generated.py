@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from gridlstm.data.base import Batch, SequenceData, owned_rows
+from gridlstm.data.base import SequenceData, owned_rows
 from gridlstm.errors import UserError
 
 TRAIN, VAL, TEST = range(3)
@@ -72,7 +72,7 @@ class GeneratedData(SequenceData):
         self.curriculum = curriculum
         self.sizes = {VAL: num_val, TEST: num_test}
 
-    def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
+    def generate(self, key: tuple[int, ...], index: Tensor) -> Any:
         """The samples with these indices, on the device of ``index``."""
         raise NotImplementedError(f"{type(self).__name__} must define generate")
 

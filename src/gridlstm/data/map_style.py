@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gridlstm.data.base import Batch, SequenceData, owned_rows
+from gridlstm.data.base import SequenceData, owned_rows
 from gridlstm.errors import UserError
 
 
@@ -33,7 +33,7 @@ class MapData(SequenceData):
         """The samples of a split; it has a length."""
         raise NotImplementedError(f"{type(self).__name__} must define dataset")
 
-    def collate(self, samples: list[Any]) -> Batch:
+    def collate(self, samples: list[Any]) -> Any:
         """One batch of these samples; of different lengths, padded where ``loss_mask`` is false."""
         raise NotImplementedError(f"{type(self).__name__} must define collate")
 

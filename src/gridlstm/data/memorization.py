@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from gridlstm.data.base import Batch, Spec
+from gridlstm.data.base import Batch
 from gridlstm.data.counter import random_integers
 from gridlstm.data.generated import GeneratedData
+from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 
 

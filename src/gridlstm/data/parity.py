@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gridlstm.data.base import Batch, Spec
+from gridlstm.data.base import Batch
 from gridlstm.data.counter import random_words
 from gridlstm.data.generated import TRAIN, GeneratedData
+from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 
 _HALF = 2**62
@@ -34,8 +35,6 @@ class ParityData(GeneratedData):
         batch_size, seed, num_val, num_test: see ``GeneratedData``.
     """
 
-    unit = "strings"
-
     def __init__(
         self,
         bits: int,
@@ -58,12 +57,8 @@ class ParityData(GeneratedData):
         self.curriculum_samples = curriculum * (bits - 1)
 
     @property
-    def longest(self) -> int:
-        return self.bits  # which enter at once, and take as much memory as steps
-
-    @property
     def spec(self) -> Spec:
-        return Spec(input_size=self.bits, output_size=2, sequence_length=1)
+        return Spec(input_size=self.bits, output_size=2, sequence_length=1, unit="strings", symbols=False)
 
     def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
         words = random_words(key, index, self.bits + 1)

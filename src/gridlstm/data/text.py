@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
-from gridlstm.data.base import Batch, SequenceData, Spec
+from gridlstm.data.base import Batch, SequenceData
 from gridlstm.data.corpus import Corpus, check_level, read_corpus
 from gridlstm.data.entropy import ngram_entropy
+from gridlstm.data.spec import Spec
 from gridlstm.data.streams import SHARES, Streams, split_text
 from gridlstm.data.vocabulary import Level, Vocabulary
 from gridlstm.errors import UserError
@@ -183,7 +184,7 @@ class TextData(SequenceData):
     @property
     def spec(self) -> Spec:
         symbols = len(self.corpus.vocabulary)
-        return Spec(input_size=symbols, output_size=symbols, sequence_length=self.window)
+        return Spec(symbols, symbols, sequence_length=self.window, unit=self.unit)
 
     @property
     def batches_per_epoch(self) -> int:

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gridlstm.data.base import Spec
+from gridlstm.data.spec import Spec
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.look.gradients import Contributions, through_depth, through_time
 from gridlstm.look.load import Trained, new, test_batches, windows
 from gridlstm.look.tables import write_figure, write_table
 from gridlstm.models.base import VectorModel
-from gridlstm.tasks.base import SequenceTask
 from gridlstm.tasks.classify_vector import EachStep
+from gridlstm.tasks.sequence import SequenceTask
 
 log = logging.getLogger(__name__)
 

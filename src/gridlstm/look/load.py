@@ -14,13 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from gridlstm.compose import compose
-from gridlstm.data.base import Batch, SequenceData, Spec
+from gridlstm.data.base import Batch, SequenceData
+from gridlstm.data.spec import Spec
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import make_data, make_task
+from gridlstm.runtime.build import make_data, make_sequence_task
 from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
 from gridlstm.runtime.init_from import init_from
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.train import explain
 
 log = logging.getLogger(__name__)
@@ -54,13 +55,13 @@ def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) 
     data = make_data(cfg, data_state(cfg, content))
     data.setup("test")
     warn_of_change(data, overrides)
-    start = make_task(cfg, data.spec)
+    start = make_sequence_task(cfg, data.spec)
     if (origin := cfg.get("init_from")) is not None:
         if Path(origin).is_file():
             init_from(start, data, Path(origin))
         else:
             log.warning("init_from=%s is no file any more: what is shown as the start is untrained", origin)
-    task = make_task(cfg, data.spec)
+    task = make_sequence_task(cfg, data.spec)
     load_weights(task, content["state_dict"])
     return Trained(cfg.run.model, data, start.eval(), task.eval())
 
@@ -92,7 +93,7 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
     seed_everything(cfg.seed, verbose=False)
-    return make_task(cfg, spec).eval()
+    return make_sequence_task(cfg, spec).eval()
 
 
 def text_of(trained: Trained) -> TextData:

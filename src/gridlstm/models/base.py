@@ -19,17 +19,25 @@ State = Any
 S = TypeVar("S")
 
 
-class SequenceModel(nn.Module):
+class Model(nn.Module):
+    """A network without vocabulary, loss or logging."""
+
+    output_size: int
+    """Length of what it returns for one place."""
+    init_bound: float | None = None
+    """Where a model has started its weights in U(-init_bound, init_bound), the read-out starts there too."""
+
+    def set_progress(self, share: float) -> None:
+        """Take the share of the training that is done, 0 to 1, before each training batch: noise may depend on it."""
+
+
+class SequenceModel(Model):
     """``forward(x, state) -> (y, state)``: no vocabulary, no loss, no logging.
 
     x is (B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats; y is
     (B, T, output_size). ``state=None`` starts from ``initial_state``; the state that comes back goes with the next
     call, so a sequence given in pieces yields what it yields whole. Unrolling keeps nothing on the module.
     """
-
-    output_size: int
-    init_bound: float | None = None
-    """Where a model has started its weights in U(-init_bound, init_bound), the read-out starts there too."""
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step, on the module's device and in its dtype."""
@@ -60,15 +68,11 @@ class SequenceModel(nn.Module):
         return cast(tuple[Tensor, State], super().__call__(x, state))
 
 
-class VectorModel(nn.Module):
+class VectorModel(Model):
     """``forward(x) -> y``: a network of depth alone, without time and so without state.
 
     x is (B, input_size) floats, the whole input at once, such as the bits of a string; y is (B, output_size).
     """
-
-    output_size: int
-    init_bound: float | None = None
-    """As of a ``SequenceModel``."""
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward")

@@ -54,6 +54,9 @@ class Grid1d(VectorModel):
         untied_extent = None if tied else num_layers
         self.grid = Grid([Dimension("depth", depth, hidden_size, untied_extent=untied_extent)], sweep=sweep)
 
+    def set_progress(self, share: float) -> None:
+        self.grid.progress = share
+
     def forward(self, x: Tensor) -> Tensor:
         (depth,) = self.grid([HiddenMemory(*self.input(x).split(self.sizes, dim=-1))], (self.num_layers,))
         return torch.cat(depth, dim=-1)

@@ -128,6 +128,9 @@ class Grid2d(SequenceModel):
         rows = self.input.weight.new_zeros(self.num_layers, batch_size, self.hidden_size)
         return Grid2dState(rows, rows.new_zeros(self.num_layers, batch_size, self.memory_sizes[0]))
 
+    def set_progress(self, share: float) -> None:
+        self.grid.progress = share
+
     def forward(self, x: Tensor, state: Grid2dState | None = None) -> tuple[Tensor, Grid2dState]:
         bottom = self.input(x).transpose(0, 1)  # (T, B, output_size)
         state = self.state_before(state, bottom.shape[1])

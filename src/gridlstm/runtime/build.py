@@ -18,15 +18,17 @@ from omegaconf import DictConfig, ListConfig
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ExponentialLR
 
-from gridlstm.data.base import SequenceData, Spec
+from gridlstm.data.base import SequenceData
 from gridlstm.data.generated import GeneratedData
+from gridlstm.data.spec import DataSpec, Spec
 from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.fit import annotations
 from gridlstm.schedules import Cosine
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.base import Task
+from gridlstm.tasks.sequence import SequenceTask
 
 # torch 2.14 has renamed it.
 _SYNC_BUFFERS = next(
@@ -40,7 +42,7 @@ class Run(NamedTuple):
     """What a run is made of."""
 
     data: SequenceData
-    task: SequenceTask
+    task: Task
     trainer: L.Trainer
 
 
@@ -120,14 +122,26 @@ def make_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> SequenceD
     return data
 
 
-def make_task(cfg: DictConfig, spec: Spec) -> SequenceTask:
+def make_task(cfg: DictConfig, spec: DataSpec) -> Task:
     """The network of a run inside its task."""
-    task: SequenceTask = _make(cfg, "task.objective")(
-        model=_make(cfg, "model")(input_size=spec.input_size),
+    task: Task = _make(cfg, "task.objective")(
+        model=_make(cfg, "model")(**spec.model_options),
         spec=spec,
         optimizer=_make(cfg, "optimizer"),
         scheduler=_make(cfg, "scheduler") if cfg.scheduler else None,
     )
+    return task
+
+
+def make_sequence_task(cfg: DictConfig, spec: DataSpec) -> SequenceTask:
+    """Return ``make_task`` for what is done with sequences alone.
+
+    Raises:
+        UserError: the task is of another kind.
+    """
+    task = make_task(cfg, spec)
+    if not isinstance(task, SequenceTask):
+        raise UserError(f"expected a task with a class at every step of a sequence, got task={cfg.run.task}.")
     return task
 
 
@@ -142,11 +156,10 @@ def _check_sizes(data: SequenceData) -> None:
         UserError: a batch of more than ``MOST`` symbols, or as many different ones.
     """
     spec, rows = data.spec, data.batch_size
-    steps = data.longest
-    if rows * steps > MOST or max(spec.input_size, spec.output_size) > MOST:
+    if rows * spec.row_size > MOST or spec.widest > MOST:
         raise UserError(
-            f"task: {rows:,} rows of {steps:,} symbols or numbers, of {spec.input_size:,} different inputs and "
-            f"{spec.output_size:,} outputs, are beyond the memory of any machine: choose smaller sizes."
+            f"task: {rows:,} rows of {spec.row_size:,} symbols or numbers, of up to {spec.widest:,} different inputs "
+            f"or outputs, are beyond the memory of any machine. Choose smaller sizes."
         )
 
 
@@ -199,7 +212,7 @@ def _check_file(path: Path) -> None:
     raise UserError(f"{path} cannot be read: {reason}. Name a text by task.path=….")
 
 
-def check_monitors(cfg: DictConfig, task: SequenceTask) -> None:
+def check_monitors(cfg: DictConfig, task: Task) -> None:
     """Raises UserError where what is monitored is no metric of the task's."""
     names = [f"val/{name}" for name in task.metric_names]
     monitors = {

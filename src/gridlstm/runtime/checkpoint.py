@@ -21,7 +21,7 @@ from gridlstm.runtime.intact import check_intact
 from gridlstm.runtime.resume import run_directory
 from gridlstm.runtime.stored import read_config
 from gridlstm.runtime.trust import check_trusted
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _name_a_text(overrides: Sequence[str]) -> bool:
     return any(override.startswith(_TEXTS) for override in overrides)
 
 
-def load_weights(task: SequenceTask, weights: dict[str, Any]) -> None:
+def load_weights(task: Task, weights: dict[str, Any]) -> None:
     """Fills a task with the weights of a checkpoint.
 
     Raises:

@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gridlstm.errors import UserError
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Criterion(Callback):
         Raises:
             UserError: with the names of those that it does.
         """
-        names = [f"val/{name}" for name in cast(SequenceTask, pl_module).metric_names if "accuracy" in name]
+        names = [f"val/{name}" for name in cast(Task, pl_module).metric_names if "accuracy" in name]
         if self.metric not in names:
             expected = (
                 f"must be one of {', '.join(names)}" if names else "needs an accuracy, which this task has none of"
@@ -77,7 +77,7 @@ class Criterion(Callback):
             log.info("solved already, after %s samples: nothing is left to train", f"{self.samples_to_solve:,}")
             trainer.should_stop = True
         elif trainer.global_step and not self._from_the_start:
-            seen = f"{cast(SequenceTask, pl_module).samples_seen:,}"
+            seen = f"{cast(Task, pl_module).samples_seen:,}"
             log.warning(
                 "this criterion is new to the run: whether it was met within the first %s samples is not known", seen
             )
@@ -87,7 +87,7 @@ class Criterion(Callback):
             return
         if float(trainer.callback_metrics[self.metric]) < self.at_least:
             return
-        samples = self.samples_to_solve = cast(SequenceTask, pl_module).samples_seen
+        samples = self.samples_to_solve = cast(Task, pl_module).samples_seen
         trainer.should_stop = True
         log.info("solved: %s is at least %g after %s samples", self.metric, self.at_least, f"{samples:,}")
         for logger in trainer.loggers:

@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from gridlstm.errors import UserError
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.base import Task
 
 _ROWS = 3
 """So many rows of the log in a row. Adagrad's first steps, and a step on a rare cliff, are larger and pass."""
@@ -39,11 +39,10 @@ class StopOnDivergence(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, SequenceTask)
+        assert isinstance(pl_module, Task)
         if self.first is None:
-            guessing = math.log(trainer.datamodule.spec.output_size)  # type: ignore[attr-defined]
-            self.first = max(pl_module.training_loss(), guessing)
-        if not pl_module.row_is_due():
+            self.first = max(pl_module.training_loss(), pl_module.guessing_loss)
+        if not pl_module.rows.due:
             return
         self._loss = pl_module.training_loss()
         self._check_number("training", self._loss, trainer)
@@ -54,10 +53,10 @@ class StopOnDivergence(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or "val/loss" not in trainer.callback_metrics:
             return
-        assert isinstance(pl_module, SequenceTask)
+        assert isinstance(pl_module, Task)
         loss = float(trainer.callback_metrics["val/loss"])
         self._check_number("validation", loss, trainer)
-        if pl_module.row_has_begun():
+        if pl_module.rows.begun:
             self._loss = pl_module.training_loss()
             self._check_number("training", self._loss, trainer)  # a moving average of the weights may not show it yet
         if self._above(loss) and (self._too_high or self._above(self._loss)):

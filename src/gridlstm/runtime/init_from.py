@@ -12,12 +12,12 @@ from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.models.base import InputProjection
 from gridlstm.runtime.checkpoint import load_content, load_source, load_weights, vocabulary
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
 
-def init_from(task: SequenceTask, data: SequenceData, checkpoint: Path) -> None:
+def init_from(task: Task, data: SequenceData, checkpoint: Path) -> None:
     """Fills the network of a run on ``data`` with a checkpoint's weights, and nothing else: optimiser, place in the
     data and carried state start afresh.
 
@@ -41,7 +41,7 @@ def init_from(task: SequenceTask, data: SequenceData, checkpoint: Path) -> None:
 
 
 def _for_symbols(
-    task: SequenceTask, weights: dict[str, Tensor], old: Vocabulary, new: Vocabulary, checkpoint: Path
+    task: Task, weights: dict[str, Tensor], old: Vocabulary, new: Vocabulary, checkpoint: Path
 ) -> dict[str, Tensor]:
     """The weights with the rows of the symbols in the new order."""
     place = {symbol: id for id, symbol in enumerate(old.symbols)}

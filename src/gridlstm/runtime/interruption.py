@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from gridlstm.runtime.intact import LAST
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class SaveOnInterrupt(Checkpoint):
         # A run that goes on from here validates next at the next interval, and has no use for half a sum of gradients.
         if not asked or _validation_is_due(trainer) or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        assert isinstance(pl_module, SequenceTask)
-        pl_module.log_training_row()  # which Lightning would ask for after this
+        assert isinstance(pl_module, Task)
+        pl_module.rows.write_training(pl_module.samples_seen)  # which Lightning would ask for after this
         if all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):  # else the last one is of more use
             trainer.save_checkpoint(self.path)
         raise KeyboardInterrupt

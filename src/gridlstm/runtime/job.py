@@ -253,15 +253,14 @@ def quiet() -> None:
 
 
 def _announce(cfg: DictConfig, run: Run, record: Record) -> None:
-    fields, spec = record.fields, run.data.spec
+    fields = record.fields
     log.info(
-        "%s: %s parameters, %d %s x %d rows a step, %d classes, on %s (%d process%s), seed %d",
+        "%s: %s parameters, %s x %d rows a step, %s, on %s (%d process%s), seed %d",
         cfg.run.name,
         f"{fields['parameters']:,}",
-        spec.sequence_length,
-        run.data.unit,
+        run.data.spec,
         run.data.batch_size,
-        spec.output_size,
+        run.task.output_text,
         fields["device"],
         fields["processes"],
         "" if fields["processes"] == 1 else "es",

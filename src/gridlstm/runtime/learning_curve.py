@@ -37,7 +37,7 @@ class LearningCurve(Callback):
         if not table.exists():
             log.warning("no learning curve: %s is not there. Add the csv logger: logger=csv", table)
             return
-        unit = trainer.datamodule.unit.removesuffix("s")  # type: ignore[attr-defined]  # missing from its annotations
+        unit = trainer.datamodule.spec.unit.removesuffix("s")  # type: ignore[attr-defined]  # missing from its annotations
         draw(table, self.monitor.split("/", 1)[1], self.dir / "learning_curve.png", unit)
 
 

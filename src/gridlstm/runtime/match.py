@@ -10,10 +10,10 @@ import torch
 from omegaconf import DictConfig
 
 from gridlstm.compose import choices, compose_model
-from gridlstm.cost import cost
-from gridlstm.data.base import Spec
+from gridlstm.cost import run_once
+from gridlstm.data.spec import DataSpec
+from gridlstm.engine.matmul import product as measure_machine
 from gridlstm.errors import UserError
-from gridlstm.models.base import VectorModel
 from gridlstm.runtime.build import make_data, make_task
 from gridlstm.runtime.fit import check_fit
 
@@ -25,23 +25,26 @@ _LARGEST = 2**20
 """The largest hidden size that is tried."""
 
 
-def count_parameters(cfg: DictConfig, spec: Spec) -> int:
-    """Trained numbers of a run's whole network, projection of the input and read-out included."""
+def count_parameters(cfg: DictConfig, spec: DataSpec) -> int:
+    """Return the trained numbers of a run's whole network, projection of the input and read-out included."""
     with torch.device("meta"):
         return sum(p.numel() for p in make_task(cfg, spec).parameters() if p.requires_grad)
 
 
-def count_flops(cfg: DictConfig, spec: Spec) -> int:
-    """Floating-point operations of a run's products for one step of one sequence, forward and backward, read-out
-    included: see ``gridlstm.cost.cost``.
+def count_flops(cfg: DictConfig, spec: DataSpec) -> int:
+    """Return the floating-point operations of a run's products, forward and backward, read-out included: for one more
+    step of one sequence (see ``gridlstm.cost.cost``), or for one row of data without steps.
     """
     task = make_task(cfg, spec)
-    at_once = any(isinstance(module, VectorModel) for module in task.model.modules())
-    model = cost(task.model, input_size=spec.input_size if at_once else None, steps=spec.sequence_length)
-    return model.flops_per_step + 6 * task.head.weight.numel()
+    measure_machine()
+    run_once(task, *spec.example(1))  # builds and caches
+    whole = run_once(task, *spec.example(1)).flops
+    if spec.length is None:
+        return whole
+    return round((run_once(task, *spec.example(1, 2 * spec.length)).flops - whole) / spec.length)
 
 
-_MEASURES: dict[str, tuple[Callable[[DictConfig, Spec], int], str]] = {
+_MEASURES: dict[str, tuple[Callable[[DictConfig, DataSpec], int], str]] = {
     "parameters_to": (count_parameters, "parameters"),
     "flops_to": (count_flops, "FLOPs a step"),
 }

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, Timer
 from tqdm import tqdm
 
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +90,13 @@ class Progress(ProgressBar):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
 
-    def symbols_per_second(self, trainer: L.Trainer) -> float:
+    def units_per_second(self, trainer: L.Trainer) -> float:
         """Training throughput so far, over all ranks, validations not counted."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         seconds = time.monotonic() - self._start - self._evaluating
         steps = trainer.global_step - self._first_step
-        symbols = steps * trainer.accumulate_grad_batches * data.batch_size * data.spec.sequence_length
-        return float(symbols / max(seconds, 1e-9))
+        units = steps * trainer.accumulate_grad_batches * data.batch_size * (data.spec.length or 1)
+        return float(units / max(seconds, 1e-9))
 
     def _say(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str = "") -> None:
         last = last_step(trainer)
@@ -109,10 +109,10 @@ class Progress(ProgressBar):
             self._bar.refresh()
 
     def _figures(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str = "") -> str:
-        task = cast(SequenceTask, pl_module)
-        values = task.logged(prefix) if prefix else task.latest
+        task = cast(Task, pl_module)
+        values = task.logged(prefix) if prefix else task.rows.latest
         parts = [f"{name} {value:.4g}" for name, value in values.items()]
-        rate, unit = self.symbols_per_second(trainer), trainer.datamodule.unit  # type: ignore[attr-defined]
+        rate, unit = self.units_per_second(trainer), trainer.datamodule.spec.unit  # type: ignore[attr-defined]
         return " | ".join([*parts, f"{_compact(rate)} {unit}/s", f"ETA {self._eta(trainer)}"])
 
     def _eta(self, trainer: L.Trainer) -> str:

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.utils._pytree import tree_leaves
 
 from gridlstm import strict_json
 from gridlstm.atomic import only_writer, write_text
@@ -153,7 +152,7 @@ def describe(run: Run) -> dict[str, Any]:
     task, device = run.task, run.trainer.strategy.root_device
     return {
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
-        "state_size": sum(leaf.numel() for leaf in tree_leaves(task.model.initial_state(1))),
+        "state_size": task.state_size,
         "batch_size": run.data.batch_size,
         **({"text": text} if (text := run.data.state_dict().get("crc32")) is not None else {}),
         "processes": run.trainer.world_size,
@@ -164,7 +163,7 @@ def describe(run: Run) -> dict[str, Any]:
 def metrics(run: Run) -> dict[str, float]:
     """The latest value of every metric, training and validation."""
     latest = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    return {**run.task.latest, **latest}
+    return {**run.task.rows.latest, **latest}
 
 
 def _plain(value: Any) -> Any:

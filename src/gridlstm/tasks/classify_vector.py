@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gridlstm.data.base import Spec
+from gridlstm.data.spec import Spec
 from gridlstm.models.base import SequenceModel, VectorModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler
 from gridlstm.tasks.tag_sequence import TagSequence
@@ -19,6 +19,9 @@ class EachStep(SequenceModel):
 
     def initial_state(self, batch_size: int) -> tuple[()]:
         return ()
+
+    def set_progress(self, share: float) -> None:
+        self.model.set_progress(share)
 
     def forward(self, x: Tensor, state: tuple[()] | None = None) -> tuple[Tensor, tuple[()]]:
         y = self.model(x.flatten(0, 1).to(next(self.parameters()).dtype))

@@ -11,7 +11,7 @@ from torch import Tensor
 from gridlstm.data.base import Batch
 from gridlstm.errors import UserError
 from gridlstm.metrics import RatioOfSums
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.base import Task
 
 STATISTICS = 200
 """Training batches from which the gradients' size is learned."""
@@ -39,7 +39,7 @@ class DynamicEvaluation:
 
     def __init__(
         self,
-        task: SequenceTask,
+        task: Task,
         training: Iterable[Batch],
         rate: float,
         decay: float,
@@ -83,8 +83,8 @@ class DynamicEvaluation:
         """The nats of a window, the gradient of their mean, and the state after it."""
         batch = Batch(*(x.to(self.weights[0].device) for x in batch))
         with torch.enable_grad(), self.context():
-            _, nats, state = self.task._step(batch, state)
-            gradients = torch.autograd.grad(nats.sum() / batch.loss_mask.sum(), self.weights)
+            _, nats, count, state = self.task.predict(batch, state)
+            gradients = torch.autograd.grad(nats.sum() / count, self.weights)
         return nats.detach(), gradients, state
 
     @torch.no_grad()

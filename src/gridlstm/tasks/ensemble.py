@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.models.base import SequenceModel, State
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.sequence import SequenceTask
 
 
 class Ensemble(SequenceModel):

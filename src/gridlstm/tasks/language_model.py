@@ -1,11 +1,13 @@
 """The next symbol of a text, in truncated backpropagation through time: section 4.3."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from gridlstm.data.base import Batch, Spec
+from gridlstm.data.base import Batch
+from gridlstm.data.spec import Spec
 from gridlstm.metrics import Perplexity, RatioOfSums, bits
 from gridlstm.models.base import SequenceModel
-from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, SequenceTask
+from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction
+from gridlstm.tasks.sequence import SequenceTask
 
 
 class LanguageModel(SequenceTask):
@@ -23,7 +25,7 @@ class LanguageModel(SequenceTask):
     def make_metrics(self) -> nn.ModuleDict:
         return nn.ModuleDict({"loss": RatioOfSums(), "bpc": bits(), "perplexity": Perplexity()})
 
-    def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, logits: Tensor, nats: Tensor) -> None:
-        total, count = nats.double().sum(), batch.loss_mask.sum()
+    def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, prediction: Prediction) -> None:
+        total, count = prediction.losses.double().sum(), prediction.terms
         for metric in metrics.values():
             metric.update(total, count)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.errors import UserError
-from gridlstm.tasks.base import SequenceTask
+from gridlstm.tasks.sequence import SequenceTask
 
 _PIECE = 1000
 """Symbols of the prime that are read at a time: attention, and the logits of many words, of a whole book would take

@@ -2,10 +2,12 @@
 
 from torch import Tensor, nn
 
-from gridlstm.data.base import Batch, Spec
+from gridlstm.data.base import Batch
+from gridlstm.data.spec import Spec
 from gridlstm.metrics import RatioOfSums
 from gridlstm.models.base import SequenceModel
-from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, SequenceTask
+from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction
+from gridlstm.tasks.sequence import SequenceTask
 
 _JUDGED = ("accuracy", "sequence_accuracy")
 
@@ -30,9 +32,9 @@ class TagSequence(SequenceTask):
     def make_metrics(self) -> nn.ModuleDict:
         return nn.ModuleDict({name: RatioOfSums() for name in ("loss", *_JUDGED)})
 
-    def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, logits: Tensor, nats: Tensor) -> None:
-        right = (logits.argmax(dim=-1) == batch.targets) | ~batch.answer_mask  # (B, T)
-        metrics["loss"].update(nats.double().sum(), batch.loss_mask.sum())
+    def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, prediction: Prediction) -> None:
+        right = (prediction.outputs.argmax(dim=-1) == batch.targets) | ~batch.answer_mask  # (B, T)
+        metrics["loss"].update(prediction.losses.double().sum(), prediction.terms)
         self._judge(metrics, "", right, batch.answer_mask)
         for name, steps in self.test_lengths.items():
             if f"accuracy_{name}" in metrics:

@@ -1,0 +1,74 @@
+"""Tasks of other kinds than the suite's, from outside the package: trained, resumed, evaluated, sized and listed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from gridlstm import list as listing
+from gridlstm.compose import compose, with_directories
+from gridlstm.evaluate import evaluate
+from gridlstm.runtime.build import build
+from gridlstm.runtime.checkpoint import load_content
+from gridlstm.runtime.job import run_job
+from gridlstm.runtime.match import match_size
+
+PROJECT = Path(__file__).parent / "own_project"
+TASKS = [("bars", "flat"), ("shifted", "pointwise"), ("sums", "grid2d")]
+
+
+@pytest.fixture(autouse=True)
+def own_project(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(PROJECT))
+    with with_directories([PROJECT / "conf"]):
+        yield
+
+
+def job(task: str, model: str, directory: Path, *overrides: str) -> DictConfig:
+    names = [f"run.task={task}", f"run.model={model}", "run.group=own", f"run.dir={directory}"]
+    return compose(f"task={task}", f"model={model}", "logger=csv", "hardware=cpu", *names, *overrides)
+
+
+@pytest.mark.parametrize(("task", "model"), TASKS)
+def test_a_task_of_another_kind_is_trained_resumed_and_evaluated(
+    task: str, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run_job(job(task, model, tmp_path / "whole"))
+    run_job(job(task, model, tmp_path / "parts", "trainer.max_steps=4", "stages=[fit]"))
+    run_job(job(task, model, tmp_path / "parts", "ckpt_path=last"))
+    whole, parts = (load_content(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
+    assert whole["global_step"] == 8
+    assert all(torch.equal(x, parts["state_dict"][name]) for name, x in whole["state_dict"].items())
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert result["status"] == "completed"
+    best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
+    assert evaluate(best, "test", []) == pytest.approx(result["test"], rel=1e-6)
+    assert {"bars": "1x4x4 pixels", "shifted": "3 + 3 symbols", "sums": "4 numbers"}[task] in caplog.text
+    assert {"bars": "4 classes", "shifted": "6 symbols", "sums": "1 number,"}[task] in caplog.text
+
+
+@pytest.mark.parametrize(("task", "model"), TASKS)
+def test_a_model_of_another_kind_is_sized_to_itself(task: str, model: str, tmp_path: Path) -> None:
+    for how in ("parameters_to", "flops_to"):
+        cfg = job(task, model, tmp_path, f"match.{how}={model}")
+        match_size(cfg)
+        assert cfg.model.hidden_size == 8
+
+
+def test_the_list_shows_which_models_go_with_which_task() -> None:
+    head, *rows = (line.split() for line in listing.matrix().splitlines())
+    columns = {task: 1 + head.index(task) for task, _ in TASKS}
+    found = {row[0]: {task: row[column] for task, column in columns.items()} for row in rows}
+    assert found["flat"] == {"bars": "172", "shifted": "-", "sums": "-"}
+    assert found["pointwise"] == {"bars": "-", "shifted": "142", "sums": "-"}
+    assert found["grid2d"]["sums"].replace(",", "").isdigit()
+    assert found["grid2d"]["bars"] == "-"
+
+
+def test_a_loss_of_another_kind_says_when_it_diverges(tmp_path: Path) -> None:
+    run = build(job("sums", "grid2d", tmp_path))
+    assert run.task.guessing_loss == 0
