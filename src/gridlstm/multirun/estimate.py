@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +21,7 @@ from gridlstm.multirun.devices import Demand
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.process_tree import ProcessTree, last_line
 from gridlstm.multirun.start import torchrun
+from gridlstm.options import Role, leaves, role
 
 log = logging.getLogger(__name__)
 
@@ -110,19 +111,17 @@ def estimates(
     jobs: Sequence[tuple[Job, Demand]], environment: Mapping[str, str], interrupted: Sequence[int] = ()
 ) -> dict[str, Estimate | str]:
     """Each job's estimate, or why there is none. Jobs that differ in nothing that costs are measured once."""
-    kinds: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, tuple[dict[str, Any], int]] = {}
     kind_of: dict[str, str] = {}
     result: dict[str, Estimate | str] = {}
     for job, demand in jobs:
         try:
             with job.at_hand():
-                kind = _kind(job.config, demand)
+                key = kind_of[job.name] = _costly(job.config, demand)
+                if key not in kinds:
+                    kinds[key] = _measurable(job.config, demand), demand.processes
         except OmegaConfBaseException as error:
             result[job.name] = str(error).partition("\n")[0]
-            continue
-        key = json.dumps({**kind, "config": _without_seeds(kind["config"])}, sort_keys=True, default=str)
-        kinds.setdefault(key, kind)
-        kind_of[job.name] = key
     measured = dict(zip(kinds, _measured(list(kinds.values()), environment, interrupted), strict=True))
     for job, demand in jobs:
         if job.name in kind_of:
@@ -163,60 +162,55 @@ def _seconds(max_time: str | None) -> float | None:
     return datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
 
 
-def _kind(config: DictConfig, demand: Demand) -> dict[str, Any]:
-    """All of a job's configuration that its cost depends on, for one of its processes."""
+def _costly(config: DictConfig, demand: Demand) -> str:
+    """Return all that a job's cost depends on, equal for jobs that cost the same."""
+    decides = (Role.NETWORK, Role.DATA, Role.SOURCE, Role.TRAINING, Role.SPEED)
+    options = {key: value for key, value in leaves(_plain(config)) if role(key) in decides and key not in _FREE}
+    return json.dumps([options, demand.processes, demand.gpus], sort_keys=True, default=str)
 
-    def plain(key: str) -> Any:
-        return OmegaConf.to_container(config[key], resolve=True) if config[key] is not None else None
 
-    task, optimizer = plain("task"), plain("optimizer")
-    if "lr" in optimizer:
-        optimizer["lr"] = 0.0  # costs nothing
-    rows = -(-task["data"]["batch_size"] // demand.processes)
-    kept = ("_target_", "strategy", "precision", "gradient_clip_val", "gradient_clip_algorithm", "limit_val_batches")
-    trainer = {
-        **{name: config.trainer[name] for name in kept},
-        "accelerator": config.trainer.accelerator if demand.gpus or config.trainer.accelerator == "auto" else "cpu",
-        "devices": demand.processes,
-        "max_epochs": -1,
-        "use_distributed_sampler": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    matched = config.match.parameters_to or config.match.flops_to
-    sized = {"match": plain("match"), "run": {"task": config.run.task, "model": config.run.model}} if matched else {}
-    network = {"network": task["network"]} if matched and "network" in task else {}  # of the one that is matched
-    return {
-        "config": {
-            "task": {"data": task["data"], "objective": task["objective"], **network},
-            "model": plain("model"),
-            "optimizer": optimizer,
-            "scheduler": None,
-            "trainer": trainer,
-            "callbacks": {},
-            "logger": {},
-            **sized,
+_FREE = ("task.lr", "optimizer.lr")
+"""A learning rate costs nothing."""
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """Return a job's resolved configuration without Hydra's own, which is a sweep's here."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return cast(dict[str, Any], OmegaConf.to_container(own, resolve=True))
+
+
+def _measurable(config: DictConfig, demand: Demand) -> dict[str, Any]:
+    """Return a job's configuration without its end, and without what it writes."""
+    plain = _plain(config)
+    accelerator = config.trainer.accelerator
+    return plain | {
+        "trainer": plain["trainer"]
+        | {
+            "max_steps": -1,
+            "max_epochs": -1,
+            "max_time": None,
+            "val_check_interval": 10**9,
+            "accelerator": accelerator if demand.gpus or accelerator == "auto" else "cpu",
+            "devices": demand.processes,
+            "num_nodes": 1,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "profiler": None,
         },
-        "rows": rows,
-        "processes": demand.processes,
+        "scheduler": None,
+        "callbacks": {},
+        "logger": {},
     }
-
-
-def _without_seeds(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _without_seeds(value) for key, value in node.items() if key != "seed"}
-    return node
 
 
 def _measured(
-    kinds: list[dict[str, Any]], environment: Mapping[str, str], interrupted: Sequence[int]
+    kinds: list[tuple[dict[str, Any], int]], environment: Mapping[str, str], interrupted: Sequence[int]
 ) -> list[dict[str, Any]]:
     """What ``measure`` finds for each, in processes as a job has them."""
     found: dict[int, dict[str, Any]] = {}
-    for processes in {kind["processes"] for kind in kinds}:
-        numbers = [n for n, kind in enumerate(kinds) if kind["processes"] == processes]
-        results = _measured_by(processes, [kinds[n] for n in numbers], environment, interrupted)
+    for processes in {number for _, number in kinds}:
+        numbers = [n for n, (_, number) in enumerate(kinds) if number == processes]
+        results = _measured_by(processes, [kinds[n][0] for n in numbers], environment, interrupted)
         found |= dict(zip(numbers, results, strict=True))
     return [found[n] for n in range(len(kinds))]
 

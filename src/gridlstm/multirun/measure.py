@@ -1,27 +1,23 @@
-"""``python -m gridlstm.multirun.measure JOBS RESULTS``: what jobs will take, by a few steps of each.
+"""``python -m gridlstm.multirun.measure JOBS RESULTS``: train jobs for some seconds each, for the estimate of a sweep.
 
 Processes of their own, as many as a job has, because a sweeping process starts no threads and holds no GPU. JOBS is a
-file of JSON, [{"config", "rows"}, …], and so is RESULTS, [{"seconds", "validation_seconds", "bytes"}, or {"error"}, …].
-
-Shape legend: T time steps of a batch.
+file of JSON, a list of configurations, and so is RESULTS, [{"seconds", "validation_seconds", "bytes"} or {"error"}, …].
 """
 
-import gc
 import json
+import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from omegaconf import OmegaConf
-from torch import Tensor
+from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.atomic import write_text
-from gridlstm.cost import run_once
 from gridlstm.errors import UserError
 from gridlstm.process import prepare
 from gridlstm.runtime import provenance
@@ -30,10 +26,9 @@ from gridlstm.runtime.job import quiet
 from gridlstm.runtime.match import match_size
 
 _SECONDS_A_JOB = 3.0
-_SECONDS = 60.0
-_SMALL_SECONDS = 0.1
-"""A batch faster than this is measured inside Lightning, whose own work is then a part that counts."""
-_WARM_UP = 5
+_PATIENCE_SECONDS = 60.0
+_BUILDING, _WARM_UP, _MOST = 1, 5, 300
+"""Batches: the first builds and caches, after some the time is that of all others, and so many suffice."""
 
 
 class Cost(NamedTuple):
@@ -44,96 +39,56 @@ class Cost(NamedTuple):
     validation_seconds: float
     """One whole validation."""
     bytes: int
-    """The most that one of its processes will hold."""
-
-
-def measure(run: Run, rows: int) -> Cost:
-    """What a job will take, with ``rows`` rows a process. All processes of a job call this together.
-
-    Windows of 1, 2, 4, … time steps are trained on until the whole one is, or the time is spent; from there the line
-    through the two longest goes on to T. A batch that proves short is then trained on by Lightning; to a longer one the
-    exchange of the gradients is added. The memory is that of this process before it trains (on a GPU, the parameters),
-    the optimiser's state, and the most that is alive during a step.
-    """
-    strategy = run.trainer.strategy
-    device = strategy.root_device
-    task = run.task.to(device)
-    run.trainer.precision_plugin.convert_module(task)
-    batch = run.data.on_after_batch_transfer(next(iter(run.data.train_dataloader())), 0)
-    inputs = batch.inputs[:rows].to(device)
-    optimizer = task.make_optimizer(task.parameters())
-    before = _resident_bytes() if device.type == "cpu" else sum(p.nbytes for p in task.parameters())
-
-    def seconds_of(work: Any, *arguments: Any) -> float:
-        start = time.perf_counter()
-        work(*arguments)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    def train(t: int) -> None:
-        with run.trainer.precision_plugin.forward_context():
-            logits, _ = task(inputs[:, :t])
-        logits.logsumexp(-1).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def evaluate(t: int) -> None:
-        with torch.no_grad(), run.trainer.precision_plugin.forward_context():
-            task(inputs[:, :t])
-
-    def peak(t: int) -> float:
-        with run.trainer.precision_plugin.forward_context():
-            return float(run_once(task, inputs[:, :t]).peak_bytes)
-
-    T = inputs.shape[1]
-    took = {1: seconds_of(train, 1)}  # with all that is measured, built or cached once in a process
-    start = time.perf_counter()
-    for t in _lengths(T):
-        # The least of a few, where that is cheap: what else runs on the machine only adds.
-        took[t] = min(seconds_of(train, t) for _ in range(1 if took[max(took)] > _SECONDS_A_JOB / 10 else 3))
-        if len(took) > 1 and time.perf_counter() - start > _SECONDS_A_JOB:
-            break
-    longest = sorted(took)[-2:]
-    evaluating = seconds_of(evaluate, longest[-1]) * T / longest[-1]
-    state = sum(x.nbytes for entry in optimizer.state.values() for x in entry.values() if isinstance(x, Tensor))
-    size = round(before + state + _at(T, [(t, peak(t)) for t in longest]))
-    validation = evaluating * _validation_batches(run)  # before Lightning has its say about the data
-    # Rank 0 decides, for what follows is done together.
-    if strategy.broadcast(took.get(T, _SMALL_SECONDS) < _SMALL_SECONDS):
-        seconds = _in_lightning(run, strategy.broadcast(took.get(T, 0.0)))
-    else:
-        gradients = torch.zeros(sum(p.numel() for p in task.parameters() if p.requires_grad), device=device)
-        seconds = _at(T, [(t, took[t]) for t in longest]) + seconds_of(strategy.reduce, gradients)
-    return Cost(seconds, validation, size)
+    """The most that one of its processes held."""
 
 
 class _Stopwatch(L.Callback):
-    """Ends the training after so many batches, and knows the mean time of those after the first few."""
+    """Ends a training after some seconds; knows the mean time of its batches and of one validation batch."""
 
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
-        self.done = 0
+    def __init__(self) -> None:
+        self._batches = self._start = self._before = 0.0
+        self.seconds = self.validation_seconds = 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.done += 1
-        if self.done == _WARM_UP:
-            self._start = time.perf_counter()
-        if self.done == self.batches:
-            self.seconds = (time.perf_counter() - self._start) / (self.batches - _WARM_UP)
+        self._batches += 1
+        now = time.perf_counter()
+        if self._batches == _BUILDING or (self._batches == _WARM_UP and now - self._start < _SECONDS_A_JOB / 3):
+            self._start, self._before = now, self._batches
+            return
+        self.seconds = (now - self._start) / (self._batches - self._before)
+        enough = now - self._start > _SECONDS_A_JOB or self._batches >= _MOST
+        if trainer.strategy.reduce_boolean_decision(enough, all=False):
             trainer.should_stop = True
 
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._start = time.perf_counter()
 
-def _in_lightning(run: Run, about: float) -> float:
-    """Seconds of a batch that take ``about`` so many by themselves, in a training without validations."""
-    watch = _Stopwatch(_WARM_UP + min(300, max(10, round(_SECONDS_A_JOB / 2 / max(about, 1e-4)))))
-    run.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
-    run.trainer.limit_val_batches = 0
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.validation_seconds = time.perf_counter() - self._start
+
+
+def measure(config: DictConfig) -> Cost:
+    """Train a job for some seconds, validate on two batches, and return what it takes. All its processes call this.
+
+    Raises:
+        UserError: the job cannot be built.
+    """
+    if config.match.parameters_to or config.match.flops_to:
+        match_size(config)
+    run = build(config)
+    batches = validation_batches(run)  # before Lightning has its say about the data
+    watch = _Stopwatch()
+    run.trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # missing from its annotations
+    run.trainer.limit_val_batches = min(2, run.trainer.limit_val_batches or 2)
     run.trainer.fit(run.task, run.data)
-    return watch.seconds
+    run.trainer.validate(run.task, run.data, verbose=False)
+    device = run.trainer.strategy.root_device
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes()
+    return Cost(watch.seconds, watch.validation_seconds * batches, used)
 
 
-def _validation_batches(run: Run) -> float:
+def validation_batches(run: Run) -> float:
+    """Return how many batches one validation of a run has."""
     loader, limit = run.data.val_dataloader(), run.trainer.limit_val_batches
     # A text's validation is as long as it is read.
     batches = len(loader) if isinstance(loader.dataset, Sized) else sum(1 for _ in loader)
@@ -142,48 +97,38 @@ def _validation_batches(run: Run) -> float:
     return batches if limit is None else min(batches, limit)
 
 
-def _lengths(T: int) -> Iterator[int]:
-    t = 1
-    while t < T:
-        yield t
-        t *= 2
-    yield T
-
-
-def _at(T: int, points: list[tuple[int, float]]) -> float:
-    """The value at T of the line through one point (and the origin) or two, which never falls."""
-    (t, low), (u, high) = points if len(points) == 2 else [(0, 0.0), *points]
-    return high + max(high - low, 0.0) / (u - t) * (T - u)
-
-
 def _resident_bytes() -> int:
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text().split()[1]) * resource.getpagesize()
+    """Return the most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def _measure_into(result: Path, job: dict[str, Any]) -> None:
+    try:
+        found: dict[str, Any] = measure(OmegaConf.create(job))._asdict()
+    except UserError as error:
+        found = {"error": str(error)}
+    if provenance.rank() == 0:
+        write_text(result, json.dumps(found))
+
+
 def main() -> None:
-    """Measures the jobs of a file."""
+    """Measure the jobs of a file, each in a copy of this process, whose memory is the job's alone."""
     prepare()
     quiet()
     given, out = map(Path, sys.argv[1:])
-    start = time.monotonic()
     results: list[dict[str, Any]] = []
-    for job in json.loads(given.read_text()):
-        try:
-            config = OmegaConf.create(job["config"])
-            if "match" in config:
-                match_size(config)
-            run = build(config)
-            run.trainer.strategy.setup_environment()
-            if run.trainer.strategy.broadcast(time.monotonic() - start > _SECONDS):
-                results.append({"error": f"not measured within {_SECONDS:.0f} s"})
-            else:
-                results.append(measure(run, job["rows"])._asdict())
-        except UserError as error:  # on all ranks alike
-            results.append({"error": str(error)})
-        gc.collect()
+    for number, job in enumerate(json.loads(given.read_text())):
+        result = out.with_name(f"{out.name}.{number}")
+        process = multiprocessing.get_context("fork").Process(target=_measure_into, args=(result, job))
+        process.start()
+        process.join(_PATIENCE_SECONDS)
+        if process.is_alive():
+            process.kill()
+            results.append({"error": f"it is not measured within {_PATIENCE_SECONDS:.0f} s"})
+        elif result.exists():
+            results.append(json.loads(result.read_text()))
+        else:
+            results.append({"error": f"its measurement ended with {process.exitcode}"})
     if provenance.rank() == 0:
         write_text(out, json.dumps(results))
 
