@@ -138,7 +138,7 @@ def test_another_criterion_at_the_end_of_the_training_is_not_silently_missed(job
     options = ("callbacks=criterion", "callbacks.criterion.metric=val/accuracy", "trainer.max_steps=4", stages)
     run_job(job(*options))
     easier = "callbacks.criterion.at_least=1e-9"
-    with pytest.raises(UserError, match=r"had ended at step 4, and callbacks\.criterion\.at_least is not what it was"):
+    with pytest.raises(UserError, match=r"ended at step 4, and callbacks\.criterion\.at_least is not what it was"):
         run_job(job(*options, easier, "ckpt_path=last"))
 
 

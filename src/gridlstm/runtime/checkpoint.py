@@ -17,8 +17,8 @@ from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError, did_you_mean
 from gridlstm.options import TRAINED, role
+from gridlstm.runtime.compatibility import run_directory
 from gridlstm.runtime.intact import check_intact
-from gridlstm.runtime.resume import run_directory
 from gridlstm.runtime.stored import read_config
 from gridlstm.runtime.trust import check_trusted
 from gridlstm.tasks.base import Task

@@ -19,23 +19,24 @@ from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run, build, check_monitors
 from gridlstm.runtime.checkpoint import data_state, load_content, load_weights
 from gridlstm.runtime.clock import Clock
+from gridlstm.runtime.compatibility import other_network
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
 from gridlstm.runtime.interruption import exit_status, trained
 from gridlstm.runtime.match import match_size
+from gridlstm.runtime.plan import Plan, decide
 from gridlstm.runtime.preflight import check, unread_rate, unused_network_options
 from gridlstm.runtime.progress_file import best_checkpoint
 from gridlstm.runtime.ranks import Ranks
 from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
-from gridlstm.runtime.resume import check_fresh, check_resume, is_own, other_network, resume_from, trained_to_end
 from gridlstm.runtime.trust import foreign_targets, trust_option
 
 log = logging.getLogger(__name__)
 
 
 def run_job(cfg: DictConfig) -> float:
-    """Runs the stages of one job in ``cfg.run.dir``.
+    """Run the stages of one job in ``cfg.run.dir``.
 
     Returns:
         The best value of the monitored metric (for ``stages=[test]``, its test value), which a sweep optimises.
@@ -46,40 +47,13 @@ def run_job(cfg: DictConfig) -> float:
     check(cfg)
     quiet()
     match_size(cfg)
-    checkpoint = resume_from(cfg)
-    if checkpoint is not None:
-        check_resume(cfg, checkpoint)
-    elif cfg.ckpt_path == "last":
-        log.info("no checkpoint in %s yet: starting from scratch", cfg.run.dir)
-    goes_on = checkpoint is not None and is_own(cfg, checkpoint)
-    if not goes_on:
-        check_fresh(cfg)
-    with recording(cfg, goes_on) as record, _sentences():
-        L.seed_everything(cfg.seed, workers=True, verbose=False)
-        run = build(cfg)
-        check_monitors(cfg, run.task)
-        best = None
-        if goes_on and checkpoint is not None:
-            best = trained_to_end(cfg, checkpoint, record.earlier)
-        if checkpoint is not None:
-            _take_up(cfg, run, checkpoint, goes_on, trains="fit" in cfg.stages and best is None)
-        if cfg.init_from is not None and checkpoint is None:
-            origin = Path(cfg.init_from).expanduser()
-            init_from(run.task, run.data, origin)
-            _warn_of_other_network(cfg, origin)
-        callbacks: list[L.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]  # set, but not annotated
-        # Not before all ranks have read in the directory whether there is something left to train.
-        callbacks.insert(0, Ranks(lambda: _begin(cfg, record, trains=best is None)))
-        record.fields |= describe(run)
-        for logger in run.trainer.loggers:
-            if isinstance(logger, CSVLogger) and "fit" in cfg.stages and not goes_on:
-                logger.start_over()
-            logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
-        record.refused = False
-        _announce(cfg, run, record)
-        _warn(cfg, run)
+    plan = decide(cfg)
+    cfg.run.leg = plan.leg
+    log.info("%s", plan)
+    with recording(cfg, plan) as record, _sentences():
+        run = _prepare(cfg, plan, record)
         try:
-            score = _run_stages(cfg, run, record, checkpoint, best)
+            score = _run_stages(cfg, run, record, plan)
         except BaseException as error:
             _finish_loggers(run, record, error)
             if status_after(error) == "interrupted":  # Lightning makes 1 of it, as of a failure
@@ -114,20 +88,48 @@ def _sentences() -> Iterator[None]:
         ) from error
 
 
-def _take_up(cfg: DictConfig, run: Run, checkpoint: Path, goes_on: bool, trains: bool) -> None:
-    """Fills the network with a checkpoint's weights.
+def _prepare(cfg: DictConfig, plan: Plan, record: Record) -> Run:
+    """Build a run, fill its network with the weights that the plan names, and begin its logs.
+
+    Raises:
+        UserError: a part refuses its options, or the weights do not fit.
+    """
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    run = build(cfg)
+    check_monitors(cfg, run.task)
+    if plan.checkpoint is not None:
+        _restore(cfg, run, plan, plan.checkpoint)
+    if plan.init_from is not None:
+        init_from(run.task, run.data, plan.init_from)
+        _warn_of_other_network(cfg, plan.init_from)
+    callbacks: list[L.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]  # set, but not annotated
+    # Not before all ranks have read in the directory whether there is something left to train.
+    callbacks.insert(0, Ranks(lambda: _begin(cfg, record, plan)))
+    record.fields |= describe(run)
+    for logger in run.trainer.loggers:
+        if isinstance(logger, CSVLogger) and plan.trains and not plan.continues:
+            logger.start_over()
+        logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
+    record.refused = False
+    _announce(cfg, run, record)
+    _warn(cfg, run)
+    return run
+
+
+def _restore(cfg: DictConfig, run: Run, plan: Plan, checkpoint: Path) -> None:
+    """Fill the network with a checkpoint's weights.
 
     Raises:
         UserError: they are of another network, or of other data than are to be trained on, or tested as the run's own;
             or there is no time left to train.
     """
     content = load_content(checkpoint)
-    if (goes_on or "fit" in cfg.stages) and (state := data_state(cfg, content)):
+    if (plan.continues or plan.trains) and (state := data_state(cfg, content)):
         run.data.check_goes_on(state)
     load_weights(run.task, content["state_dict"])
-    if trains:
+    if plan.trains:
         _check_time_left(run, content)
-    if not goes_on:
+    if not plan.continues:
         _warn_of_other_network(cfg, checkpoint)
 
 
@@ -149,49 +151,28 @@ def _warn_of_other_network(cfg: DictConfig, checkpoint: Path) -> None:
             log.warning("  %s", line)
 
 
-def _begin(cfg: DictConfig, record: Record, trains: bool) -> None:
-    """Writes what is run now, and takes back what an earlier leg said of other weights."""
+def _begin(cfg: DictConfig, record: Record, plan: Plan) -> None:
+    """Write what is run now, and take back what an earlier leg said of other weights."""
     if "fit" not in cfg.stages:
         return
     if provenance.rank() == 0:
         write_config(cfg)
-    if trains:
+    if plan.trains:
         for name in ("test", "trained_to_end"):
             record.fields.pop(name, None)
         record.write()
 
 
-def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | None, best: Path | None) -> float:
-    """Trains and tests.
-
-    Args:
-        checkpoint: to go on from, or to test.
-        best: of a run that has trained to its end already.
-    """
+def _run_stages(cfg: DictConfig, run: Run, record: Record, plan: Plan) -> float:
+    """Train and test; return the score."""
     score: float | None = None
-    weights = None if checkpoint is None else str(checkpoint)
-    if "fit" in cfg.stages and best is not None:
-        log.info(
-            "training had ended at step %d: %s left (a larger trainer.max_steps or max_time trains on)",
-            record.fields["steps"],
-            "the test alone is" if "test" in cfg.stages else "nothing is",
-        )
-        score, weights = record.fields["best"][cfg.task.monitor], str(best)
+    weights = None if plan.checkpoint is None else str(plan.checkpoint)
+    if plan.best is not None:
+        score, weights = record.fields["best"][cfg.task.monitor], str(plan.best)
         record.fields["best"]["checkpoint"] = weights  # the directory may have moved
-    elif "fit" in cfg.stages:
-        start = time.monotonic()
-        try:
-            run.trainer.fit(run.task, run.data, ckpt_path=weights)
-        finally:  # how far it came is of interest also where it went no further
-            record.fields |= _trained(cfg, run, record, time.monotonic() - start)
-            if trained(run.trainer):
-                record.fields["trained_to_end"] = True
-            if not solved(run.trainer):  # an earlier leg may have had a criterion
-                record.fields.pop("samples_to_solve", None)
-        score, weights = _best(cfg, run)
-        record.fields |= {"best": {cfg.task.monitor: score, "checkpoint": weights}, "score": score}
-        record.write()  # before the test, which may be long
-    if "test" in cfg.stages:
+    elif plan.trains:
+        score, weights = _train(cfg, run, record, weights)
+    if plan.tests:
         log.info("testing %s", _short(weights) if weights else "the final weights")
         run.trainer.test(run.task, run.data, ckpt_path=weights, verbose=False)
         tested = {name: value for name, value in metrics(run).items() if name.startswith("test/")}
@@ -200,6 +181,23 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, checkpoint: Path | No
     assert score is not None, "check refuses a job without stages"
     record.fields.setdefault("score", score)
     return score
+
+
+def _train(cfg: DictConfig, run: Run, record: Record, checkpoint: str | None) -> tuple[float, str | None]:
+    """Train, record how far the training came, and return the best score and its checkpoint."""
+    start = time.monotonic()
+    try:
+        run.trainer.fit(run.task, run.data, ckpt_path=checkpoint)
+    finally:  # how far it came is of interest also where it went no further
+        record.fields |= _trained(cfg, run, record, time.monotonic() - start)
+        if trained(run.trainer):
+            record.fields["trained_to_end"] = True
+        if not solved(run.trainer):  # an earlier leg may have had a criterion
+            record.fields.pop("samples_to_solve", None)
+    score, weights = _best(cfg, run)
+    record.fields |= {"best": {cfg.task.monitor: score, "checkpoint": weights}, "score": score}
+    record.write()  # before the test, which may be long
+    return score, weights
 
 
 def _trained(cfg: DictConfig, run: Run, record: Record, seconds: float) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from gridlstm.compose import as_typed
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
 from gridlstm.runtime.build import Run
-from gridlstm.runtime.legs import earlier_result, last_checkpoint
+from gridlstm.runtime.legs import last_checkpoint
+from gridlstm.runtime.plan import Plan
 from gridlstm.strict_json import read_json
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,14 @@ class Record:
     keeps what its earlier legs recorded until it knows better; seconds add up.
     """
 
-    def __init__(self, dir: Path, cfg: DictConfig, goes_on: bool) -> None:
+    def __init__(self, dir: Path, cfg: DictConfig, plan: Plan) -> None:
         self.dir = dir
         self.start = time.monotonic()
         self.refused = True
         """Until it is known that the run can go on: what is refused before leaves the record of earlier legs."""
-        self.earlier = earlier_result(dir) if goes_on else {}
-        before = read_json(dir / "result.json") if goes_on else {}
-        self._ended = {name: before[name] for name in ("status", "error") if name in before}
+        self.earlier = plan.earlier
+        before = read_json(dir / "result.json") if plan.continues else {}
+        self._ended: dict[str, Any] = {name: before[name] for name in ("status", "error") if name in before}
         self.fields: dict[str, Any] = {
             **self.earlier,
             "status": "running",
@@ -49,6 +50,7 @@ class Record:
             "experiment": cfg.run.group,
             "seed": cfg.seed,
             "monitor": cfg.task.monitor,
+            "legs": plan.leg,
         }
 
     def write(self) -> None:
@@ -58,7 +60,7 @@ class Record:
 
     def write_back(self) -> None:
         """Writes what the earlier legs recorded."""
-        self._write(self.earlier | self._ended)
+        self._write(dict(self.earlier) | self._ended)
 
     def _write(self, fields: Mapping[str, Any]) -> None:
         if provenance.rank() == 0:
@@ -84,24 +86,21 @@ def write_config(cfg: DictConfig) -> None:
 
 
 @contextmanager
-def recording(cfg: DictConfig, goes_on: bool) -> Iterator[Record]:
-    """Yields the record, and writes result.json with status completed, interrupted or failed.
-
-    Args:
-        goes_on: this run takes up what is in its directory.
+def recording(cfg: DictConfig, plan: Plan) -> Iterator[Record]:
+    """Yield the record, and write result.json with status completed, interrupted or failed.
 
     Raises:
         UserError: another run is using the directory.
     """
     directory = Path(cfg.run.dir)
     alone = only_writer(directory / ".lock", "run", "hydra.run.dir") if provenance.rank() == 0 else nullcontext()
-    with alone, _recording(cfg, directory, goes_on) as record:
+    with alone, _recording(cfg, directory, plan) as record:
         yield record
 
 
 @contextmanager
-def _recording(cfg: DictConfig, directory: Path, goes_on: bool) -> Iterator[Record]:
-    record = Record(directory, cfg, goes_on)
+def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]:
+    record = Record(directory, cfg, plan)
     if provenance.rank() == 0 and not (directory / "config.yaml").exists():
         write_config(cfg)  # so that a run that cannot be built leaves it too; an older one is not overwritten yet
     record.write()

@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 
 from gridlstm.errors import UserError
-from gridlstm.runtime.legs import last_checkpoint
 from gridlstm.runtime.provenance import rank
 from gridlstm.runtime.wandb_account import logged_in, run_id, unreachable
 
@@ -102,7 +101,7 @@ def make_logger(
     dir: str,
     mode: Literal["auto", "online", "offline", "disabled"],
     tags: list[str],
-    ckpt_path: str | None = None,
+    leg: int = 1,
 ) -> OneRunWandbLogger:
     """One W&B run for one run directory, which a run that is resumed there goes on in, wherever it has moved to.
 
@@ -112,7 +111,7 @@ def make_logger(
         mode: "auto" is the environment variable WANDB_MODE where set, else online where an API key is stored and W&B
             can be reached, else offline; "disabled" logs nothing. Nothing ever asks for an account. Checkpoints are not
             uploaded: those of a sweep would fill one. Where they lie stands in the run's summary.
-        ckpt_path: the job's. "last" or a checkpoint of the directory goes on with its W&B run, others begin a new one.
+        leg: of the run, see ``gridlstm.runtime.plan.Plan``. From the second on it continues the directory's W&B run.
 
     Raises:
         UserError: there is no such mode, or online was asked for without an API key or a way to W&B.
@@ -147,7 +146,7 @@ def make_logger(
         tags=tags,
         save_dir=str(directory),
         # The other ranks have no W&B run.
-        id=run_id(directory, _goes_on(directory, ckpt_path)) if rank() == 0 else None,
+        id=run_id(directory, leg > 1) if rank() == 0 else None,
         resume="allow" if mode == "online" else None,
         # To wandb itself: Lightning's own "offline" would set WANDB_MODE for the rest of the process.
         mode=mode,
@@ -156,13 +155,3 @@ def make_logger(
     # Lightning 2.6 always passes an option that wandb 0.31 has retired, with a warning in every run.
     del logger._wandb_init["anonymous"]
     return logger
-
-
-def _goes_on(directory: Path, ckpt_path: str | None) -> bool:
-    """Whether the job takes up a checkpoint of its own directory."""
-    if ckpt_path is None:
-        return False
-    if ckpt_path == "last":
-        return last_checkpoint(directory) is not None
-    checkpoint = Path(ckpt_path).expanduser().resolve()
-    return checkpoint.exists() and checkpoint.is_relative_to(directory)
