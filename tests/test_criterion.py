@@ -107,7 +107,7 @@ def test_an_unknown_metric_is_refused(job: Job) -> None:
     [
         ("callbacks.criterion.at_least=1.5", "at_least must be above 0 and at most 1, got 1.5"),
         ("trainer.limit_val_batches=1", "limit_val_batches=1 leaves some out: .* task.data.num_val"),
-        ("trainer.limit_train_batches=5", "limit_train_batches=5 would train on the same batches again"),
+        ("+trainer.limit_train_batches=5", r"trainer\.limit_train_batches is no option: .* debug=overfit"),
         ("task.data.num_val=0", "num_val"),
     ],
 )

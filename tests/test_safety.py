@@ -239,7 +239,9 @@ def test_a_trained_network_may_get_worse_before_it_gets_better(job: Job, tmp_pat
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(job: Job, tmp_path: Path) -> None:
     run_job(job(*STEPS))
     before = last(tmp_path / "run")
-    with pytest.raises(UserError, match="holds the checkpoints of an earlier run. Give ckpt_path=last to continue it"):
+    with pytest.raises(
+        UserError, match=r"holds the checkpoints of an earlier run\. Give ckpt_path=last to continue it"
+    ):
         run_job(job(*STEPS))
     assert last(tmp_path / "run")["global_step"] == before["global_step"]
     assert result(tmp_path / "run")["status"] == "completed"

@@ -379,16 +379,14 @@ def like_gpu(B: int, size: int) -> Tensor:
     return torch.empty(0, B, size, device="meta")
 
 
-def test_half_steps_are_picked_where_starting_a_product_takes_longer_than_the_product(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("block", [(400, False), (400, True), (16, True)])
+def test_no_sweep_is_picked_on_a_device_where_it_was_never_measured(
+    monkeypatch: pytest.MonkeyPatch, block: tuple[int, bool]
 ) -> None:
     monkeypatch.setattr(dispatch, "taken_apart", lambda like: False)
-    priority = Block((LSTM(), LSTM()), (400, 400), ((0,), (1,)))
-    assert sweep_named("auto", priority, (49, 18), like_gpu(15, 400)) is SWEEPS["half-step"]
-    assert sweep_named("auto", priority, (49, 18), like_gpu(1500, 400)) is SWEEPS["wavefront"]
-    assert sweep_named("auto", priority, (49, 18), torch.empty(0, 15, 400)) is SWEEPS["wavefront"]
-    without = Block((LSTM(), LSTM()), (400, 400), ((0, 1),))
-    assert sweep_named("auto", without, (49, 18), like_gpu(15, 400)) is SWEEPS["wavefront"]
+    size, untied = block
+    priority = Block((LSTM(), LSTM()), (size, size), ((0,), (1,)), (1,) if untied else ())
+    assert sweep_named("auto", priority, (49, 18), like_gpu(15, size)) is SWEEPS["wavefront"]
 
 
 def test_half_steps_refuse_what_they_cannot_do() -> None:

@@ -84,9 +84,10 @@ class VariationalDropout(Dropout):
 
 @dataclass(frozen=True)
 class FrameDropout(Regularizer):
-    """Per-frame dropout with a schedule (Cheng, Povey et al. 2017): one number decides about a whole vector h.
+    """Dropout of whole vectors with the schedule of Cheng, Povey et al. 2017: one number a step decides.
 
-    The vector that products read is zero with probability p and unchanged otherwise, without rescaling, as in Kaldi.
+    The vector h that the matrix products read is zero with probability p and unchanged otherwise, without rescaling.
+    Kaldi's per-frame dropout differs: it zeroes the gates i, f and o of a frame, each by a number of its own.
 
     Args:
         schedule: (share of training done, p) pairs with rising shares; p is linear in between.

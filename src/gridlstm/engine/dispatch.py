@@ -67,10 +67,7 @@ def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Ten
     if taken_apart(like):
         return scan
     if name == "auto":
-        if _prefers_layers(block, extents, like):
-            name = "layer-major"
-        else:
-            name = "half-step" if _prefers_half_steps(block, extents, like) else "wavefront"
+        name = "layer-major" if _prefers_layers(block, extents, like) else "wavefront"
         _log_once(f"sweep: {name} (auto)")
     return SWEEPS[name]
 
@@ -104,34 +101,18 @@ def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:
     """Untied weights leave a diagonal with products of B rows each, where a layer has one with all its rows.
 
     But a layer takes as many steps, one after the other, as a whole grid of diagonals: it pays only where a step's
-    arithmetic outweighs its start.
+    arithmetic outweighs its start. That was measured on CPUs alone.
     """
-    if not block.untied or not layer_major_fits(block):
+    if not block.untied or not layer_major_fits(block) or like.device.type != "cpu":
         return False
-    width = sum(block.sizes[:-1])
-    return _product_flops(extents[:-1], like, width, 4 * width) > STEP_FLOPS.get(like.device.type, 1e9)
+    width, (*outer, _) = sum(block.sizes[:-1]), extents
+    blocks_at_once = prod(outer) / (sum(outer) - len(outer) + 1)  # of a diagonal of average length
+    return 2 * like.shape[-2] * blocks_at_once * width * 4 * width > STEP_FLOPS
 
 
-def _prefers_half_steps(block: Block, extents: Sequence[int], like: Tensor) -> bool:
-    """Half-steps save starts at the price of more, smaller products. A CPU, which computes one after the other in any
-    case, loses 0 to 19 % (4x16 T20 B1 to 43x100 T42 B15).
-    """
-    if like.device.type == "cpu" or not half_step_fits(block):
-        return False
-    width = sum(block.sizes)
-    return _product_flops(extents, like, width, 2 * width) < STEP_FLOPS.get(like.device.type, 1e9)
-
-
-def _product_flops(extents: Sequence[int], like: Tensor, inputs: int, outputs: int) -> float:
-    """Of the product of a diagonal of average length."""
-    blocks_at_once = prod(extents) / (sum(extents) - len(extents) + 1)
-    return 2 * like.shape[-2] * blocks_at_once * inputs * outputs
-
-
-# Arithmetic that takes as long as starting an operation, 10 microseconds. On a CPU at 100 GF/s, as measured (10x32 T20
-# B1 untied: diagonals 2.6 times as fast; 20x64 T12 B15: equal; 43x100 T42 B15: layers 1.3 times); elsewhere an
-# estimate, at 100 TF/s.
-STEP_FLOPS = {"cpu": 1e6}
+# Arithmetic that takes as long as starting an operation, 10 microseconds, at a CPU's 100 GF/s (10x32 T20 B1 untied:
+# diagonals 2.6 times as fast; 20x64 T12 B15: equal; 43x100 T42 B15: layers 1.3 times).
+STEP_FLOPS = 1e6
 
 # Below, what a layer costs to set up decides: 15 rows of 45 units take 520 microseconds instead of 430 at 2 steps, 600
 # instead of 660 at 4. Cells whose gradient is left to autograd are as fast or up to 3 times faster in the plain loop.

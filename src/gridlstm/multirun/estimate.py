@@ -187,7 +187,6 @@ def _measurable(config: DictConfig, demand: Demand) -> dict[str, Any]:
         "trainer": plain["trainer"]
         | {
             "max_steps": -1,
-            "max_epochs": -1,
             "max_time": None,
             "val_check_interval": 10**9,
             "accelerator": accelerator if demand.gpus or accelerator == "auto" else "cpu",

@@ -34,7 +34,7 @@ def thinned(curve: Curve) -> Curve:
 
 
 def best_ten(table: Table) -> list[Run]:
-    """The ten best runs of each kind of network, as in the paper's figures; all where there are but few in all."""
+    """Return the ten best runs of each kind of network, or all where there are few."""
     if sum(len(group.runs) for group in table.groups) <= _FEW:
         return [run for group in table.groups for run in group.runs]
 

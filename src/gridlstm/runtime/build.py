@@ -38,6 +38,17 @@ _SYNC_BUFFERS = next(
 )
 
 
+FIXED: dict[str, Any] = {
+    # The training data has no epochs, and validations are counted in its batches.
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "limit_train_batches": None,
+    # Data modules divide the global batch over the ranks: Lightning's sampler would reshuffle ordered streams.
+    "use_distributed_sampler": False,
+}
+"""What every trainer is made with, whatever the configuration says."""
+
+
 class Run(NamedTuple):
     """What a run is made of."""
 
@@ -75,6 +86,7 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
         # A node set to null is left out: callbacks.learning_curve=null.
         callbacks=[_make(cfg, f"callbacks.{name}")() for name in _callbacks(cfg)] + clock,
         max_time=None,
+        **FIXED,
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
         plugins=AtomicCheckpointIO(),
     )

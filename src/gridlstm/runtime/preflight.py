@@ -137,6 +137,8 @@ def _check_clock(max_time: Any) -> None:
 
 
 def _check_trainer(cfg: DictConfig) -> None:
+    from gridlstm.runtime.build import FIXED
+
     trainer = cfg.trainer
     for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
         if type(value := trainer[name]) is int and value < 1:
@@ -168,21 +170,12 @@ def _check_trainer(cfg: DictConfig) -> None:
         )
     if trainer.limit_test_batches == 0 and "test" in cfg.stages:
         raise UserError("trainer.limit_test_batches=0 leaves nothing to test: give stages=[fit] instead.")
-    if trainer.limit_train_batches not in (None, 1.0) or type(trainer.limit_train_batches) is int:
-        raise UserError(
-            f"trainer.limit_train_batches={trainer.limit_train_batches} would train on the same batches again and "
-            f"again: trainer.max_steps ends a training early, debug=overfit repeats three batches."
-        )
-    if trainer.max_epochs not in (None, -1) and not trainer.overfit_batches:
-        raise UserError(
-            f"trainer.max_epochs={trainer.max_epochs} would never be reached, for the training data has no end: "
-            f"give trainer.max_steps, or trainer.max_time."
-        )
-    if trainer.check_val_every_n_epoch not in (None, 1) and not trainer.overfit_batches:
-        raise UserError(
-            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} would never be reached, for the "
-            f"training data has no end, and nothing be validated or kept: give task.val_every."
-        )
+    for name in FIXED:
+        if name in trainer:
+            raise UserError(
+                f"trainer.{name} is no option: the training data has no end and is divided over the ranks already. "
+                f"End a training by trainer.max_steps or trainer.max_time, or repeat three batches by debug=overfit."
+            )
     if (clip := trainer.gradient_clip_val) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
 
