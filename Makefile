@@ -7,13 +7,14 @@ ARGS ?=
 # As many processes as there are cores; they take over one another's tests at the end. ARGS="-n 0" for one.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test test-slow lint list bench clean
+.PHONY: help train test test-slow lint generated list bench clean
 
 help:
 	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; a minute by default"
 	@echo "make test                                     lint, types and the tests (without those marked slow)"
 	@echo "make test-slow                                the tests marked slow"
 	@echo "make lint                                     ruff and mypy"
+	@echo "make generated                                write docs/models.md, docs/configuration.md, conf/models.txt and the parameters on record"
 	@echo "make list                                     models and tasks that go together, and their parameters"
 	@echo "make bench                                    speed of the sweeps; half an hour"
 
@@ -37,6 +38,10 @@ test: lint
 
 test-slow: $(VENV)/installed
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+generated: $(VENV)/installed
+	@$(BIN)/python -m gridlstm.list --write
+	@PYTHONPATH=. $(BIN)/python -m tests.test_models
 
 list: $(VENV)/installed
 	@$(BIN)/python -m gridlstm.list $(ARGS)

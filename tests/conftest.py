@@ -144,7 +144,7 @@ def job_in(text_file: Path) -> Callable[..., DictConfig]:
         picture: bool = False,
     ) -> DictConfig:
         text = [f"task.path={text_file}"] if task == "text" else []
-        cfg = deepcopy(_composed(f"task={task}", f"model={model}", *TOY, *TOY_TASKS[task], *text, *overrides))
+        cfg = deepcopy(_composed(f"task={task}", f"model={model}", *TOY, *TOY_TASKS.get(task, []), *text, *overrides))
         cfg.run.task, cfg.run.model, cfg.run.group = task, model, "test"
         cfg.run.dir = str(root / directory)
         if task == "text" and cfg.task.data.cache_dir is None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import PATIENCE, TOY_TASKS, compose, run_python
+from tests.conftest import PATIENCE, compose, run_python
 
 from gridlstm import list as listing
 from gridlstm.compose import CONF, MATRIX, choices, compose_model
@@ -20,7 +20,8 @@ from gridlstm.runtime.fit import fits
 from gridlstm.runtime.preflight import check
 
 MODELS = choices("model")
-TASKS = sorted(set(TOY_TASKS) - {"hub"})  # which needs a data set, and is for the models what text is
+TASKS = sorted(set(choices("task")) - {"enwik8", "text8", "penn_treebank", "hub"})
+"""Those that make or need no data set of their own; for the models the others are what text is."""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,7 @@ def test_models_of_the_users_own_are_judged_by_their_base(job: Callable[..., Dic
 def test_what_is_written_is_up_to_date() -> None:
     """Otherwise: python -m gridlstm.list --write"""
     assert MATRIX.read_text() == listing.matrix()
+    assert listing.OPTIONS_PAGE.read_text() == listing.options_page()
     page = listing.PAGE.read_text()
     assert MATRIX.read_text() in page.replace("\n```\n", "\n")
     table = dict(re.findall(r"^(\| `(\w+)` \| .* \|)$", page, re.MULTILINE))

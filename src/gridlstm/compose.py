@@ -40,6 +40,12 @@ def _whole_steps(batches: object, _root_: DictConfig) -> object:
     return math.ceil(batches / accumulated) * accumulated
 
 
+def _models_for(task: str) -> str:
+    head, *rows = (line.split() for line in MATRIX.read_text().splitlines())
+    column = 1 + head.index(task)
+    return ",".join(row[0] for row in rows if row[column] != "-")
+
+
 def _positive(value: object) -> int:
     """Itself, or 1 for what whoever takes the value will refuse."""
     return value if type(value) is int and value > 0 else 1
@@ -48,6 +54,8 @@ def _positive(value: object) -> int:
 # ${gridlstm.batches:N} and ${gridlstm.steps:N}: so many of a run's batches, or steps of its optimiser, are N samples.
 OmegaConf.register_new_resolver("gridlstm.batches", _batches, replace=True)
 OmegaConf.register_new_resolver("gridlstm.steps", _steps, replace=True)
+# ${gridlstm.models_for:TASK}: the models that go with a task, for a sweep over all of them.
+OmegaConf.register_new_resolver("gridlstm.models_for", _models_for, replace=True)
 # ${gridlstm.whole_steps:N}: N batches, or the next number that ends with a step of the optimiser.
 OmegaConf.register_new_resolver("gridlstm.whole_steps", _whole_steps, replace=True)
 

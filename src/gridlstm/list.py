@@ -19,9 +19,10 @@ USAGE = """python -m gridlstm.list [--write]
 
 Prints the models and tasks of conf/ that go together, with the parameters of the model at the task's default size.
 
-  --write   into conf/models.txt, which train.py --help shows, and with a table of costs into docs/models.md"""
+  --write   into conf/models.txt, which train.py --help shows, docs/models.md and docs/configuration.md"""
 
 PAGE = CONF.parent / "docs" / "models.md"
+OPTIONS_PAGE = CONF.parent / "docs" / "configuration.md"
 
 SYMBOLS = 205
 """Assumed of a text that has not been read: those of enwik8."""
@@ -88,13 +89,51 @@ def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
         cfg.model = node
         cfg.model.hidden_size, cfg.model.num_layers = HIDDEN_SIZE, NUM_LAYERS
         state = make_task(cfg, spec).state_size
-        yield model, _comment(model), f"{count_parameters(cfg, spec):,}", f"{state:,}", f"{count_flops(cfg, spec):,}"
+        yield (
+            model,
+            _comment(CONF / "model" / f"{model}.yaml"),
+            f"{count_parameters(cfg, spec):,}",
+            f"{state:,}",
+            f"{count_flops(cfg, spec):,}",
+        )
 
 
-def _comment(model: str) -> str:
-    """The lines at the top of a model's file, as one."""
-    lines = (CONF / "model" / f"{model}.yaml").read_text().splitlines()
+def _comment(file: Path) -> str:
+    """Return the lines at the top of a file of conf/ as one."""
+    lines = [line for line in file.read_text().splitlines() if line != "# @package _global_"]
     return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+GROUPS = {
+    "model": "The network. Its options: `model.hidden_size`, `model.num_layers`, `model.tied`, …",
+    "transform": "The cell along a dimension: `transform@model.time=…`, `transform@model.depth=…`.",
+    "task": "Data, objective and metric. `task.data.batch_size` is the global batch.",
+    "optimizer": "Its rate: `optimizer.lr`.",
+    "scheduler": "The learning rate over a training.",
+    "callbacks": "What happens beside a training: `callbacks=[default,early_stopping]`.",
+    "trainer": "Options of `lightning.Trainer`: length, precision, clipping, validation.",
+    "hardware": "Where a run computes. It changes no numbers, except what dropout draws on several ranks.",
+    "logger": "Where metrics go.",
+    "debug": "Short runs that look for faults.",
+    "experiment": "Whole comparisons, swept over by `-m`.",
+}
+"""The groups of conf/ and what each decides."""
+
+
+def options_page() -> str:
+    """Return docs/configuration.md."""
+    parts = []
+    for group, text in GROUPS.items():
+        files = sorted((CONF / group).rglob("*.yaml"))
+        rows = [(path.relative_to(CONF / group).with_suffix("").as_posix(), _comment(path)) for path in files]
+        table = "\n".join(f"| `{name}` | {says.replace('|', chr(92) + '|')} |" for name, says in rows)
+        parts.append(f"## {group}\n\n{text}\n\n| choice | |\n| --- | --- |\n{table}\n")
+    head = (
+        "# Configuration\n\nWritten by `python -m gridlstm.list --write`; a test compares. Choose a group's file by "
+        "`group=choice`, change an option by its path, such as `model.num_layers=6`. `python train.py --cfg job` shows "
+        "every option with its value; a misspelt one is refused with the nearest valid names.\n\n"
+    )
+    return head + "\n".join(parts)
 
 
 def page(matrix: str, rows: Iterable[Sequence[str]]) -> str:
@@ -148,6 +187,7 @@ def main() -> None:
         found = matrix()
         write_text(MATRIX, found)
         write_text(PAGE, page(found, costs(choices("model"))))
+        write_text(OPTIONS_PAGE, options_page())
 
 
 if __name__ == "__main__":
