@@ -69,6 +69,12 @@ def test_the_list_shows_which_models_go_with_which_task() -> None:
     assert found["grid2d"]["bars"] == "-"
 
 
+def test_the_image_classifier_of_the_docs_is_the_one_that_is_tested() -> None:
+    page = (PROJECT.parents[1] / "docs" / "extending.md").read_text()
+    block = page.split("An image classifier, whole:", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
+    assert block in (PROJECT / "own.py").read_text()
+
+
 def test_a_loss_of_another_kind_says_when_it_diverges(tmp_path: Path) -> None:
     run = build(job("sums", "grid2d", tmp_path))
     assert run.task.guessing_loss == 0

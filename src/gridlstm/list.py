@@ -1,8 +1,10 @@
 """Which model goes with which task, and what a model costs: ``python -m gridlstm.list``."""
 
+import argparse
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +12,11 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from gridlstm.atomic import write_text
-from gridlstm.compose import CONF, MATRIX, choices, compose, compose_model
+from gridlstm.compose import CONF, MATRIX, choices, compose, compose_model, with_directories
+from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
     from gridlstm.data.spec import DataSpec
-
-USAGE = """python -m gridlstm.list [--write]
-
-Prints the models and tasks of conf/ that go together, with the parameters of the model at the task's default size.
-
-  --write   into conf/models.txt, which train.py --help shows, docs/models.md and docs/configuration.md"""
 
 PAGE = CONF.parent / "docs" / "models.md"
 OPTIONS_PAGE = CONF.parent / "docs" / "configuration.md"
@@ -172,23 +169,35 @@ that is found is in the run's config.yaml. With `-m model=grid2d,stacked_lstm,tr
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where a pipe does, as in "| head"
-    arguments = sys.argv[1:]
-    if "-h" in arguments or "--help" in arguments:
-        print(USAGE)
-    elif not arguments:
-        print(matrix(), end="")
-    elif arguments != ["--write"]:
-        sys.exit(f"error: expected --write or nothing, got {' '.join(arguments)}.\n\n{USAGE}")
-    elif not Path(PAGE.parent).is_dir():
-        sys.exit(f"error: --write is for a checkout of the repository, and {PAGE.parent} is not there.")
-    else:
-        found = matrix()
-        write_text(MATRIX, found)
-        write_text(PAGE, page(found, costs(choices("model"))))
-        write_text(OPTIONS_PAGE, options_page())
+    parser = argparse.ArgumentParser(
+        prog="python -m gridlstm.list",
+        description="Print the models and tasks of conf/ that go together, with the parameters of the model at the "
+        "task's default size.",
+    )
+    parser.add_argument("--config-dir", type=Path, metavar="DIRECTORY", help="a directory of models and tasks of yours")
+    parser.add_argument(
+        "--write", action="store_true", help="write conf/models.txt, docs/models.md and docs/configuration.md"
+    )
+    given = parser.parse_args()
+    if given.write and given.config_dir:
+        parser.error("--write is for the repository's own models and tasks. Remove --config-dir.")
+    if given.write and not PAGE.parent.is_dir():
+        parser.error(f"--write is for a checkout of the repository, and {PAGE.parent} is not there.")
+    if not given.write:
+        with with_directories([given.config_dir]) if given.config_dir else nullcontext():
+            print(matrix(), end="")
+        return
+    found = matrix()
+    write_text(MATRIX, found)
+    write_text(PAGE, page(found, costs(choices("model"))))
+    write_text(OPTIONS_PAGE, options_page())
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, "")  # modules of the working directory, for --config-dir
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
