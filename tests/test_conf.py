@@ -177,7 +177,7 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
     file: str, end: int, tmp_path: Path, text_file: Path
 ) -> None:
     point = [f"{o.get_key_element()}={list(o.sweep_string_iterator())[end]}" for o in sweep(file)]
-    small = ["model.hidden_size=3", "task.network.num_layers=2", "logger=csv", "hardware=cpu"]
+    small = ["model.hidden_size=8", "task.network.num_layers=2", "logger=csv", "hardware=cpu"]
     swept = [f"run.model={part.removeprefix('model=')}" for part in point if part.startswith("model=")]
     data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path}"] if len(choice(file)) > 1 else []
     if "enwik8" in (CONF / f"{file}.yaml").read_text():  # proof of being genuine holds for any file
