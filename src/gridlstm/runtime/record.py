@@ -50,7 +50,7 @@ class Record:
             "experiment": cfg.run.group,
             "seed": cfg.seed,
             "monitor": cfg.task.monitor,
-            "legs": plan.leg,
+            "legs": plan.leg if plan.trains or plan.tests else plan.earlier.get("legs", 1),
         }
 
     def write(self) -> None:
