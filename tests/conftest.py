@@ -149,7 +149,7 @@ def job_in(text_file: Path) -> Callable[..., DictConfig]:
         cfg.run.dir = str(root / directory)
         if task == "text" and cfg.task.data.cache_dir is None:
             cfg.task.data.cache_dir = str(root / "cache")
-        if not picture and not any("learning_curve" in override for override in overrides):
+        if not picture and "learning_curve" in cfg.callbacks and "learning_curve" not in " ".join(overrides):
             cfg.callbacks.learning_curve = None
         return cfg
 

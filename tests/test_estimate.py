@@ -120,6 +120,7 @@ def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:
         assert run.trainer.global_step == 60
         return time.perf_counter() - start
 
+    seconds(limit_val_batches=0)  # builds and caches
     taken = seconds(limit_val_batches=0)
     config.trainer.max_steps, config.trainer.limit_val_batches = -1, None
     found = measure(config)

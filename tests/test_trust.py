@@ -86,7 +86,7 @@ def test_what_an_evaluation_does_not_need_is_not_made(plant: Any, tmp_path: Path
         ("task.data.nested", "torch.load"),
         ("model.time", "gridlstm.data.corpus.zlib.decompress"),
         ("model.time", "gridlstm.models.base.torch.load"),
-        ("model.time", "gridlstm.tasks.base.tree_map"),
+        ("model.time", "gridlstm.tasks.sequence.tree_map"),
         ("model.time", "gridlstm.multirun.process_tree.ProcessTree"),
     ],
 )

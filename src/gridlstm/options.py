@@ -18,7 +18,7 @@ class Role(Enum):
     SEED = "random numbers: runs that differ in nothing else are repetitions of one experiment"
     START = "the weights that a training starts from"
     TRAINING = "how a training changes the weights"
-    LENGTH = "when a training validates and when it ends; may change on a resume"
+    LENGTH = "how a training is judged and when it ends; may change on a resume"
     EVALUATION = "what a trained network is tested on, which its training never sees"
     SPEED = "how fast the same numbers are computed"
     SOURCE = "which text, by a name or path; its checksum tells whether another name is another text"
@@ -45,8 +45,8 @@ ROLES: dict[str, Role] = {
     "task.lr": Role.TRAINING,
     "task.max_steps": Role.LENGTH,
     "task.val_every": Role.LENGTH,
-    "task.monitor": Role.TRAINING,  # it chooses the best weights
-    "task.mode": Role.TRAINING,
+    "task.monitor": Role.LENGTH,
+    "task.mode": Role.LENGTH,
     "task.path": Role.SOURCE,
     "task.data": Role.DATA,
     "task.data.seed": Role.SEED,
@@ -60,7 +60,7 @@ ROLES: dict[str, Role] = {
     "task.data.curriculum": Role.TRAINING,
     "task.data.density": Role.TRAINING,
     "task.data.max_words": Role.TRAINING,
-    "task.data.val_symbols": Role.TRAINING,  # by which the best weights are chosen
+    "task.data.val_symbols": Role.LENGTH,
     "task.data.num_test": Role.EVALUATION,
     "task.data.test_digits": Role.EVALUATION,
     "data_dir": Role.PLACE,
