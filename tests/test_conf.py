@@ -18,12 +18,14 @@ from tests.conftest import compose
 
 from gridlstm.compose import choices, compose_model
 from gridlstm.data.addition import AdditionData
-from gridlstm.data.enwik8 import Enwik8Data, Text8Data
-from gridlstm.data.hub import HubTextData
+from gridlstm.data.enwik8 import Enwik8
+from gridlstm.data.hub import Hub
 from gridlstm.data.memorization import MemorizationData
 from gridlstm.data.parity import ParityData
-from gridlstm.data.penn_treebank import PennTreebankData
+from gridlstm.data.penn_treebank import PennTreebank
 from gridlstm.data.text import TextData
+from gridlstm.data.text8 import Text8
+from gridlstm.data.text_file import File
 from gridlstm.errors import UserError
 from gridlstm.models.base import VectorModel
 from gridlstm.options import find, leaves
@@ -48,7 +50,7 @@ def choice(file: str) -> list[str]:
     )
     extra = ["task.path=some.txt"] if needs_text else []
     if file == "task/hub":
-        extra = ["task.data.name=some/name"]
+        extra = ["task.name=some/name"]
     if file == "scheduler/epoch_decay":  # what a run's data says
         extra = ["scheduler.steps_per_epoch=1", "scheduler.first_epoch=1"]
     if group.startswith("experiment"):
@@ -153,15 +155,17 @@ def test_every_target_is_importable() -> None:
         ("memorization", MemorizationData),
         ("addition", AdditionData),
         ("parity", ParityData),
-        ("text", TextData),
-        ("enwik8", Enwik8Data),
-        ("text8", Text8Data),
-        ("penn_treebank", PennTreebankData),
-        ("hub", HubTextData),
+        ("text", File),
+        ("enwik8", Enwik8),
+        ("text8", Text8),
+        ("penn_treebank", PennTreebank),
+        ("hub", Hub),
     ],
 )
 def test_every_task_names_its_data(task: str, kind: type) -> None:
-    assert get_class(compose(f"task={task}").task.data._target_) is kind
+    data = compose(f"task={task}").task.data
+    assert get_class(data.source._target_ if "source" in data else data._target_) is kind
+    assert "source" not in data or get_class(data._target_) is TextData
 
 
 def sweep(file: str) -> list[Override]:
@@ -183,7 +187,10 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
     if "enwik8" in (CONF / f"{file}.yaml").read_text():  # proof of being genuine holds for any file
         content = text_file.read_bytes()
         data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path}", "task.data.stream_length=100"]
-        data += [f"task.data.size={len(content)}", f"task.data.sha256={hashlib.sha256(content).hexdigest()}"]
+        data += [
+            f"task.data.source.size={len(content)}",
+            f"task.data.source.sha256={hashlib.sha256(content).hexdigest()}",
+        ]
         data += ["task.data.splits=[0.9,0.05,0.05]"]
     run = build(compose(choice(file)[0], *point, *small, *names(file), *swept, f"run.dir={tmp_path}", *data))
     batch = run.data.on_after_batch_transfer(next(iter(run.data.val_dataloader())), 0)
@@ -255,8 +262,8 @@ def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
         ("trainer.precision=12", "trainer .*Precision 12 is invalid"),
         ("optimizer.lr=-1", r"optimizer \(torch.optim.Adam\): Invalid learning rate"),
         ("+model.color=red", r"model\.color does not exist: .*Grid2d has input_size, hidden_size"),
-        ("model.time.output=sideways", "model: output must be one of paper, standard, got 'sideways'"),
-        ("model.time.gain=-1", "model: gain must be above 0 and finite, got -1"),
+        ("model.time.output=sideways", "model.time.output must be one of paper, standard, got 'sideways'"),
+        ("model.time.gain=-1", "model.time.gain must be above 0 and finite, got -1"),
     ],
 )
 def test_a_wrong_value_is_named(job: Callable[..., DictConfig], option: str, message: str) -> None:

@@ -30,6 +30,7 @@ from gridlstm.data.corpus import Corpus, read_corpus
 from gridlstm.data.entropy import ngram_entropy
 from gridlstm.data.files import UNPACKED_ANYWAY
 from gridlstm.data.text import TextData
+from gridlstm.data.text_file import File
 from gridlstm.errors import UserError
 
 TEXT = ("Die Größe des Gitters ändert sich nicht.\n在網格中,每一維都有自己的記憶。\r\n🙂 end\n" * 40).encode()
@@ -189,7 +190,7 @@ def test_invalid_utf8_names_the_byte_and_the_way_out(
 ) -> None:
     monkeypatch.setattr(vocabulary_module, "CHUNK", chunk)
     path = write(tmp_path / "a.txt", content)
-    with pytest.raises(UserError, match=rf"not UTF-8 at byte offset {offset:,} .*task\.data\.level=byte"):
+    with pytest.raises(UserError, match=rf"not UTF-8 at byte offset {offset:,} .*level=byte"):
         read_corpus(path, "char", cache)
     assert len(read_corpus(path, "byte", cache).ids) == len(content)
 
@@ -211,8 +212,8 @@ def unreadable_files(directory: Path) -> dict[str, tuple[Path, str]]:
         "7z": b"7z\xbc\xaf\x27\x1c" + noise,
     }
     return {
-        "missing": (directory / "none.txt", r"No such file.*task\.path"),
-        "directory": (directory, r"is a directory: name a text file in it"),
+        "missing": (directory / "none.txt", "cannot be read: there is no such file.*path="),
+        "directory": (directory, "cannot be read: it is a directory"),
         "empty": (write(directory / "empty.txt", b""), "is empty"),
         "empty xz": (write(directory / "empty.xz", lzma.compress(b"")), "is empty"),
         "two members": (two, r"exactly one file, got 2: a\.txt, b\.txt"),
@@ -289,7 +290,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path, cache: Path) -> None:
 
 
 def test_an_unknown_level_is_refused(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(UserError, match="byte, char or word, got 'line'"):
+    with pytest.raises(ValueError, match=r"^level must be byte, char or word, got 'line'"):
         read_corpus(write(tmp_path / "a.txt", b"abc"), "line", cache)  # type: ignore[arg-type]
 
 
@@ -476,7 +477,7 @@ def test_counts_that_say_nothing_are_not_told(tmp_path: Path, caplog: pytest.Log
     text.write_text("all of this is text, " * 900)
     for path, words in ((random, None), (text, "own entropy: 3.327")):
         caplog.clear()
-        data = TextData(path, "byte", 2, 1, window=10, stream_length=20, cache_dir=tmp_path / "cache")
+        data = TextData(File(path), 2, 1, window=10, stream_length=20, cache_dir=tmp_path / "cache")
         data.setup("fit")
         assert (words in caplog.text) if words else ("entropy" not in caplog.text)
 
@@ -512,8 +513,11 @@ def test_all_but_the_most_frequent_words_are_unknown(tmp_path: Path, cache: Path
     assert found.ids.tolist() == [0, 2, 0, 1, 2, 0, 2, 1, 2]
     assert found.vocabulary.encode("a mouse").tolist() == [0, 2]
     assert len(read_corpus(path, "word", cache, max_words=6).vocabulary) == 6, "no limit is hit"
-    for level, limit in (("word", 1), ("char", 5)):
-        with pytest.raises(UserError, match="max_words must be null, or at level word at least 2"):
+    for level, limit, message in (
+        ("word", 1, "must be at least 2, got 1"),
+        ("char", 5, "must be left out at level=char, got 5"),
+    ):
+        with pytest.raises(ValueError, match=f"^max_words {message}"):
             read_corpus(path, level, cache, max_words=limit)  # type: ignore[arg-type]
 
 

@@ -28,9 +28,11 @@ from tqdm import tqdm
 
 from gridlstm.atomic import write_text
 from gridlstm.data.download import fetch, unzip_member
-from gridlstm.data.enwik8 import Enwik8Data, Text8Data
+from gridlstm.data.enwik8 import Enwik8
+from gridlstm.data.text import TextData
+from gridlstm.data.text8 import Text8
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import check_types
+from gridlstm.runtime.build import check_types, unread_data
 
 EXTRACT = "enwiki_xml_small/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
@@ -42,13 +44,11 @@ class Served(NamedTuple):
     archive: bytes
 
     def options(self) -> dict[str, Any]:
-        length = len(self.text)
         return {
             "zip_size": len(self.archive),
             "zip_sha256": hashlib.sha256(self.archive).hexdigest(),
-            "size": length,
+            "size": len(self.text),
             "sha256": hashlib.sha256(self.text).hexdigest(),
-            "splits": (length - length // 5, length // 10, length // 10),
         }
 
 
@@ -158,9 +158,9 @@ def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def make(data_dir: Path, served: Served, server: Server, **changes: Any) -> Enwik8Data:
-    options = {**served.options(), "url": server.url, "cache_dir": data_dir.parent / "cache", **changes}
-    return Enwik8Data(data_dir, batch_size=4, seed=1, **options)
+def make(data_dir: Path, served: Served, server: Server, **changes: Any) -> TextData:
+    source = Enwik8(data_dir, **{**served.options(), "url": server.url, **changes})
+    return TextData(source, 4, 1, stream_length=10_000, splits=(0.8, 0.1, 0.1), cache_dir=data_dir.parent / "cache")
 
 
 def contents(directory: Path) -> list[str]:
@@ -176,7 +176,7 @@ def check_recovers(data_dir: Path, served: Served, server: Server) -> None:
     server.behave = Handler.send_whole
     data = make(data_dir, served, server)
     data.setup("fit")
-    assert data.source().read_bytes() == served.text
+    assert data.found.file.read_bytes() == served.text
     assert contents(data_dir) == ["enwik8"]
 
 
@@ -203,26 +203,31 @@ def read_only(directory: Path) -> Iterator[None]:
 
 
 def test_the_genuine_file_is_the_default(tmp_path: Path) -> None:
-    data = Enwik8Data(tmp_path, 100, 1)
-    assert data.url == "http://mattmahoney.net/dc/enwik8.zip"
-    assert (data.zip_size, data.size) == (36_445_475, 100_000_000)
-    assert data.zip_sha256 == "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
-    assert data.sha256 == "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
-    assert data.splits == (90_000_000, 5_000_000, 5_000_000)
-    for name, test in (("graves2013", 4_000_000), ("mrnn2011", 10_000_000)):
-        named = Enwik8Data(tmp_path, 100, 1, splits=name)
+    source = Enwik8(tmp_path)
+    assert source.url == "http://mattmahoney.net/dc/enwik8.zip"
+    assert (source.zip_size, source.size) == (36_445_475, 100_000_000)
+    assert source.zip_sha256 == "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
+    assert source.sha256 == "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+    for name, test in (("paper", 5_000_000), ("graves2013", 4_000_000), ("mrnn2011", 10_000_000)):
+        named = TextData(source, 100, 1, splits=name)
         assert (sum(named.splits), named.splits[2]) == (100_000_000, test)
-    with pytest.raises(UserError, match="one of standard, paper, graves2013, mrnn2011, or three numbers, got 'usual'"):
-        Enwik8Data(tmp_path, 100, 1, splits="usual")
+    with pytest.raises(ValueError, match=r"^splits must be standard, paper, graves2013, mrnn2011, or three numbers"):
+        TextData(source, 100, 1, splits="usual")
+
+
+@pytest.mark.parametrize("task", ["enwik8", "text8"])
+def test_the_task_has_the_papers_protocol(task: str) -> None:
+    data = unread_data(compose(f"task={task}"))
+    assert isinstance(data, TextData)
     assert (data.level, data.window, data.stream_length) == ("byte", 50, 10_000)
-    assert Enwik8Data(tmp_path, 100, 1, splits="paper").splits == data.splits
+    assert data.splits == (90_000_000, 5_000_000, 5_000_000)
 
 
 def test_streams_may_be_left_to_the_text(data_dir: Path, served: Served, server: Server) -> None:
     for task in ("enwik8", "text8"):
         check_types(compose(f"task={task}", "task.data.stream_length=null").task, "task")
-    data = make(data_dir, served, server, stream_length=None)
-    data.setup("fit")
+    source = make(data_dir, served, server).source
+    data = TextData(source, 4, 1, splits=(0.8, 0.1, 0.1), cache_dir=data_dir.parent / "cache")
     assert data.stream_length == 10_000
 
 
@@ -231,8 +236,8 @@ def test_it_is_downloaded_once_and_read(
 ) -> None:
     data = make(data_dir, served, server)
     data.setup("fit")
-    assert data.source() == data_dir / "enwik8"
-    assert data.source().read_bytes() == served.text
+    assert data.found.file == data_dir / "enwik8"
+    assert data.found.file.read_bytes() == served.text
     assert contents(data_dir) == ["enwik8"]
     assert data.spec.input_size == data.spec.output_size == len(set(served.text))
     assert data.corpus.vocabulary.decode(data.corpus.ids) == served.text.decode(errors="replace")
@@ -250,7 +255,7 @@ def test_nothing_is_downloaded_where_the_file_lies(data_dir: Path, served: Serve
         path = directory / place
         path.parent.mkdir(parents=True)
         path.write_bytes(served.archive if place.endswith(".zip") else served.text)
-        source = make(directory, served, server).source()
+        source = make(directory, served, server).found.file
         assert source.read_bytes() == served.text
         assert source == (path.with_suffix("") if place.endswith(".zip") else path)
     assert server.requests == 0
@@ -260,9 +265,9 @@ def test_a_named_file_or_archive_is_taken(data_dir: Path, served: Served, server
     mine, packed = data_dir.parent / "mine.bin", data_dir.parent / "mine.zip"
     mine.write_bytes(served.text)
     packed.write_bytes(served.archive)
-    assert make(data_dir, served, server, path=str(mine)).source() == mine
+    assert make(data_dir, served, server, path=str(mine)).found.file == mine
     assert not data_dir.exists()
-    source = make(data_dir, served, server, path=str(packed)).source()
+    source = make(data_dir, served, server, path=str(packed)).found.file
     assert source == data_dir / "enwik8"
     assert source.read_bytes() == served.text
     assert server.requests == 0
@@ -275,7 +280,7 @@ def test_a_trained_network_is_measured_on_any_text(
     other = tmp_path / "other.txt"
     other.write_bytes(served.text[:50])
     data = make(data_dir, served, server, path=other)
-    data.whole = True
+    data.test_on_all()
     data.load_state_dict(state)
     data.setup("test")
     assert sum(int(batch.loss_mask.sum()) for batch in data.test_dataloader()) == 49
@@ -292,7 +297,7 @@ def test_a_named_file_that_is_another_is_refused(data_dir: Path, served: Served,
     for message, content in wrong.items():
         if content is not None:
             mine.write_bytes(content)
-        with pytest.raises(UserError, match=rf"task\.path is neither enwik8 .*{message}.* nor enwik8\.zip"):
+        with pytest.raises(UserError, match=rf"path={mine} is neither enwik8 .*{message}.* nor enwik8\.zip"):
             make(data_dir, served, server, path=mine).setup()
     assert server.requests == 0
     assert contents(data_dir) == []
@@ -321,7 +326,7 @@ def test_a_failed_download_says_why_and_leaves_nothing(
         assert f"{place}: no such file" in text
     assert server.url in text
     assert f"into {data_dir} by hand" in text
-    assert "task=memorization, or task=text task.path=" in text
+    assert "task=memorization, or any text with task=text" in text
     assert contents(data_dir) == []
     check_recovers(data_dir, served, server)
 
@@ -386,7 +391,7 @@ def test_an_archive_with_another_text(data_dir: Path, served: Served, server: Se
 
 def test_a_directory_that_cannot_be_made(data_dir: Path, served: Served, server: Server) -> None:
     data_dir.write_text("a regular file")
-    with pytest.raises(UserError, match=r"cannot be written .*data_dir=\.\.\.(.|\n)*by hand"):
+    with pytest.raises(UserError, match=r"cannot be written .*data_dir=…(.|\n)*by hand"):
         make(data_dir / "below", served, server).setup("fit")
     assert data_dir.read_text() == "a regular file"
     data_dir.unlink()
@@ -462,13 +467,11 @@ def test_a_file_of_the_users_is_never_replaced(name: str, data_dir: Path, served
 def test_two_processes_at_once_download_once(data_dir: Path, served: Served, server: Server) -> None:
     program = (
         "import sys\n"
-        "from gridlstm.data.enwik8 import Enwik8Data\n"
-        f"data = Enwik8Data({str(data_dir)!r}, 4, 1, url={server.url!r}, cache_dir={str(data_dir.parent / 'cache')!r},"
-        f" **{served.options()!r})\n"
+        "from gridlstm.data.enwik8 import Enwik8\n"
+        f"source = Enwik8({str(data_dir)!r}, url={server.url!r}, **{served.options()!r})\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
-        "data.setup('fit')\n"
-        "print(len(data.corpus.ids))\n"
+        "print(source.find(None).file.stat().st_size)\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([python(), "-c", program], **pipes) for _ in range(2)]
@@ -526,21 +529,19 @@ def test_a_checksum_that_nobody_published_is_recorded_and_then_expected(data_dir
     (data_dir / "text8.zip").write_bytes(packed.getvalue())
     sizes = {"zip_size": len(packed.getvalue()), "zip_sha256": None, "size": len(text), "sha256": None}
 
-    def make_text8() -> Text8Data:
-        return Text8Data(data_dir, 2, 1, url="http://127.0.0.1:9/text8.zip", splits=(0.8, 0.1, 0.1), **sizes)
-
-    assert make_text8().source().read_bytes() == text
+    source = Text8(data_dir, url="http://127.0.0.1:9/text8.zip", **sizes)
+    assert source.find(None).file.read_bytes() == text
     digest = hashlib.sha256(text).hexdigest()
     assert (data_dir / "text8.sha256").read_text() == f"{digest}  text8\n"
     (data_dir / "text8.sha256").unlink()
-    assert make_text8().source() == data_dir / "text8"
+    assert source.find(None).file == data_dir / "text8"
     assert (data_dir / "text8.sha256").read_text() == f"{digest}  text8\n", "of a file that lay there"
     (data_dir / "text8").write_bytes(text.upper())
     with pytest.raises(UserError, match=rf"text8: SHA-256 [0-9a-f]*, expected {digest}"):
-        make_text8().source()
+        source.find(None)
     (data_dir / "text8.sha256").unlink()
     with pytest.raises(UserError, match=r"is not text8, .* it holds 16 other bytes, such as 65"):
-        make_text8().source()
+        source.find(None)
     assert not (data_dir / "text8.sha256").exists()
 
 
@@ -553,7 +554,7 @@ def test_a_checksum_is_recorded_by_one_process_at_a_time(data_dir: Path, monkeyp
     monkeypatch.setattr("gridlstm.data.enwik8.write_text", write_locked)
     data_dir.mkdir()
     (data_dir / "text8").write_bytes(b"anarchism " * 500)
-    Text8Data(data_dir, 2, 1, splits=(0.8, 0.1, 0.1), size=5000, sha256=None).source()
+    Text8(data_dir, size=5000).find(None)
     assert (data_dir / "text8.sha256").exists()
 
 
@@ -568,8 +569,7 @@ def test_text8_is_fetched_where_it_lies(data_dir: Path, monkeypatch: pytest.Monk
     thread.start()
     sizes = {"zip_size": len(packed.getvalue()), "zip_sha256": None, "size": len(text), "sha256": None}
     try:
-        data = Text8Data(data_dir, 2, 1, url=running.url, splits=(0.8, 0.1, 0.1), **sizes)
-        assert data.source().read_bytes() == text
+        assert Text8(data_dir, url=running.url, **sizes).find(None).file.read_bytes() == text
     finally:
         running.shutdown()
         running.server_close()

@@ -6,12 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from tests.conftest import compose
 
+from gridlstm.data.old_runs import todays_name
 from gridlstm.data.penn_treebank import FILES
 from gridlstm.evaluate import evaluate
+from gridlstm.options import leaves
 from gridlstm.report.__main__ import report
 from gridlstm.runtime.job import run_job
+from gridlstm.runtime.stored import read_config
 from gridlstm.sample import write_samples
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -42,6 +46,24 @@ def in_parts(text: Path, names: tuple[str, ...]) -> Path:
     for name, part in zip(names, (lines[:400], lines[400:440], lines[440:]), strict=True):
         (directory / name).write_text("".join(part))
     return directory
+
+
+@pytest.mark.parametrize("task", ["text", "memorization", "enwik8", "penn_treebank", "hub"])
+def test_every_option_of_an_old_task_is_one_of_today(task: str) -> None:
+    named = {"text": ["task.path=x"], "penn_treebank": ["task.path=x"], "hub": ["task.name=x"]}.get(task, [])
+    today = dict(leaves(OmegaConf.to_container(compose(f"task={task}", *named).task)))
+    for file in ("config.yaml", "config_source.yaml"):
+        old = read_config(FIXTURES / f"old_run_{task}" / file)
+        assert dict(leaves(OmegaConf.to_container(old.task))).keys() <= today.keys()
+        assert old.task.data._target_ == today["data._target_"]
+        assert OmegaConf.select(old, "task.data.source._target_") == today.get("data.source._target_")
+
+
+def test_a_text_given_anew_reaches_the_source_of_an_old_run() -> None:
+    for task, override in (("text", "task.data.path=new"), ("hub", "task.data.name=new"), ("hub", "task.name=new")):
+        config = read_config(FIXTURES / f"old_run_{task}" / "config_source.yaml")
+        config.merge_with_dotlist([todays_name(config, override)])
+        assert "new" in (config.task.data.source.get("path"), config.task.data.source.get("name"))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_every_group_of_the_command_line_has_a_role() -> None:
         ("model.sweep", Role.SPEED),
         ("+model.new_option", Role.NETWORK),
         ("task.data.seed", Role.SEED),
-        ("task.data.path", Role.SOURCE),
+        ("task.data.source.path", Role.SOURCE),
         ("optimizer.lr", Role.TRAINING),
         ("callbacks.criterion.at_least", Role.LENGTH),
         ("callbacks.progress.every_seconds", Role.DISPLAY),

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,17 @@ import torch
 from omegaconf import DictConfig
 from tests.conftest import compose
 
-from gridlstm.data.hub import HubTextData
-from gridlstm.data.penn_treebank import FILES, PennTreebankData
+from gridlstm.data.hub import Hub
+from gridlstm.data.penn_treebank import FILES, PennTreebank
+from gridlstm.data.source import TextSource
+from gridlstm.data.streams import SHARES
 from gridlstm.data.text import TextData
+from gridlstm.data.vocabulary import Level
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.runtime.build import make_data
 from gridlstm.runtime.job import run_job
+from gridlstm.train import CONF
 
 LINES = {"train": "the größte <unk> rose N points", "valid": "it fell", "test": "no one said so"}
 
@@ -32,6 +36,10 @@ def treebank(tmp_path: Path) -> Path:
     return directory
 
 
+def data_of(source: TextSource, cache_dir: Path, level: Level = "char", **changes: Any) -> TextData:
+    return TextData(source, 2, 1, level, window=5, stream_length=10, cache_dir=cache_dir, **changes)
+
+
 def splits(data: TextData) -> list[str]:
     data.setup("fit")
     decode = data.corpus.vocabulary.decode
@@ -40,8 +48,8 @@ def splits(data: TextData) -> list[str]:
 
 @pytest.mark.parametrize("level", ["byte", "char", "word"])
 def test_the_treebanks_files_are_the_splits(treebank: Path, tmp_path: Path, level: Any) -> None:
-    def make() -> PennTreebankData:
-        return PennTreebankData(treebank, level, 2, 1, window=5, stream_length=10, cache_dir=tmp_path / "cache")
+    def make() -> TextData:
+        return data_of(PennTreebank(treebank), tmp_path / "cache", level)
 
     assert splits(make()) == [f"{line}\n" * 20 for line in LINES.values()]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.txt")}
@@ -58,31 +66,30 @@ def test_the_treebanks_files_are_the_splits(treebank: Path, tmp_path: Path, leve
 def test_a_treebank_that_is_not_whole_is_named(treebank: Path, tmp_path: Path) -> None:
     (treebank / FILES[2]).unlink()
     with pytest.raises(UserError, match=r"ptb\.test\.txt: no such file.*licensed and not downloaded"):
-        splits(PennTreebankData(treebank, "char", 2, 1, cache_dir=tmp_path))
+        splits(data_of(PennTreebank(treebank), tmp_path))
     (treebank / FILES[2]).write_text("")
-    with pytest.raises(UserError, match="each needs at least 2"):
-        splits(PennTreebankData(treebank, "word", 2, 1, window=5, stream_length=10, cache_dir=tmp_path))
+    with pytest.raises(UserError, match="Each needs at least 2"):
+        splits(data_of(PennTreebank(treebank), tmp_path, "word"))
     (treebank / FILES[2]).write_bytes(b"caf\xe9")
     (treebank / FILES[0]).write_text("changed, so joined anew\n")
     with pytest.raises(UserError, match=r"ptb\.test\.txt is not UTF-8"):
-        splits(PennTreebankData(treebank, "char", 2, 1, cache_dir=tmp_path))
+        splits(data_of(PennTreebank(treebank), tmp_path))
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_small_copy_of_the_treebank_is_enough(treebank: Path, tmp_path: Path) -> None:
     data = make_data(compose("task=penn_treebank", f"task.path={treebank}", f"task.data.cache_dir={tmp_path}"))
-    data.setup("fit")
-    assert isinstance(data, PennTreebankData)
+    assert isinstance(data, TextData)
     assert data.stream_length == 50, "a window: 50 rows of 620 characters have no room for more"
 
 
 def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
     """And neither a file of the cache, nor the cache where the treebank cannot be read."""
-    data = PennTreebankData(treebank, "char", 2, 1, window=5, stream_length=10, cache_dir=tmp_path)
+    data = data_of(PennTreebank(treebank), tmp_path)
     with pytest.raises(UserError, match=f"^{treebank} has .* symbols, and had 3 when"):
         data.check_goes_on(data.state_dict() | {"symbols": 3})
     with pytest.raises(UserError, match=r"x cannot be read: .*File name too long"):
-        splits(PennTreebankData(tmp_path / ("x" * 300), "char", 2, 1, cache_dir=tmp_path))
+        data_of(PennTreebank(tmp_path / ("x" * 300)), tmp_path).check()
 
 
 def test_parts_of_the_old_size_and_date_are_joined_anew(treebank: Path, data_set: Any, tmp_path: Path) -> None:
@@ -90,8 +97,7 @@ def test_parts_of_the_old_size_and_date_are_joined_anew(treebank: Path, data_set
     directory = data_set()
 
     def from_treebank() -> str:
-        options = {"window": 5, "stream_length": 10, "cache_dir": tmp_path / "cache"}
-        return splits(PennTreebankData(treebank, "char", 2, 1, **options))[0]
+        return splits(data_of(PennTreebank(treebank), tmp_path / "cache"))[0]
 
     for file, read in (
         (treebank / FILES[0], from_treebank),
@@ -123,9 +129,8 @@ def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     return write
 
 
-def make(directory: Path, tmp_path: Path, **changes: Any) -> HubTextData:
-    options = {"level": "char", "window": 5, "stream_length": 10, "cache_dir": tmp_path / "cache", **changes}
-    return HubTextData(str(directory), batch_size=2, seed=1, **options)
+def make(directory: Path, tmp_path: Path, splits: Sequence[float] = SHARES, **changes: Any) -> TextData:
+    return data_of(Hub(str(directory), **changes), tmp_path / "cache", splits=splits)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -178,9 +183,9 @@ def test_only_what_is_cut_needs_a_share(data_set: Any, tmp_path: Path, caplog: p
     splits(make(data_set(), tmp_path))
     assert "has no effect" not in caplog.text
     splits(make(tmp_path / "train-validation-test", tmp_path, splits=(0.8, 0.1, 0.1)))
-    assert "task.data.splits=[0.8, 0.1, 0.1] has no effect on validation and test:" in caplog.text
+    assert "splits=[0.8, 0.1, 0.1] has no effect on validation and test:" in caplog.text
     splits(make(directory, tmp_path, splits=(0.8, 0.1, 0.1)))
-    assert "task.data.splits=[0.8, 0.1, 0.1] has no effect on test:" in caplog.text
+    assert "splits=[0.8, 0.1, 0.1] has no effect on test:" in caplog.text
 
 
 def test_a_split_of_another_name_is_left_out(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -217,7 +222,7 @@ def test_a_data_set_that_was_saved_is_read(data_set: Any, tmp_path: Path) -> Non
     expected = splits(make(directory, tmp_path))
     assert splits(make(tmp_path / "all", tmp_path)) == expected
     assert "".join(splits(make(tmp_path / "one", tmp_path))) == expected[0]
-    with pytest.raises(UserError, match=r"all was written by save_to_disk, .* leave out task\.data\.config=a"):
+    with pytest.raises(UserError, match=r"all was written by save_to_disk, .* leave out config=a"):
         splits(make(tmp_path / "all", tmp_path, config="a"))
 
 
@@ -235,7 +240,7 @@ def test_a_directory_is_one_data_set_however_it_is_spelt(
 
     def run(name: str, *options: str) -> None:
         config = job(f"task.data.cache_dir={tmp_path / 'cache'}", *options, task="hub")
-        config.task.data.name = name
+        config.task.name = name
         run_job(config)
 
     monkeypatch.chdir(tmp_path)
@@ -274,7 +279,7 @@ def test_configurations_are_named(data_set: Any, tmp_path: Path) -> None:
     directory = data_set()
     configs = [f"- config_name: {name}\n  data_files: {file}.jsonl\n" for name, file in (("a", "train"), ("b", "test"))]
     (directory / "README.md").write_text("".join(["---\nconfigs:\n", *configs, "---\n"]))
-    with pytest.raises(UserError, match=r"has several configurations: give task\.data\.config=…, one of a, b\."):
+    with pytest.raises(UserError, match=r"has several configurations: give config=…, one of a, b\."):
         splits(make(directory, tmp_path))
     assert splits(make(directory, tmp_path, config="b"))[0].startswith("test says 0 times")
 
@@ -282,26 +287,43 @@ def test_configurations_are_named(data_set: Any, tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_data_set_is_named(data_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = data_set()
     for changes, message in (
-        ({"column": "body"}, "task.data.column=body is no text of .*; columns of text: title, text"),
-        ({"column": "n"}, "task.data.column=n is no text"),
+        ({"column": "body"}, "column=body is no text of .*; columns of text: title, text"),
+        ({"column": "n"}, "column=n is no text"),
         ({"config": "nonsense"}, "cannot be loaded"),
-        ({"max_documents": 0}, "max_documents must be null or at least 1"),
     ):
         with pytest.raises(UserError, match=message):
             splits(make(directory, tmp_path, **changes))
+    with pytest.raises(ValueError, match=r"^max_documents must be at least 1, got 0"):
+        Hub("some/name", max_documents=0)
     with pytest.raises(UserError, match="has no split train, but test"):
         splits(make(data_set(("test",)), tmp_path))
-    with pytest.raises(UserError, match=r"cannot be loaded.*task\.data\.name"):
+    with pytest.raises(UserError, match=r"cannot be loaded.*name="):
         splits(make(tmp_path / "nothing", tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install gridlstm\[datasets\]"):
         splits(make(directory, tmp_path, max_documents=1))
 
 
+def test_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of docs/extending.md, chosen by a file of one's own."""
+    page = (CONF.parent / "docs" / "extending.md").read_text().partition("Add to `mine.py`")[2]
+    for name, language in (("mine.py", "python"), ("my_conf/task/folder.yaml", "yaml")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(page.partition(f"```{language}\n")[2].partition("```")[0])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.txt").write_text("the last of them, " * 9)
+    (tmp_path / "a.txt").write_text("the first of them, " * 9)
+    monkeypatch.syspath_prepend(tmp_path)
+    searched = f"hydra.searchpath=[{tmp_path / 'my_conf'}]"
+    sizes = ["task.data.window=2", "task.data.stream_length=4", "task.data.splits=[0.8,0.1,0.1]"]
+    cfg = compose(searched, "task=folder", f"task.path={tmp_path}", f"task.data.cache_dir={tmp_path / 'cache'}", *sizes)
+    assert "".join(splits(make_data(cfg))) == "the first of them, " * 9 + "the last of them, " * 9  # type: ignore[arg-type]
+
+
 def test_a_run_on_a_data_set(data_set: Any, tmp_path: Path, job: Callable[..., DictConfig]) -> None:
-    names = [f"task.data.name={data_set()}", f"task.data.cache_dir={tmp_path / 'cache'}", "task.data.level=word"]
+    names = [f"task.name={data_set()}", f"task.data.cache_dir={tmp_path / 'cache'}", "task.data.level=word"]
     run_job(job(*names, task="hub"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    vocabulary = torch.load(checkpoint, weights_only=True)["HubTextData"]["vocabulary"]
+    vocabulary = torch.load(checkpoint, weights_only=True)["TextData"]["vocabulary"]
     assert {"times", "größer", "<eos>"} < set(vocabulary)
     assert evaluate(checkpoint, "test", []) == json.loads((tmp_path / "run" / "result.json").read_text())["test"]

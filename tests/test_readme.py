@@ -31,8 +31,8 @@ def arguments(line: str, tmp_path: Path) -> list[str]:
         genuine = tmp_path / "enwik8"
         genuine.write_bytes(b"<mediawiki> not the genuine file " * 2000)
         words += [
-            f"task.path={genuine}", "task.data.size=66000", "task.data.splits=[60000,3000,3000]",
-            "task.data.sha256=" + sha256(genuine), "task.data.batch_size=2",
+            f"task.path={genuine}", "task.data.source.size=66000", "task.data.splits=[60000,3000,3000]",
+            "task.data.source.sha256=" + sha256(genuine), "task.data.batch_size=2",
         ]  # fmt: skip
     return [word.replace("task.path=README.md", f"task.path={ROOT}/README.md") for word in words]
 

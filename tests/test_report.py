@@ -106,7 +106,7 @@ def test_what_is_logged_makes_no_other_run(sweep: Path) -> None:
     first = find_runs([sweep])[0]
     more = {"logger.wandb.project": "p", "stages": ["fit"], "report.claims.a.claim": "b"}
     more |= {"callbacks.checkpoint._target_": "mine.Checkpoint", "callbacks.progress.every_seconds": 99}
-    more |= {"data_dir": "/elsewhere", "task.data.data_dir": "/elsewhere", "task.data.cache_dir": "/scratch"}
+    more |= {"data_dir": "/elsewhere", "task.data.source.data_dir": "/elsewhere", "task.data.cache_dir": "/scratch"}
     other = replace(first, config={**first.config, **more})
     assert other.identity() == first.identity()
     assert replace(first, config={**first.config, "model.tied": False}).identity() != first.identity()

@@ -27,6 +27,7 @@ from gridlstm.data.base import Batch
 from gridlstm.data.corpus import Corpus
 from gridlstm.data.streams import split_text
 from gridlstm.data.text import TextData
+from gridlstm.data.text_file import File
 from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid2d import Grid2d
@@ -53,7 +54,7 @@ def places(directory: Path, length: int) -> Path:
 
 def make(directory: Path, length: int = 2000, **changes: Any) -> TextData:
     options = {"batch_size": 4, "seed": 1, "window": 5, "stream_length": 20, **changes}
-    data = TextData(places(directory, length), "char", cache_dir=directory / "cache", **options)
+    data = TextData(File(places(directory, length)), level="char", cache_dir=directory / "cache", **options)
     data.setup("fit")
     return data
 
@@ -269,8 +270,8 @@ def test_the_same_bytes_are_the_same_data_at_both_levels(directory: Path) -> Non
     path = Path(os.environ.get("GRIDLSTM_DATA", "/nonexistent")) / "tinyshakespeare" / "input.txt"
     if not path.is_file():
         pytest.skip("needs tinyshakespeare/input.txt under the directory that GRIDLSTM_DATA names")
-    octets = TextData(path, "byte", 15, 1, cache_dir=directory / "cache")
-    chars = TextData(path, "char", 15, 1, cache_dir=directory / "cache")
+    octets = TextData(File(path), 15, 1, "byte", cache_dir=directory / "cache")
+    chars = TextData(File(path), 15, 1, "char", cache_dir=directory / "cache")
     assert octets.spec == chars.spec
     assert octets.spec.input_size == octets.spec.output_size == 65
     assert octets.spec.sequence_length == 50
@@ -297,7 +298,7 @@ def test_numbers_that_leave_most_of_a_text_are_named(directory: Path, caplog: py
     make(directory, splits=(1500, 300, 100))
     assert "unused" not in caplog.text
     make(directory, splits=(100, 20, 30))
-    assert "task.data.splits=[100, 20, 30] leaves 1,850 characters unused" in caplog.text
+    assert "splits=[100, 20, 30] leaves 1,850 characters unused" in caplog.text
 
 
 @given(length=st.integers(100, 10**9), val=st.floats(0.05, 0.4), test=st.floats(0.05, 0.4))
@@ -326,7 +327,7 @@ def test_fractions_share_out_the_whole_text(length: int, val: float, test: float
     ],
 )
 def test_splits_that_do_not_fit_are_refused(directory: Path, splits: Any, message: str) -> None:
-    with pytest.raises(UserError, match=r"task\.data\.splits=.*" + message):
+    with pytest.raises(UserError, match="^splits=.*" + message):
         make(directory, splits=splits)
 
 
@@ -339,8 +340,8 @@ def test_splits_that_do_not_fit_are_refused(directory: Path, splits: Any, messag
     ],
 )
 def test_a_training_split_too_short_names_what_fits(directory: Path, train: int, advice: dict[str, int]) -> None:
-    given = f"task.data.stream_length={advice['stream_length']} task.data.window={advice['window']}."
-    with pytest.raises(UserError, match=f"has {train} symbols; .* = 106") as caught:
+    given = f"stream_length={advice['stream_length']} window={advice['window']}."
+    with pytest.raises(UserError, match=f"has {train} symbols, and one stream needs 106") as caught:
         make(directory, stream_length=105, window=7, splits=(train, 20, 20))
     assert str(caught.value).endswith(given)
     fitting = make(directory, splits=(train, 20, 20), **advice)
@@ -348,41 +349,38 @@ def test_a_training_split_too_short_names_what_fits(directory: Path, train: int,
 
 
 def test_a_split_of_one_symbol_has_no_advice_but_a_longer_text(directory: Path) -> None:
-    with pytest.raises(UserError, match=r"has 1 symbols; .* Take a longer text\.$"):
+    with pytest.raises(UserError, match=r"has 1 symbols, .* Take a longer text\.$"):
         make(directory, splits=(1, 20, 20))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 6}, r"multiple of task\.data\.window, got 20 and 6: .*stream_length=18\."),
-        ({"window": 0}, r"task\.data\.window must be at least 1, got 0"),
-        ({"window": 30}, "got 20 and 30: .*stream_length=30"),
+        ({"window": 6}, r"stream_length must be a multiple of window=6, got 20: .*stream_length=18\."),
+        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"window": 30}, "stream_length must be a multiple of window=30, got 20: .*stream_length=30"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
-        ({"val_symbols": 1}, r"task\.data\.val_symbols must be null or at least 2, got 1"),
-        ({"batch_size": 0}, r"task\.data\.batch_size must be at least 1, got 0"),
+        ({"val_symbols": 1}, "val_symbols must be at least 2, got 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_sizes_that_cannot_work_are_refused(directory: Path, options: dict[str, int], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         make(directory, **options)
 
 
 def test_a_missing_name_and_a_missing_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"task\.path="):
-        TextData(None, "byte", 1, 1).setup()
-    with pytest.raises(UserError, match=r"no text was named"):
-        TextData("", "byte", 1, 1).setup()
-    with pytest.raises(UserError, match=r"is a directory: name a text file in it"):
-        TextData(tmp_path, "byte", 1, 1, cache_dir=tmp_path).setup()
-    with pytest.raises(UserError, match=r"No such file.*task\.path="):
-        TextData(tmp_path / "none.txt", "byte", 1, 1, cache_dir=tmp_path).setup()
+    with pytest.raises(ValueError, match=r"^path must name a text file, got ''"):
+        File("")
+    for path, reason in ((tmp_path, "it is a directory"), (tmp_path / "none.txt", "there is no such file")):
+        with pytest.raises(UserError, match=f"^{path} cannot be read: {reason}. Name a text file .*: path="):
+            TextData(File(path), 1, 1, cache_dir=tmp_path).setup()
 
 
 def test_a_path_that_cannot_be_reached_says_why(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     reasons = {"x" * 300: "File name too long", ".": "it is a directory", "none": "there is no such file"}
     for name, reason in reasons.items():
-        with pytest.raises(UserError, match=f"cannot be read: {reason}. Name a text"):
+        with pytest.raises(UserError, match=rf"cannot be read: {reason}. Name a text file .*: task\.path="):
             check_task(job(f"task.path={tmp_path / name}", task="text"))
 
 
@@ -497,12 +495,12 @@ def test_windows_with_carried_state_are_one_long_pass_over_each_stream(
 def test_a_checkpoint_of_another_level_is_refused(directory: Path) -> None:
     path = directory / "ascii.txt"
     path.write_text("the quick brown fox jumps over the lazy dog " * 20)
-    octets = TextData(path, "byte", 2, 1, 5, 20, cache_dir=directory / "cache")
-    chars = TextData(path, "char", 2, 1, 5, 20, cache_dir=directory / "cache")
+    octets = TextData(File(path), 2, 1, "byte", 5, 20, cache_dir=directory / "cache")
+    chars = TextData(File(path), 2, 1, "char", 5, 20, cache_dir=directory / "cache")
     state = octets.state_dict()
     octets.load_state_dict({**state, "batches_seen": 3})
     assert octets.batches_seen == 3
-    with pytest.raises(UserError, match=r"level byte.*level char.*task\.data\.level"):
+    with pytest.raises(UserError, match=r"level byte.*level char.*level=byte"):
         chars.load_state_dict(state)
     assert chars.batches_seen == 0
 
@@ -528,5 +526,5 @@ def test_the_log_names_the_yardstick(directory: Path, caplog: pytest.LogCaptureF
     path = directory / "abab.txt"
     path.write_text("ab" * 500)
     with caplog.at_level(logging.INFO):
-        TextData(path, "byte", 2, 1, cache_dir=directory / "cache").setup("fit")
+        TextData(File(path), 2, 1, cache_dir=directory / "cache").setup("fit")
     assert "entropy: 1.000 bits per byte, 0.000 knowing" in caplog.text

@@ -612,7 +612,7 @@ def test_words_of_another_text_are_those_that_the_network_knows(job: Job, tmp_pa
 
 
 def test_evaluate_follows_references(job: Job, tmp_path: Path, text_file: Path) -> None:
-    """task.path is what task.data.path refers to: naming another text must not evaluate the old one."""
+    """task.path is what task.data.source.path refers to: naming another text must not evaluate the old one."""
     run_job(job("stages=[fit]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     backwards = tmp_path / "backwards.txt"

@@ -99,8 +99,8 @@ def evaluate(
     config.trainer.enable_checkpointing = False
     _whole_split(config, given)
     _device_at_hand(config, given)
-    if split == "all" and config.task.data.get("max_documents"):
-        log.warning("task.data.max_documents=%d keeps this to a part of the text", config.task.data.max_documents)
+    if split == "all" and config.task.get("max_documents"):
+        log.warning("task.max_documents=%d keeps this to a part of the text", config.task.max_documents)
     quiet()
     content = load_content(checkpoint)
     if positions is not None and not positions.name:

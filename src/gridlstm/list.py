@@ -5,14 +5,16 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.atomic import write_text
 from gridlstm.compose import CONF, MATRIX, choices, compose, compose_model, with_directories
+from gridlstm.data.source import SYMBOLS
 from gridlstm.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 PAGE = CONF.parent / "docs" / "models.md"
 OPTIONS_PAGE = CONF.parent / "docs" / "configuration.md"
 
-SYMBOLS = 205
-"""Assumed of a text that has not been read: those of enwik8."""
 HIDDEN_SIZE, NUM_LAYERS, STEPS, BITS = 128, 2, 32, 64
 """What models are compared at; a model without time gets all bits at once."""
 
@@ -51,21 +51,12 @@ def matrix() -> str:
 
 
 def _spec(cfg: DictConfig) -> "DataSpec | None":
-    """Of the data of a task, without reading any; None where only the data can say."""
-    from hydra.utils import get_class
+    """Return the sizes of a task's data without reading any; None where only the data can say."""
+    from gridlstm.runtime.build import unread_data
 
-    from gridlstm.data.enwik8 import Text8Data
-    from gridlstm.data.generated import GeneratedData
-    from gridlstm.data.map_style import MapData
-    from gridlstm.data.spec import Spec
-    from gridlstm.data.text import TextData
-    from gridlstm.runtime.build import make_data
-
-    kind = get_class(cfg.task.data._target_)
-    if issubclass(kind, GeneratedData | MapData):
-        return make_data(cfg).spec
-    symbols = 27 if issubclass(kind, Text8Data) else SYMBOLS
-    return Spec(symbols, symbols, cfg.task.data.window) if issubclass(kind, TextData) else None
+    for key in filter(partial(OmegaConf.is_missing, cfg.task), cfg.task):  # a text's name, which says nothing of sizes
+        cfg.task[key] = key
+    return unread_data(cfg).expected_spec
 
 
 def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:

@@ -10,7 +10,6 @@ from gridlstm.data.base import Batch
 from gridlstm.data.counter import random_words
 from gridlstm.data.generated import TEST, TRAIN, GeneratedData
 from gridlstm.data.spec import Spec
-from gridlstm.errors import UserError
 
 
 class AdditionData(GeneratedData):
@@ -50,19 +49,16 @@ class AdditionData(GeneratedData):
     ) -> None:
         super().__init__(batch_size, seed, num_val, num_test, curriculum)
         if digits < 1:
-            raise UserError(f"task.digits must be at least 1, got {digits}.")
+            raise ValueError(f"digits must be at least 1, got {digits}.")
         least = digits if min_digits is None else min_digits
         if not 1 <= least <= digits:
-            raise UserError(f"addition needs 1 <= task.data.min_digits <= task.digits, got {least} and {digits}.")
+            raise ValueError(f"min_digits must be from 1 to digits={digits}, got {least}.")
         if any(type(n) is not int or n < 1 for n in test_digits):
-            raise UserError(f"task.data.test_digits must be whole numbers of at least 1, got {list(test_digits)}.")
+            raise ValueError(f"test_digits must be whole numbers of at least 1, got {list(test_digits)}.")
         if num_test < len(test_digits):
-            raise UserError(f"task.data.num_test={num_test} has no sample for some of {len(test_digits)} test_digits.")
+            raise ValueError(f"num_test={num_test} has no sample for some of {len(test_digits)} test_digits.")
         if curriculum and least == digits:
-            raise UserError(
-                f"task.data.curriculum={curriculum} needs task.data.min_digits below task.digits, got {least} to "
-                f"{digits} digits."
-            )
+            raise ValueError(f"curriculum={curriculum} needs min_digits below digits={digits}, got {least}.")
         self.digits = digits
         self.min_digits = least
         self.test_digits = list(test_digits) or [digits]

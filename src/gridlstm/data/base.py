@@ -3,13 +3,18 @@
 Shape legend: B batch rows, T time steps, S time steps of a source.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gridlstm.data.spec import DataSpec
+from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
+
+Split = Literal["train", "val", "test"]
 
 
 class Batch(NamedTuple):
@@ -52,8 +57,8 @@ class PairBatch(NamedTuple):
     """(B, T) bool: the steps that the loss covers (False on padding)."""
 
 
-def owned_rows(rows: int, rank: int, world_size: int, option: str = "task.data.batch_size") -> range:
-    """The rows of the global batch, or of what ``option`` counts, that one rank computes.
+def owned_rows(rows: int, rank: int, world_size: int, name: str = "batch_size") -> range:
+    """Return the rows of the global batch, or of what ``name`` counts, that one rank computes.
 
     The partition is contiguous and fixed, so a rank keeps its streams for the whole run; sizes differ by at most one.
 
@@ -62,8 +67,8 @@ def owned_rows(rows: int, rank: int, world_size: int, option: str = "task.data.b
     """
     if rows < world_size:
         raise UserError(
-            f"{option}={rows} is global and cannot be divided over {world_size} processes: every process needs at "
-            f"least one row. Raise {option} or lower trainer.devices."
+            f"{name}={rows} is global and cannot be divided over {world_size} processes: every process needs at least "
+            f"one row. Raise {name}, or take fewer processes."
         )
     return range(rank * rows // world_size, (rank + 1) * rows // world_size)
 
@@ -74,25 +79,32 @@ class SequenceData(L.LightningDataModule):
     Training batches are an endless sequence, a pure function of (seed, batch number), so that a resumed run goes on
     with the batch after the last one it trained on, and any number of ranks sees the same global batches.
 
-    Subclasses implement ``spec`` and the three ``*_dataloader`` methods, whose loaders yield what this rank owns.
+    Subclasses implement ``spec`` and the three ``*_dataloader`` methods, whose loaders yield what this rank owns. What
+    else a command asks of them is declared here, with the answer of data that is no text.
 
     Args:
         batch_size: rows of one global batch, over all ranks.
         seed: of the training stream, 0 or more; evaluation data does not depend on it.
 
     Raises:
-        UserError: no row, or a seed below 0.
+        ValueError: no row, or a seed below 0.
     """
 
     curriculum_samples: int = 0
     """Training samples after which a curriculum has all lengths open; 0 where there is none."""
 
+    counts_batches: bool = True
+    """True where the batches of an evaluation are counted before they are read, so that a share of them can be read."""
+
+    changed: bool = False
+    """True once the state of a checkpoint was loaded that was trained on other data."""
+
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
         if batch_size < 1:
-            raise UserError(f"task.data.batch_size must be at least 1, got {batch_size}.")
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if seed < 0:
-            raise UserError(f"seed must be 0 or more, got {seed}.")
+            raise ValueError(f"seed must be 0 or more, got {seed}.")
         self.batch_size = batch_size
         self.seed = seed
         self.batches_seen = 0
@@ -101,6 +113,44 @@ class SequenceData(L.LightningDataModule):
     @property
     def spec(self) -> DataSpec:
         raise NotImplementedError(f"{type(self).__name__} must define spec")
+
+    @property
+    def expected_spec(self) -> DataSpec | None:
+        """The sizes as far as they are known before anything is read; None where nothing is."""
+        return None
+
+    @property
+    def called(self) -> str:
+        """What messages call the data."""
+        return type(self).__name__
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The symbols by their ids; None where the data is no text."""
+        return None
+
+    def text(self, split: Split) -> NDArray[np.integer[Any]]:
+        """Return the ids of a split, in the order of the text.
+
+        Raises:
+            ValueError: the data is no text.
+        """
+        raise ValueError(f"{self.called} is no text")
+
+    def test_on_all(self) -> None:
+        """Make the test split all of the data.
+
+        Raises:
+            ValueError: the samples are drawn, without an end.
+        """
+        raise ValueError(f"the samples of {self.called} have no end")
+
+    def check(self) -> None:
+        """Raise UserError where the data cannot be had, as far as that shows without reading or downloading."""
+
+    def check_processes(self, number: int) -> None:
+        """Raise UserError where so many processes cannot share the batches."""
+        owned_rows(self.batch_size, 0, number)
 
     @property
     def batches_per_epoch(self) -> int | None:
@@ -121,7 +171,7 @@ class SequenceData(L.LightningDataModule):
         return batch
 
     def check_goes_on(self, state_dict: dict[str, Any]) -> None:
-        """Raises UserError where this is not the data that a checkpoint was trained on."""
+        """Raise UserError where this is not the data that a checkpoint was trained on."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches_seen": self.batches_seen}

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridlstm.atomic import replacing
-from gridlstm.data.files import only_process, read_unpacked, stamp
+from gridlstm.data.files import check_file, only_process, read_unpacked, stamp
 from gridlstm.data.vocabulary import UNKNOWN, Level, Vocabulary, split_words, symbol_codes
 from gridlstm.errors import UserError
 
@@ -80,20 +80,14 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
             stands for all others. None for all words.
 
     Raises:
+        ValueError: no such level, or ``max_words`` at another level than word.
         UserError: file missing, empty, unreadable, damaged, packed in another way, as a zip of several members or to
             less than a text can be, or at another level than byte not UTF-8.
     """
     check_level(level, max_words)
     # As it is called: a link's target may lack the suffix that says how the text is packed.
     path = Path(os.path.expanduser(path)).absolute()
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}. Name a text file (plain, .xz, .gz, .bz2, .zip): task.path=..."
-        ) from error
-    if path.is_dir():
-        raise UserError(f"{path} is a directory: name a text file in it with task.path=...")
+    stat = check_file(path)
     try:
         entry = _entry(path, stat, level, max_words, cache_dir)
         corpus = _load(entry, level)
@@ -109,13 +103,13 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
 
 
 def check_level(level: Level, max_words: int | None) -> None:
-    """Raises UserError for a level that is none, and for a ``max_words`` that does not go with it."""
+    """Raise ValueError for a level that is none, and for a ``max_words`` that does not go with it."""
     if level not in get_args(Level):
-        raise UserError(f"task.data.level must be byte, char or word, got {level!r}.")
-    if max_words is not None and (level != "word" or max_words < 2):
-        raise UserError(
-            f"task.data.max_words must be null, or at level word at least 2, got {max_words} at level {level}."
-        )
+        raise ValueError(f"level must be byte, char or word, got {level!r}.")
+    if max_words is not None and level != "word":
+        raise ValueError(f"max_words must be left out at level={level}, got {max_words}.")
+    if max_words is not None and max_words < 2:
+        raise ValueError(f"max_words must be at least 2, got {max_words}.")
 
 
 def cache_directory(given: Path | None) -> Path:
@@ -236,7 +230,7 @@ def _codes(raw: bytes, path: Path, level: Level) -> Corpus:
 
 
 def _empty(path: Path) -> UserError:
-    return UserError(f"{path} is empty: name a file with text in it with task.path=...")
+    return UserError(f"{path} is empty: name a file with text in it, path=….")
 
 
 def _contents(path: Path) -> bytes:
@@ -253,7 +247,7 @@ def _contents(path: Path) -> bytes:
                 if len(members) != 1:
                     raise UserError(
                         f"{path} must hold exactly one file, got {len(members)}: {', '.join(members[:10])}. Unpack it "
-                        f"and name one of them with task.path=..."
+                        f"and name one of them, path=…."
                     )
                 with archive.open(members[0]) as member:
                     return read_unpacked(member, path)

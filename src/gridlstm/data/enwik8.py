@@ -1,30 +1,19 @@
-"""enwik8, the first 10^8 bytes of the English Wikipedia of 2006, and text8, found or downloaded (section 4.3)."""
+"""enwik8, the first 10^8 bytes of the English Wikipedia of 2006, found or downloaded (section 4.3)."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gridlstm.atomic import write_text
 from gridlstm.data.download import fetch, unzip_member
 from gridlstm.data.files import mismatch, only_process, recorded_digest, sha256_of
-from gridlstm.data.text import TextData
+from gridlstm.data.source import FoundText, TextSource
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SPLITS = {
-    "standard": (90_000_000, 5_000_000, 5_000_000),
-    "paper": (90_000_000, 5_000_000, 5_000_000),
-    "graves2013": (92_000_000, 4_000_000, 4_000_000),
-    "mrnn2011": (80_000_000, 10_000_000, 10_000_000),
-}
-"""Training, validation and test of 10^8 bytes by name: the usual one, whose test is the paper's and that of Chung et
-al. 2015; and those whose tests are the last 4 million bytes (Graves 2013) and the last 10 (Sutskever et al. 2011)."""
 
-
-class Enwik8Data(TextData):
-    """The bytes of the genuine enwik8, proved by size and SHA-256; see ``TextData``.
+class Enwik8(TextSource):
+    """The bytes of the genuine enwik8, proved by size and SHA-256.
 
     It is looked for at ``path`` alone if that is given; otherwise in ``data_dir`` and ``data_dir``/enwik8, as enwik8 or
     enwik8.zip; otherwise it is downloaded to ``data_dir``. Any number of processes may ask at once: one downloads.
@@ -32,8 +21,6 @@ class Enwik8Data(TextData):
 
     Args:
         data_dir: needs to be writable only where something must be downloaded or unpacked.
-        batch_size, seed, window, stream_length, val_symbols, cache_dir: see ``TextData``.
-        splits: a name of ``SPLITS``, or as for ``TextData``.
         path: the user's own enwik8 or enwik8.zip.
         url: of the zip archive with the one member enwik8.
         zip_size, zip_sha256: of the archive, in bytes and hexadecimal.
@@ -41,79 +28,65 @@ class Enwik8Data(TextData):
             file, as <name>.sha256, and expected from then on.
 
     Raises:
-        UserError: there is no such split.
-            From ``setup``: the file is neither to be found nor to be had, with every place tried and its reason.
+        UserError: from ``find``: the file is neither to be found nor to be had, with every place tried and its reason.
     """
 
     name = "enwik8"
 
+    # The usual one, whose test is the paper's and that of Chung et al. 2015; and those whose tests are the last 4
+    # million bytes (Graves 2013) and the last 10 (Sutskever et al. 2011).
+    named_splits = {  # noqa: RUF012  # declared as a ClassVar
+        "standard": (90_000_000, 5_000_000, 5_000_000),
+        "paper": (90_000_000, 5_000_000, 5_000_000),
+        "graves2013": (92_000_000, 4_000_000, 4_000_000),
+        "mrnn2011": (80_000_000, 10_000_000, 10_000_000),
+    }
+
     def __init__(
         self,
         data_dir: str | Path,
-        batch_size: int,
-        seed: int,
         path: str | Path | None = None,
         url: str = "http://mattmahoney.net/dc/enwik8.zip",
         zip_size: int = 36_445_475,
         zip_sha256: str | None = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
         size: int = 100_000_000,
         sha256: str | None = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
-        window: int = 50,
-        stream_length: int | None = 10_000,
-        splits: Sequence[float] | str = "standard",
-        val_symbols: int | None = None,
-        cache_dir: str | Path | None = None,
     ) -> None:
-        if isinstance(splits, str):
-            if splits not in SPLITS:
-                raise UserError(
-                    f"task.data.splits must be one of {', '.join(SPLITS)}, or three numbers, got {splits!r}."
-                )
-            splits = SPLITS[splits]
-        super().__init__(path, "byte", batch_size, seed, window, stream_length, splits, val_symbols, cache_dir)
         self.data_dir = Path(data_dir).expanduser()
+        self.path = None if path is None else Path(path).expanduser()
         self.url = url
         self.zip_size = zip_size
         self.zip_sha256 = zip_sha256
         self.size = size
         self.sha256 = sha256
-        self._found: Path | None = None
-        self._any_text = False
 
     @property
     def _zip_name(self) -> str:
         return f"{self.name}.zip"
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of any text; what is only evaluated may be another one, named by ``path``."""
-        self._any_text = self.trainer is None or self.trainer.state.fn != "fit"
-        super().load_state_dict(state_dict)
-
-    def source(self) -> Path:
-        if self._found is None and self._any_text and self.path is not None:
-            named = Path(self.path).expanduser()
-            if mismatch(named, self.size, self.sha256) and mismatch(named, self.zip_size, self.zip_sha256):
-                log.warning("%s is not %s: what is found here is about that text", named, self.name)
-                self._found = named
-        if self._found is None:
-            self._found = self._find()
-            self._record(self._found)
-        return self._found
+    def find(self, cache_dir: Path | None, evaluated: bool = False) -> FoundText:
+        if evaluated and self.path is not None:
+            genuine = (self.size, self.sha256), (self.zip_size, self.zip_sha256)
+            if all(mismatch(self.path, *one) for one in genuine):
+                log.warning("%s is not %s: what is found here is about that text", self.path, self.name)
+                return FoundText(self.path)
+        file = self._find()
+        self._record(file)
+        return FoundText(file)
 
     def _find(self) -> Path:
         directories = [self.data_dir, self.data_dir / self.name]
         files = [directory / self.name for directory in directories]
         archives = [directory / self._zip_name for directory in directories]
         if self.path is not None:
-            named = Path(self.path).expanduser()
-            file, not_file = _genuine([named], self.size, self.sha256)
+            file, not_file = _genuine([self.path], self.size, self.sha256)
             if file is not None:
                 return file
-            archives, not_archive = [named], _genuine([named], self.zip_size, self.zip_sha256)[1]
+            archives, not_archive = [self.path], _genuine([self.path], self.zip_size, self.zip_sha256)[1]
             if not_archive:
                 raise UserError(
-                    f"task.path is neither {self.name} ({not_file[0]}) nor {self._zip_name} ({not_archive[0]}). Name "
-                    f"the genuine one, or leave task.path out; a run on any other text: task=text task.path={named}."
+                    f"path={self.path} is neither {self.name} ({not_file[0]}) nor {self._zip_name} ({not_archive[0]}). "
+                    f"Name the genuine one, or leave it out; any other text is for task=text."
                 )
         file, reasons = _genuine(files, self.size, self.sha256)
         if file is not None:
@@ -125,12 +98,12 @@ class Enwik8Data(TextData):
         except OSError as error:
             reasons.append(
                 f"{self.data_dir}: cannot be written ({error.strerror}), so nothing can be downloaded or unpacked "
-                f"there: make it writable, or choose another directory with data_dir=..."
+                f"there: make it writable, or choose another directory with data_dir=…"
             )
             raise self._not_found(reasons) from error
 
     def _prepare(self, archives: list[Path], reasons: list[str]) -> Path:
-        """Unpacks the first genuine archive, or downloads one."""
+        """Unpack the first genuine archive, or download one."""
         archive, not_archives = _genuine(archives, self.zip_size, self.zip_sha256)
         reasons = reasons + not_archives
         home = self.data_dir / self.name if (self.data_dir / self.name).is_dir() else self.data_dir
@@ -154,7 +127,7 @@ class Enwik8Data(TextData):
         return home / self.name
 
     def _record(self, file: Path) -> None:
-        """Writes the SHA-256 of a file beside it, where nobody has published one and none has been recorded."""
+        """Write the SHA-256 of a file beside it, where nobody has published one and none has been recorded."""
         record = recorded_digest(file)
         if self.sha256 is not None or record.exists():
             return
@@ -173,29 +146,8 @@ class Enwik8Data(TextData):
         return UserError(
             f"{self.name} was neither found nor could it be downloaded. Tried:{tried}\n"
             f"Put {self.name} or {self._zip_name} (from {self.url}) into {self.data_dir} by hand, or name it with "
-            f"task.path=... Without any download: task=memorization, or task=text task.path=<any text file>."
+            f"path=…. Without any download: task=memorization, or any text with task=text."
         )
-
-
-_SYMBOLS = frozenset(b" abcdefghijklmnopqrstuvwxyz")
-
-
-class Text8Data(Enwik8Data):
-    """text8: the text of enwik8's articles in 27 symbols, a to z and the space, made by Matt Mahoney; 10^8 bytes.
-
-    See ``Enwik8Data``; its checksums have no defaults.
-    """
-
-    name = "text8"
-
-    def _record(self, file: Path) -> None:
-        """Before it is expected from then on, what nobody has published a checksum of must at least look like it."""
-        if not recorded_digest(file).exists() and (strange := set(file.read_bytes()) - _SYMBOLS):
-            raise UserError(
-                f"{file} is not text8, which has the letters a to z and the space alone: it holds {len(strange)} other "
-                f"bytes, such as {min(strange)}. A run on any other text: task=text task.path={file}."
-            )
-        super()._record(file)
 
 
 def _genuine(places: list[Path], size: int, sha256: str | None) -> tuple[Path | None, list[str]]:

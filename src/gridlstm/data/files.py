@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,25 @@ UNPACKED_ANYWAY = 2**24
 _TIMES_PACKED = 100
 """Times its own size that a larger archive may unpack to. Text packs to a tenth at best, zeros to a thousandth."""
 _PIECE = 2**20
+
+
+def check_file(path: Path) -> os.stat_result:
+    """Return the state of a file.
+
+    Raises:
+        UserError: it is no file, or cannot be reached.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except OSError as error:
+        reason = str(error.strerror)
+    else:
+        if stat.S_ISREG(found.st_mode):
+            return found
+        reason = "it is a directory" if stat.S_ISDIR(found.st_mode) else "it is no file"
+    raise UserError(f"{path} cannot be read: {reason}. Name a text file (plain, .xz, .gz, .bz2 or .zip): path=….")
 
 
 @contextmanager
@@ -79,9 +99,9 @@ def mismatch(path: Path, size: int, sha256: str | None) -> str | None:
     return None if digest == sha256 else f"SHA-256 {digest}, expected {sha256}"
 
 
-def stamp(stat: os.stat_result) -> list[int]:
+def stamp(found: os.stat_result) -> list[int]:
     """What tells two states of a file apart, also where size and date are the same, as a copy can leave them."""
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def read_unpacked(unpacking: IO[bytes], archive: Path) -> bytes:

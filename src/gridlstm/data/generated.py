@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from gridlstm.data.base import SequenceData, owned_rows
-from gridlstm.errors import UserError
+from gridlstm.data.spec import DataSpec
 
 TRAIN, VAL, TEST = range(3)
 """The splits, as parts of the random key: no sample of one is a sample of another but by chance."""
@@ -22,7 +22,7 @@ MOST_JUDGED = 10**7
 MOST_SAMPLES = 2**40
 """Of a curriculum's step, so that indices stay far from the end of int64."""
 
-_SIZE_OPTIONS = {VAL: "task.data.num_val", TEST: "task.data.num_test"}
+_SIZES = {VAL: "num_val", TEST: "num_test"}
 
 
 class Draw(NamedTuple):
@@ -59,21 +59,30 @@ class GeneratedData(SequenceData):
         curriculum: training samples after which the next larger problems are allowed; 0: all from the start.
 
     Raises:
-        UserError: a number out of its range.
+        ValueError: a number out of its range.
     """
 
     def __init__(self, batch_size: int, seed: int, num_val: int, num_test: int, curriculum: int = 0) -> None:
         super().__init__(batch_size, seed)
         for name, size in (("num_val", num_val), ("num_test", num_test)):
             if not 1 <= size <= MOST_JUDGED:
-                raise UserError(f"task.data.{name} must be from 1 to {MOST_JUDGED:,}, got {size:,}.")
+                raise ValueError(f"{name} must be from 1 to {MOST_JUDGED:,}, got {size:,}.")
         if not 0 <= curriculum <= MOST_SAMPLES:
-            raise UserError(f"task.data.curriculum must be a number of samples from 0 to 2^40, got {curriculum}.")
+            raise ValueError(f"curriculum must be a number of samples from 0 to 2^40, got {curriculum}.")
         self.curriculum = curriculum
         self.sizes = {VAL: num_val, TEST: num_test}
 
+    @property
+    def expected_spec(self) -> DataSpec:
+        return self.spec
+
+    def check_processes(self, number: int) -> None:
+        super().check_processes(number)
+        for split, name in _SIZES.items():
+            owned_rows(self.sizes[split], 0, number, name)
+
     def generate(self, key: tuple[int, ...], index: Tensor) -> Any:
-        """The samples with these indices, on the device of ``index``."""
+        """Return the samples with these indices, on the device of ``index``."""
         raise NotImplementedError(f"{type(self).__name__} must define generate")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -92,6 +101,6 @@ class GeneratedData(SequenceData):
 
     def _evaluation_draws(self, split: int) -> DataLoader[Draw]:
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        owned = torch.tensor(owned_rows(self.sizes[split], rank, world_size, _SIZE_OPTIONS[split]))
+        owned = torch.tensor(owned_rows(self.sizes[split], rank, world_size, _SIZES[split]))
         draws = [Draw(split, index) for index in owned.split(len(self.rows))]
         return DataLoader(draws, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set

@@ -4,14 +4,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gridlstm.data.files import stamp
-from gridlstm.data.parts import PARTS, PartedTextData
-from gridlstm.data.streams import SHARES
-from gridlstm.data.vocabulary import Level
+from gridlstm.data.joined import JoinedSource
+from gridlstm.data.streams import PARTS
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,11 +23,10 @@ _PLAIN = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 """Files that are read as they are."""
 
 
-class HubTextData(PartedTextData):
-    """One column of text of a data set that ``datasets.load_dataset`` knows; see ``TextData``.
+class Hub(JoinedSource):
+    """One column of text of a data set that ``datasets.load_dataset`` knows.
 
-    Its splits train, validation and test are the splits here. Of those of the last two that it lacks, the share of
-    ``splits`` is cut from the end of train. Every document ends with a line end. Needs the extra
+    Its splits train, validation and test are the parts. Every document ends with a line end. Needs the extra
     ``gridlstm[datasets]``.
 
     Args:
@@ -38,46 +36,30 @@ class HubTextData(PartedTextData):
         column: of the text.
         streaming: read documents one by one instead of keeping the data set's own copy too.
         max_documents: take so many of each split at most, those without text not counted; None for all.
-        level, batch_size, seed, window, stream_length, splits, val_symbols, cache_dir, max_words: see ``TextData``.
 
     Raises:
-        UserError: from ``setup``: the package, the data set, the column or a text is not there.
+        ValueError: no document would be taken.
+        UserError: from ``find``: the package, the data set, the column or a text is not there.
     """
 
     def __init__(
         self,
         name: str,
-        level: Level,
-        batch_size: int,
-        seed: int,
         config: str | None = None,
         column: str = "text",
         streaming: bool = False,
         max_documents: int | None = None,
-        window: int = 50,
-        stream_length: int | None = None,
-        splits: Sequence[float] = SHARES,
-        val_symbols: int | None = None,
-        cache_dir: str | Path | None = None,
-        max_words: int | None = None,
     ) -> None:
-        super().__init__(
-            None, level, batch_size, seed, window, stream_length, splits, val_symbols, cache_dir, max_words
-        )
         if max_documents is not None and max_documents < 1:
-            raise UserError(f"task.data.max_documents must be null or at least 1, got {max_documents}.")
+            raise ValueError(f"max_documents must be at least 1, got {max_documents}.")
         directory = os.path.expanduser(name)
         self._directory = Path(directory).resolve() if os.path.isdir(directory) else None
         # One directory is one data set however it is spelt, and never a format that the package knows, such as json.
-        self.data_set = str(self._directory or name)
+        self.name = str(self._directory or name)
         self.config = config
         self.column = column
         self.streaming = streaming
         self.max_documents = max_documents
-
-    @property
-    def called(self) -> str:
-        return self.data_set
 
     def _files(self) -> list[Path]:
         """Those of a directory; none of what is on the hub."""
@@ -85,7 +67,7 @@ class HubTextData(PartedTextData):
 
     def key(self) -> str:
         stats = [(str(path.resolve()), stamp(path.stat())) for path in self._files()]
-        text = json.dumps([self.data_set, self.config, self.column, self.max_documents, stats])
+        text = json.dumps([self.name, self.config, self.column, self.max_documents, stats])
         return f"hub-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def read_parts(self) -> Mapping[str, Iterator[str]]:
@@ -96,30 +78,26 @@ class HubTextData(PartedTextData):
         saved = self._directory is not None and any((self._directory / name).is_file() for name in _SAVED)
         if saved and self.config is not None:
             raise UserError(
-                f"{self.data_set} was written by save_to_disk, and so has no configurations: leave out "
-                f"task.data.config={self.config}."
+                f"{self.name} was written by save_to_disk, and so has no configurations: leave out "
+                f"config={self.config}."
             )
         try:
             if saved:
-                found = datasets.load_from_disk(self.data_set).with_format(None)
+                found = datasets.load_from_disk(self.name).with_format(None)
             else:
                 # Its own copy of a directory goes by the dates of the files alone.
                 afresh = "force_redownload" if self._directory else None
-                found = datasets.load_dataset(
-                    self.data_set, self.config, streaming=self.streaming, download_mode=afresh
-                )
+                found = datasets.load_dataset(self.name, self.config, streaming=self.streaming, download_mode=afresh)
         except Exception as error:  # of many kinds: no such name, no network, a file that cannot be read
             raise self._unreadable(error) from error
         if isinstance(found, datasets.Dataset):
             found = {"train": found}
         if "train" not in found:
-            raise UserError(f"{self.data_set} has no split train, but {', '.join(found)}: it cannot be trained on.")
+            raise UserError(f"{self.name} has no split train, but {', '.join(found)}: it cannot be trained on.")
         if missing := [name for name in PARTS if name not in found]:
-            log.info("%s has no split %s: cut from the end of train", self.data_set, " and no ".join(missing))
+            log.info("%s has no split %s: cut from the end of train", self.name, " and no ".join(missing))
         if others := [str(name) for name in found if name not in PARTS]:
-            log.warning(
-                "of %s, %s is left out: its splits here are %s", self.data_set, ", ".join(others), ", ".join(PARTS)
-            )
+            log.warning("of %s, %s is left out: its splits here are %s", self.name, ", ".join(others), ", ".join(PARTS))
         return {name: self._documents(name, found[name]) for name in PARTS if name in found}
 
     def _documents(self, name: str, split: Any) -> Iterator[str]:
@@ -132,8 +110,7 @@ class HubTextData(PartedTextData):
             if not isinstance(text, str):
                 columns = ", ".join(key for key, value in document.items() if isinstance(value, str))
                 raise UserError(
-                    f"task.data.column={self.column} is no text of {self.data_set}; columns of text: "
-                    f"{columns or 'none'}."
+                    f"column={self.column} is no text of {self.name}; columns of text: {columns or 'none'}."
                 )
             written += 1
             yield text if text.endswith("\n") else text + "\n"
@@ -141,18 +118,16 @@ class HubTextData(PartedTextData):
                 break
         if empty and not written:
             raise UserError(
-                f"task.data.column={self.column} of {self.data_set} has no text in the split {name}, all its documents "
+                f"column={self.column} of {self.name} has no text in the split {name}, all its documents "
                 f"are null: name another column."
             )
         if not written:
             raise UserError(
-                f"the split {name} of {self.data_set} holds no document: put some into it, or leave it out (validation "
+                f"the split {name} of {self.name} holds no document: put some into it, or leave it out (validation "
                 f"and test are then cut from train)."
             )
         if empty:
-            log.warning(
-                "%s documents of %s have no %s (null) and are left out", f"{empty:,}", self.data_set, self.column
-            )
+            log.warning("%s documents of %s have no %s (null) and are left out", f"{empty:,}", self.name, self.column)
 
     def _read(self, documents: Iterable[Any]) -> Iterator[Any]:
         iterator = iter(documents)
@@ -172,21 +147,21 @@ class HubTextData(PartedTextData):
         if type(cause).__name__ in _OF_NOTHING or "corresponds to no data" in reason:
             files = ", ".join(str(file) for file in plain if not file.stat().st_size)
             return UserError(
-                f"{files or 'one of the splits'} of the data set {self.data_set} holds no document: put some into it, "
+                f"{files or 'one of the splits'} of the data set {self.name} holds no document: put some into it, "
                 f"or leave it out."
             )
         if isinstance(cause, UnicodeDecodeError):
             file = next((str(file) for file in plain if not _is_utf8(file)), "a file")
             return UserError(
-                f"{file} of the data set {self.data_set} is not UTF-8 ({cause.reason}): convert it, such as by "
+                f"{file} of the data set {self.name} is not UTF-8 ({cause.reason}): convert it, such as by "
                 f"iconv -f latin1 -t utf-8."
             )
         if reason == "Config name is missing.":
             names = rest.partition("[")[2].partition("]")[0].replace("'", "")
-            return UserError(f"{self.data_set} has several configurations: give task.data.config=…, one of {names}.")
+            return UserError(f"{self.name} has several configurations: give config=…, one of {names}.")
         return UserError(
-            f"the data set {self.data_set} cannot be loaded: {reason} Check task.data.name and task.data.config, and "
-            f"the network; a directory of files works without one."
+            f"the data set {self.name} cannot be loaded: {reason} Check name={self.name}, its config= and the "
+            f"network; a directory of files works without one."
         )
 
 

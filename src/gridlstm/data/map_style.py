@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gridlstm.data.base import SequenceData, owned_rows
+from gridlstm.data.spec import DataSpec
 from gridlstm.errors import UserError
 
 
@@ -28,6 +29,10 @@ class MapData(SequenceData):
     Args:
         batch_size, seed: see ``SequenceData``.
     """
+
+    @property
+    def expected_spec(self) -> DataSpec | None:
+        return self.spec
 
     def dataset(self, split: Literal["train", "val", "test"]) -> Dataset[Any]:
         """The samples of a split; it has a length."""

@@ -7,7 +7,6 @@ from gridlstm.data.base import Batch
 from gridlstm.data.counter import random_integers
 from gridlstm.data.generated import GeneratedData
 from gridlstm.data.spec import Spec
-from gridlstm.errors import UserError
 
 
 class MemorizationData(GeneratedData):
@@ -47,10 +46,9 @@ class MemorizationData(GeneratedData):
         num_test: int = 1000,
     ) -> None:
         super().__init__(batch_size, seed, num_val, num_test)
-        if length < 1 or alphabet < 2:
-            raise UserError(f"memorization needs task.length >= 1 and task.alphabet >= 2, got {length} and {alphabet}.")
-        if delay < 0:
-            raise UserError(f"task.delay must be at least 0, got {delay}.")
+        for name, value, least in (("length", length, 1), ("alphabet", alphabet, 2), ("delay", delay, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
         self.length = length
         self.alphabet = alphabet
         self.delay = delay

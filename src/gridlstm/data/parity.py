@@ -9,7 +9,6 @@ from gridlstm.data.base import Batch
 from gridlstm.data.counter import random_words
 from gridlstm.data.generated import TRAIN, GeneratedData
 from gridlstm.data.spec import Spec
-from gridlstm.errors import UserError
 
 _HALF = 2**62
 """Of the range of ``random_words``."""
@@ -47,11 +46,11 @@ class ParityData(GeneratedData):
     ) -> None:
         super().__init__(batch_size, seed, num_val, num_test, curriculum)
         if bits < 1:
-            raise UserError(f"task.bits must be at least 1, got {bits}.")
+            raise ValueError(f"bits must be at least 1, got {bits}.")
         if curriculum and bits == 1:
-            raise UserError("task.data.curriculum opens bit after bit, and task.bits=1 has but one: leave it out.")
+            raise ValueError(f"curriculum={curriculum} opens bit after bit, and bits=1 has but one: leave it out.")
         if density not in ("half", "drawn"):
-            raise UserError(f"task.data.density must be half or drawn, got {density!r}.")
+            raise ValueError(f"density must be half or drawn, got {density!r}.")
         self.bits = bits
         self.density = density
         self.curriculum_samples = curriculum * (bits - 1)

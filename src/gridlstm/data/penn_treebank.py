@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gridlstm.data.files import stamp
-from gridlstm.data.parts import PARTS, PartedTextData
+from gridlstm.data.joined import JoinedSource
+from gridlstm.data.streams import PARTS
 from gridlstm.errors import UserError
 
 FILES = ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt")
 
 
-class PennTreebankData(PartedTextData):
-    """The three files ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt`` of Mikolov et al. 2010, which are the
-    splits; see ``TextData``.
+class PennTreebank(JoinedSource):
+    """The three files ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt`` of Mikolov et al. 2010, its parts.
 
     They hold lower-case words, rare ones as <unk>, numbers as N. The space at both ends of every line is left out, as
     in the character-level protocol: 5.02 million characters to train on. At level word, a line ends with <eos>.
@@ -23,21 +23,11 @@ class PennTreebankData(PartedTextData):
 
     Args:
         path: of the directory with the three files.
-
-    Raises:
-        UserError: from ``setup``: a file is not there.
     """
 
-    def _files(self) -> list[Path]:
-        if self.path is None:
-            raise UserError("no directory was named: task.path=<the directory of ptb.train.txt>.")
-        files = [Path(os.path.expanduser(self.path)) / name for name in FILES]
-        if missing := [str(file) for file in files if not file.is_file()]:
-            raise UserError(
-                f"{', '.join(missing)}: no such file. task.path must be a directory with {', '.join(FILES)}, which are "
-                f"licensed and not downloaded here."
-            )
-        return files
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(os.path.expanduser(path))
+        self.name = str(self.path)
 
     def key(self) -> str:
         stats = [(str(file.resolve()), stamp(file.stat())) for file in self._files()]
@@ -45,6 +35,15 @@ class PennTreebankData(PartedTextData):
 
     def read_parts(self) -> Mapping[str, Iterator[str]]:
         return {name: _lines(file) for name, file in zip(PARTS, self._files(), strict=True)}
+
+    def _files(self) -> list[Path]:
+        files = [self.path / name for name in FILES]
+        if missing := [str(file) for file in files if not file.is_file()]:
+            raise UserError(
+                f"{', '.join(missing)}: no such file. Expected a directory with {', '.join(FILES)}, which are licensed "
+                f"and not downloaded here: path=…."
+            )
+        return files
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -2,13 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gridlstm.errors import UserError
+
+PARTS = ("train", "validation", "test")
+"""Names of the parts that a text may come in, in their order."""
 
 SHARES = (0.9, 0.05, 0.05)
 """Of training, validation and test where nothing else is said, as of the usual splits of enwik8."""
@@ -35,10 +38,9 @@ class Streams:
             advice = "Take a longer text"
             if fitting > 0:
                 longest = (len(part) - 1) // fitting * fitting
-                advice += f", or set task.data.stream_length={longest} task.data.window={fitting}"
+                advice += f", or give stream_length={longest} window={fitting}"
             raise UserError(
-                f"the training split has {len(part):,} symbols; one stream needs task.data.stream_length + 1 = "
-                f"{stream_length + 1:,}. {advice}."
+                f"the training split has {len(part):,} symbols, and one stream needs {stream_length + 1:,}. {advice}."
             )
         self.part = part
         self.stream_length = stream_length
@@ -64,7 +66,7 @@ def _epoch(seed: int, epoch: int, streams: int, offsets: int) -> tuple[int, NDAr
 def split_text(
     length: int, splits: Sequence[float], needed: Collection[str] = ("validation", "test")
 ) -> tuple[range, range, range]:
-    """Where training, validation and test split lie in a text of ``length`` symbols, one after the other.
+    """Return where training, validation and test split lie in a text of ``length`` symbols, one after the other.
 
     Args:
         splits: three fractions that sum to 1, or three numbers of symbols that sum to at most ``length``.
@@ -73,7 +75,7 @@ def split_text(
     Raises:
         UserError: they are neither, or one that is needed has fewer than the two symbols that a prediction takes.
     """
-    given = f"task.data.splits={list(splits)}"
+    given = f"splits={list(splits)}"
     if len(splits) != 3 or any(type(split) not in (int, float) or split < 0 for split in splits):
         raise UserError(f"{given}: expected three fractions that sum to 1, or three numbers of symbols.")
     if all(isinstance(split, int) for split in splits):
@@ -100,3 +102,30 @@ def split_text(
                 f"more, or take a longer text."
             )
     return train, val, test
+
+
+def split_parts(lengths: Mapping[str, int], splits: Sequence[float]) -> tuple[range, range, range]:
+    """Return where the splits lie in a text that comes with some of them as parts, one after the other.
+
+    Args:
+        lengths: symbols of train, and of validation and test where they are parts, in this order.
+        splits: see ``split_text``; the share of what is no part is cut from the end of train.
+
+    Raises:
+        UserError: a part has fewer than two symbols, or what is cut would have.
+    """
+    if any(length < 2 for length in lengths.values()):
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(f"the text's parts have these numbers of symbols: {told}. Each needs at least 2.")
+    if set(lengths) == {"train"}:
+        return split_text(lengths["train"], splits)
+    spans = itertools.pairwise(itertools.accumulate(lengths.values(), initial=0))
+    own = {name: range(*span) for name, span in zip(lengths, spans, strict=True)}
+    for n, name in enumerate(PARTS):
+        if name not in own:
+            cut = split_text(lengths["train"], splits, needed=[name])
+            shares = isinstance(splits[0], float)
+            begin = lengths["train"] - len(cut[n]) if shares else cut[0].stop
+            own["train"], own[name] = range(begin), range(begin, begin + len(cut[n]))
+    train, validation, test = (own[name] for name in PARTS)
+    return train, validation, test

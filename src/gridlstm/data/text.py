@@ -5,21 +5,21 @@ Shape legend: B batch rows, T time steps (the window).
 
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
-from gridlstm.data.base import Batch, SequenceData
+from gridlstm.data.base import Batch, SequenceData, Split
 from gridlstm.data.corpus import Corpus, check_level, read_corpus
 from gridlstm.data.entropy import ngram_entropy
+from gridlstm.data.source import FoundText, TextSource
 from gridlstm.data.spec import Spec
-from gridlstm.data.streams import SHARES, Streams, split_text
+from gridlstm.data.streams import PARTS, SHARES, Streams, split_parts, split_text
 from gridlstm.data.vocabulary import Level, Vocabulary
 from gridlstm.errors import UserError
 
@@ -44,33 +44,38 @@ class TextData(SequenceData):
     Evaluation: the split is cut into consecutive streams, the last one shorter, whose state starts afresh. Every symbol
     but the split's first is predicted once; the masks leave out the padding after the last.
 
+    Where the text comes in parts, these are the splits. Where it comes without validation or test, or both, their share
+    of ``splits`` is cut from the end of train.
+
     Args:
-        path: of the text file; see ``read_corpus``.
-        level: what a symbol is, "byte", "char" or "word".
+        source: which text; see ``TextSource``.
         batch_size, seed: see ``SequenceData``.
+        level: what a symbol is, "byte", "char" or "word".
         window: T, symbols of one batch row.
         stream_length: symbols through which the state is carried, a multiple of ``window``. None for the paper's
             10,000, or what a shorter text allows if every row of a batch is to have a stream of its own.
-        splits: training, validation and test, in the order of the text: three fractions that sum to 1, or three
-            numbers of symbols.
+        splits: training, validation and test, in the order of the text: three fractions that sum to 1, three numbers of
+            symbols, or the name of a division that the source knows.
         val_symbols: use at most so many symbols of the validation split while fitting; None for all. A validation on
             its own (``setup("validate")``) always uses all.
         cache_dir, max_words: of the decoded text; see ``read_corpus``.
 
     Raises:
-        UserError: sizes that do not fit together; from ``setup``, a text that cannot be read, or to train on, one that
-            is shorter than a stream.
+        ValueError: sizes that do not fit together, or no such level or division.
+        UserError: from ``setup``, a text that cannot be read, or to train on, one that is shorter than a stream.
     """
+
+    counts_batches = False
 
     def __init__(
         self,
-        path: str | Path | None,
-        level: Level,
+        source: TextSource,
         batch_size: int,
         seed: int,
+        level: Level = "byte",
         window: int = 50,
         stream_length: int | None = None,
-        splits: Sequence[float] = SHARES,
+        splits: Sequence[float] | str = SHARES,
         val_symbols: int | None = None,
         cache_dir: str | Path | None = None,
         max_words: int | None = None,
@@ -78,53 +83,74 @@ class TextData(SequenceData):
         super().__init__(batch_size, seed)
         check_level(level, max_words)
         if window < 1:
-            raise UserError(f"task.data.window must be at least 1, got {window}.")
+            raise ValueError(f"window must be at least 1, got {window}.")
         if stream_length is not None and (stream_length < window or stream_length % window):
-            raise UserError(
-                f"task.data.stream_length must be a multiple of task.data.window, got {stream_length} and {window}: "
-                f"for example task.data.stream_length={max(1, stream_length // window) * window}."
+            raise ValueError(
+                f"stream_length must be a multiple of window={window}, got {stream_length}: for example "
+                f"stream_length={max(1, stream_length // window) * window}."
             )
         if val_symbols is not None and val_symbols < 2:
-            raise UserError(f"task.data.val_symbols must be null or at least 2, got {val_symbols}.")
-        self.path = path
+            raise ValueError(f"val_symbols must be at least 2, got {val_symbols}.")
+        if isinstance(splits, str):
+            if splits not in source.named_splits:
+                known = "".join(f"{name}, " for name in source.named_splits)
+                raise ValueError(f"splits must be {known}or three numbers, got {splits!r}.")
+            splits = source.named_splits[splits]
+        self.source = source
         self.level = level
         self.window = window
         self._stream_length = stream_length
         self.splits = tuple(splits)
         self.val_symbols = val_symbols
-        self.cache_dir = cache_dir
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.max_words = max_words
         self.unit = {"byte": "bytes", "char": "characters", "word": "words"}[level]
+        self._found: FoundText | None = None
         self._corpus: Corpus | None = None
-        self.whole = False
-        """Test on the whole text instead of its last part."""
-        self.changed = False
-        """Whether a checkpoint was taken up that was written of another text."""
+        self._test_on_all = False
+        self._evaluated = False
         self._fitting = True
         self._told = False
 
-    def source(self) -> Path:
-        """The text file."""
-        if self.path is None or str(self.path) == "":
-            raise UserError("no text was named: task.path=<any text file>.")
-        return Path(os.path.expanduser(self.path))
+    @property
+    def expected_spec(self) -> Spec:
+        return Spec(self.source.symbols, self.source.symbols, self.window, unit=self.unit)
+
+    def check(self) -> None:
+        self.source.check()
+
+    @property
+    def found(self) -> FoundText:
+        """Where the text is; found, downloaded or joined on first use."""
+        if self._found is None:
+            self._found = self.source.find(self.cache_dir, self._evaluated)
+        return self._found
 
     @property
     def called(self) -> str:
-        """What messages call the text."""
-        return str(self.source())
+        # Parts are joined in the cache, of which nobody knows by name.
+        return str(self.found.file) if self.found.parts is None else self.source.name
 
     @property
     def corpus(self) -> Corpus:
         """The text, read on first use."""
         if self._corpus is None:
-            cache_dir = None if self.cache_dir is None else Path(self.cache_dir)
-            self._corpus = read_corpus(self.source(), self.level, cache_dir, self.max_words)
+            self._corpus = read_corpus(self.found.file, self.level, self.cache_dir, self.max_words)
         return self._corpus
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.corpus.vocabulary
+
+    def text(self, split: Split) -> NDArray[np.integer[Any]]:
+        part = dict(zip(get_args(Split), self.parts, strict=True))[split]
+        return self.corpus.ids[part.start : part.stop]
 
     @property
     def parts(self) -> tuple[range, range, range]:
         """Where training, validation and test split lie in the text."""
+        if self.found.parts is not None:
+            return split_parts(self.found.parts[self.level], self.splits)
         return split_text(len(self.corpus.ids), self.splits)
 
     @property
@@ -146,9 +172,12 @@ class TextData(SequenceData):
         """The training streams."""
         return Streams(self.parts[0], self.stream_length, self.window, self.seed)
 
+    def test_on_all(self) -> None:
+        self._test_on_all = True
+
     def setup(self, stage: str | None = None) -> None:
         self._fitting = stage != "validate"
-        if self.whole:
+        if self._test_on_all:
             if (length := len(self.corpus.ids)) < 2:
                 raise UserError(f"{self.called} has {length} symbol, to predict any needs at least 2.")
             return
@@ -161,14 +190,22 @@ class TextData(SequenceData):
             log.info("%s %s to train, validate and test on%s", sizes, self.unit, training)
             unused = len(self.corpus.ids) - sum(map(len, parts))
             if 2 * unused > len(self.corpus.ids):  # the numbers may be meant for another text
-                log.warning("task.data.splits=%s leaves %s %s unused", list(self.splits), f"{unused:,}", self.unit)
+                log.warning("splits=%s leaves %s %s unused", list(self.splits), f"{unused:,}", self.unit)
             self._log_yardstick()
+            self._warn_of_unread_shares()
+
+    def _warn_of_unread_shares(self) -> None:
+        if self.found.parts is None or self.splits == SHARES:
+            return
+        lengths, shares = self.found.parts[self.level], zip(PARTS[1:], self.splits[1:], strict=True)
+        if own := " and ".join(name for name, share in shares if share and name in lengths):
+            log.warning("splits=%s has no effect on %s: the text has its own", list(self.splits), own)
 
     def _epoch(self) -> str:
         return f"; an epoch is {self.streams.per_epoch} streams of {self.stream_length}"
 
     def _log_yardstick(self) -> None:
-        """What a model must beat to have learned more than which symbol follows which."""
+        """Log what a model must beat to have learned more than which symbol follows which."""
         symbols = len(self.corpus.vocabulary)
         if symbols > MOST_FOR_YARDSTICK:
             return
@@ -202,7 +239,7 @@ class TextData(SequenceData):
         return _loader(lambda: self._evaluation_batches(part))
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        part = range(len(self.corpus.ids)) if self.whole else self.parts[2]
+        part = range(len(self.corpus.ids)) if self._test_on_all else self.parts[2]
         return _loader(lambda: self._evaluation_batches(part))
 
     def state_dict(self) -> dict[str, Any]:
@@ -217,7 +254,7 @@ class TextData(SequenceData):
 
     def check_goes_on(self, state_dict: dict[str, Any]) -> None:
         known, own = Vocabulary(state_dict["level"], tuple(state_dict["vocabulary"])), self.corpus.vocabulary
-        back = "Give back the text as it was, or start a new run with init_from=…"
+        back = "Give the text back as it was, or start a new run from its weights: init_from=…."
         if known != own:
             own.places_in(known)  # says so where it has symbols that the checkpoint lacks
             lacking = len(set(known.symbols) - set(own.symbols))
@@ -241,6 +278,7 @@ class TextData(SequenceData):
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self.check_goes_on(state_dict)
         else:
+            self._evaluated = True
             self._take_ids(state_dict)
         super().load_state_dict(state_dict)
 

@@ -93,8 +93,8 @@ class Vocabulary:
             shown = f", {len(lacking)} of which it does not know: {self._named(lacking)}" if same else ""
             raise UserError(
                 f"the checkpoint was trained on another text: it knows {len(other)} symbols (level {other.level}), "
-                f"this text has {len(self)} (level {self.level}){shown}. Name the text and the level of that run with "
-                f"task.path=... and task.data.level=..., or one whose symbols it knows."
+                f"this text has {len(self)} (level {self.level}){shown}. Give the text of that run at "
+                f"level={other.level}, or one whose symbols it knows."
             )
         return np.array([id_of.get(symbol, unknown) for symbol in self.symbols])
 
@@ -168,6 +168,6 @@ def _decoded(raw: bytes, offset: int, name: str) -> str:
 
 def _not_utf8(name: str, offset: int, error: UnicodeDecodeError) -> UserError:
     return UserError(
-        f"{name} is not UTF-8 at byte offset {offset:,} ({error.reason}): model its bytes with task.data.level=byte, "
-        f"or convert it to UTF-8."
+        f"{name} is not UTF-8 at byte offset {offset:,} ({error.reason}): model its bytes, level=byte, or convert it "
+        f"to UTF-8."
     )

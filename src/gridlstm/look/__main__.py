@@ -11,7 +11,7 @@ from gridlstm.errors import UserError, lacks_memory
 from gridlstm.report.arguments import writable
 
 if TYPE_CHECKING:
-    from gridlstm.data.text import TextData
+    from gridlstm.look.load import Text
 
 log = logging.getLogger(__name__)
 
@@ -152,19 +152,19 @@ def _cells(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
 def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     import torch
 
-    from gridlstm.data.text import TextData
     from gridlstm.look.cells import record
     from gridlstm.look.gates import COUNTED, joined, of_sequences, saturation, write
-    from gridlstm.look.load import load, sequences, windows
+    from gridlstm.look.load import load, sequences, text_of, windows
     from gridlstm.look.watch import watching
 
     asked = _whole(given, "symbols", 1) if "symbols" in given else None
     trust = trusted(given)
     trained = load(checkpoint, _words(given), trust)
-    if isinstance(trained.data, TextData):
-        symbols = _symbols(asked, trained.data, STEPS)
+    if trained.data.vocabulary is not None:
+        text = text_of(trained)
+        symbols = _symbols(asked, text, STEPS)
         rows = min(ROWS, symbols)
-        x, _ = windows(trained.data, rows, symbols // rows)
+        x, _ = windows(text, rows, symbols // rows)
         batches = iter([(x, torch.ones_like(x, dtype=torch.bool))])
     elif asked is not None:
         raise UserError(
@@ -187,9 +187,9 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     return write(joined(parts), out)
 
 
-def _symbols(asked: int | None, data: "TextData", default: int) -> int:
-    """How many symbols of the test split are looked at."""
-    most = len(data.parts[2]) - 1
+def _symbols(asked: int | None, text: "Text", default: int) -> int:
+    """Return how many symbols are looked at."""
+    most = len(text.ids) - 1
     if asked is not None and asked > most:
         raise UserError(f"the test split has {most:,} symbols to look at, and symbols={asked}: ask for fewer.")
     return min(default, most) if asked is None else asked

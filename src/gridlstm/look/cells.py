@@ -75,8 +75,8 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     Raises:
         UserError: no character model, too short a text, or a model whose cells cannot be seen.
     """
-    data = text_of(trained)
-    if (most := len(data.parts[2]) - 1) < LEAST:
+    text = text_of(trained)
+    if (most := len(text.ids) - 1) < LEAST:
         raise UserError(
             f"the test split has {most} symbols to look at, and a correlation over fewer than {LEAST} says nothing: "
             f"give a longer text, task.path=…"
@@ -84,21 +84,21 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     if symbols < LEAST:
         raise UserError(f"symbols must be at least {LEAST}, or a correlation says nothing; got {symbols}.")
     model = trained.task.model
-    x, _ = windows(data, 1, symbols)
-    text, places = characters(data.corpus.vocabulary, x[0].tolist())
+    x, _ = windows(text, 1, symbols)
+    letters, places = characters(text.vocabulary, x[0].tolist())
     seen = record(model, x, {"time": ["m"], "depth": ["h", "m"]})
     memories = {name: each["m"][places, :, 0].float().numpy() for name, each in seen.items() if each["m"].shape[-1]}
     if not memories:
         raise UserError("there is no memory cell in this network.")
-    known = labels(text)
+    known = labels(letters)
     ranked = rank(memories, known)
     columns = ["label", "dimension", "layer", "unit", "r of the half it was chosen on", "r of the other half"]
     paths = [out / name for name in ("cells.csv", "cells.png", "cells.html", "memories.npz")]
     write_table(paths[0], columns, [(r.label, r.dimension, r.layer + 1, *r[3:]) for r in ranked])
     best = [next(r for r in ranked if r.label == label) for label in dict.fromkeys(r.label for r in ranked)]
-    write_figure(paths[1], picture(text, memories, known, best))
-    write_text(paths[2], page(text, memories, known, best))
-    write_bytes(paths[3], _archive(text, memories))
+    write_figure(paths[1], picture(letters, memories, known, best))
+    write_text(paths[2], page(letters, memories, known, best))
+    write_bytes(paths[3], _archive(letters, memories))
     if isinstance(model, Grid2d) and model.memory_at_ends and "depth" in memories:
         return paths + _survival(model, x, seen["depth"], out)
     for name in SURVIVAL:  # of another network, whose pictures lay here before

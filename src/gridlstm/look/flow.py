@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from gridlstm.data.spec import Spec
-from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.look.gradients import Contributions, through_depth, through_time
-from gridlstm.look.load import Trained, new, test_batches, windows
+from gridlstm.look.load import Trained, new, test_batches, text_of, windows
 from gridlstm.look.tables import write_figure, write_table
 from gridlstm.models.base import VectorModel
 from gridlstm.tasks.classify_vector import EachStep
@@ -83,8 +82,9 @@ def curves_of_trained(runs: Sequence[Trained], steps: int | None) -> list[Curve]
     """
     curves = []
     for run in runs:
-        if isinstance(run.data, TextData):
-            x, targets = windows(run.data, ROWS, steps or max(1, min(500, len(run.data.parts[2]) - 1)))
+        if run.data.vocabulary is not None:
+            text = text_of(run)
+            x, targets = windows(text, ROWS, steps or max(1, min(500, len(text.ids) - 1)))
         elif steps is not None:
             raise UserError(f"the sequences of {type(run.data).__name__} have a length of their own: leave steps out.")
         else:

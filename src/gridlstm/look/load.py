@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from hydra.errors import HydraException
 from lightning import seed_everything
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from gridlstm.compose import compose
 from gridlstm.data.base import Batch, SequenceData
 from gridlstm.data.spec import Spec
-from gridlstm.data.text import TextData
+from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.runtime.build import make_data, make_sequence_task
 from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
@@ -25,6 +26,13 @@ from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.train import explain
 
 log = logging.getLogger(__name__)
+
+
+class Text(NamedTuple):
+    """The test split of a text."""
+
+    ids: NDArray[np.integer[Any]]
+    vocabulary: Vocabulary
 
 
 class Trained(NamedTuple):
@@ -53,7 +61,6 @@ def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) 
     content = load_content(checkpoint)
     _check_finite(checkpoint, content["state_dict"])
     data = make_data(cfg, data_state(cfg, content))
-    data.setup("test")
     warn_of_change(data, overrides)
     start = make_sequence_task(cfg, data.spec)
     if (origin := cfg.get("init_from")) is not None:
@@ -96,33 +103,32 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
     return make_sequence_task(cfg, spec).eval()
 
 
-def text_of(trained: Trained) -> TextData:
-    """The data of a character model.
+def text_of(trained: Trained) -> Text:
+    """Return the text of a character model.
 
     Raises:
-        UserError: it is none.
+        UserError: its data is none.
     """
-    if not isinstance(trained.data, TextData):
+    if (vocabulary := trained.data.vocabulary) is None:
         raise UserError(
             f"this needs a checkpoint of a text (task=text, enwik8, text8, penn_treebank or hub), and the data here is "
-            f"{type(trained.data).__name__}: give another checkpoint."
+            f"{trained.data.called}: give another checkpoint."
         )
-    return trained.data
+    return Text(trained.data.text("test"), vocabulary)
 
 
-def windows(data: TextData, rows: int, length: int) -> tuple[Tensor, Tensor]:
-    """(rows, length) symbols of the test split, from places evenly apart, and the (rows,) symbols that follow.
+def windows(text: Text, rows: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return (rows, length) symbols, from places evenly apart, and the (rows,) symbols that follow.
 
     Raises:
-        UserError: the split is too short.
+        UserError: the text is too short.
     """
-    part = data.parts[2]
-    if len(part) <= length:
+    if len(text.ids) <= length:
         raise UserError(
-            f"the test split has {len(part):,} symbols, and steps={length} needs {length + 1:,}: ask for fewer."
+            f"the test split has {len(text.ids):,} symbols, and steps={length} needs {length + 1:,}: ask for fewer."
         )
-    starts = np.linspace(part.start, part.stop - length - 1, rows).astype(np.int64)
-    symbols = np.asarray(data.corpus.ids)[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    starts = np.linspace(0, len(text.ids) - length - 1, rows).astype(np.int64)
+    symbols = np.asarray(text.ids)[starts[:, None] + np.arange(length + 1)].astype(np.int64)
     ids = torch.from_numpy(symbols)
     return ids[:, :-1], ids[:, -1]
 

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from gridlstm.atomic import replacing
+from gridlstm.data.old_runs import with_text_state
 from gridlstm.runtime.intact import LAST, PREVIOUS, check_intact, damage
 
 
@@ -45,6 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         check_intact(Path(path))
         content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        with_text_state(content)
         for state in content.get("callbacks", {}).values():
             if isinstance(state, dict) and isinstance(was := state.get("dirpath"), str):
                 now = os.path.realpath(Path(path).parent)  # as Lightning itself names directories

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-import stat
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -19,13 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ExponentialLR
 
 from gridlstm.data.base import SequenceData
-from gridlstm.data.generated import GeneratedData
-from gridlstm.data.spec import DataSpec, Spec
-from gridlstm.data.text import TextData
+from gridlstm.data.spec import DataSpec
 from gridlstm.errors import UserError
 from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.fit import annotations
+from gridlstm.runtime.option_names import options_named, refusal
 from gridlstm.schedules import Cosine
 from gridlstm.tasks.base import Task
 from gridlstm.tasks.sequence import SequenceTask
@@ -70,14 +69,8 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
     Raises:
         UserError: a component refused its options, or the data is not what the checkpoint was trained on.
     """
-    data = make_data(cfg, state)
-    if whole_text:
-        if not isinstance(data, TextData):
-            raise UserError("split=all is for texts, this task draws its problems: give split=val or split=test.")
-        data.whole = True
-    _check_limits(cfg, data)
-    data.setup("fit" if state is None else "test")
-    _check_sizes(data)
+    data = make_data(cfg, state, whole_text)
+    _check_sizes(data, data.spec)
     task = make_task(_with_epochs(cfg, data), data.spec)
     max_time = cfg.trainer.get("max_time")  # which what is only measured has not
     clock = [Clock(max_time)] if max_time is not None else []
@@ -97,6 +90,8 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
         # one that has fewer validation batches, for ever. The public option is out of reach once strategy=auto has
         # chosen.
         trainer.strategy._ddp_kwargs[_SYNC_BUFFERS] = False
+    with options_named(cfg, "task.data"):
+        data.check_processes(trainer.world_size)
     return Run(data, task, trainer)
 
 
@@ -115,23 +110,45 @@ def _accelerator(asked: str) -> dict[str, str]:
     return {"accelerator": "cpu"}
 
 
-def make_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> SequenceData:
-    """The data of a run, found or downloaded; for ``state`` see ``build``.
+def make_data(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool = False) -> SequenceData:
+    """Return the data of a run, found or downloaded, and read; for the arguments see ``build``.
 
     Raises:
         UserError: it refuses its options, or the state is of other data.
     """
-    data: SequenceData = _make(cfg, "task.data")()
-    data.prepare_data()
-    if state is not None:
+    data = unread_data(cfg)
+    _check_limits(cfg, data)
+    if whole_text:
         try:
-            data.load_state_dict(state)
-        except KeyError as error:
-            raise UserError(
-                f"the checkpoint holds no {error} of the run's data: it is of another task than the config.yaml above "
-                f"it. Give one that the same run wrote."
-            ) from error
+            data.test_on_all()
+        except ValueError as error:
+            raise UserError(f"split=all is for texts, {error}: give split=val or split=test.") from error
+    with options_named(cfg, "task.data"):
+        data.prepare_data()
+        if state is not None:
+            _load_state(data, state)
+        data.setup("fit" if state is None else "test")
     return data
+
+
+def unread_data(cfg: DictConfig) -> SequenceData:
+    """Return the data module of a run, which has read nothing yet.
+
+    Raises:
+        UserError: it refuses its options.
+    """
+    data: SequenceData = _make(cfg, "task.data")()
+    return data
+
+
+def _load_state(data: SequenceData, state: dict[str, Any]) -> None:
+    try:
+        data.load_state_dict(state)
+    except KeyError as error:
+        raise UserError(
+            f"the checkpoint holds no {error} of the run's data: it is of another task than the config.yaml above it. "
+            f"Give one that the same run wrote."
+        ) from error
 
 
 def make_task(cfg: DictConfig, spec: DataSpec) -> Task:
@@ -161,13 +178,13 @@ MOST = 2**27
 """Symbols of one batch, and different symbols, beyond which no machine has the memory for a network's numbers."""
 
 
-def _check_sizes(data: SequenceData) -> None:
-    """Refuses in a sentence what would otherwise end in an overflow, or in the kernel's killing the process.
+def _check_sizes(data: SequenceData, spec: DataSpec) -> None:
+    """Refuse in a sentence what would otherwise end in an overflow, or in the kernel's killing the process.
 
     Raises:
         UserError: a batch of more than ``MOST`` symbols, or as many different ones.
     """
-    spec, rows = data.spec, data.batch_size
+    rows = data.batch_size
     if rows * spec.row_size > MOST or spec.widest > MOST:
         raise UserError(
             f"task: {rows:,} rows of {spec.row_size:,} symbols or numbers, of up to {spec.widest:,} different inputs "
@@ -178,7 +195,7 @@ def _check_sizes(data: SequenceData) -> None:
 def _check_limits(cfg: DictConfig, data: SequenceData) -> None:
     for name in ("limit_val_batches", "limit_test_batches"):
         limit = cfg.trainer.get(name)
-        if isinstance(data, TextData) and type(limit) is float and limit != 1:
+        if not data.counts_batches and type(limit) is float and limit != 1:
             raise UserError(
                 f"trainer.{name} must be a whole number of batches here, or 1.0 for all, got {limit}: a text is read "
                 f"without counting its batches first."
@@ -186,42 +203,27 @@ def _check_limits(cfg: DictConfig, data: SequenceData) -> None:
 
 
 def check_task(cfg: DictConfig) -> None:
-    """Builds the data module, which reads nothing yet, and the task with its network, of sizes alone.
+    """Build the data module, which reads nothing yet, and the task with its network, of sizes alone.
 
     Raises:
         UserError: one of them refuses its options, there is no such text, or the task no such metric.
     """
-    data = _make(cfg, "task.data")()
+    data = unread_data(cfg)
     _check_limits(cfg, data)
-    if isinstance(data, GeneratedData):  # a text is measured when it has been read
-        _check_sizes(data)
-    if isinstance(data, TextData) and type(data).source is TextData.source:
-        _check_file(data.source())
-    ours = str(cfg.model.get("_target_")).startswith("gridlstm.")  # others may want numbers in their weights
-    if not ours or cfg.match.parameters_to or cfg.match.flops_to or not isinstance(data, GeneratedData | TextData):
+    with options_named(cfg, "task.data"):
+        data.check()
+    if (spec := data.expected_spec) is None:
         return
-    symbols = Spec(input_size=2, output_size=2, sequence_length=1)
+    _check_sizes(data, spec)
+    ours = str(cfg.model.get("_target_")).startswith("gridlstm.")  # others may want numbers in their weights
+    if not ours or cfg.match.parameters_to or cfg.match.flops_to:
+        return
     try:
         with torch.device("meta"):
-            task = make_task(cfg, data.spec if isinstance(data, GeneratedData) else symbols)
+            task = make_task(cfg, spec)
     except RuntimeError:
         return  # beyond all memory, of which the run says more
     check_monitors(cfg, task)
-
-
-def _check_file(path: Path) -> None:
-    """Raises UserError for what is no file, or cannot be reached."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        reason = "there is no such file"
-    except OSError as error:
-        reason = str(error.strerror)
-    else:
-        if stat.S_ISREG(mode):
-            return
-        reason = "it is a directory" if stat.S_ISDIR(mode) else "it is no file"
-    raise UserError(f"{path} cannot be read: {reason}. Name a text by task.path=….")
 
 
 def check_monitors(cfg: DictConfig, task: Task) -> None:
@@ -364,19 +366,20 @@ def _make(cfg: DictConfig, path: str) -> Any:
     try:
         make = instantiate(node, _partial_=True, _convert_="all")
     except InstantiationException as error:
-        raise UserError(f"{path}: {_reason(error)}") from error
+        raise UserError(_reason(error, cfg, path)) from error
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return make(*args, **kwargs)
         except (TypeError, ValueError, LookupError, ArithmeticError, ImportError, MisconfigurationException) as error:
             # A constructor refuses its options, or says which package it needs, in one of these ways.
-            raise UserError(f"{path} ({node._target_}): {str(error).partition(chr(10))[0]}") from error
+            raise UserError(refusal(error, cfg, path)) from error
 
     return call
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong inside Hydra's wrapping: the innermost message of ours, or Hydra's own."""
+def _reason(error: InstantiationException, cfg: DictConfig, path: str) -> str:
+    """Return what went wrong inside Hydra's wrapping: what the node at fault refuses, or Hydra's own message."""
+    node = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
     cause = error.__cause__
-    return str(cause) if isinstance(cause, UserError) else str(error)
+    return refusal(cause, cfg, node[1]) if node and isinstance(cause, ValueError) else f"{path}: {error}"

@@ -13,10 +13,10 @@ from yaml import YAMLError
 
 from gridlstm.compose import CONF
 from gridlstm.data.base import SequenceData
-from gridlstm.data.text import TextData
+from gridlstm.data.old_runs import todays_name, with_text_state
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError, did_you_mean
-from gridlstm.options import TRAINED, role
+from gridlstm.options import TRAINED, Role, role
 from gridlstm.runtime.compatibility import run_directory
 from gridlstm.runtime.intact import check_intact
 from gridlstm.runtime.stored import read_config
@@ -24,9 +24,6 @@ from gridlstm.runtime.trust import check_trusted
 from gridlstm.tasks.base import Task
 
 log = logging.getLogger(__name__)
-
-_TEXTS = ("task.path=", "data_dir=", "task.data.path=", "task.data.name=", "task.data.url=", "task.data.data_dir=")
-"""Options that name a text."""
 
 MADE = ("model", "task.data", "task.objective", "trainer")
 """What is made of a run's configuration to evaluate its network."""
@@ -62,12 +59,13 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
     try:
         _leave_out_training(config)
         OmegaConf.set_struct(config, True)
+        overrides = [todays_name(config, override) for override in overrides]
         for override in overrides:
             _check_option(config, override, f"{directory}/config.yaml")
-        config.merge_with_dotlist([override for override in overrides if not override.startswith(_TEXTS)])
+        config.merge_with_dotlist([override for override in overrides if not _names_a_text(override)])
         for override in overrides:
             key, _, value = override.partition("=")
-            if override.startswith(_TEXTS):  # whose names may mean something in YAML
+            if _names_a_text(override):  # whose value may mean something in YAML
                 OmegaConf.update(config, key, None if value == "null" else value)
         check_trusted(config, MADE, trust)
     except (OmegaConfBaseException, YAMLError) as error:
@@ -90,7 +88,7 @@ def _check_option(config: DictConfig, override: str, file: str) -> None:
 
 def load_source(checkpoint: Path) -> DictConfig:
     """Return the configuration of the run that wrote a checkpoint, its references still open: task.path still reaches
-    task.data.path.
+    task.data.source.path.
 
     Raises:
         UserError: there is no such checkpoint, or no run directory above it, or a damaged one.
@@ -117,6 +115,11 @@ def _leave_out_training(config: DictConfig) -> None:
             OmegaConf.update(config, name, neutral)
 
 
+def _names_a_text(override: str) -> bool:
+    key = override.partition("=")[0]
+    return role(key) is Role.SOURCE or key.rpartition(".")[2] == "data_dir"
+
+
 def load_content(checkpoint: Path) -> dict[str, Any]:
     """What the file holds, on the CPU, by tensors and plain values alone (``weights_only``).
 
@@ -136,12 +139,13 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} cannot be read: {reason}. Give a whole checkpoint of a run.") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{checkpoint} is no checkpoint of a run. Give one such as outputs/…/checkpoints/best.ckpt.")
+    with_text_state(content)
     return cast(dict[str, Any], content)
 
 
 def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
-    """Warns of a text that is not what it was when the checkpoint was written, unless another one is asked for."""
-    if isinstance(data, TextData) and data.changed and not _name_a_text(overrides):
+    """Warn of a text that is not what it was when the checkpoint was written, unless another one is asked for."""
+    if data.changed and not _other_text(overrides):
         log.warning(
             "%s is not what it was when the checkpoint was written: its splits may hold what was trained on",
             data.called,
@@ -150,15 +154,15 @@ def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
 
 def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str]) -> None:
     """Warns of other parts of the same text than the run had."""
-    if not any(override.startswith("task.data.splits=") for override in overrides) or _name_a_text(overrides):
+    if not any(override.startswith("task.data.splits=") for override in overrides) or _other_text(overrides):
         return
     if config.task.data.splits != load_source(checkpoint).task.data.splits:
         log.warning("the run had other task.data.splits: what is evaluated may be among what it was trained on")
 
 
-def _name_a_text(overrides: Sequence[str]) -> bool:
-    """Whether another text than the run's is asked for, of which nothing was trained on."""
-    return any(override.startswith(_TEXTS) for override in overrides)
+def _other_text(overrides: Sequence[str]) -> bool:
+    """Return whether another text than the run's is asked for, of which nothing was trained on."""
+    return any(map(_names_a_text, overrides))
 
 
 def load_weights(task: Task, weights: dict[str, Any]) -> None:

@@ -202,12 +202,14 @@ def _check_task_options(cfg: DictConfig) -> None:
 
 def _check_one_value(cfg: DictConfig) -> None:
     """Raises UserError where the data's own option contradicts the task's, which reports and experiments read."""
-    for key, value in cfg.task.data.items():
-        if key in cfg.task and cfg.task[key] != value:
-            raise UserError(
-                f"task.data.{key!s}={value} and task.{key!s}={cfg.task[key]} are two values of one thing: give "
-                f"task.{key!s} alone, from which the data takes it."
-            )
+    for path in ("task.data", "task.data.source"):
+        node = OmegaConf.select(cfg, path)
+        for key, value in node.items() if isinstance(node, DictConfig) else ():
+            if key in cfg.task and cfg.task[key] != value:
+                raise UserError(
+                    f"{path}.{key!s}={value} and task.{key!s}={cfg.task[key]} are two values of one thing: give "
+                    f"task.{key!s} alone, from which the data takes it."
+                )
 
 
 def unread_rate(cfg: DictConfig) -> bool:

@@ -77,7 +77,7 @@ def write_config(cfg: DictConfig) -> None:
     for name in ("task.path", "data_dir", "init_from", "task.data.cache_dir"):
         if isinstance(path := OmegaConf.select(source, name), str):
             OmegaConf.update(source, name, str(Path(os.path.expanduser(path)).absolute()))
-    name = "task.data.name"  # of a data set of the hub, or a directory
+    name = "task.name"  # of a data set of the hub, or a directory
     if isinstance(path := OmegaConf.select(source, name), str) and os.path.isdir(path := os.path.expanduser(path)):
         OmegaConf.update(source, name, str(Path(path).absolute()))
     source.run = OmegaConf.create(cast(dict[str, Any], OmegaConf.to_container(cfg.run, resolve=True)))

@@ -7,13 +7,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from gridlstm.data.old_runs import with_source
 from gridlstm.errors import UserError
 
 _NODES = ("task", "model", "trainer", "run")
 
 
 def read_config(path: Path) -> DictConfig:
-    """Return what config.yaml or config_source.yaml holds, its references still open.
+    """Return what config.yaml or config_source.yaml holds, as it would be written today, its references still open.
 
     Raises:
         UserError: it is missing or damaged.
@@ -30,5 +31,8 @@ def read_config(path: Path) -> DictConfig:
     if len(found) < len(_NODES):
         lacks = next(name for name in _NODES if name not in found)
         raise UserError(f"{path} is damaged: it lacks the options of {lacks}. Restore it from a copy.")
-    assert isinstance(config, DictConfig)
-    return config
+    plain = OmegaConf.to_container(config)
+    with_source(plain, references=True)
+    now = OmegaConf.create(plain)
+    assert isinstance(now, DictConfig)
+    return now

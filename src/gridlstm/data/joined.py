@@ -1,0 +1,86 @@
+"""Texts that come in parts, one each for training, validation and test, joined into one file."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import get_args
+
+from gridlstm.atomic import replacing, write_text
+from gridlstm.data.corpus import cache_directory
+from gridlstm.data.files import only_process
+from gridlstm.data.source import FoundText, TextSource
+from gridlstm.data.streams import PARTS
+from gridlstm.data.vocabulary import END_OF_LINE, Level
+from gridlstm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class JoinedSource(TextSource):
+    """A text in parts, joined into one file in the cache, of which all starts but the first read the ids alone.
+
+    Subclasses give ``name``, ``key``, equal for equal texts, and ``read_parts``.
+    """
+
+    def key(self) -> str:
+        """Return what names the text in the cache: letters, digits, - and _.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define key")
+
+    def read_parts(self) -> Mapping[str, Iterable[str]]:
+        """Return the text of each part, in pieces: of train, and of validation and test where they are there."""
+        raise NotImplementedError(f"{type(self).__name__} must define read_parts")
+
+    def check(self) -> None:
+        self._readable_key()
+
+    def find(self, cache_dir: Path | None, evaluated: bool = False) -> FoundText:
+        key = self._readable_key()
+        try:
+            joined = cache_directory(cache_dir) / f"{key}.txt"
+            if _whole(joined):
+                log.info("%s is taken from the cache, joined: %s", self.name, joined)
+            else:
+                with only_process(joined.with_suffix(".lock"), f"joining {joined}"):
+                    if not _whole(joined):
+                        self._join(joined)
+            lengths: dict[Level, dict[str, int]] = json.loads(_lengths_file(joined).read_text())
+        except OSError as error:
+            raise UserError(f"the text cannot be put into the cache: {error}. Give another, cache_dir=….") from error
+        return FoundText(joined, lengths)
+
+    def _readable_key(self) -> str:
+        try:
+            return self.key()
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read: {error}. Name another, or make it readable.") from error
+
+    def _join(self, joined: Path) -> None:
+        parts = self.read_parts()
+        names = [name for name in PARTS if name in parts]
+        lengths = {level: dict.fromkeys(names, 0) for level in get_args(Level)}
+        with replacing(joined) as file:
+            for name in names:
+                for marked in parts[name]:
+                    piece = marked.removeprefix("\ufeff")  # a mark of the encoding, no character of the text
+                    raw = piece.encode()
+                    file.write(raw)
+                    lengths["byte"][name] += len(raw)
+                    lengths["char"][name] += len(piece)
+                    lengths["word"][name] += len(piece.replace("\n", f" {END_OF_LINE} ").split())
+        write_text(_lengths_file(joined), json.dumps(lengths) + "\n")
+        log.info("joined in %s", joined)
+
+
+def _whole(joined: Path) -> bool:
+    """True where both files are there. Large ones are what is deleted to make room."""
+    return joined.exists() and _lengths_file(joined).exists()
+
+
+def _lengths_file(joined: Path) -> Path:
+    """Return where the lengths of the parts are; written last, so that the text is whole where they are there."""
+    return joined.with_suffix(".splits.json")

@@ -1,0 +1,61 @@
+"""Runs of before texts had sources: their configurations and checkpoints, as the same runs would be written today."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_SOURCES = {
+    "gridlstm.data.text.TextData": "gridlstm.data.text_file.File",
+    "gridlstm.data.enwik8.Enwik8Data": "gridlstm.data.enwik8.Enwik8",
+    "gridlstm.data.enwik8.Text8Data": "gridlstm.data.text8.Text8",
+    "gridlstm.data.penn_treebank.PennTreebankData": "gridlstm.data.penn_treebank.PennTreebank",
+    "gridlstm.data.hub.HubTextData": "gridlstm.data.hub.Hub",
+}
+"""What is a source now, by the class that was data of its own."""
+
+_OF_THE_SOURCE = (
+    *("path", "data_dir", "url", "zip_size", "zip_sha256", "size", "sha256"),
+    *("name", "config", "column", "streaming", "max_documents"),
+)
+"""Options that stood in the node of the data."""
+
+
+def with_source(config: Any, references: bool) -> None:
+    """Rewrite the data node of a run's configuration, a plain container, in place.
+
+    Args:
+        references: an option may refer to another, so that one that is given anew reaches it.
+    """
+    task = config.get("task") if isinstance(config, dict) else None
+    data = task.get("data") if isinstance(task, dict) else None
+    if not isinstance(task, dict) or not isinstance(data, dict) or data.get("_target_") not in _SOURCES:
+        return
+    if "source" in data:
+        return
+    moved = {name: data.pop(name) for name in _OF_THE_SOURCE if name in data}
+    source, data["_target_"] = _SOURCES[data["_target_"]], "gridlstm.data.text.TextData"
+    data["source"] = {"_target_": source, **moved}
+    if source == "gridlstm.data.hub.Hub":  # whose options are given as the task's own
+        task |= moved
+        data["source"] |= {name: f"${{task.{name}}}" for name in moved if references}
+
+
+def todays_name(config: Mapping[Any, Any], override: str) -> str:
+    """Return ``key=value`` with the key that the option has now, in a configuration that was rewritten."""
+    name = override.removeprefix("task.data.").partition("=")[0]
+    task = config["task"]
+    if (
+        name not in _OF_THE_SOURCE
+        or not override.startswith("task.data.")
+        or name not in task["data"].get("source", {})
+    ):
+        return override
+    place = "task" if name in task else "task.data.source"
+    return f"{place}.{override.removeprefix('task.data.')}"
+
+
+def with_text_state(checkpoint: dict[str, Any]) -> None:
+    """Rename what a checkpoint holds of its text, in place: Lightning names it for the class of the data."""
+    for target in _SOURCES:
+        old = target.rpartition(".")[2]
+        if old in checkpoint:
+            checkpoint["TextData"] = checkpoint.pop(old)

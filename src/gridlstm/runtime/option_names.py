@@ -1,0 +1,70 @@
+"""What a component says of its parameters, said of the options that give them."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gridlstm.errors import UserError
+
+
+def in_options(message: str, cfg: DictConfig, path: str) -> str:
+    """Return a component's message with options for its parameters: "window must be …" is "task.data.window must be …".
+
+    A parameter is known by what follows: "=" anywhere, "must" at the beginning.
+
+    Args:
+        path: of the component's node.
+    """
+    options = _options(OmegaConf.to_container(OmegaConf.select(cfg, path)), path)
+    names = "|".join(map(re.escape, options))
+    if not names:
+        return message
+    # Neither a part of a path or an address, nor an option already.
+    return re.sub(rf"(?<![\w./?&-])(?:{names})(?==)|\A(?:{names})(?= must\b)", lambda found: options[found[0]], message)
+
+
+def refusal(error: BaseException, cfg: DictConfig, path: str) -> str:
+    """Return what the component at ``path`` refuses, in one line: see ``in_options``.
+
+    The line begins with an option, or the path of the component.
+    """
+    line = str(error).partition("\n")[0]
+    options = _options(OmegaConf.to_container(OmegaConf.select(cfg, path)), path)
+    first = re.match(r"(\w+)(?:=| must\b)", line)
+    said = in_options(line, cfg, path)
+    return said if first and first[1] in options else f"{path} ({OmegaConf.select(cfg, path)._target_}): {said}"
+
+
+@contextmanager
+def options_named(cfg: DictConfig, path: str) -> Iterator[None]:
+    """Name the options in what the component at ``path`` refuses.
+
+    Raises:
+        UserError: the component's own, see ``in_options``.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(in_options(str(error), cfg, path)) from error
+
+
+def _options(node: Any, path: str) -> dict[str, str]:
+    """Return the option of every parameter of a node, unresolved, and of the nodes in it."""
+    found: dict[str, str] = {}
+    for name, value in node.items():
+        if isinstance(value, dict):
+            found = _options(value, f"{path}.{name}") | found
+    return found | {
+        name: _typed(value, f"{path}.{name}")
+        for name, value in node.items()
+        if isinstance(name, str) and not name.startswith("_")
+    }
+
+
+def _typed(value: Any, path: str) -> str:
+    """Return the option that one types for the one at ``path``: of a task, what its value refers to (task.path)."""
+    reference = re.fullmatch(r"\$\{(\w[\w.]*)\}", value) if isinstance(value, str) else None
+    return reference[1] if reference and path.startswith("task.") else path
