@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,6 +60,37 @@ def test_a_batch_may_be_empty(sweep: SweepName, time: LSTM) -> None:
     assert state.time.h.shape == (3, 0, 4)
     output.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_changing_the_output_in_place_changes_neither_state_nor_gradient(batch_first: bool) -> None:
+    model, x = layer(batch_first=batch_first), torch.randn(7, 2, 5)
+    gradients = []
+    for in_place in (False, True):
+        output, state = model(x)
+        assert state.depth is not None
+        before = state.depth.h.clone()
+        output = output.mul_(3) if in_place else output * 3
+        assert torch.equal(state.depth.h, before)
+        gradients.append(torch.autograd.grad(output.sum() + state.depth.h.square().sum(), list(model.parameters())))
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("sweep", ["auto", "reference"])
+def test_transforms_of_two_data_types_are_refused(sweep: Any, part: str) -> None:
+    """Copied into one buffer they would be converted without a word."""
+    grid, x = layer(sweep=sweep), torch.randn(7, 2, 5)
+    parameter = grid.grid.transforms["depth"].get_parameter(part)
+    parameter.data = parameter.data.double()
+    words = rf"expected the {part} of dimension 'depth' of type torch\.float32 like the weights, got torch\.float64"
+    with pytest.raises(UserError, match=words):
+        grid(x)
+    stacked = StackedLSTM(5, 4, 3, time=LSTM(bias=True), sweep=sweep)
+    parameter = stacked.layers.get_parameter(part)
+    parameter.data = parameter.data.double()
+    with pytest.raises(UserError, match=f"expected the {part} of the layers of type"):
+        stacked(x)
 
 
 def test_state_continues_a_sequence() -> None:
@@ -298,6 +330,35 @@ def test_export_keeps_lengths_open() -> None:
     exported = torch.export.export(model, (x, None, torch.tensor([1, 4]))).module()
     lengths = torch.tensor([3, 2])
     torch.testing.assert_close(exported(x, None, lengths)[0], model(x, None, lengths)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer, which is deprecated
+@pytest.mark.parametrize(
+    "make", [lambda: GridLSTM(5, 4, 3), lambda: GridLSTM(5, 4, 3, sweep="reference"), lambda: StackedLSTM(5, 4, 3)]
+)
+def test_tracing_an_open_number_of_steps_is_refused_in_a_sentence(make: Any) -> None:
+    model, x = make(), torch.randn(2, 4, 5)
+    words = r"a traced program unrolls all blocks and steps\. Expected fixed numbers of them, got .* torch\.export"
+    with pytest.raises(UserError, match=words):
+        torch.jit.trace(model, (x,))
+    with pytest.raises(UserError, match=words):
+        torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO, 2: Dim.STATIC},))
+
+
+def test_export_keeps_the_batch_open() -> None:
+    model = GridLSTM(5, 4, 2)
+    exported = torch.export.export(model, (torch.randn(2, 2, 5),), dynamic_shapes=({1: Dim.DYNAMIC},)).module()
+    x = torch.randn(2, 7, 5)
+    torch.testing.assert_close(exported(x)[0], model(x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_compiling_in_one_piece_needs_the_plain_loops_and_says_so() -> None:
+    x = torch.randn(6, 6, 5)
+    for model in (GridLSTM(5, 4, 2), StackedLSTM(5, 4, 2)):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="leave fullgraph out, or choose sweep=reference"):
+            torch.compile(model, fullgraph=True, backend="eager")(x)
+    plain = GridLSTM(5, 4, 2, sweep="reference")
+    torch.testing.assert_close(torch.compile(plain, fullgraph=True, backend="eager")(x), plain(x))
 
 
 def test_a_compiled_caller_runs_the_backward_pass_as_it_is() -> None:

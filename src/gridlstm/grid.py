@@ -15,6 +15,7 @@ from gridlstm.engine.dispatch import (
     check_sides,
     check_sweep_fits,
     check_sweep_name,
+    check_weights,
     pairs,
     sweep_named,
 )
@@ -188,6 +189,8 @@ class Grid(nn.Module):
             entering = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in entering]
         check_sides(self.block, entering, extents)
         self._check_weights(weights[0].weight, entering[0].h, extents)
+        for source, each in zip(self.sources, weights, strict=True):
+            check_weights(f"dimension {source!r}", each, weights[0].weight)
         if masks is not None:
             check_masks(self.block, masks, extents, entering[0].h)
         masks = self._with_noise(masks, extents, entering[0].h)

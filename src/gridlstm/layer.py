@@ -129,7 +129,8 @@ class GridLSTM(nn.Module):
         if not batched:
             time, depth = (HiddenMemory(h.squeeze(1), m.squeeze(1)) for h, m in (time, depth))
         output = depth.h.transpose(0, 1) if batched and self.batch_first else depth.h
-        return output, GridLSTMState(time, depth)
+        # Whoever changes the output in place does not change the state.
+        return output, GridLSTMState(time, HiddenMemory(depth.h.clone(), depth.m))
 
     # nn.Module's own __call__ is untyped.
     def __call__(

@@ -15,7 +15,7 @@ from torch import Tensor
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
-from gridlstm.engine.packed import check_backward, steps
+from gridlstm.engine.packed import as_it_is, check_backward, steps
 from gridlstm.scan import Block, Weights
 
 
@@ -47,7 +47,7 @@ def reference_chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory
     return Chained(torch.stack(outputs), HiddenMemory(h, m))
 
 
-@torch.compiler.disable  # a compiled caller runs this as it is
+@as_it_is
 def chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory) -> Chained:
     """As ``reference_chain``, and equal to it in value and gradient. Under autocast, products run in its type.
 
@@ -96,7 +96,7 @@ class _Chain(torch.autograd.Function):
         return X[1:].clone(), X[T].clone(), M[T].clone()
 
     @staticmethod
-    @torch.compiler.disable
+    @as_it_is
     def backward(ctx: Any, *grads: Tensor) -> Any:
         check_backward("the fast loop has", grads)
         layout: Layout = ctx.layout

@@ -15,6 +15,7 @@ from gridlstm.engine.chain import Chained, chain, reference_chain
 from gridlstm.engine.fused import can_fuse
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
+from gridlstm.engine.matmul import check_factor
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan
@@ -64,11 +65,13 @@ def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Ten
     """
     # Again: the name may be another one than when the grid was made.
     check_sweep_fits(name, block)
+    check_fixed(extents)
     if taken_apart(like):
         return scan
     if name == "auto":
         name = "layer-major" if _prefers_layers(block, extents, like) else "wavefront"
-        _log_once(f"sweep: {name} (auto)")
+        if not torch.compiler.is_compiling():  # a compiled caller would be cut in two here
+            _log_once(f"sweep: {name} (auto)")
     return SWEEPS[name]
 
 
@@ -77,19 +80,35 @@ def chain_named(name: ChainName, cell: Cell, x: Tensor) -> Callable[[Any, Weight
 
     Args:
         x: what enters the layer, (T, B, e).
+
+    Raises:
+        UserError: see ``check_fixed``.
     """
+    check_fixed(x.shape[:1])
     fast = (type(cell) is LSTM or can_fuse(cell, x)) and len(x) >= CHAIN_STEPS and not taken_apart(x)
     return chain if name == "auto" and fast else reference_chain
+
+
+def check_fixed(extents: Sequence[int]) -> None:
+    """Raise UserError unless these are numbers, and not what stands for any number in a traced program."""
+    if any(type(extent) is not int for extent in extents):
+        raise UserError(
+            f"a traced program unrolls all blocks and steps. Expected fixed numbers of them, got {tuple(extents)}. Use "
+            f"torch.export.export, with a fixed number of steps (its batch may be dynamic), not torch.jit.trace."
+        )
 
 
 def taken_apart(like: Tensor) -> bool:
     """Whether plain operations are needed: by torch.export, torch.func, a tracer or derivatives in forward mode, or as
     tensors have no memory.
     """
+    if torch.compiler.is_exporting():
+        return True
+    if torch.compiler.is_dynamo_compiling():  # the fast sweeps run as they are
+        return False
     modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
     return (
-        torch.compiler.is_exporting()
-        or bool(torch._C._are_functorch_transforms_active())
+        bool(torch._C._are_functorch_transforms_active())
         or like.device.type == "meta"
         or type(like) not in (Tensor, Parameter)  # such as FakeTensorMode's
         or any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
@@ -163,6 +182,15 @@ def check_sides(block: Block, sides: Sequence[HiddenMemory], extents: Sequence[i
                     f"side {n}: expected {name} as {reference.dtype} on {reference.device} like side 0, "
                     f"got {x.dtype} on {x.device}."
                 )
+
+
+def check_weights(name: str, weights: Weights, like: Tensor) -> None:
+    """Raise UserError unless a transform's weight and bias are on the device and of the type of ``like``, or of one
+    that autocast makes the same: copying them into buffers would convert them without a word.
+    """
+    check_factor(f"the weight of {name}", weights.weight, like)
+    if weights.bias is not None:
+        check_factor(f"the bias of {name}", weights.bias, like)
 
 
 def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], like: Tensor) -> None:

@@ -25,6 +25,11 @@ from gridlstm.engine.steps import EagerStep, Step
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights
 
+as_it_is = torch.compiler.disable(
+    reason="buffers are filled in place, in part by compiled C: leave fullgraph out, or choose sweep=reference"
+)
+"""What a compiled caller runs without compiling it."""
+
 
 class Schedule(Protocol):
     """The order in which a sweep computes blocks."""
@@ -55,8 +60,7 @@ class Packed:
     schedule: Schedule
     recompute: bool = False
 
-    # A compiled caller runs this as it is: buffers are filled in place, in part by fused.c.
-    @torch.compiler.disable
+    @as_it_is
     def __call__(
         self,
         block: Block,
@@ -156,7 +160,7 @@ class _PackedSweep(torch.autograd.Function):
         )
 
     @staticmethod
-    @torch.compiler.disable
+    @as_it_is
     def backward(ctx: Any, *grads: Tensor) -> Any:
         check_backward("the fast sweeps have", grads)
         layout: Layout = ctx.layout

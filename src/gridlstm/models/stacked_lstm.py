@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
-from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, taken_apart
+from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, check_weights, taken_apart
 from gridlstm.errors import check_true_or_false
 from gridlstm.grid import Transform
 from gridlstm.models.base import InputProjection, SequenceModel, check_dropout, check_sizes, start_weights_within
@@ -96,7 +96,9 @@ class StackedLSTM(SequenceModel):
         y = self.input(x).transpose(0, 1)  # (T, B, d)
         state = self.state_before(state, y.shape[1])  # the kernel would read it without looking
         self.layers()
-        copies = self.layers.packed(() if self.tied else (self.num_layers,)).copies(0 if self.tied else 1)
+        packed = self.layers.packed(() if self.tied else (self.num_layers,))
+        check_weights("the layers", packed, self.input.weight)
+        copies = packed.copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
         if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard" and not taken_apart(y):
             return self._by_kernel(y, state, layers)
