@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -28,7 +29,7 @@ from gridlstm.runtime.checkpoint import data_state, load_config, load_content
 from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
-from gridlstm.tasks.base import MakeOptimizer
+from gridlstm.tasks.base import MakeOptimizer, SequenceTask
 from gridlstm.tasks.tag_sequence import TagSequence
 
 Job = Callable[..., DictConfig]
@@ -438,7 +439,16 @@ def test_one_cycle_is_a_warm_up_and_a_cosine(job: Job, tmp_path: Path) -> None:
     assert found == pytest.approx([0.01 * share for share in (0.04 + 0.96 / 2, *cosine)], rel=1e-9)
 
 
-def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path) -> None:
+def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which each step takes a fifth of a second."""
+    now, step = [0.0], SequenceTask.training_step
+
+    def training_step(*arguments: Any) -> torch.Tensor:
+        now[0] += 0.2
+        return step(*arguments)
+
+    monkeypatch.setattr(SequenceTask, "training_step", training_step)
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: now[0]))
     options = ("scheduler=cosine", "trainer.max_time=00:00:00:04", "trainer.log_every_n_steps=1", "optimizer.lr=1e-3")
     run_job(job(*options, "trainer.max_steps=-1", "stages=[fit]"))
     found = [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]]
