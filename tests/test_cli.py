@@ -1,6 +1,7 @@
 """What the command line prints to somebody who is new to it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,33 @@ def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
     )
     assert int(run("-c", code).stdout) < 100
     assert int(run("-c", code, MALLOC_MMAP_THRESHOLD_="1000000").stdout) > 100
+
+
+@pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--info"], ["-m", "gridlstm.sample", "-h"]])
+def test_a_reader_may_have_enough(words: list[str]) -> None:
+    """As in ``--help | head``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.returncode in (-signal.SIGPIPE, 128 + signal.SIGPIPE)
+    assert done.stderr == b""
+
+
+def test_closed_streams_are_opened(tmp_path: Path) -> None:
+    """As those of a daemon."""
+    code = (
+        "from gridlstm.process import prepare; prepare(); import os, sys\n"
+        "print('nobody reads this', sys.stderr.isatty(), file=sys.stderr, flush=True); print(sys.stdin.read())\n"
+        "file = open('found', 'w'); file.write(str(file.fileno()))"
+    )
+    subprocess.run(
+        ["sh", "-c", f'{sys.executable} -c "$CODE" <&- >&- 2>&-'],
+        cwd=tmp_path,
+        check=True,
+        env=os.environ | {"CODE": code},
+    )
+    assert int((tmp_path / "found").read_text()) > 2
 
 
 def test_help_of_evaluate() -> None:

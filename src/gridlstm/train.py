@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from gridlstm.compose import CONF, MATRIX, as_typed
 from gridlstm.errors import UserError, did_you_mean
 from gridlstm.process import prepare
 from gridlstm.runtime.preflight import check_start
+
+_SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
+"""Flags of Hydra that print something and run nothing."""
 
 # Read only for --help.
 OmegaConf.register_new_resolver("gridlstm.models", MATRIX.read_text, replace=True)
@@ -57,6 +61,8 @@ def main() -> None:
     # Hydra then lets exceptions through, instead of printing half a traceback and hiding the type.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     prepare()
+    if _SHOWING.intersection(sys.argv):  # a reader such as head may have enough; nothing else can be cut off then
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         _job()
     except UserError as error:
