@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from tests.conftest import PATIENCE, ROOT, run_python
+
+from gridlstm.train import explain
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -81,6 +84,19 @@ def test_misspelt_options_get_the_nearest_valid_names(argument: str, words: list
     message = refused(argument, "task=text") if argument.startswith("task.data") else refused(argument)
     for word in words:
         assert word in message
+
+
+def test_a_misspelt_name_of_ones_own_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "average.yaml").write_text("_target_: mine.Average\n")
+    error = HydraException("Could not find 'model/averag'")
+    for flag in (["--config-dir", str(tmp_path / "mine")], [f"--config-dir={tmp_path}/mine"]):
+        assert "model=averag does not exist. Did you mean average?" in explain(error, [*flag, "model=averag"])
+
+
+def test_batches_of_a_sweep_are_refused(tmp_path: Path) -> None:
+    message = refused("-m", "seed=1,2", "hydra.sweeper.max_batch_size=1", cwd=tmp_path)
+    assert "Limit how many run at once by hydra.launcher.jobs instead" in message
 
 
 def test_an_option_that_some_of_the_chosen_tasks_lack_is_not_called_misspelt() -> None:

@@ -22,7 +22,7 @@ from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
-from gridlstm.runtime.interruption import exit_status, trained
+from gridlstm.runtime.interruption import ending_by_signal, exit_status, trained
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.preflight import check, unread_rate, unused_network_options
 from gridlstm.runtime.progress_file import best_checkpoint
@@ -54,7 +54,7 @@ def run_job(cfg: DictConfig) -> float:
     goes_on = checkpoint is not None and is_own(cfg, checkpoint)
     if not goes_on:
         check_fresh(cfg)
-    with recording(cfg, goes_on) as record, _sentences():
+    with recording(cfg, goes_on) as record, ending_by_signal(), _sentences():
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg)
         check_monitors(cfg, run.task)
@@ -83,7 +83,7 @@ def run_job(cfg: DictConfig) -> float:
         except BaseException as error:
             _finish_loggers(run, record, error)
             if status_after(error) == "interrupted":  # Lightning makes 1 of it, as of a failure
-                raise SystemExit(exit_status(run.trainer)) from error
+                raise SystemExit(exit_status(run.trainer, error)) from error
             raise
     _finish_loggers(run, record, None)  # which may wait for a server: all is written
     _summary(cfg, record)
