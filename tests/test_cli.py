@@ -1,12 +1,16 @@
 """What the command line prints to somebody who is new to it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from tests.conftest import PATIENCE, ROOT, run_python
+
+from gridlstm.train import explain
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +86,19 @@ def test_misspelt_options_get_the_nearest_valid_names(argument: str, words: list
         assert word in message
 
 
+def test_a_misspelt_name_of_ones_own_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "average.yaml").write_text("_target_: mine.Average\n")
+    error = HydraException("Could not find 'model/averag'")
+    for flag in (["--config-dir", str(tmp_path / "mine")], [f"--config-dir={tmp_path}/mine"]):
+        assert "model=averag does not exist. Did you mean average?" in explain(error, [*flag, "model=averag"])
+
+
+def test_batches_of_a_sweep_are_refused(tmp_path: Path) -> None:
+    message = refused("-m", "seed=1,2", "hydra.sweeper.max_batch_size=1", cwd=tmp_path)
+    assert "Limit how many run at once by hydra.launcher.jobs instead" in message
+
+
 def test_an_option_that_some_of_the_chosen_tasks_lack_is_not_called_misspelt() -> None:
     message = refused("-m", "task=memorization,parity", "task.length=2")
     assert "there is no option task.length with some of the choices made here." in message
@@ -140,6 +157,33 @@ def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
     )
     assert int(run("-c", code).stdout) < 100
     assert int(run("-c", code, MALLOC_MMAP_THRESHOLD_="1000000").stdout) > 100
+
+
+@pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--info"], ["-m", "gridlstm.sample", "-h"]])
+def test_a_reader_may_have_enough(words: list[str]) -> None:
+    """As in ``--help | head``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.returncode in (-signal.SIGPIPE, 128 + signal.SIGPIPE)
+    assert done.stderr == b""
+
+
+def test_closed_streams_are_opened(tmp_path: Path) -> None:
+    """As those of a daemon."""
+    code = (
+        "from gridlstm.process import prepare; prepare(); import os, sys\n"
+        "print('nobody reads this', sys.stderr.isatty(), file=sys.stderr, flush=True); print(sys.stdin.read())\n"
+        "file = open('found', 'w'); file.write(str(file.fileno()))"
+    )
+    subprocess.run(
+        ["sh", "-c", f'{sys.executable} -c "$CODE" <&- >&- 2>&-'],
+        cwd=tmp_path,
+        check=True,
+        env=os.environ | {"CODE": code},
+    )
+    assert int((tmp_path / "found").read_text()) > 2
 
 
 def test_help_of_evaluate() -> None:

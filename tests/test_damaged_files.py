@@ -143,3 +143,12 @@ def test_any_changed_byte_of_a_checkpoint_is_noticed_or_changes_nothing(trained:
         except UserError:
             continue
         assert all(torch.equal(value, content["state_dict"][name]) for name, value in whole["state_dict"].items())
+
+
+def test_a_full_disk_is_said_with_the_file(job: Job, tmp_path: Path) -> None:
+    part = tmp_path / "run" / "checkpoints" / "last.ckpt.part"
+    part.parent.mkdir(parents=True)
+    part.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/checkpoints/last\.ckpt'$"):
+        run_job(job("stages=[fit]"))
+    assert result(tmp_path / "run")["error"].endswith("last.ckpt'")

@@ -82,6 +82,14 @@ def test_a_model_learns_a_text_that_changes(job: Job, tmp_path: Path) -> None:
             evaluate(checkpoint, "test", [], **given)  # type: ignore[arg-type]
 
 
+def test_a_text_of_one_symbol_teaches_nothing(job: Job, tmp_path: Path) -> None:
+    text = tmp_path / "one.txt"
+    text.write_text("a" * 2000)
+    run_job(job("stages=[fit]", f"task.path={text}", "trainer.max_steps=2", task="text"))
+    found = evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [], dynamic_rate=0.1, dynamic_decay=0.1)
+    assert found["test/bpc"] == 0
+
+
 def test_weights_that_diverge_end_the_evaluation(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"

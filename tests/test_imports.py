@@ -44,6 +44,10 @@ def layered(dotted: str) -> str:
     return ".".join(parts[: 2 if parts[0] == "engine" else 1])
 
 
+def test_the_layer_is_listed_before_it_is_imported() -> None:
+    assert "GridLSTM" in dir(gridlstm)
+
+
 def imports(path: Path) -> set[str]:
     """The layered name of every import of the package in a file, also of those inside functions."""
     found = set()

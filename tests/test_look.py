@@ -411,6 +411,15 @@ def test_characters_of_bytes_stand_at_their_last_byte() -> None:
     assert characters(Vocabulary("char", (97, 8364)), [1, 0])[0] == "€a"
 
 
+def test_the_page_keeps_the_direction_of_its_text() -> None:
+    """Without marks that would turn what comes after them."""
+    text = "ab\u202ecd\u2067" * 20
+    label = np.arange(len(text)) % 2.0
+    shown = page(text, {"time": label[:, None, None]}, {"odd": label}, [Ranked("odd", "time", 0, 0, 1.0, 1.0)])
+    (body,) = re.findall(r"<pre>\n(.*?)</pre>", shown, re.DOTALL)
+    assert re.sub(r"</?(span|u)[^>]*>", "", body) == "ab\ufffdcd\ufffd" * 10
+
+
 def test_the_page_shows_the_text_its_colours_and_nothing_from_elsewhere() -> None:
     text = "<a> & http://x.org " * 20
     label = labels(text)["URL"]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import warnings
@@ -28,7 +29,7 @@ from gridlstm.report.lengths import by_length, length_picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import SOLVED, Run, find_runs
 from gridlstm.report.sizes import _draw_means, _Mark, _marks, size_picture
-from gridlstm.report.tables import Group, Spread, Table, evidence, make_tables
+from gridlstm.report.tables import Group, Spread, Table, evidence, make_tables, readable
 from gridlstm.report.text import markdown
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
@@ -57,6 +58,18 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
+def test_the_command_of_a_run_is_what_one_types() -> None:
+    words = ["model=grid2d", "task.path='/a b/c.txt'", r"trainer.max_time=00\:05\:00", "hydra.run.dir='/x/0-a'"]
+    command = shlex.join(
+        ["/x/bin/python", "-m", "gridlstm.train", "seed=2", *words, "run.name='0-a'", "ckpt_path=last"]
+    )
+    typed = readable(command)
+    assert typed == (
+        r"""python -m gridlstm.train seed=2 model=grid2d "task.path='/a b/c.txt'" 'trainer.max_time=00\:05\:00'"""
+    )
+    assert shlex.split(typed) == ["python", "-m", "gridlstm.train", "seed=2", *words[:3]]
+
+
 def test_every_run_is_in_the_report(sweep: Path) -> None:
     for name in ("samples_to_solve.png", "test_lengths.png"):
         (sweep / name).touch()  # of other runs, which had a criterion and several lengths
@@ -83,7 +96,7 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     first = json.loads((sweep / "0-memorization-grid2d-s1" / "result.json").read_text())
     (row,) = (line for line in text.splitlines() if line.startswith("| grid2d |") and "python" in line)
     versions = ", ".join(f"{package} {version}" for package, version in first["versions"].items())
-    assert f"| 1, 2 | {versions} | {first['device']} | {grid['commit']} | `{first['command']}` |" in row
+    assert f"| 1, 2 | {versions} | {first['device']} | {grid['commit']} | `{readable(first['command'])}` |" in row
     assert grid["which seeds"] == "1, 2"
     assert '"title":"Evidence"' in (sweep / "report.html").read_text()
     assert [path.name for path in sweep.glob("*.png")] == ["curves.png"]

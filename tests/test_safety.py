@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 from tests.test_training import result, rows
 
+from gridlstm.data.memorization import MemorizationData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.runtime.build import build
@@ -62,6 +63,7 @@ def last(directory: Path) -> dict[str, Any]:
         (1, 3, ("trainer.accumulate_grad_batches=2",)),
         (2, 3, ("callbacks=[default,weight_averaging]",)),
         (2, 3, ("model.dropout=0.3",)),
+        (2, 3, ("task.val_every=1",)),
     ],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
@@ -143,6 +145,23 @@ def test_averaging_leaves_whole_numbers_as_they_are(job: Job, tmp_path: Path) ->
     run_job(job(*options, "trainer.max_steps=40", model="clockwork_rnn"))
     tested = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
     assert tested == evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_is_recorded(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As while a text is read or downloaded."""
+    before = signal.signal(number, signal.SIG_DFL)  # who runs the tests may ignore it
+    monkeypatch.setattr(MemorizationData, "setup", lambda *_: os.kill(os.getpid(), number))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_job(job(*STEPS))
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert ended.value.code == 128 + number
+    assert result(tmp_path / "run")["status"] == "interrupted"
 
 
 def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any) -> None:
@@ -363,6 +382,35 @@ def decaying(lr: float, steps: int, **options: Any) -> list[float]:
         optimizer.step()
         schedule.step()
     return rates
+
+
+def test_losses_that_are_too_high_are_counted_over_a_resume(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SequenceTask.training_loss
+    monkeypatch.setattr(
+        SequenceTask, "training_loss", lambda task: original(task) * (10 if task.global_step > 1 else 1)
+    )
+    options = ("trainer.log_every_n_steps=2", "task.val_every=2", "stages=[fit]")
+    run_job(job(*options, "trainer.max_steps=4"))
+    with pytest.raises(UserError, match=r"the training loss grew from .* by step 6"):
+        run_job(job(*options, "trainer.max_steps=8", "ckpt_path=last"))
+
+
+def test_a_finished_schedule_that_grows_begins_with_its_new_rate(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("scheduler=cosine", "optimizer.lr=0.01", "stages=[fit]")
+    run_job(job(*options, "trainer.max_steps=4"))
+    rates: list[float] = []
+    original = SequenceTask.training_step
+
+    def note(task: SequenceTask, *arguments: Any) -> torch.Tensor:
+        rates.append(task.trainer.optimizers[0].param_groups[0]["lr"])
+        return original(task, *arguments)
+
+    monkeypatch.setattr(SequenceTask, "training_step", note)
+    run_job(job(*options, "trainer.max_steps=8", "ckpt_path=last"))
+    shares = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(4, 8)]
+    assert rates == pytest.approx([0.01 * share for share in shares], rel=1e-6)
 
 
 def test_epoch_decay_is_char_rnns() -> None:

@@ -544,6 +544,45 @@ def test_a_job_that_cannot_work_is_refused(job: Job, option: str | list[str], me
         run_job(job(*options, *(["callbacks.checkpoint=null"] if "limit" in options[0] else [])))
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("trainer.precision=31-true", r"trainer\.precision must be one of 16-true, .* got '31-true'"),
+        ("trainer.precision=16-true", r"optimizer\.eps=1e-08 is 0 in trainer\.precision=16-true"),
+        ("scheduler=epoch_decay", "this task's data has no epochs"),
+        ("trainer.limit_test_batches=0.4", r"limit_test_batches=0\.4 of 2 batches is less than one"),
+    ],
+)
+def test_a_job_that_would_fail_late_is_refused_before_it_begins(
+    job: Job, tmp_path: Path, option: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_job(job(option))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_of_test_batches_is_refused_before_the_training(job: Job, tmp_path: Path) -> None:
+    """Of data whose size is known only when it has been read."""
+    options = ("task.data._target_=tests.finite.FiniteMemorization", "trainer.limit_test_batches=0.4")
+    with pytest.raises(UserError, match=r"limit_test_batches=0\.4 of 2 batches is less than one"):
+        run_job(job(*options))
+    assert "steps" not in result(tmp_path / "run")
+
+
+def test_one_precision_has_several_names(job: Job, tmp_path: Path) -> None:
+    run_job(job("trainer.precision=32", "stages=[fit]"))
+    run_job(job("trainer.precision=32-true", "trainer.max_steps=6", "ckpt_path=last", "stages=[fit]"))
+    assert result(tmp_path / "run")["steps"] == 6
+    with pytest.raises(UserError, match=r"trainer\.precision='16-mixed', there '32-true'"):
+        run_job(job("trainer.precision=16", "trainer.max_steps=8", "ckpt_path=last", "stages=[fit]"))
+
+
+def test_a_resumed_overfitting_is_refused(job: Job) -> None:
+    run_job(job("debug=overfit", "stages=[fit]"))
+    with pytest.raises(UserError, match="repeats the first batches of a training"):
+        run_job(job("debug=overfit", "stages=[fit]", "trainer.max_steps=6", "ckpt_path=last"))
+
+
 def test_noise_knows_how_much_of_the_training_is_done(job: Job) -> None:
     noise = "model.depth_regularizers=[{_target_: gridlstm.regularizers.FrameDropout}]"
     run = build(job(noise, "trainer.max_steps=4"))

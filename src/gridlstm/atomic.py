@@ -32,19 +32,21 @@ def replacing(destination: Path, sync: bool = True) -> Iterator[BinaryIO]:
         sync: wait until the content is on the disk, against a loss of power.
 
     Raises:
-        OSError: the part cannot be written or renamed.
+        OSError: the part cannot be written or renamed. It names ``destination``.
     """
     part = destination.with_name(destination.name + ".part")
-    with part.open("wb") as file:
-        try:
+    try:
+        with part.open("wb") as file:
             yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-            os.replace(part, destination)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        os.replace(part, destination)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # an error of writing does not know the file
+            error.filename = str(destination)
+        raise
 
 
 @contextmanager

@@ -8,18 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gridlstm.errors import UserError
-from gridlstm.process import prepare
+from gridlstm.process import open_streams, prepare
 
 
 def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
     """Calls ``run`` with the command line's arguments; an error of the user's is one message and exit status 1, and
     Ctrl-C exit status 130."""
+    open_streams()
     arguments = sys.argv[1:]
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        sys.exit(usage) if not arguments else print(usage)
-        return
+    if not arguments:
+        sys.exit(usage)
     try:
-        run(arguments)
+        if any(a in ("-h", "--help") for a in arguments):
+            print(usage)
+        else:
+            run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # As in "| head": ends quietly. Not by SIGPIPE, of which a closed connection could die as well.

@@ -71,8 +71,14 @@ def as_typed(name: str, value: object) -> str:
     text = str(value)
     if re.fullmatch(r"[\w./-]+", text, re.ASCII):
         return f"{name}={text}"
-    override = f"{name}={quoted(text)}"
-    return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
+    return in_shell(f"{name}={quoted(text)}")
+
+
+def in_shell(word: str) -> str:
+    """Return a word of a command line as one types it: with a shell's quotes only where it needs some."""
+    if re.fullmatch(r"[\w./=,:@%+-]+", word, re.ASCII):
+        return word
+    return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 
 
 def quoted(text: str) -> str:

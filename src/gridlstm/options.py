@@ -124,6 +124,15 @@ ROLES: dict[str, Role] = {
 }
 # fmt: on
 
+PRECISIONS = {
+    **{name: name for name in ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")},
+    "16": "16-mixed",
+    "bf16": "bf16-mixed",
+    "32": "32-true",
+    "64": "64-true",
+}
+"""Values of trainer.precision, and what Lightning takes each for."""
+
 IDENTITY = frozenset({Role.NETWORK, Role.DATA, Role.START, Role.TRAINING, Role.LENGTH})
 """Runs that agree in these differ by seed at most: one row of a report."""
 
@@ -161,7 +170,7 @@ def chosen(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]
     """
     own = (str(config.get("run.dir")), str(config.get("run.name")))
     return {
-        key: value
+        key: PRECISIONS.get(str(value), value) if key == "trainer.precision" else value
         for key, value in config.items()
         if value is not None
         and role(key) in roles

@@ -1,4 +1,4 @@
-"""How threads wait and memory is kept: matters of the whole process, decided before torch is imported."""
+"""Streams, how threads wait and how memory is kept: matters of the whole process, decided before torch is imported."""
 
 import ctypes
 import os
@@ -8,13 +8,30 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def prepare() -> None:
-    """What our commands ask of their process for speed. Results do not depend on it.
+    """Set what our commands ask of their process: standard streams, and speed. Results do not depend on it.
 
     What the user's environment says of either goes first: OMP_WAIT_POLICY or GOMP_SPINCOUNT, and MALLOC_… or
     GLIBC_TUNABLES.
     """
+    open_streams()
     _wait_briefly()
     _keep_memory()
+
+
+def open_streams() -> None:
+    """Open the null device for standard streams that are closed, as those of some daemons are.
+
+    Without one, what asks a stream whether it is a terminal fails, and the next file that is opened takes its number,
+    into which a library of C then writes its messages.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which has this number, the lowest free one
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode))
 
 
 def _wait_briefly() -> None:

@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -20,6 +22,9 @@ from gridlstm.compose import CONF, MATRIX, as_typed
 from gridlstm.errors import UserError, did_you_mean
 from gridlstm.process import prepare
 from gridlstm.runtime.preflight import check_start
+
+_SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
+"""Flags of Hydra that print something and run nothing."""
 
 # Read only for --help.
 OmegaConf.register_new_resolver("gridlstm.models", MATRIX.read_text, replace=True)
@@ -57,6 +62,8 @@ def main() -> None:
     # Hydra then lets exceptions through, instead of printing half a traceback and hiding the type.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     prepare()
+    if _SHOWING.intersection(sys.argv):  # a reader such as head may have enough; nothing else can be cut off then
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         _job()
     except UserError as error:
@@ -85,7 +92,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
         if group.startswith("experiment/"):  # whose files lie in directories, and which is one group all the same
             group, _, directory = group.partition("/")
             name = f"{directory}/{name}"
-        choices = sorted(_group_options(group))
+        choices = sorted({name for conf in (CONF, *_config_dirs(arguments)) for name in _group_options(conf, group)})
         return f"{group}={name} does not exist.{did_you_mean(name, choices)}\nChoices of {group}: {', '.join(choices)}"
     if "override_grammar" in message and (wrong := next(filter(_unreadable, arguments), None)) is not None:
         key, _, value = wrong.partition("=")
@@ -128,9 +135,17 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
     return f"there is no option {key}.{hint}{listing}{groups_line}{everything}"
 
 
-def _group_options(group: str) -> Iterator[str]:
-    files = (CONF / group).rglob("*.yaml") if group == "experiment" else (CONF / group).glob("*.yaml")
-    yield from (str(path.relative_to(CONF / group).with_suffix("")) for path in files)
+def _config_dirs(arguments: Sequence[str]) -> Iterator[Path]:
+    """Yield the user's own directories of configuration."""
+    for flag, following in pairwise([*arguments, ""]):
+        name, _, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            yield Path(value or following)
+
+
+def _group_options(conf: Path, group: str) -> Iterator[str]:
+    files = (conf / group).rglob("*.yaml") if group == "experiment" else (conf / group).glob("*.yaml")
+    yield from (str(path.relative_to(conf / group).with_suffix("")) for path in files)
 
 
 def _default_config(arguments: list[str], with_hydra: bool) -> DictConfig:

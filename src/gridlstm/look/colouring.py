@@ -91,8 +91,13 @@ def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best
 
 
 def _visible(char: str) -> str:
-    """The character, or a � for one that controls and is no text."""
-    return "\ufffd" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char
+    """Return the character, or a � for one that is no text, or that turns the direction of the text after it."""
+    controls = unicodedata.category(char) == "Cc" and char not in "\n\t"
+    return "\ufffd" if controls or unicodedata.bidirectional(char) in _TURNING else char
+
+
+_TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""Unicode's classes of characters that embed or override a direction."""
 
 
 def title(cell: Ranked) -> str:

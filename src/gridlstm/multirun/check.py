@@ -47,6 +47,11 @@ def check(config: DictConfig) -> None:
             f"experiment of it (docs/extending.md) and choose that."
         )
     _refuse_wrong_direction(config)
+    if config.hydra.sweeper.get("max_batch_size") and "jobs" in config.hydra.launcher:
+        raise UserError(
+            f"hydra.sweeper.max_batch_size={config.hydra.sweeper.max_batch_size} would end the sweep after the first "
+            f"batch with a failed job. Limit how many run at once by hydra.launcher.jobs instead."
+        )
     loader = GlobalHydra.instance().config_loader()
     # Of the command line, and those that the experiment declares.
     declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]

@@ -1,10 +1,12 @@
 """Runs that differ by seed only become one row; runs judged by one metric, one table."""
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gridlstm.compose import in_shell
 from gridlstm.options import IDENTITY, Role, role
 from gridlstm.report.runs import SOLVED, Run
 
@@ -225,10 +227,20 @@ def evidence(table: Table) -> Beside:
         row.append(_distinct(", ".join(map(" ".join, run.result.get("versions", {}).items())) for run in done))
         row.append(_distinct(run.result.get("device") for run in done))
         row.append(_distinct(_short(str(run.result.get("commit", ""))) for run in done))
-        row.append(next((run.result["command"] for run in (*done, *group.runs) if "command" in run.result), None))
+        commands = (run.result["command"] for run in (*done, *group.runs) if "command" in run.result)
+        row.append(readable(next(commands, None)))
         rows.append(tuple(row))
     columns = (*table.varied, "seeds", "versions", "device", "commit", "command of one run")
     return Beside("Evidence", columns, tuple(rows))
+
+
+def readable(command: str | None) -> str | None:
+    """Return a command without the quotes and the options that a sweep adds, which say only where the run lies."""
+    if command is None:
+        return None
+    _, *words = shlex.split(command)
+    places = ("run.name=", "hydra.run.dir=", "ckpt_path=last")
+    return " ".join(["python", *(in_shell(word) for word in words if not word.startswith(places))])
 
 
 def which_seeds(group: Group) -> str | None:

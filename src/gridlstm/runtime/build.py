@@ -71,6 +71,7 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
     """
     data = make_data(cfg, state, whole_text)
     _check_sizes(data, data.spec)
+    _check_shares(cfg, data)
     task = make_task(_with_epochs(cfg, data), data.spec)
     max_time = cfg.trainer.get("max_time")  # which what is only measured has not
     clock = [Clock(max_time)] if max_time is not None else []
@@ -202,6 +203,17 @@ def _check_limits(cfg: DictConfig, data: SequenceData) -> None:
             )
 
 
+def _check_shares(cfg: DictConfig, data: SequenceData) -> None:
+    """Raise UserError for a share of the batches that is less than one; Lightning finds it after the training."""
+    for name, loader in (("val", data.val_dataloader), ("test", data.test_dataloader)):
+        limit = cfg.trainer.get(f"limit_{name}_batches")
+        if type(limit) is float and 0 < limit < 1 and int(limit * (batches := len(loader()))) == 0:
+            raise UserError(
+                f"trainer.limit_{name}_batches={limit} of {batches} batches is less than one: give a whole number of "
+                f"batches, or a larger share."
+            )
+
+
 def check_task(cfg: DictConfig) -> None:
     """Build the data module, which reads nothing yet, and the task with its network, of sizes alone.
 
@@ -215,6 +227,9 @@ def check_task(cfg: DictConfig) -> None:
     if (spec := data.expected_spec) is None:
         return
     _check_sizes(data, spec)
+    if data.counts_batches:
+        _check_shares(cfg, data)
+        _check_schedule(_with_epochs(cfg, data))
     ours = str(cfg.model.get("_target_")).startswith("gridlstm.")  # others may want numbers in their weights
     if not ours or cfg.match.parameters_to or cfg.match.flops_to:
         return
@@ -265,11 +280,21 @@ def check_optimizer(cfg: DictConfig) -> None:
     optimizer = _make(cfg, "optimizer")([torch.zeros(1)])
     if optimizer.defaults.get("lr") == 0:
         raise UserError("optimizer.lr must be above 0, got 0: nothing would be trained.")
+    eps = optimizer.defaults.get("eps")
+    if cfg.trainer.precision == "16-true" and isinstance(eps, float) and torch.tensor(eps).half() == 0:
+        raise UserError(
+            f"optimizer.eps={eps} is 0 in trainer.precision=16-true, and steps would be divided by it: give "
+            f"optimizer.eps=1e-4, or trainer.precision=bf16-true."
+        )
+    if cfg.scheduler and cfg.scheduler.get("steps_per_epoch", 0) is None:  # which the data will fill in
+        cfg = cfg.copy()
+        cfg.scheduler.steps_per_epoch = 1
+    _check_schedule(cfg)
+
+
+def _check_schedule(cfg: DictConfig) -> None:
     if cfg.scheduler:
-        if cfg.scheduler.get("steps_per_epoch", 0) is None:  # which the data will fill in
-            cfg = cfg.copy()
-            cfg.scheduler.steps_per_epoch = 1
-        schedule = _make(cfg, "scheduler")(optimizer)
+        schedule = _make(cfg, "scheduler")(_make(cfg, "optimizer")([torch.zeros(1)]))
         if isinstance(schedule, ExponentialLR) and not 0 < schedule.gamma < math.inf:
             raise UserError(f"scheduler.gamma must be above 0, got {schedule.gamma}.")
         if isinstance(schedule, Cosine) and cfg.trainer.max_steps < 1 and cfg.trainer.max_time is None:

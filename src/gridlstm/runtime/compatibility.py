@@ -20,6 +20,11 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
     """
     if (directory := run_directory(checkpoint)) is None:
         return
+    if cfg.trainer.overfit_batches and "fit" in cfg.stages:
+        raise UserError(
+            f"trainer.overfit_batches={cfg.trainer.overfit_batches} repeats the first batches of a training, and a "
+            f"resumed one begins with others. Start a new run, without ckpt_path."
+        )
     differences = _differences(*_both(cfg, directory, FIXED))
     if differences and "fit" not in cfg.stages:
         raise UserError(

@@ -69,10 +69,11 @@ class StopOnDivergence(Callback):
         return _diverged(f"the training loss grew from {self.first:.4g} to {self._loss:.4g}", trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first": self.first}
+        return {"first": self.first, "too_high": self._too_high}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.first = state_dict["first"]
+        self._too_high = state_dict.get("too_high", 0)
 
     def _check_number(self, stage: str, loss: float, trainer: L.Trainer) -> None:
         if not math.isfinite(loss):

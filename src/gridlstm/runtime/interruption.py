@@ -3,6 +3,8 @@
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +44,37 @@ class SaveOnInterrupt(Checkpoint):
         taken = [signal.SIGTERM]
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so after nohup, say
             taken.append(signal.SIGINT)
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that is closed
+        if signal.getsignal(signal.SIGHUP) in (signal.SIG_DFL, _end):  # a terminal that is closed
             taken.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._note) for number in taken}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():  # there is nothing to save
-            signal.signal(signal.SIGTERM, self._end)
+            signal.signal(signal.SIGTERM, _end)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # A run that goes on from here validates next at the next interval, and has no use for half a sum of gradients.
+        asked = self._asked(trainer)
+        if asked and not _validation_is_due(trainer) and not (batch_idx + 1) % trainer.accumulate_grad_batches:
+            self._save_and_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Where one follows every step, there is no step without one to end after.
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.val_check_batch != 1 or trainer.should_stop:
+            return
+        if self._asked(trainer):
+            pl_module.on_validation_end()  # which Lightning would call after this
+            self._save_and_end(trainer, pl_module)
+
+    def _asked(self, trainer: L.Trainer) -> bool:
         asked = self.received is not None
         if trainer.world_size > 1:  # all ranks save together, or none
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        # A run that goes on from here validates next at the next interval, and has no use for half a sum of gradients.
-        if not asked or _validation_is_due(trainer) or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
+        return asked
+
+    def _save_and_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
         pl_module.rows.write_training(pl_module.samples_seen)  # which Lightning would ask for after this
         if all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):  # else the last one is of more use
@@ -80,10 +96,6 @@ class SaveOnInterrupt(Checkpoint):
         self.received = number
         log.info("interrupted: saving after this step (after a validation that has begun). Ctrl-C again ends at once")
 
-    def _end(self, number: int, frame: Any) -> None:
-        self.received = number
-        raise KeyboardInterrupt
-
     def _restore(self) -> None:
         # At an interrupt Lightning ignores further ones until the process ends.
         for number, handler in self._before.items():
@@ -91,8 +103,29 @@ class SaveOnInterrupt(Checkpoint):
                 signal.signal(number, handler)
 
 
-def exit_status(trainer: L.Trainer) -> int:
-    """Of a process that a signal has ended: 128 and the signal's number."""
+@contextmanager
+def ending_by_signal() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise SystemExit where they would end the process before it can say so."""
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGHUP) if main else ()
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def exit_status(trainer: L.Trainer, error: BaseException) -> int:
+    """Return that of a process that a signal has ended: 128 and the signal's number."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        return error.code
     return 128 + next((callback.received for callback in _own(trainer) if callback.received), signal.SIGINT)
 
 
@@ -107,8 +140,8 @@ def _own(trainer: L.Trainer) -> list[SaveOnInterrupt]:
 
 
 def _validation_is_due(trainer: L.Trainer) -> bool:
-    """After this step, and not after every one."""
+    """Return True where a validation follows this step."""
     every = trainer.val_check_batch
-    if every is None or every == 1:  # by the clock, or after every step
+    if every is None:  # by the clock
         return bool(trainer.should_stop)
     return trainer.should_stop or (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0

@@ -23,7 +23,7 @@ from gridlstm.runtime.compatibility import other_network
 from gridlstm.runtime.criterion import solved
 from gridlstm.runtime.csv_logger import CSVLogger
 from gridlstm.runtime.init_from import init_from
-from gridlstm.runtime.interruption import exit_status, trained
+from gridlstm.runtime.interruption import ending_by_signal, exit_status, trained
 from gridlstm.runtime.match import match_size
 from gridlstm.runtime.plan import Plan, decide
 from gridlstm.runtime.preflight import check, unread_rate, unused_network_options
@@ -50,14 +50,14 @@ def run_job(cfg: DictConfig) -> float:
     plan = decide(cfg)
     cfg.run.leg = plan.leg
     log.info("%s", plan)
-    with recording(cfg, plan) as record, _sentences():
+    with recording(cfg, plan) as record, ending_by_signal(), _sentences():
         run = _prepare(cfg, plan, record)
         try:
             score = _run_stages(cfg, run, record, plan)
         except BaseException as error:
             _finish_loggers(run, record, error)
             if status_after(error) == "interrupted":  # Lightning makes 1 of it, as of a failure
-                raise SystemExit(exit_status(run.trainer)) from error
+                raise SystemExit(exit_status(run.trainer, error)) from error
             raise
     _finish_loggers(run, record, None)  # which may wait for a server: all is written
     _summary(cfg, record)

@@ -12,6 +12,7 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from gridlstm.compose import CONF
 from gridlstm.errors import UserError
+from gridlstm.options import PRECISIONS
 from gridlstm.runtime.fit import check_fit
 from gridlstm.runtime.legs import last_checkpoint
 from gridlstm.runtime.published import check_report
@@ -140,6 +141,8 @@ def _check_trainer(cfg: DictConfig) -> None:
     from gridlstm.runtime.build import FIXED
 
     trainer = cfg.trainer
+    if str(trainer.precision) not in PRECISIONS:
+        raise UserError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {trainer.precision!r}.")
     for name in ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps"):
         if type(value := trainer[name]) is int and value < 1:
             by_task = name == "val_check_interval" and _given("task.val_every")

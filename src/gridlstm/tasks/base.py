@@ -94,6 +94,15 @@ class Task(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self._noise_seed = torch.initial_seed()
 
+    def on_train_start(self) -> None:
+        """Begin with the learning rate of here: a run that is resumed may have been given a later end than it had."""
+        self.share.look_at_clock(self.trainer)
+        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=False):
+            if isinstance(schedule := config.scheduler, Cosine):
+                schedule.progress = self.progress
+                for group, lr in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
+                    group["lr"] = lr
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of (seed, rank, batch), so that a resumed run draws what it would have drawn.
         origin = (self._noise_seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)

@@ -60,7 +60,9 @@ class DynamicEvaluation:
             for square, gradient in zip(squares, gradients, strict=True):
                 square += gradient**2
         self.size = [(square / count).sqrt() for square in squares]
-        mean = sum(size.sum() for size in self.size) / sum(size.numel() for size in self.size)
+        total = torch.stack([size.sum() for size in self.size]).sum()
+        total = total.clamp_min(torch.finfo(total.dtype).tiny)  # a text of one symbol has no gradients
+        mean = total / sum(size.numel() for size in self.size)
         self.pull = [(decay * size / mean).clamp(max=1) for size in self.size]
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
