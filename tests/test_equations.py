@@ -149,7 +149,7 @@ def test_forget_bias_acts_alike_as_constant_and_as_initial_value() -> None:
         assert sum(p.numel() for p in grid.parameters()) == 4 * 3 * 3 + (4 * 3 if bias else 0)
     torch.testing.assert_close(results[0], results[1], **EXACT)
     W = torch.zeros(12, 3).double()
-    constant = LSTM(forget_bias=2.5).constant_bias(3)
+    constant = LSTM(forget_bias=2.5).constant_bias(3, torch.zeros(0))
     assert constant is not None
     new = scan(Block((LSTM(),), (3,), ((0,),)), [Weights(W, constant.double())], [side], (1,))[0]
     np.testing.assert_allclose(new.m.numpy(), sigma(np.full((2, 3), 2.5)), **EXACT)

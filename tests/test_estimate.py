@@ -109,15 +109,15 @@ def _own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_own_seconds")
 def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:
     size = ["model.hidden_size=32", "task.length=5", "task.alphabet=4", "trainer.enable_progress_bar=false"]
-    config = compose(*SMALL, *size, "logger={}", "trainer.max_steps=60", f"run.dir={tmp_path}")
+    config = compose(*SMALL, *size, "logger={}", "trainer.max_steps=600", f"run.dir={tmp_path}")
     config.callbacks = {}
 
     def seconds(limit_val_batches: int) -> float:
-        config.trainer.limit_val_batches, config.trainer.val_check_interval = limit_val_batches, 60
+        config.trainer.limit_val_batches, config.trainer.val_check_interval = limit_val_batches, 600
         run = build(config)
         start = time.perf_counter()
         run.trainer.fit(run.task, run.data)
-        assert run.trainer.global_step == 60
+        assert run.trainer.global_step == 600
         return time.perf_counter() - start
 
     seconds(limit_val_batches=0)  # builds and caches
@@ -125,7 +125,7 @@ def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:
     config.trainer.max_steps, config.trainer.limit_val_batches = -1, None
     found = measure(config)
     # One process's share of the caches and of a core's two threads depends on the others.
-    assert 1 / 3 < found.seconds / (taken / 60) < 3
+    assert 1 / 3 < found.seconds / (taken / 600) < 3
     assert found.bytes > sum(p.nbytes for p in build(config).task.parameters())
     assert found.validation_seconds > 0
 

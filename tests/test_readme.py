@@ -117,7 +117,7 @@ def test_documented_training_commands_compose(line: str) -> None:
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-        cfg.run = {"task": choices.task, "model": choices.model, "name": "n", "group": "g", "dir": "d"}
+        cfg.run = {"task": choices.task, "model": choices.model, "name": "n", "group": "g", "dir": "d"} | {"leg": 1}
     OmegaConf.to_container(cfg, resolve=True)
 
 

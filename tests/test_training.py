@@ -29,7 +29,8 @@ from gridlstm.runtime.checkpoint import data_state, load_config, load_content
 from gridlstm.runtime.clock import Clock
 from gridlstm.runtime.job import run_job
 from gridlstm.runtime.preflight import check
-from gridlstm.tasks.base import MakeOptimizer, SequenceTask
+from gridlstm.tasks.base import MakeOptimizer
+from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.tasks.tag_sequence import TagSequence
 
 Job = Callable[..., DictConfig]
