@@ -567,7 +567,7 @@ def test_a_share_of_test_batches_is_refused_before_the_training(job: Job, tmp_pa
     options = ("task.data._target_=tests.finite.FiniteMemorization", "trainer.limit_test_batches=0.4")
     with pytest.raises(UserError, match=r"limit_test_batches=0\.4 of 2 batches is less than one"):
         run_job(job(*options))
-    assert "steps" not in result(tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_one_precision_has_several_names(job: Job, tmp_path: Path) -> None:
