@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def choice(file: str) -> list[str]:
     return [f"{group}={name}", *extra]
 
 
+@cache
 def names(file: str) -> list[str]:
     """As a run of the file is named: an experiment may choose by the name of its model."""
     if not file.startswith("experiment/"):
@@ -175,12 +177,18 @@ def sweep(file: str) -> list[Override]:
     return OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
 
 
-@pytest.mark.parametrize("file", [f for f in GROUPED if f.startswith("experiment/")])
-@pytest.mark.parametrize("end", [0, -1])
+def ends(file: str) -> list[list[str]]:
+    """The first and the last point of an experiment's sweep, where they differ."""
+    points = [[f"{o.get_key_element()}={list(o.sweep_string_iterator())[end]}" for o in sweep(file)] for end in (0, -1)]
+    return points if points[0] != points[1] else points[:1]
+
+
+@pytest.mark.parametrize(
+    ("file", "point"), [(file, point) for file in GROUPED if file.startswith("experiment/") for point in ends(file)]
+)
 def test_every_experiment_is_made_at_both_ends_of_its_sweep(
-    file: str, end: int, tmp_path: Path, text_file: Path
+    file: str, point: list[str], tmp_path: Path, text_file: Path
 ) -> None:
-    point = [f"{o.get_key_element()}={list(o.sweep_string_iterator())[end]}" for o in sweep(file)]
     small = ["model.hidden_size=8", "task.network.num_layers=2", "logger=csv", "hardware=cpu"]
     swept = [f"run.model={part.removeprefix('model=')}" for part in point if part.startswith("model=")]
     data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path}"] if len(choice(file)) > 1 else []
@@ -197,8 +205,8 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
     logits, _ = run.task(batch.inputs[:2])
     assert logits.shape == (len(batch.targets[:2]), batch.targets.shape[1], run.data.spec.output_size)
     # A sweep over generated data without a criterion or a clock would train every network to the last sample.
-    ends = [c for c in run.trainer.callbacks if isinstance(c, Criterion | Timer)]  # type: ignore[attr-defined]
-    assert not point or ends or run.data.batches_per_epoch is not None
+    ended = [c for c in run.trainer.callbacks if isinstance(c, Criterion | Timer)]  # type: ignore[attr-defined]
+    assert not point or ended or run.data.batches_per_epoch is not None
 
 
 @pytest.mark.parametrize(
