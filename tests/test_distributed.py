@@ -175,7 +175,7 @@ def test_a_run_of_two_ranks_goes_on_in_its_directory_or_elsewhere_on_one(run: Ru
     assert result(two)["best"] == best, "what was best before is best of all"
     assert result(two)["steps"] == 12
     before = rows(two)
-    run("two", "text", "hardware=ddp_cpu", "ckpt_path=last", *largest[:2])
+    run("two", "text", "hardware=ddp_cpu", "ckpt_path=last", *largest[:2], "stages=[fit,test]")
     after = [{name: x for name, x in row.items() if not name.startswith("test/")} for row in rows(two)]
     assert after == before, "with nothing left to train, its best weights are tested"
     assert result(two)["best"] == best

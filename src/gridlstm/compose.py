@@ -86,6 +86,13 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", r"\'") + "'"
 
 
+def config_dirs(hydra: Any) -> list[str]:
+    """Return the words of a command line by which the user's own configuration is found."""
+    sources = hydra.runtime.config_sources
+    named = [f"--config-dir={each.path}" for each in sources if each.provider == "command-line"]
+    return named + [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+
+
 def compose(*overrides: str) -> DictConfig:
     """The configuration of a job."""
     with _loader():

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gridlstm.compose import CONF, MATRIX, as_typed
 from gridlstm.errors import UserError, did_you_mean
 from gridlstm.process import prepare
+from gridlstm.runtime.arguments import with_kept
 from gridlstm.runtime.preflight import check_start
 
 _SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
@@ -65,6 +66,7 @@ def main() -> None:
     if _SHOWING.intersection(sys.argv):  # a reader such as head may have enough; nothing else can be cut off then
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
+        _take_up()
         _job()
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -80,6 +82,13 @@ def main() -> None:
         sys.exit(
             "error: a group cannot be null; leave out single nodes instead, such as callbacks.learning_curve=null."
         )
+
+
+def _take_up() -> None:
+    """Put the options of a run that is resumed before those of the command line, also in the record of that."""
+    arguments = with_kept(sys.argv[1:])
+    first = len(sys.orig_argv) - len(sys.argv) + 1
+    sys.argv[1:] = sys.orig_argv[first:] = arguments
 
 
 def explain(error: Exception, arguments: list[str]) -> str:

@@ -36,7 +36,7 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
         raise UserError(
             f"{checkpoint} goes on with the options it was trained with, and here they differ:\n  "
             + "\n  ".join(differences)
-            + "\nLeave them as they were (trainer.max_steps and trainer.max_time may grow, and a schedule "
+            + "\nLeave them out, or as they were (trainer.max_steps and trainer.max_time may grow, and a schedule "
             "stretches with them), or start a new run."
         )
 

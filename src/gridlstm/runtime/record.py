@@ -16,6 +16,7 @@ from gridlstm.atomic import only_writer, write_text
 from gridlstm.compose import as_typed
 from gridlstm.errors import UserError
 from gridlstm.runtime import provenance
+from gridlstm.runtime.arguments import to_keep
 from gridlstm.runtime.build import Run
 from gridlstm.runtime.legs import last_checkpoint
 from gridlstm.runtime.plan import Plan
@@ -74,13 +75,16 @@ def write_config(cfg: DictConfig) -> None:
     """
     source = cfg.copy()
     # These may be read from another working directory.
-    for name in ("task.path", "data_dir", "init_from", "task.data.cache_dir"):
+    paths = ["task.path", "data_dir", "init_from", "task.data.cache_dir"]
+    for name in paths:
         if isinstance(path := OmegaConf.select(source, name), str):
             OmegaConf.update(source, name, str(Path(os.path.expanduser(path)).absolute()))
     name = "task.name"  # of a data set of the hub, or a directory
     if isinstance(path := OmegaConf.select(source, name), str) and os.path.isdir(path := os.path.expanduser(path)):
         OmegaConf.update(source, name, str(Path(path).absolute()))
-    source.run = OmegaConf.create(cast(dict[str, Any], OmegaConf.to_container(cfg.run, resolve=True)))
+        paths.append(name)
+    named = cast(dict[str, Any], OmegaConf.to_container(cfg.run, resolve=True))
+    source.run = OmegaConf.create(named | {"arguments": to_keep(source, paths)})
     for name, node, resolve in (("config_source.yaml", source, False), ("config.yaml", cfg, True)):
         write_text(Path(cfg.run.dir) / name, OmegaConf.to_yaml(node, resolve=resolve))
 
@@ -117,12 +121,8 @@ def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]
         record.fields["status"] = status_after(error)
         if record.fields["status"] == "interrupted":
             options = f"ckpt_path=last {as_typed('hydra.run.dir', directory)}"
-            log.info(
-                "interrupted%s",
-                f". Go on with the same command and {options}"
-                if last_checkpoint(directory)
-                else " before a checkpoint",
-            )
+            resumed = f". {options} resumes it, without further options"
+            log.info("interrupted%s", resumed if last_checkpoint(directory) else " before a checkpoint")
         # An interruption has many names, none of which says more.
         interrupted = record.fields["status"] == "interrupted"
         record.fields["error"] = "interrupted" if interrupted else f"{type(error).__name__}: {error}"

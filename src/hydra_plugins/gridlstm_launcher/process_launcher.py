@@ -103,12 +103,13 @@ class ProcessLauncher(Launcher):
 
     def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
         """What jobs with these ``trainer`` nodes need, what there is, and how one is started."""
+        from gridlstm.compose import config_dirs
         from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
         from gridlstm.multirun.start import start_here
 
         gpus = visible_gpus(trainers)
         demands = [demand(trainer, len(gpus)) for trainer in trainers]
-        return demands, Pool(gpus, cores(), self.jobs, threads()), start_here(self.config_dirs())
+        return demands, Pool(gpus, cores(), self.jobs, threads()), start_here(config_dirs(self.config.hydra))
 
     def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, str]:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -152,11 +153,6 @@ class ProcessLauncher(Launcher):
                 returns[0].return_value  # noqa: B018  # it raises
         elif best:
             log.info("best %s so far: %.4g, %s", self.config.task.monitor, *best)
-
-    def config_dirs(self) -> list[str]:
-        sources = self.config.hydra.runtime.config_sources
-        named = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
-        return named + [word for word in self.config.hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
 
 
 @contextmanager

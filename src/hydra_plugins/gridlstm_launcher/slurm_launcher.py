@@ -78,10 +78,11 @@ class SlurmLauncher(ProcessLauncher):
             from gridlstm.multirun.slurm import demand, start_in_queue
         except ModuleNotFoundError as error:
             raise UserError(f"hardware=slurm needs its extra: pip install gridlstm[slurm] ({error}).") from error
+        from gridlstm.compose import config_dirs
         from gridlstm.multirun.devices import Pool
 
         demands = [demand(trainer) for trainer in trainers]
         # SLURM has the devices: here all that counts is how many jobs are in its queue.
         pool = Pool((), cores=1, jobs=self.jobs or len(trainers), threads=self.cpus_per_process)
-        start = start_in_queue(root / "slurm", self.options, self.max_num_timeout, self.config_dirs())
+        start = start_in_queue(root / "slurm", self.options, self.max_num_timeout, config_dirs(self.config.hydra))
         return demands, pool, start

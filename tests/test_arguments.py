@@ -1,0 +1,107 @@
+"""A run directory knows the options of its run: ckpt_path=last hydra.run.dir=… resumes it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tests.conftest import ROOT, TOY, TOY_TASKS, run_python
+
+from gridlstm.runtime.arguments import with_kept
+from gridlstm.runtime.job import run_job
+
+TRAIN = str(ROOT / "train.py")
+KEPT = [
+    *("--config-dir=/mine", "model=grid2d", "seed=2", "+task.extra=1", "~callbacks.progress", "ckpt_path=/other.ckpt"),
+    *("task.path='/a b/c.txt'", "task.max_steps=${gridlstm.steps:80}"),
+]
+
+
+@pytest.fixture
+def directory(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
+    """A run directory, of which the path needs quotes, that keeps ``KEPT``."""
+    run_job(job("stages=[fit]", directory="its run"))
+    file = tmp_path / "its run" / "config_source.yaml"
+    source = OmegaConf.load(file)
+    source.run.arguments = KEPT
+    OmegaConf.save(source, file)
+    return file.parent
+
+
+@pytest.mark.parametrize(
+    ("typed", "gone"),
+    [
+        ([], ["ckpt_path=/other.ckpt"]),
+        (["seed=3", "trainer.max_steps=9"], ["ckpt_path=/other.ckpt", "seed=2"]),
+        (["+task.extra=2", "~callbacks.progress"], ["ckpt_path=/other.ckpt", "+task.extra=1", "~callbacks.progress"]),
+        (["task.extra=2"], ["ckpt_path=/other.ckpt"]),
+        (["--config-dir", "/yours"], ["ckpt_path=/other.ckpt", "--config-dir=/mine"]),
+    ],
+)
+def test_what_is_typed_comes_after_what_is_kept(typed: list[str], gone: list[str], directory: Path) -> None:
+    given = [*typed, "ckpt_path=last", f"hydra.run.dir='{directory}'"]
+    assert with_kept(given) == [*(word for word in KEPT if word not in gone), *given]
+    own = [*typed, f"ckpt_path='{directory}/checkpoints/last.ckpt'", f"hydra.run.dir='{directory}'"]
+    assert with_kept(own) == [*(word for word in KEPT if word not in gone), *own]
+
+
+def test_other_command_lines_stay_as_they_are(directory: Path, tmp_path: Path) -> None:
+    for words in (
+        ["seed=1"],
+        ["ckpt_path=last"],
+        [f"hydra.run.dir='{directory}'"],
+        ["ckpt_path=last", f"hydra.run.dir={tmp_path}/new"],
+        [f"ckpt_path='{directory}/checkpoints/last.ckpt'", f"hydra.run.dir={tmp_path}/new"],
+        ["-m", "ckpt_path=last", f"hydra.run.dir='{directory}'"],
+    ):
+        assert with_kept(words) == words
+    for checkpoint in (directory / "checkpoints").iterdir():
+        checkpoint.unlink()
+    words = ["ckpt_path=last", f"hydra.run.dir='{directory}'"]
+    assert with_kept(words) == words, "there is nothing to resume"
+
+
+def result(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    return found
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(directory / "checkpoints" / "last.ckpt")["state_dict"]
+    return found
+
+
+def test_a_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
+    """From another working directory than the one in which its text was named."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "text.txt").write_text("some text of which little is learned, " * 200)
+    words = [TRAIN, "task=text", *TOY, *TOY_TASKS["text"], "task.path=text.txt", "optimizer=rmsprop", "stages=[fit]"]
+    for name, steps in (("whole", 6), ("parts", 4)):
+        run_python(*words, f"trainer.max_steps={steps}", f"hydra.run.dir={name}", cwd=tmp_path / "there", check=True)
+    parts = tmp_path / "there" / "parts"
+    resume = [TRAIN, "ckpt_path=last", f"hydra.run.dir={parts}"]
+    run_python(*resume, "trainer.max_steps=6", cwd=tmp_path, check=True)
+    assert result(parts)["steps"] == 6
+    assert "optimizer=rmsprop" in result(parts)["command"]
+    whole = weights(tmp_path / "there" / "whole")
+    assert all(torch.equal(value, whole[name]) for name, value in weights(parts).items())
+    run_python(*resume, "trainer.max_steps=8", cwd=tmp_path, check=True)
+    assert result(parts)["steps"] == 8, "it keeps them when it is resumed, too"
+    refused = run_python(*resume, "model.hidden_size=9", "optimizer=sgd", "seed=1", cwd=tmp_path)
+    assert refused.returncode == 1
+    named = [line.split("=")[0].strip() for line in refused.stderr.splitlines() if ", there " in line]
+    assert {name for name in named if not name.startswith("optimizer.")} == {"model.hidden_size"}
+    assert "optimizer._target_" in named
+    assert result(parts)["status"] == "completed"
+
+
+def test_a_job_of_a_sweep_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
+    words = [TRAIN, "-m", *TOY, *TOY_TASKS["memorization"], "stages=[fit]", "hydra.sweep.dir=sweep"]
+    run_python(*words, "seed=1,2", "hydra.sweep.subdir=job-${seed}", cwd=tmp_path, check=True)
+    job = tmp_path / "sweep" / "job-2"
+    run_python(TRAIN, "ckpt_path=last", "hydra.run.dir=sweep/job-2", "trainer.max_steps=6", cwd=tmp_path, check=True)
+    assert (result(job)["steps"], result(job)["seed"]) == (6, 2)
+    assert OmegaConf.load(job / "config.yaml").run.name == "job-2"
