@@ -1,10 +1,15 @@
 """Cells other than the LSTM against PyTorch's own modules and their published equations."""
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, CoupledLSTM, Highway, LayerNormLSTM, NonLSTM, PeepholeLSTM
@@ -151,18 +156,54 @@ def test_unknown_activation_is_refused() -> None:
         NonLSTM("gelu")  # type: ignore[arg-type]
 
 
-def test_an_activation_with_weights_is_refused() -> None:
-    """No module would hold them, and the fast sweeps would give them no gradient."""
-    NonLSTM(nn.ReLU())
-    with pytest.raises(UserError, match="activation must have no weights"):
-        NonLSTM(nn.PReLU())
+def closure_over(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: x * weight
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.Sequential(nn.Tanh(), nn.ELU(inplace=True))])
-def test_an_activation_that_overwrites_its_argument_is_refused(activation: nn.Module) -> None:
-    for cell in (NonLSTM, Highway):
-        with pytest.raises(UserError, match="activation must not overwrite its argument"):
+def counter() -> Callable[[Tensor], Tensor]:
+    calls = count()
+    return lambda x: x * next(calls)
+
+
+@pytest.mark.parametrize("cell", [NonLSTM, Highway])
+@pytest.mark.parametrize(
+    ("activation", "words"),
+    [
+        (nn.PReLU(), "have no weights and no buffers"),
+        (nn.PReLU().forward, "have no weights and no buffers"),
+        (nn.BatchNorm1d(4, affine=False), "have no weights and no buffers"),
+        (closure_over(nn.Parameter(torch.ones(()))), "depend on no weights"),
+        (partial(F.batch_norm, running_mean=None, running_var=None, training=True), "compute each row by itself"),
+        (nn.Dropout(0.001), "give the same each time"),
+        (nn.RReLU(), "give the same each time"),
+        (counter(), "give the same each time"),
+        (nn.ReLU(inplace=True), "not overwrite its argument"),
+        (nn.Sequential(nn.Tanh(), nn.ELU(inplace=True)), r"be a function [\s\S]* in its backward pass"),
+        (lambda x: x.clamp_(-9, 9), "not overwrite its argument"),
+        (lambda x: x.sum(-1), "keep the shape and the type"),
+        (torch.Tensor.double, "keep the shape and the type"),
+        (nn.GLU(), "keep the shape and the type"),
+        (nn.Linear, "be a function of a tensor of any shape"),
+        (nn.Softmax(-1), None),
+        (nn.Dropout().eval(), None),
+    ],
+)
+def test_an_activation_that_a_sweep_cannot_call_is_refused(cell: Any, activation: Any, words: str | None) -> None:
+    before = torch.get_rng_state()
+    if words is None:
+        cell(activation)
+    else:
+        with pytest.raises(UserError, match=f"activation must {words}"):
             cell(activation)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", [lambda: torch.device("meta"), FakeTensorMode, torch.inference_mode])
+def test_an_activation_is_checked_wherever_the_network_is_made(mode: Any) -> None:
+    with mode():
+        NonLSTM(nn.SiLU())
+        with pytest.raises(UserError, match="activation must give the same each time"):
+            NonLSTM(nn.Dropout())
 
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, float("nan"), float("inf")])

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from gridlstm.cell import LSTM, OUTPUTS, Cell, HiddenMemory, fan_in_uniform, lstm_gates, lstm_memory
 from gridlstm.errors import UserError, check_above_zero
@@ -193,14 +194,50 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _check_activation(name: object) -> None:
-    """Raises UserError unless it is one of ``ACTIVATIONS``, or a function that neither has weights nor overwrites."""
-    if not callable(name) and name not in ACTIVATIONS:
+def _check_activation(name: Activation) -> None:
+    """Raise UserError unless it is one of ``ACTIVATIONS``, or a function that a sweep may call in any order, and again
+    in the backward pass.
+    """
+    if callable(name):
+        owner = getattr(name, "__self__", name)  # of a bound method
+        if isinstance(owner, nn.Module) and any(True for _ in (*owner.parameters(), *owner.buffers())):
+            raise UserError(f"activation must have no weights and no buffers, which a cell cannot keep, got {name!r}.")
+        _check_by_calling(name)
+    elif name not in ACTIVATIONS:
         raise UserError(f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {name!r}.")
-    if isinstance(name, nn.Module) and any(True for _ in name.parameters()):
-        raise UserError(f"activation must have no weights, which a cell could not train, got {name!r}.")
-    if isinstance(name, nn.Module) and any(getattr(part, "inplace", False) for part in name.modules()):
-        raise UserError(f"activation must not overwrite its argument, got {name!r}: choose inplace=False.")
+
+
+@_disable_current_modes()  # which may know no values
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _check_by_calling(function: Callable[[Tensor], Tensor]) -> None:
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        x = torch.linspace(-3, 3, 32, dtype=torch.float32).view(8, 4).clone()
+        unused, version = torch.get_rng_state(), x._version
+        try:
+            y, again, rows = function(x), function(x), function(x[:3])
+            leaf = x.clone().requires_grad_()
+            if (differentiable := function(leaf + 0)).requires_grad:
+                torch.autograd.grad(differentiable.sum(), leaf, allow_unused=True)
+        except Exception as error:
+            raise UserError(
+                f"activation must be a function of a tensor of any shape, on any device, got {function!r}, which fails "
+                f"on one of shape {tuple(x.shape)} or in its backward pass: {error}"
+            ) from error
+        drawn = not torch.equal(torch.get_rng_state(), unused)
+    if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+        raise UserError(f"activation must keep the shape and the type of its argument, got {function!r}.")
+    if y.requires_grad:
+        raise UserError(f"activation must depend on no weights, which a cell could not train, got {function!r}.")
+    if x._version != version:
+        raise UserError(f"activation must not overwrite its argument, got {function!r}: choose inplace=False.")
+    if drawn or not torch.allclose(y, again, rtol=0, atol=0, equal_nan=True):
+        raise UserError(
+            f"activation must give the same each time, as it is called again in the backward pass, got {function!r}: "
+            f"noise belongs to a dimension's regularizers."
+        )
+    if not torch.allclose(y[:3], rows, equal_nan=True):
+        raise UserError(f"activation must compute each row by itself, whatever the others are, got {function!r}.")
 
 
 def _activation(name: Activation) -> Callable[[Tensor], Tensor]:
@@ -212,8 +249,9 @@ class NonLSTM(Cell):
     """A dimension without memory (section 3.3): h' = alpha(V H). With tanh this is a vanilla recurrent network.
 
     Args:
-        activation: alpha: "identity", "relu", "tanh", "sigmoid", or any function of a tensor that keeps its shape,
-            has neither weights nor random numbers, and does not overwrite its argument: it is called again backwards.
+        activation: alpha: "identity", "relu", "tanh", "sigmoid", or any function of a tensor that keeps its shape and
+            computes each row by itself, has neither weights nor random numbers, and does not overwrite its argument.
+            It is called again in the backward pass.
         bias: learn a bias, which the paper does not write.
         gain: weights start uniform with variance gain^2 / D.
     """
