@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
 from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, check_weights, taken_apart
+from gridlstm.engine.matmul import autocast_type
 from gridlstm.errors import check_true_or_false
 from gridlstm.grid import Transform
 from gridlstm.models.base import InputProjection, SequenceModel, check_dropout, check_sizes, start_weights_within
@@ -31,9 +32,9 @@ class StackedLSTM(SequenceModel):
 
     The output is the top h', of length d. Each layer has 8 d^2 weights.
 
-    The usual LSTM, ``LSTM(output="standard")``, runs on the kernel of ``torch.nn.LSTM`` (oneDNN, cuDNN); every other
-    cell, the paper's included, in this package's loop over time. cuDNN may round its products to TF32
-    (``torch.backends.cudnn.allow_tf32``, on by default); else which of the two runs is a matter of speed alone.
+    The usual LSTM, ``LSTM(output="standard")``, runs on the kernel of ``torch.nn.LSTM`` (oneDNN, cuDNN), but not under
+    autocast; every other cell, the paper's included, in this package's loop over time. cuDNN may round its products to
+    TF32 (``torch.backends.cudnn.allow_tf32``, on by default); else which of the two runs is a matter of speed alone.
 
     Args:
         input_size: symbols, or features per step.
@@ -100,7 +101,9 @@ class StackedLSTM(SequenceModel):
         check_weights("the layers", packed, self.input.weight)
         copies = packed.copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
-        if self.sweep == "auto" and type(self.cell) is LSTM and self.cell.output == "standard" and not taken_apart(y):
+        usual = type(self.cell) is LSTM and self.cell.output == "standard"
+        # Under autocast the kernel would keep its memory in half precision from step to step.
+        if self.sweep == "auto" and usual and autocast_type(state.h) is None and not taken_apart(y):
             return self._by_kernel(y, state, layers)
         run = chain_named(self.sweep, self.cell, y)
         last = []
@@ -128,9 +131,7 @@ class StackedLSTM(SequenceModel):
             bidirectional=False,
             batch_first=False,
         )
-        y = F.dropout(y, self.dropout, self.training)
-        # Autocast lowers what the kernel returns; a state stays as precise as it was.
-        return y.transpose(0, 1), StackedLSTMState(h.to(state.h.dtype), m.to(state.m.dtype))
+        return F.dropout(y, self.dropout, self.training).transpose(0, 1), StackedLSTMState(h, m)
 
 
 def _torch_order(packed: Tensor) -> Tensor:
