@@ -1,6 +1,7 @@
 """The layer behaves where torch.nn.LSTM would."""
 
 import copy
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -486,6 +487,17 @@ def test_vectors_without_memory_are_refused_by_torch() -> None:
     grid.load_state_dict(here, strict=False, assign=True)
     with pytest.raises(RuntimeError):
         grid(torch.randn(6, 2, 5))
+
+
+def test_a_saved_state_is_loaded_by_weights_alone() -> None:
+    file, grid, x = io.BytesIO(), layer(), torch.randn(6, 2, 5)
+    state = grid(x)[1]
+    torch.save({"weights": grid.state_dict(), "state": state}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)["state"]
+    assert isinstance(loaded, GridLSTMState)
+    assert isinstance(loaded.time, HiddenMemory)
+    assert torch.equal(grid(x, loaded)[0], grid(x, state)[0])
 
 
 def test_a_cell_that_is_none_is_refused() -> None:

@@ -25,6 +25,11 @@ class GridLSTMState(NamedTuple):
     """h and m above the top layer at every step, (T, B, d) each; its h is the output"""
 
 
+# A state is kept beside a state_dict. Tuples of tensors are safe; whole modules, torch's own among them, torch.load
+# takes from trusted files alone.
+torch.serialization.add_safe_globals([GridLSTMState, HiddenMemory])
+
+
 class GridLSTM(nn.Module):
     """Grid LSTM with cells along time and along depth (arXiv 1507.01526, sections 3 and 4).
 
