@@ -32,7 +32,7 @@ LAYERS = [
     ["multirun"],
     ["report"],
     ["dashboard"],
-    ["train", "evaluate", "sample", "bench", "list"],
+    ["train", "evaluate", "sample", "bench", "verify", "list"],
     ["look"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
