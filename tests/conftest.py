@@ -127,7 +127,12 @@ def compose(*overrides: str) -> DictConfig:
     What the choices of groups compose to is kept, for it takes Hydra ten times as long as to apply the other overrides.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    choices = [override for override in parsed if (CONF / override.key_or_group).is_dir()]
+    choices = [
+        override
+        for override in parsed
+        # A search path decides which files there are to choose from.
+        if (CONF / override.key_or_group).is_dir() or override.key_or_group == "hydra.searchpath"
+    ]
     config = deepcopy(_composed(*(str(choice.input_line) for choice in choices)))
     ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if override not in choices], config)
     return config
