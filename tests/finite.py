@@ -98,6 +98,14 @@ class FailSecond(L.Callback):
             time.sleep(0.1)
 
 
+class FailAlone(L.Callback):
+    """Has the other ranks fail at the first step."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if not trainer.is_global_zero:
+            raise RuntimeError("of its own")
+
+
 class Seen(L.Callback):
     """Writes the rows of every batch that this rank has had into ``dir``."""
 

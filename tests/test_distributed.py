@@ -214,3 +214,15 @@ def test_a_rank_that_fails_leaves_rank_zero_the_time_to_record_why(tmp_path: Pat
     ended = result(tmp_path / "run")
     assert ended["status"] == "failed"
     assert "the training loss grew" in ended["error"]
+
+
+def test_a_rank_that_fails_alone_has_failed_the_run(tmp_path: Path) -> None:
+    """Rank zero loses its connection, and is then ended by the signal of an interruption."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    line = [python(), *torchrun, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu"]
+    line += [f"hydra.run.dir={tmp_path / 'run'}", "+callbacks.alone={_target_: tests.finite.FailAlone}"]
+    assert subprocess.run(line, cwd=ROOT, env=environment(tmp_path), timeout=PATIENCE, check=False).returncode == 1
+    ended = result(tmp_path / "run")
+    assert ended["status"] == "failed"
+    assert ended["error"] == "rank 1: RuntimeError: of its own"
+    assert not list((tmp_path / "run").glob(".error*"))

@@ -110,32 +110,47 @@ def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]
     record.write()
     if provenance.rank() == 0:
         (directory / "progress.json").unlink(missing_ok=True)  # of the leg before, whose seconds are now in the record
+    _error_of_this_rank(directory).unlink(missing_ok=True)  # of the leg before
     try:
         yield record
     except BaseException as error:
-        if isinstance(error, UserError) and provenance.rank() > 0:  # all ranks end by it
-            _await_rank_zero(directory)
+        failed = status_after(error) == "failed"
+        if failed and provenance.rank() > 0:
+            _tell_rank_zero(error, directory)
+        others = sorted(directory.glob(".error-of-rank-*[0-9]")) if provenance.rank() == 0 else []
+        elsewhere = "; ".join(file.read_text() for file in others)
         if isinstance(error, UserError) and record.refused and record.earlier:
             record.write_back()
-            raise
-        record.fields["status"] = status_after(error)
-        if record.fields["status"] == "interrupted":
-            options = f"ckpt_path=last {as_typed('hydra.run.dir', directory)}"
-            resumed = f". {options} resumes it, without further options"
-            log.info("interrupted%s", resumed if last_checkpoint(directory) else " before a checkpoint")
-        # An interruption has many names, none of which says more.
-        interrupted = record.fields["status"] == "interrupted"
-        record.fields["error"] = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-        record.write()
+        else:
+            record.fields["status"] = "failed" if elsewhere else status_after(error)
+            # An interruption has many names, none of which says more, and so has the loss of another rank.
+            own = f"{type(error).__name__}: {error}" if failed else "interrupted"
+            record.fields["error"] = own if isinstance(error, UserError) else elsewhere or own
+            if record.fields["status"] == "interrupted":
+                options = f"ckpt_path=last {as_typed('hydra.run.dir', directory)}"
+                resumed = f". {options} resumes it, without further options"
+                log.info("interrupted%s", resumed if last_checkpoint(directory) else " before a checkpoint")
+            record.write()
+        for file in others:  # which their ranks wait for
+            file.unlink()
         raise
     record.fields["status"] = status_after(None)
     record.write()
 
 
-def _await_rank_zero(directory: Path) -> None:
-    """Return when rank zero has recorded how the run ended: torchrun ends all ranks as soon as one has failed."""
+def _error_of_this_rank(directory: Path) -> Path:
+    return directory / f".error-of-rank-{provenance.rank()}"
+
+
+def _tell_rank_zero(error: BaseException, directory: Path) -> None:
+    """Leave rank zero the error of this rank, and where all ranks end by it, the time to record its own.
+
+    As soon as one rank has ended, torchrun ends the others by a signal, as at an interruption.
+    """
+    told = _error_of_this_rank(directory)
+    write_text(told, f"rank {provenance.rank()}: {type(error).__name__}: {error}")
     deadline = time.monotonic() + _RECORD_SECONDS
-    while read_json(directory / "result.json").get("status") == "running" and time.monotonic() < deadline:
+    while isinstance(error, UserError) and told.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
