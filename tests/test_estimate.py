@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -21,6 +22,7 @@ from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.measure import measure, validation_batches
 from gridlstm.multirun.start import start_here
 from gridlstm.runtime.build import build
+from gridlstm.tasks.tag_sequence import TagSequence
 
 GIB, HOUR = 2**30, 3600.0
 SMALL = [*TOY_TASKS["memorization"], "hardware=cpu", "model.num_layers=2", "logger=csv"]
@@ -136,6 +138,23 @@ def test_validations_are_counted() -> None:
     config = compose(*SMALL, "trainer.max_steps=100", "task.val_every=30", "trainer.accumulate_grad_batches=2")
     assert estimate(config, Demand(1), found) == Estimate(200 * 2.0 + 6 * 5.0, GIB)
     assert estimate(config, Demand(2), found).bytes == 2 * GIB
+
+
+@pytest.mark.parametrize("limit", ["null", "7", "0.5"])
+def test_an_estimate_validates_on_two_batches_alone(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose(*SMALL, "run.dir=.", "task.data.num_val=3000", f"trainer.limit_val_batches={limit}")
+    config.callbacks, config.logger = {}, {}
+    config.trainer.max_steps = -1
+    seen: list[int] = []
+    original = TagSequence.validation_step
+
+    def count(task: TagSequence, batch: Any, batch_idx: int) -> Any:
+        seen.append(batch_idx)
+        return original(task, batch, batch_idx)
+
+    monkeypatch.setattr(TagSequence, "validation_step", count)
+    assert measure(config).validation_seconds > 0
+    assert set(seen) == {0, 1}
 
 
 @pytest.mark.parametrize(("limit", "batches"), [("null", 200), ("7", 7), ("0.5", 100)])

@@ -143,3 +143,15 @@ def test_old_runs_are_reported(tmp_path: Path) -> None:
     assert found["grid2d"]["best val/bpc"] == "1.4465875427921664"
     assert found["grid2d_untied"]["test/accuracy"] == "0.99"
     assert [(row["parameters"], row["samples"]) for row in found.values()] == [("2345", "6000"), ("1882", "960")]
+
+
+def test_a_seed_of_today_is_in_the_row_of_an_old_one(tmp_path: Path) -> None:
+    old("memorization", tmp_path / "runs")
+    sizes = ["model=grid2d_untied", "model.hidden_size=8", "model.num_layers=2", "optimizer.lr=0.01", "seed=2"]
+    steps = ["trainer.val_check_interval=100", "trainer.max_steps=400"]
+    data = ["task.alphabet=8", "task.length=3", "task.data.num_val=50", "task.data.num_test=100", "hardware=cpu"]
+    named = ["run.task=memorization", "run.model=grid2d_untied", "run.group=adhoc", "run.name=today", "logger=csv"]
+    run_job(compose("task=memorization", *sizes, *steps, *data, *named, f"run.dir={tmp_path / 'runs' / 'today'}"))
+    report([tmp_path / "runs"], tmp_path)
+    (row,) = csv.DictReader((tmp_path / "report.csv").read_text().split("\n\n")[0].splitlines())
+    assert (row["seeds"], row["which seeds"]) == ("2", "1, 2")

@@ -187,7 +187,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, "")  # modules of the working directory, for --config-dir
     try:
         main()
     except UserError as error:

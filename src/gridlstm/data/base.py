@@ -121,7 +121,7 @@ class SequenceData(L.LightningDataModule):
 
     @property
     def called(self) -> str:
-        """What messages call the data."""
+        """The name of the data in messages."""
         return type(self).__name__
 
     @property

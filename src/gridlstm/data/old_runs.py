@@ -1,4 +1,4 @@
-"""Runs of before texts had sources: their configurations and checkpoints, as the same runs would be written today."""
+"""Configurations and checkpoints of older runs, as the same runs would be written today."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _SOURCES = {
     "gridlstm.data.penn_treebank.PennTreebankData": "gridlstm.data.penn_treebank.PennTreebank",
     "gridlstm.data.hub.HubTextData": "gridlstm.data.hub.Hub",
 }
-"""What is a source now, by the class that was data of its own."""
+"""The source of today, by the class that was data of its own."""
 
 _OF_THE_SOURCE = (
     *("path", "data_dir", "url", "zip_size", "zip_sha256", "size", "sha256"),
@@ -19,12 +19,24 @@ _OF_THE_SOURCE = (
 """Options that stood in the node of the data."""
 
 
-def with_source(config: Any, references: bool) -> None:
-    """Rewrite the data node of a run's configuration, a plain container, in place.
+_FIXED_OF_TRAINER = ("max_epochs", "check_val_every_n_epoch", "limit_train_batches", "use_distributed_sampler")
+"""Options of the trainer that had the one value that they are fixed to now (build.OF_EVERY_TRAINER)."""
+
+
+def rewrite(config: Any, references: bool) -> None:
+    """Rewrite a run's configuration, a plain container, in place.
 
     Args:
         references: an option may refer to another, so that one that is given anew reaches it.
     """
+    _with_source(config, references)
+    if isinstance(config, dict) and isinstance(config.get("trainer"), dict):
+        for name in _FIXED_OF_TRAINER:
+            config["trainer"].pop(name, None)
+
+
+def _with_source(config: Any, references: bool) -> None:
+    """Rewrite the data node of a run's configuration, a plain container, in place."""
     task = config.get("task") if isinstance(config, dict) else None
     data = task.get("data") if isinstance(task, dict) else None
     if not isinstance(task, dict) or not isinstance(data, dict) or data.get("_target_") not in _SOURCES:

@@ -1,4 +1,4 @@
-"""Where a text comes from: the base of all sources."""
+"""The base of all sources of a text."""
 
 from collections.abc import Mapping
 from pathlib import Path

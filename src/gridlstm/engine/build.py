@@ -60,7 +60,7 @@ def _cache_directory() -> Path:
 
 
 def _processor() -> str:
-    """What -march=native depends on: a home directory may be shared by different machines."""
+    """Describe what -march=native depends on: different machines may share a home directory."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()

@@ -73,13 +73,13 @@ def measure(config: DictConfig) -> Cost:
     Raises:
         UserError: the job cannot be built.
     """
-    if config.match.parameters_to or config.match.flops_to:
-        match_size(config)
+    match_size(config)
     run = build(config)
     batches = validation_batches(run)  # before Lightning has its say about the data
     watch = _Stopwatch()
     run.trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # missing from its annotations
-    run.trainer.limit_val_batches = min(2, run.trainer.limit_val_batches or 2)
+    limit = run.trainer.limit_val_batches
+    run.trainer.limit_val_batches = limit if type(limit) is int and limit < 2 else 2  # 1.0 is all batches, 1 one
     run.trainer.fit(run.task, run.data)
     run.trainer.validate(run.task, run.data, verbose=False)
     device = run.trainer.strategy.root_device

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from gridlstm.data.old_runs import with_source
+from gridlstm.data.old_runs import rewrite
 from gridlstm.errors import UserError
 from gridlstm.options import IDENTITY, Role, chosen, leaves, role
 from gridlstm.runtime.published import check_report
@@ -181,7 +181,7 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
             raise UserError(f"{directory / 'config.yaml'} is damaged: it lacks options of a run. Mend or delete it.")
         if config.get("report"):
             check_report(config["report"], str(directory / "config.yaml"))
-        with_source(config, references=False)
+        rewrite(config, references=False)
         run.config = dict(leaves(config))
     if (directory / "result.json").exists():
         found = _json(directory / "result.json")

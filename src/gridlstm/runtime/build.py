@@ -37,7 +37,7 @@ _SYNC_BUFFERS = next(
 )
 
 
-FIXED: dict[str, Any] = {
+OF_EVERY_TRAINER: dict[str, Any] = {
     # The training data has no epochs, and validations are counted in its batches.
     "max_epochs": -1,
     "check_val_every_n_epoch": None,
@@ -45,7 +45,7 @@ FIXED: dict[str, Any] = {
     # Data modules divide the global batch over the ranks: Lightning's sampler would reshuffle ordered streams.
     "use_distributed_sampler": False,
 }
-"""What every trainer is made with, whatever the configuration says."""
+"""Options that no configuration changes."""
 
 
 class Run(NamedTuple):
@@ -80,7 +80,7 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
         # A node set to null is left out: callbacks.learning_curve=null.
         callbacks=[_make(cfg, f"callbacks.{name}")() for name in _callbacks(cfg)] + clock,
         max_time=None,
-        **FIXED,
+        **OF_EVERY_TRAINER,
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
         plugins=AtomicCheckpointIO(),
     )

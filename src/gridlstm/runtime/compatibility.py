@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.options import FIXED, Role, chosen, leaves
-from gridlstm.runtime.build import FIXED as FIXED_OF_TRAINER
 from gridlstm.runtime.stored import read_config
 
 
@@ -63,8 +62,6 @@ def _both(cfg: DictConfig, directory: Path, roles: Collection[Role]) -> tuple[di
     """Return the options of some roles, of this run and of the one in a directory."""
     before = read_config(directory / "config.yaml")
     now, then = (chosen(dict(leaves(OmegaConf.to_container(c, resolve=True))), roles) for c in (cfg, before))
-    for name in FIXED_OF_TRAINER:  # which older runs name, with the only value that they could have
-        then.pop(f"trainer.{name}", None)
     return now, then
 
 

@@ -138,7 +138,7 @@ def _check_clock(max_time: Any) -> None:
 
 
 def _check_trainer(cfg: DictConfig) -> None:
-    from gridlstm.runtime.build import FIXED
+    from gridlstm.runtime.build import OF_EVERY_TRAINER
 
     trainer = cfg.trainer
     if str(trainer.precision) not in PRECISIONS:
@@ -173,7 +173,7 @@ def _check_trainer(cfg: DictConfig) -> None:
         )
     if trainer.limit_test_batches == 0 and "test" in cfg.stages:
         raise UserError("trainer.limit_test_batches=0 leaves nothing to test: give stages=[fit] instead.")
-    for name in FIXED:
+    for name in OF_EVERY_TRAINER:
         if name in trainer:
             raise UserError(
                 f"trainer.{name} is no option: the training data has no end and is divided over the ranks already. "

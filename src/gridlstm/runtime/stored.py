@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gridlstm.data.old_runs import with_source
+from gridlstm.data.old_runs import rewrite
 from gridlstm.errors import UserError
 
 _NODES = ("task", "model", "trainer", "run")
@@ -32,7 +32,7 @@ def read_config(path: Path) -> DictConfig:
         lacks = next(name for name in _NODES if name not in found)
         raise UserError(f"{path} is damaged: it lacks the options of {lacks}. Restore it from a copy.")
     plain = OmegaConf.to_container(config)
-    with_source(plain, references=True)
+    rewrite(plain, references=True)
     now = OmegaConf.create(plain)
     assert isinstance(now, DictConfig)
     return now

@@ -147,7 +147,8 @@ class Task(L.LightningModule, ABC):
             self.carried.evaluation = None
 
     def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
+        if self.carried is not None:
+            self.carried.evaluation = None
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
