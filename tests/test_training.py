@@ -652,6 +652,9 @@ def test_words_of_another_text_are_those_that_the_network_knows(job: Job, tmp_pa
     run_job(
         job(f"task.path={tmp_path}/a.txt", "task.data.level=word", "task.data.max_words=4", "stages=[fit]", task="text")
     )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["monitor"] == "val/bpw", "bits per word, not per character"
+    assert "val/bpw" in result["best"]
     config = load_config(tmp_path / "run" / "checkpoints" / "best.ckpt", [f"task.path={tmp_path}/b.txt"])
     content = load_content(tmp_path / "run" / "checkpoints" / "best.ckpt")
     corpus = make_data(config, data_state(config, content)).corpus  # type: ignore[attr-defined]  # of a text

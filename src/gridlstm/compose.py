@@ -40,6 +40,10 @@ def _whole_steps(batches: object, _root_: DictConfig) -> object:
     return math.ceil(batches / accumulated) * accumulated
 
 
+def _bits(level: str) -> str:
+    return "bpw" if level == "word" else "bpc"
+
+
 def _models_for(task: str) -> str:
     head, *rows = (line.split() for line in MATRIX.read_text().splitlines())
     column = 1 + head.index(task)
@@ -54,6 +58,8 @@ def _positive(value: object) -> int:
 # ${gridlstm.batches:N} and ${gridlstm.steps:N}: so many of a run's batches, or steps of its optimiser, are N samples.
 OmegaConf.register_new_resolver("gridlstm.batches", _batches, replace=True)
 OmegaConf.register_new_resolver("gridlstm.steps", _steps, replace=True)
+# ${gridlstm.bits:LEVEL}: the metric of bits per symbol of a text read by bytes, characters or words.
+OmegaConf.register_new_resolver("gridlstm.bits", _bits, replace=True)
 # ${gridlstm.models_for:TASK}: the models that go with a task, for a sweep over all of them.
 OmegaConf.register_new_resolver("gridlstm.models_for", _models_for, replace=True)
 # ${gridlstm.whole_steps:N}: N batches, or the next number that ends with a step of the optimiser.

@@ -173,7 +173,7 @@ class GridLSTM(nn.Module):
                 got = f"{lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}{reach}"
             raise UserError(
                 f"expected lengths as whole numbers from 1 to T={T}, one for each of the {B} rows of a batch, "
-                f"on {x.device} or the CPU, got {got}."
+                f"on {' or '.join(dict.fromkeys([str(x.device), 'cpu']))}, got {got}."
             )
         return torch.arange(T, device=x.device)[:, None] >= lengths.to(x.device)
 

@@ -51,5 +51,5 @@ class Perplexity(RatioOfSums):
 
 
 def bits() -> RatioOfSums:
-    """Bits per symbol, from sums of nats: for characters, bits per character (bpc)."""
+    """Return a metric of bits per symbol, from sums of nats."""
     return RatioOfSums(unit=math.log(2))

@@ -313,7 +313,7 @@ def _summary(cfg: DictConfig, record: Record) -> None:
         foreign = foreign_targets(cfg, ("model", "task.data", "task.objective"))
         ckpt = f"ckpt={_short(best['checkpoint'])}" + (f" {trust_option(foreign)}" if foreign else "")
         log.info("  evaluate again     python -m gridlstm.evaluate %s split=test", ckpt)
-        if cfg.task.monitor == "val/bpc":
+        if cfg.task.monitor in ("val/bpc", "val/bpw"):
             log.info("  let it write       python -m gridlstm.sample %s", ckpt)
     if cfg.run.model.startswith("grid"):
         log.info("  try next           %s", NEXT.get(cfg.run.task, NEXT["memorization"]))

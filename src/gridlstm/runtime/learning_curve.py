@@ -65,7 +65,7 @@ def draw(table: Path, metric: str, picture: Path, unit: str) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
         axes.set_xlabel("training samples")
-        axes.set_ylabel({"loss": "loss, nats", "bpc": f"bits per {unit}"}.get(name, name))
+        axes.set_ylabel({"loss": "loss, nats", "bpc": f"bits per {unit}", "bpw": "bits per word"}.get(name, name))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(picture, dpi=120)

@@ -13,17 +13,18 @@ from gridlstm.tasks.sequence import SequenceTask
 class LanguageModel(SequenceTask):
     """Cross-entropy over all symbols, the state carried from window to window.
 
-    Metrics: ``loss`` (nats per symbol), ``bpc`` (bits per symbol: for bytes or characters, bits per character) and
+    Metrics: ``loss`` (nats per symbol), ``bpc`` (bits per character or byte; of words ``bpw``, bits per word) and
     ``perplexity`` (exp of the loss), all of the sum over symbols divided by their number.
     """
 
     def __init__(
         self, model: SequenceModel, spec: Spec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
     ) -> None:
+        self._bits = "bpw" if spec.unit == "words" else "bpc"
         super().__init__(model, spec, optimizer, scheduler, carry_state=True)
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums(), "bpc": bits(), "perplexity": Perplexity()})
+        return nn.ModuleDict({"loss": RatioOfSums(), self._bits: bits(), "perplexity": Perplexity()})
 
     def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, prediction: Prediction) -> None:
         total, count = prediction.losses.double().sum(), prediction.terms
