@@ -38,6 +38,11 @@ def test_a_mistake_is_found_and_repeated_by_its_seed(
     main(["--cases", "1", *command[1].split(), *LONG])
 
 
+def test_a_network_that_amplifies_roundings_agrees() -> None:
+    """The loop in float32 is exact by luck where a layer normalisation of three numbers has a small variance."""
+    main(["--cases", "1", "--seed", "739943000770", *LONG])
+
+
 def test_every_option_is_drawn() -> None:
     cases = [draw(seed) for seed in range(1000)]
     grids = [case for case in cases if isinstance(case, GridCase)]
