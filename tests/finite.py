@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from gridlstm.data.base import Batch
 from gridlstm.data.map_style import MapData
 from gridlstm.data.spec import Spec
-from gridlstm.runtime.csv_logger import CSVLogger
+from gridlstm.training.loggers.csv_logger import CSVLogger
 
 
 class Strings(Dataset[Tensor]):

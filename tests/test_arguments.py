@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import ROOT, TOY, TOY_TASKS, run_python
 
-from gridlstm.runtime.arguments import with_kept
-from gridlstm.runtime.job import run_job
+from gridlstm.training.arguments import with_kept
+from gridlstm.training.job import run_job
 
 TRAIN = str(ROOT / "train.py")
 KEPT = [

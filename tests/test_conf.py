@@ -30,12 +30,12 @@ from gridlstm.data.text_file import File
 from gridlstm.errors import UserError
 from gridlstm.models.base import VectorModel
 from gridlstm.options import find, leaves
-from gridlstm.runtime.build import build, check_types, make_data
-from gridlstm.runtime.criterion import Criterion
-from gridlstm.runtime.fit import fits
-from gridlstm.runtime.match import count_flops, count_parameters
 from gridlstm.schedules import Cosine
 from gridlstm.train import CONF
+from gridlstm.training.build import build, check_types, make_data
+from gridlstm.training.callbacks.criterion import Criterion
+from gridlstm.training.match import count_flops, count_parameters
+from gridlstm.training.task_models import fits
 
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 GROUPED = [file for file in FILES if "/" in file]

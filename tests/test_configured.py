@@ -19,7 +19,7 @@ from gridlstm.evaluate import evaluate
 from gridlstm.mdlstm import MDLSTM
 from gridlstm.models.clockwork_rnn import ClockworkRNN
 from gridlstm.models.stacked_lstm import StackedLSTM
-from gridlstm.runtime.job import run_job
+from gridlstm.training.job import run_job
 
 # Of numbers that neither float32 nor bfloat16 holds.
 MODULES: list[Callable[[float], nn.Module]] = [

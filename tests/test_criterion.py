@@ -12,7 +12,7 @@ from tests.test_training import result, rows
 
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.runtime.job import run_job
+from gridlstm.training.job import run_job
 
 Job = Callable[..., DictConfig]
 EASY = (

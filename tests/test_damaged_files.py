@@ -15,9 +15,9 @@ from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.look.__main__ import look
 from gridlstm.report.__main__ import report
-from gridlstm.runtime.checkpoint import load_content
-from gridlstm.runtime.job import run_job
 from gridlstm.sample import write_samples
+from gridlstm.training.checkpoint import load_content
+from gridlstm.training.job import run_job
 
 Job = Callable[..., DictConfig]
 NO_CONFIGURATION = [b"", b"- a\n- list\n", b"\x89PNG\r\n\x1a\n\x00\xff", b"task: 3\nmodel: {}\n"]

@@ -19,7 +19,7 @@ from gridlstm.dashboard import FILE, build, log_report, read, write
 from gridlstm.errors import UserError
 from gridlstm.report.runs import find_runs
 from gridlstm.report.tables import make_tables
-from gridlstm.runtime.job import run_job
+from gridlstm.training.job import run_job
 
 POINTS = [("grid2d", 1, 0.01), ("grid2d", 2, 0.01), ("stacked_lstm", 1, 0.02)]
 

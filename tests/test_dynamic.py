@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from gridlstm.data.base import Batch
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.runtime.build import build
-from gridlstm.runtime.job import run_job
 from gridlstm.tasks.dynamic import EPSILON, DynamicEvaluation
+from gridlstm.training.build import build
+from gridlstm.training.job import run_job
 
 Job = Callable[..., DictConfig]
 

@@ -16,10 +16,10 @@ from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.models.base import SequenceModel
-from gridlstm.runtime.build import build
-from gridlstm.runtime.job import run_job
 from gridlstm.tasks.ensemble import Ensemble
 from gridlstm.tasks.language_model import LanguageModel
+from gridlstm.training.build import build
+from gridlstm.training.job import run_job
 
 Job = Callable[..., DictConfig]
 

@@ -32,7 +32,7 @@ from gridlstm.data.enwik8 import Enwik8
 from gridlstm.data.text import TextData
 from gridlstm.data.text8 import Text8
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import check_types, unread_data
+from gridlstm.training.build import check_types, unread_data
 
 EXTRACT = "enwiki_xml_small/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 

@@ -21,8 +21,8 @@ from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.measure import measure, validation_batches
 from gridlstm.multirun.start import start_here
-from gridlstm.runtime.build import build
 from gridlstm.tasks.tag_sequence import TagSequence
+from gridlstm.training.build import build
 
 GIB, HOUR = 2**30, 3600.0
 SMALL = [*TOY_TASKS["memorization"], "hardware=cpu", "model.num_layers=2", "logger=csv"]

@@ -15,9 +15,9 @@ from gridlstm import list as listing
 from gridlstm.compose import MATRIX, choices, compose_model
 from gridlstm.data.base import Batch, SequenceData
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import make_data, make_task
-from gridlstm.runtime.fit import fits
-from gridlstm.runtime.preflight import check
+from gridlstm.training.build import make_data, make_task
+from gridlstm.training.task_models import fits
+from gridlstm.training.validate import check
 
 MODELS = choices("model")
 TASKS = sorted(set(choices("task")) - {"enwik8", "text8", "penn_treebank", "hub"})
@@ -88,7 +88,7 @@ def test_models_of_the_users_own_are_judged_by_their_base(job: Callable[..., Dic
     task = job().task
     assert fits(OmegaConf.create({"_target_": "gridlstm.models.base.SequenceModel"}), task)
     assert not fits(OmegaConf.create({"_target_": "gridlstm.models.base.VectorModel"}), task)
-    assert fits(OmegaConf.create({"_target_": "gridlstm.runtime.build.make_task"}), task)  # a function may make any
+    assert fits(OmegaConf.create({"_target_": "gridlstm.training.build.make_task"}), task)  # a function may make any
 
 
 def test_what_is_written_is_up_to_date() -> None:

@@ -28,7 +28,7 @@ LAYERS = [
     ["data"],
     ["metrics", "schedules"],
     ["tasks"],
-    ["runtime"],
+    ["training"],
     ["multirun"],
     ["report"],
     ["dashboard"],

@@ -21,7 +21,7 @@ from gridlstm.multirun.jobs import Job, plan
 from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.start import Process, environment
 from gridlstm.multirun.table import Row, lines, sweep_seconds_left
-from gridlstm.runtime.job import run_job
+from gridlstm.training.job import run_job
 from hydra_plugins.gridlstm_launcher.process_launcher import ProcessLauncher
 
 SMALL = ["logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_test=15"]

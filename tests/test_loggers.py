@@ -20,11 +20,11 @@ from tests.wandb_server import server
 from wandb.proto.wandb_internal_pb2 import Record
 
 from gridlstm.errors import UserError
-from gridlstm.runtime import wandb_logger
-from gridlstm.runtime.csv_logger import CSVLogger
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.wandb_account import logged_in
-from gridlstm.runtime.wandb_logger import make_logger
+from gridlstm.training.job import run_job
+from gridlstm.training.loggers import wandb_logger
+from gridlstm.training.loggers.csv_logger import CSVLogger
+from gridlstm.training.loggers.wandb_account import logged_in
+from gridlstm.training.loggers.wandb_logger import make_logger
 
 OPTIONS = {"project": "p", "entity": None, "name": "n", "group": "g", "tags": []}
 
@@ -238,8 +238,8 @@ import logging
 from pathlib import Path
 from tests.conftest import TOY, TOY_TASKS, compose
 from gridlstm.errors import UserError
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.wandb_account import logged_in
+from gridlstm.training.job import run_job
+from gridlstm.training.loggers.wandb_account import logged_in
 logging.basicConfig(format="%(message)s")
 names = ["run.task=memorization", "run.model=grid2d", "run.group=test", "logger=wandb", "callbacks.learning_curve=null"]
 options = [*TOY, *TOY_TASKS["memorization"], *names]
@@ -261,14 +261,17 @@ def test_where_wandb_cannot_be_reached_a_run_is_logged_offline(tmp_path: Path, m
     assert "W&B cannot be reached" in done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
-    assert "refused: logger.wandb (gridlstm.runtime.wandb_logger.make_logger): W&B cannot be reached" in done.stdout
+    assert (
+        "refused: logger.wandb (gridlstm.training.loggers.wandb_logger.make_logger): W&B cannot be reached"
+        in done.stdout
+    )
 
 
 TWO_LEGS = """
 from pathlib import Path
 from tests.conftest import TOY, TOY_TASKS, compose
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.wandb_account import logged_in
+from gridlstm.training.job import run_job
+from gridlstm.training.loggers.wandb_account import logged_in
 names = ["run.task=memorization", "run.model=grid2d", "run.group=test", f"run.dir={Path.cwd()}"]
 options = [*TOY, *TOY_TASKS["memorization"], *names, "logger=wandb", "stages=[fit]", "callbacks.learning_curve=null"]
 run_job(compose(*options))

@@ -41,7 +41,7 @@ from gridlstm.models.recurrent_highway import RecurrentHighway, RecurrentHighway
 from gridlstm.models.stacked_lstm import StackedLSTM
 from gridlstm.models.transformer import Transformer
 from gridlstm.regularizers import Zoneout
-from gridlstm.runtime.job import run_job
+from gridlstm.training.job import run_job
 
 SYMBOLS, D, T = 5, 3, 4
 STEP = 1e-5

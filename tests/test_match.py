@@ -12,10 +12,10 @@ from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.models.clockwork_rnn import ClockworkRNN
-from gridlstm.runtime.build import build
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.match import count_flops, count_parameters, match_size, nearest
-from gridlstm.runtime.preflight import check
+from gridlstm.training.build import build
+from gridlstm.training.job import run_job
+from gridlstm.training.match import count_flops, count_parameters, match_size, nearest
+from gridlstm.training.validate import check
 
 SPEC = Spec(input_size=5, output_size=5, sequence_length=6)  # of the toy memorization
 

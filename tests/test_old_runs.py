@@ -14,9 +14,9 @@ from gridlstm.data.penn_treebank import FILES
 from gridlstm.evaluate import evaluate
 from gridlstm.options import leaves
 from gridlstm.report.__main__ import report
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.stored import read_config
 from gridlstm.sample import write_samples
+from gridlstm.training.job import run_job
+from gridlstm.training.stored import read_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -57,6 +57,13 @@ def test_every_option_of_an_old_task_is_one_of_today(task: str) -> None:
         assert dict(leaves(OmegaConf.to_container(old.task))).keys() <= today.keys()
         assert old.task.data._target_ == today["data._target_"]
         assert OmegaConf.select(old, "task.data.source._target_") == today.get("data.source._target_")
+
+
+def test_callbacks_and_loggers_of_an_old_run_are_found_where_they_are_now() -> None:
+    today = leaves(OmegaConf.to_container(compose("task=memorization")))
+    targets = {key: value for key, value in today if key.endswith("._target_")}
+    before = leaves(OmegaConf.to_container(read_config(FIXTURES / "old_run_memorization" / "config.yaml")))
+    assert {key: value for key, value in before if key.endswith("._target_")}.items() <= targets.items()
 
 
 def test_a_text_given_anew_reaches_the_source_of_an_old_run() -> None:

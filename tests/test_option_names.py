@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import gridlstm
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import check_optimizer, check_task, make_data
-from gridlstm.runtime.option_names import in_options
+from gridlstm.training.build import check_optimizer, check_task, make_data
+from gridlstm.training.option_names import in_options
 
 Job = Callable[..., DictConfig]
 

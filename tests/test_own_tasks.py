@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 from gridlstm import list as listing
 from gridlstm.compose import compose, with_directories
 from gridlstm.evaluate import evaluate
-from gridlstm.runtime.build import build
-from gridlstm.runtime.checkpoint import load_content
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.match import match_size
+from gridlstm.training.build import build
+from gridlstm.training.checkpoint import load_content
+from gridlstm.training.job import run_job
+from gridlstm.training.match import match_size
 
 PROJECT = Path(__file__).parent / "own_project"
 TASKS = [("bars", "flat"), ("shifted", "pointwise"), ("sums", "grid2d")]

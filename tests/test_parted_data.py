@@ -19,9 +19,9 @@ from gridlstm.data.text import TextData
 from gridlstm.data.vocabulary import Level
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.runtime.build import make_data
-from gridlstm.runtime.job import run_job
 from gridlstm.train import CONF
+from gridlstm.training.build import make_data
+from gridlstm.training.job import run_job
 
 LINES = {"train": "the größte <unk> rose N points", "valid": "it fell", "test": "no one said so"}
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.runtime.build import build
-from gridlstm.runtime.job import run_job
+from gridlstm.training.build import build
+from gridlstm.training.job import run_job
 
 Job = Callable[..., DictConfig]
 

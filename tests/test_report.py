@@ -31,8 +31,8 @@ from gridlstm.report.runs import SOLVED, Run, find_runs
 from gridlstm.report.sizes import _draw_means, _Mark, _marks, size_picture
 from gridlstm.report.tables import Group, Spread, Table, evidence, make_tables, readable
 from gridlstm.report.text import markdown
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.preflight import check
+from gridlstm.training.job import run_job
+from gridlstm.training.validate import check
 
 POINTS = [("grid2d", 1), ("grid2d", 2), ("stacked_lstm", 1), ("stacked_lstm", 2), ("stacked_lstm", 3)]
 

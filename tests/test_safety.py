@@ -17,13 +17,13 @@ from tests.test_training import result, rows
 from gridlstm.data.memorization import MemorizationData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.runtime.build import build
-from gridlstm.runtime.divergence import StopOnDivergence
-from gridlstm.runtime.init_from import init_from
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.learning_curve import LearningCurve
 from gridlstm.schedules import EpochDecay
 from gridlstm.tasks.sequence import SequenceTask
+from gridlstm.training.build import build
+from gridlstm.training.callbacks.divergence import StopOnDivergence
+from gridlstm.training.callbacks.learning_curve import LearningCurve
+from gridlstm.training.init_from import init_from
+from gridlstm.training.job import run_job
 
 pytestmark = pytest.mark.usefixtures("_ctrl_c")
 

@@ -13,11 +13,11 @@ import torch
 from omegaconf import DictConfig
 
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import build
-from gridlstm.runtime.job import run_job
 from gridlstm.sample import _until, write_samples
 from gridlstm.tasks import sampling
 from gridlstm.tasks.sampling import next_probabilities, sample
+from gridlstm.training.build import build
+from gridlstm.training.job import run_job
 
 Job = Callable[..., DictConfig]
 

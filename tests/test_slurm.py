@@ -16,7 +16,7 @@ import torch
 from tests.conftest import PATIENCE, ROOT, TOO_MANY_LAYERS, compose, free_ports, python, run_python, wait_for
 
 from gridlstm.multirun.process_tree import ProcessTree
-from gridlstm.runtime.job import run_job
+from gridlstm.training.job import run_job
 
 SMALL = [
     "logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",

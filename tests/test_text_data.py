@@ -33,8 +33,8 @@ from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.stacked_lstm import StackedLSTM
-from gridlstm.runtime.build import check_task
 from gridlstm.tasks.language_model import LanguageModel
+from gridlstm.training.build import check_task
 
 LONGEST = 20_000
 """Places at most: the CJK block has no more characters."""

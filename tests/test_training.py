@@ -23,15 +23,15 @@ from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.metrics import RatioOfSums
 from gridlstm.models.base import SequenceModel
-from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
-from gridlstm.runtime.build import build, make_data
-from gridlstm.runtime.checkpoint import data_state, load_config, load_content
-from gridlstm.runtime.clock import Clock
-from gridlstm.runtime.job import run_job
-from gridlstm.runtime.preflight import check
 from gridlstm.tasks.base import MakeOptimizer
 from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.tasks.tag_sequence import TagSequence
+from gridlstm.training.atomic_checkpoints import AtomicCheckpointIO
+from gridlstm.training.build import build, make_data
+from gridlstm.training.callbacks.clock import Clock
+from gridlstm.training.checkpoint import data_state, load_config, load_content
+from gridlstm.training.job import run_job
+from gridlstm.training.validate import check
 
 Job = Callable[..., DictConfig]
 

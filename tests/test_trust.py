@@ -14,8 +14,8 @@ from gridlstm.evaluate import evaluate
 from gridlstm.look.__main__ import look
 from gridlstm.report.__main__ import report
 from gridlstm.report.runs import find_runs
-from gridlstm.runtime.job import run_job
 from gridlstm.sample import write_samples
+from gridlstm.training.job import run_job
 
 JobIn = Callable[..., DictConfig]
 

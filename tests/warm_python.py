@@ -36,7 +36,7 @@ from typing import Any
 
 _NUMBER = struct.Struct("i")
 _CLIENT = Path(__file__).with_name("warm_client.py")
-_IMPORTS = ("lightning.pytorch", "torch._dynamo", "wandb", "matplotlib.pyplot", "gridlstm.runtime.job")
+_IMPORTS = ("lightning.pytorch", "torch._dynamo", "wandb", "matplotlib.pyplot", "gridlstm.training.job")
 _READ_ONCE = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "GLIBC_", "LD_", "LC_", "LANG", "MPL")
 """Variables that Python and libraries read when they start: where one is not the server's, a real Python starts."""
 

@@ -25,8 +25,8 @@ from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.process import prepare
-from gridlstm.runtime import provenance
 from gridlstm.scan import scan
+from gridlstm.training import provenance
 
 # The paper's memorization, addition and (a shorter window and batch) character networks, and a 3-D grid as for images.
 SHAPES = (

@@ -21,8 +21,8 @@ from gridlstm.report.page import page
 from gridlstm.report.runs import Run, find_runs
 from gridlstm.report.tables import Table, make_tables
 from gridlstm.report.text import markdown, shown
-from gridlstm.runtime.wandb_account import known_run_id, logged_in, run_id
 from gridlstm.strict_json import read_json
+from gridlstm.training.loggers.wandb_account import known_run_id, logged_in, run_id
 
 try:
     import wandb_workspaces.reports.v2 as wr

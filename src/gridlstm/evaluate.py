@@ -14,7 +14,7 @@ from gridlstm.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from gridlstm.runtime.build import Run
+    from gridlstm.training.build import Run
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +57,11 @@ def evaluate(
         checkpoint: inside its run directory.
         split: "val", "test", or, of a language model, "all".
         overrides: dotted ``key=value``, of options that the run has.
-        positions: where the loss by position is written; see ``gridlstm.runtime.position_loss``.
+        positions: where the loss by position is written; see ``gridlstm.training.callbacks.position_loss``.
         dynamic_rate, dynamic_decay: see ``gridlstm.tasks.dynamic``.
         others: checkpoints that make an ensemble with the first.
         temperature: divides the logits, above 0.
-        trust: packages whose code the run may name; see ``gridlstm.runtime.trust``.
+        trust: packages whose code the run may name; see ``gridlstm.training.trust``.
 
     Raises:
         UserError: no such checkpoint, split or option, weights that do not fit, or networks for other symbols.
@@ -73,8 +73,10 @@ def evaluate(
     if split == "all" and dynamic_rate is not None:
         raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
     # Imported here, so that --help need not wait for torch.
-    from gridlstm.runtime.build import build
-    from gridlstm.runtime.checkpoint import (
+    from gridlstm.tasks.sequence import SequenceTask
+    from gridlstm.training.build import build
+    from gridlstm.training.callbacks.position_loss import PositionLoss
+    from gridlstm.training.checkpoint import (
         data_state,
         load_config,
         load_content,
@@ -82,10 +84,8 @@ def evaluate(
         warn_of_change,
         warn_of_splits,
     )
-    from gridlstm.runtime.job import quiet
-    from gridlstm.runtime.position_loss import PositionLoss
-    from gridlstm.runtime.record import metrics
-    from gridlstm.tasks.sequence import SequenceTask
+    from gridlstm.training.job import quiet
+    from gridlstm.training.record import metrics
 
     given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     _refuse_unread(split, given)
@@ -186,9 +186,9 @@ def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str], tru
     """Makes the run's task the ensemble of all checkpoints, each with the options of models among the overrides."""
     from torch import nn
 
-    from gridlstm.runtime.build import make_sequence_task
-    from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, vocabulary
     from gridlstm.tasks.ensemble import Ensemble
+    from gridlstm.training.build import make_sequence_task
+    from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, vocabulary
 
     members, first, texts = [], None, []
     for checkpoint in checkpoints:
@@ -256,7 +256,7 @@ def _run(given: dict[str, str]) -> None:
     except ValueError as error:
         raise UserError(f"dynamic_rate, dynamic_decay and temperature must be numbers: {error}.") from error
     overrides = [f"{key}={value}" for key, value in given.items()]
-    from gridlstm.runtime.provenance import rank
+    from gridlstm.training.provenance import rank
 
     found = evaluate(first, split, overrides, positions, rate, decay, others, temperature, trust)
     if rank() == 0:  # of several processes each comes here

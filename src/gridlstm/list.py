@@ -29,8 +29,8 @@ HIDDEN_SIZE, NUM_LAYERS, STEPS, BITS = 128, 2, 32, 64
 
 def matrix() -> str:
     """Models by tasks: parameters at the task's default size, "-" where they do not go together."""
-    from gridlstm.runtime.fit import fits
-    from gridlstm.runtime.match import count_parameters
+    from gridlstm.training.match import count_parameters
+    from gridlstm.training.task_models import fits
 
     tasks = {name: compose(f"task={name}") for name in choices("task")}
     specs = {name: _spec(cfg) for name, cfg in tasks.items()}
@@ -52,7 +52,7 @@ def matrix() -> str:
 
 def _spec(cfg: DictConfig) -> "DataSpec | None":
     """Return the sizes of a task's data without reading any; None where only the data can say."""
-    from gridlstm.runtime.build import unread_data
+    from gridlstm.training.build import unread_data
 
     for key in filter(partial(OmegaConf.is_missing, cfg.task), cfg.task):  # a text's name, which says nothing of sizes
         cfg.task[key] = key
@@ -62,9 +62,9 @@ def _spec(cfg: DictConfig) -> "DataSpec | None":
 def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
     """Of each model: name, what its file says of it, parameters, numbers of its state, FLOPs a step."""
     from gridlstm.data.spec import Spec
-    from gridlstm.runtime.build import make_task
-    from gridlstm.runtime.fit import fits
-    from gridlstm.runtime.match import count_flops, count_parameters
+    from gridlstm.training.build import make_task
+    from gridlstm.training.match import count_flops, count_parameters
+    from gridlstm.training.task_models import fits
 
     tasks = [compose(f"task={name}") for name in sorted(choices("task"), key=lambda name: name != "text")]
     for model in models:

@@ -51,9 +51,9 @@ def write_samples(
     import torch
 
     from gridlstm.data.spec import Spec
-    from gridlstm.runtime.build import make_sequence_task
-    from gridlstm.runtime.checkpoint import load_config, load_content, load_weights, vocabulary
     from gridlstm.tasks.sampling import next_probabilities, sample
+    from gridlstm.training.build import make_sequence_task
+    from gridlstm.training.checkpoint import load_config, load_content, load_weights, vocabulary
 
     for name, value in {"length": length, "samples": samples}.items():
         if not 1 <= value < 2**62:

@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from gridlstm.compose import CONF, MATRIX, as_typed
 from gridlstm.errors import UserError, did_you_mean
 from gridlstm.process import prepare
-from gridlstm.runtime.arguments import with_kept
-from gridlstm.runtime.preflight import check_start
+from gridlstm.training.arguments import with_kept
+from gridlstm.training.validate import check_start
 
 _SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
 """Flags of Hydra that print something and run nothing."""
@@ -36,7 +36,7 @@ def _job(cfg: DictConfig) -> float:
     try:
         check_start(cfg)
         # Imported here, so that --help, --cfg and a misspelt option need not wait for torch.
-        from gridlstm.runtime.job import run_job
+        from gridlstm.training.job import run_job
 
         return run_job(cfg)
     except (UserError, OmegaConfBaseException) as error:

@@ -23,6 +23,16 @@ _FIXED_OF_TRAINER = ("max_epochs", "check_val_every_n_epoch", "limit_train_batch
 """Options of the trainer that had the one value that they are fixed to now (build.OF_EVERY_TRAINER)."""
 
 
+_PLACES = {
+    "gridlstm.training.callbacks": (
+        *("best_checkpoint", "criterion", "divergence", "early_stopping", "engine_choices", "final_validation"),
+        *("interruption", "learning_curve", "progress", "progress_file", "weight_averaging"),
+    ),
+    "gridlstm.training.loggers": ("csv_logger", "wandb_logger"),
+}
+"""Modules that stood in gridlstm.runtime."""
+
+
 def rewrite(config: Any, references: bool) -> None:
     """Rewrite a run's configuration, a plain container, in place.
 
@@ -30,6 +40,7 @@ def rewrite(config: Any, references: bool) -> None:
         references: an option may refer to another, so that one that is given anew reaches it.
     """
     _with_source(config, references)
+    _with_places(config)
     if isinstance(config, dict) and isinstance(config.get("trainer"), dict):
         for name in _FIXED_OF_TRAINER:
             config["trainer"].pop(name, None)
@@ -49,6 +60,15 @@ def _with_source(config: Any, references: bool) -> None:
     if source == "gridlstm.data.hub.Hub":  # whose options are given as the task's own
         task |= moved
         data["source"] |= {name: f"${{task.{name}}}" for name in moved if references}
+
+
+def _with_places(node: Any) -> None:
+    """Name the classes of callbacks and loggers by where they are now."""
+    for value in node.values() if isinstance(node, dict) else []:
+        _with_places(value)
+    if isinstance(node, dict) and str(target := node.get("_target_")).startswith("gridlstm.runtime."):
+        module, _, name = str(target).removeprefix("gridlstm.runtime.").partition(".")
+        node["_target_"] = next((f"{p}.{module}.{name}" for p, names in _PLACES.items() if module in names), target)
 
 
 def todays_name(config: Mapping[Any, Any], override: str) -> str:

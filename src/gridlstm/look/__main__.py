@@ -87,7 +87,7 @@ def _memory() -> Iterator[None]:
 
 
 def _beside(checkpoints: list[Path]) -> Path:
-    from gridlstm.runtime.compatibility import run_directory
+    from gridlstm.training.compatibility import run_directory
 
     if len(checkpoints) > 1:
         raise UserError("several checkpoints together need a place of their own: out=DIRECTORY.")

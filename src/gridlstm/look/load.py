@@ -19,11 +19,11 @@ from gridlstm.data.base import Batch, SequenceData
 from gridlstm.data.spec import Spec
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import make_data, make_sequence_task
-from gridlstm.runtime.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
-from gridlstm.runtime.init_from import init_from
 from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.train import explain
+from gridlstm.training.build import make_data, make_sequence_task
+from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
+from gridlstm.training.init_from import init_from
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) 
     """Load a checkpoint inside its run directory, on the CPU.
 
     Args:
-        trust: packages whose code the run may name; see ``gridlstm.runtime.trust``.
+        trust: packages whose code the run may name; see ``gridlstm.training.trust``.
 
     Raises:
         UserError: no such checkpoint or option, code that is not trusted, another text, or weights that do not fit or

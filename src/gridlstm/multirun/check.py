@@ -79,7 +79,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: some of them cannot work.
     """
-    from gridlstm.runtime.preflight import check as check_job  # imports torch
+    from gridlstm.training.validate import check as check_job  # imports torch
 
     wrong = []
     for job in jobs:

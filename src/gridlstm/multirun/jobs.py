@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
-from gridlstm.runtime.legs import CHECKPOINTS, earlier_result, last_checkpoint
 from gridlstm.strict_json import read_json
+from gridlstm.training.legs import CHECKPOINTS, earlier_result, last_checkpoint
 
 PLAN = "sweep.json"
 """The file of a sweep directory that names its jobs and their overrides, also those that have not begun."""

@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
 from gridlstm.process import prepare
-from gridlstm.runtime import provenance
-from gridlstm.runtime.build import Run, build
-from gridlstm.runtime.job import quiet
-from gridlstm.runtime.match import match_size
+from gridlstm.training import provenance
+from gridlstm.training.build import Run, build
+from gridlstm.training.job import quiet
+from gridlstm.training.match import match_size
 
 _SECONDS_A_JOB = 3.0
 _PATIENCE_SECONDS = 60.0

@@ -16,7 +16,7 @@ from yaml import YAMLError
 from gridlstm.data.old_runs import rewrite
 from gridlstm.errors import UserError
 from gridlstm.options import IDENTITY, Role, chosen, leaves, role
-from gridlstm.runtime.published import check_report
+from gridlstm.training.published import check_report
 
 SOLVED = "samples_to_solve"
 """What a run with a criterion says in result.json: after how many samples it was met, null where it was not."""

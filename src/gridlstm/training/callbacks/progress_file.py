@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from gridlstm.atomic import write_text
-from gridlstm.runtime.progress import last_step, seconds_left
+from gridlstm.training.callbacks.progress import last_step, seconds_left
 
 
 class ProgressFile(Callback):

@@ -21,13 +21,13 @@ from torch.optim.lr_scheduler import ExponentialLR
 from gridlstm.data.base import SequenceData
 from gridlstm.data.spec import DataSpec
 from gridlstm.errors import UserError
-from gridlstm.runtime.atomic_checkpoints import AtomicCheckpointIO
-from gridlstm.runtime.clock import Clock
-from gridlstm.runtime.fit import annotations
-from gridlstm.runtime.option_names import options_named, refusal
 from gridlstm.schedules import Cosine
 from gridlstm.tasks.base import Task
 from gridlstm.tasks.sequence import SequenceTask
+from gridlstm.training.atomic_checkpoints import AtomicCheckpointIO
+from gridlstm.training.callbacks.clock import Clock
+from gridlstm.training.option_names import options_named, refusal
+from gridlstm.training.task_models import annotations
 
 # torch 2.14 has renamed it.
 _SYNC_BUFFERS = next(

@@ -11,8 +11,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from gridlstm.runtime.intact import LAST
 from gridlstm.tasks.base import Task
+from gridlstm.training.intact import LAST
 
 log = logging.getLogger(__name__)
 

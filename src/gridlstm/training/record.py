@@ -15,12 +15,12 @@ from gridlstm import strict_json
 from gridlstm.atomic import only_writer, write_text
 from gridlstm.compose import as_typed
 from gridlstm.errors import UserError
-from gridlstm.runtime import provenance
-from gridlstm.runtime.arguments import to_keep
-from gridlstm.runtime.build import Run
-from gridlstm.runtime.legs import last_checkpoint
-from gridlstm.runtime.plan import Plan
 from gridlstm.strict_json import read_json
+from gridlstm.training import provenance
+from gridlstm.training.arguments import to_keep
+from gridlstm.training.build import Run
+from gridlstm.training.legs import last_checkpoint
+from gridlstm.training.plan import Plan
 
 log = logging.getLogger(__name__)
 

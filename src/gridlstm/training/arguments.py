@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.compose import config_dirs, quoted
-from gridlstm.runtime.legs import last_checkpoint
-from gridlstm.runtime.stored import read_config
+from gridlstm.training.legs import last_checkpoint
+from gridlstm.training.stored import read_config
 
 
 def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:

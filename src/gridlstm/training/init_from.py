@@ -11,8 +11,8 @@ from gridlstm.data.base import SequenceData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.models.base import InputProjection
-from gridlstm.runtime.checkpoint import load_content, load_source, load_weights, vocabulary
 from gridlstm.tasks.base import Task
+from gridlstm.training.checkpoint import load_content, load_source, load_weights, vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from gridlstm.atomic import replacing
 from gridlstm.data.old_runs import with_text_state
-from gridlstm.runtime.intact import LAST, PREVIOUS, check_intact, damage
+from gridlstm.training.intact import LAST, PREVIOUS, check_intact, damage
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

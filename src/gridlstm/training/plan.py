@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from gridlstm.errors import UserError
-from gridlstm.runtime.compatibility import check_resume, differences_of_end, run_directory
-from gridlstm.runtime.intact import damage
-from gridlstm.runtime.legs import CHECKPOINTS, earlier_result, intact_checkpoint, last_checkpoint
+from gridlstm.training.compatibility import check_resume, differences_of_end, run_directory
+from gridlstm.training.intact import damage
+from gridlstm.training.legs import CHECKPOINTS, earlier_result, intact_checkpoint, last_checkpoint
 
 
 @dataclass(frozen=True)

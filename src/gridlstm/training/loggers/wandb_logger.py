@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 
 from gridlstm.errors import UserError
-from gridlstm.runtime.provenance import rank
-from gridlstm.runtime.wandb_account import logged_in, run_id, unreachable
+from gridlstm.training.loggers.wandb_account import logged_in, run_id, unreachable
+from gridlstm.training.provenance import rank
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def make_logger(
         mode: "auto" is the environment variable WANDB_MODE where set, else online where an API key is stored and W&B
             can be reached, else offline; "disabled" logs nothing. Nothing ever asks for an account. Checkpoints are not
             uploaded: those of a sweep would fill one. Where they lie stands in the run's summary.
-        leg: of the run, see ``gridlstm.runtime.plan.Plan``. From the second on it continues the directory's W&B run.
+        leg: of the run, see ``gridlstm.training.plan.Plan``. From the second on it continues the directory's W&B run.
 
     Raises:
         UserError: there is no such mode, or online was asked for without an API key or a way to W&B.

@@ -14,8 +14,8 @@ from gridlstm.cost import run_once
 from gridlstm.data.spec import DataSpec
 from gridlstm.engine.matmul import product as measure_machine
 from gridlstm.errors import UserError
-from gridlstm.runtime.build import make_data, make_task
-from gridlstm.runtime.fit import check_fit
+from gridlstm.training.build import make_data, make_task
+from gridlstm.training.task_models import check_fit
 
 log = logging.getLogger(__name__)
 

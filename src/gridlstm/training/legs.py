@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gridlstm.runtime.intact import LAST, PREVIOUS, check_intact, damage
 from gridlstm.strict_json import read_json
+from gridlstm.training.intact import LAST, PREVIOUS, check_intact, damage
 
 log = logging.getLogger(__name__)
 

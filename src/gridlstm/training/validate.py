@@ -13,9 +13,9 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 from gridlstm.compose import CONF
 from gridlstm.errors import UserError
 from gridlstm.options import PRECISIONS
-from gridlstm.runtime.fit import check_fit
-from gridlstm.runtime.legs import last_checkpoint
-from gridlstm.runtime.published import check_report
+from gridlstm.training.legs import last_checkpoint
+from gridlstm.training.published import check_report
+from gridlstm.training.task_models import check_fit
 
 STAGES = ("fit", "test")
 
@@ -54,8 +54,8 @@ def check_start(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Raises UserError for a job that cannot work, whatever its components."""
     # They import torch, for which --help and a misspelt option need not wait.
-    from gridlstm.runtime.build import check_callbacks, check_optimizer, check_task, check_types
-    from gridlstm.runtime.match import check_match
+    from gridlstm.training.build import check_callbacks, check_optimizer, check_task, check_types
+    from gridlstm.training.match import check_match
 
     _check_nodes(cfg)
     _check_checkpoints(cfg)
@@ -138,7 +138,7 @@ def _check_clock(max_time: Any) -> None:
 
 
 def _check_trainer(cfg: DictConfig) -> None:
-    from gridlstm.runtime.build import OF_EVERY_TRAINER
+    from gridlstm.training.build import OF_EVERY_TRAINER
 
     trainer = cfg.trainer
     if str(trainer.precision) not in PRECISIONS:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError
 from gridlstm.options import FIXED, Role, chosen, leaves
-from gridlstm.runtime.stored import read_config
+from gridlstm.training.stored import read_config
 
 
 def check_resume(cfg: DictConfig, checkpoint: Path) -> None:

@@ -17,11 +17,11 @@ from gridlstm.data.old_runs import todays_name, with_text_state
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError, did_you_mean
 from gridlstm.options import TRAINED, Role, role
-from gridlstm.runtime.compatibility import run_directory
-from gridlstm.runtime.intact import check_intact
-from gridlstm.runtime.stored import read_config
-from gridlstm.runtime.trust import check_trusted
 from gridlstm.tasks.base import Task
+from gridlstm.training.compatibility import run_directory
+from gridlstm.training.intact import check_intact
+from gridlstm.training.stored import read_config
+from gridlstm.training.trust import check_trusted
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
 
     Args:
         overrides: dotted ``key=value``.
-        trust: packages or modules beside this one that the configuration may name; see ``gridlstm.runtime.trust``.
+        trust: packages or modules beside this one that the configuration may name; see ``gridlstm.training.trust``.
 
     Raises:
         UserError: there is no such checkpoint or option, no run directory above it or a damaged one, an option is of

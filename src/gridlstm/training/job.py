@@ -15,22 +15,22 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.errors import UserError, lacks_memory
-from gridlstm.runtime import provenance
-from gridlstm.runtime.build import Run, build, check_monitors
-from gridlstm.runtime.checkpoint import data_state, load_content, load_weights
-from gridlstm.runtime.clock import Clock
-from gridlstm.runtime.compatibility import other_network
-from gridlstm.runtime.criterion import solved
-from gridlstm.runtime.csv_logger import CSVLogger
-from gridlstm.runtime.init_from import init_from
-from gridlstm.runtime.interruption import ending_by_signal, exit_status, trained
-from gridlstm.runtime.match import match_size
-from gridlstm.runtime.plan import Plan, decide
-from gridlstm.runtime.preflight import check, unread_rate, unused_network_options
-from gridlstm.runtime.progress_file import best_checkpoint
-from gridlstm.runtime.ranks import Ranks
-from gridlstm.runtime.record import Record, describe, metrics, recording, status_after, write_config
-from gridlstm.runtime.trust import foreign_targets, trust_option
+from gridlstm.training import provenance
+from gridlstm.training.build import Run, build, check_monitors
+from gridlstm.training.callbacks.clock import Clock
+from gridlstm.training.callbacks.criterion import solved
+from gridlstm.training.callbacks.interruption import ending_by_signal, exit_status, trained
+from gridlstm.training.callbacks.progress_file import best_checkpoint
+from gridlstm.training.callbacks.ranks import Ranks
+from gridlstm.training.checkpoint import data_state, load_content, load_weights
+from gridlstm.training.compatibility import other_network
+from gridlstm.training.init_from import init_from
+from gridlstm.training.loggers.csv_logger import CSVLogger
+from gridlstm.training.match import match_size
+from gridlstm.training.plan import Plan, decide
+from gridlstm.training.record import Record, describe, metrics, recording, status_after, write_config
+from gridlstm.training.trust import foreign_targets, trust_option
+from gridlstm.training.validate import check, unread_rate, unused_network_options
 
 log = logging.getLogger(__name__)
 
