@@ -137,7 +137,7 @@ def test_startup_without_work_does_not_wait_for_torch() -> None:
 
 def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # of a command that ran in this process
-    code = "from gridlstm.process import prepare; prepare(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    code = "from gridlstm.command import prepare; prepare(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
     assert run("-c", code).stdout.strip() == "10000"
     assert run("-c", code, GOMP_SPINCOUNT="5").stdout.strip() == "5"
     assert run("-c", code, OMP_WAIT_POLICY="active").stdout.strip() == "None"
@@ -147,7 +147,7 @@ def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch: pyt
 def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
     """Page faults of making 64 MB ten times over, 160,000 pages of 4 kB or 320 large ones, once a place is found."""
     code = (
-        "from gridlstm.process import prepare; prepare(); import numpy, resource\n"
+        "from gridlstm.command import prepare; prepare(); import numpy, resource\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def make(): numpy.ones(8_000_000)\n"
         "for _ in range(20): make()\n"
@@ -173,7 +173,7 @@ def test_a_reader_may_have_enough(words: list[str]) -> None:
 def test_closed_streams_are_opened(tmp_path: Path) -> None:
     """As those of a daemon."""
     code = (
-        "from gridlstm.process import prepare; prepare(); import os, sys\n"
+        "from gridlstm.command import prepare; prepare(); import os, sys\n"
         "print('nobody reads this', sys.stderr.isatty(), file=sys.stderr, flush=True); print(sys.stdin.read())\n"
         "file = open('found', 'w'); file.write(str(file.fileno()))"
     )

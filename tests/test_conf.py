@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 
-from gridlstm.compose import choices, compose_model
+from gridlstm.config import choices, compose_model
 from gridlstm.data.addition import AdditionData
 from gridlstm.data.enwik8 import Enwik8
 from gridlstm.data.hub import Hub

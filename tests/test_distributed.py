@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.conftest import PATIENCE, ROOT, free_ports, python, wait_for
 
-from gridlstm.strict_json import read_json
+from gridlstm.files import read_json
 
 DATA = {
     "memorization": ["task.data.num_val=11", "task.data.num_test=11", "task.length=2"],

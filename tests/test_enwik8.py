@@ -26,12 +26,12 @@ from filelock import FileLock, Timeout
 from tests.conftest import PATIENCE, compose, python
 from tqdm import tqdm
 
-from gridlstm.atomic import write_text
 from gridlstm.data.download import fetch, unzip_member
 from gridlstm.data.enwik8 import Enwik8
 from gridlstm.data.text import TextData
 from gridlstm.data.text8 import Text8
 from gridlstm.errors import UserError
+from gridlstm.files import write_text
 from gridlstm.training.build import check_types, unread_data
 
 EXTRACT = "enwiki_xml_small/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"

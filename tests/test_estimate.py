@@ -14,7 +14,7 @@ import hydra
 import pytest
 from tests.conftest import TOY_TASKS, compose, python, wait_for
 
-from gridlstm.compose import CONF
+from gridlstm.config import CONF
 from gridlstm.multirun.devices import Demand, Pool
 from gridlstm.multirun.estimate import Estimate, announce, estimate, estimates, lines, warnings
 from gridlstm.multirun.jobs import Job

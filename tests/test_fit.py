@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import PATIENCE, compose, run_python
 
 from gridlstm import list as listing
-from gridlstm.compose import MATRIX, choices, compose_model
+from gridlstm.config import MATRIX, choices, compose_model
 from gridlstm.data.base import Batch, SequenceData
 from gridlstm.errors import UserError
 from gridlstm.training.build import make_data, make_task

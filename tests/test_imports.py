@@ -7,8 +7,8 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors", "options", "process", "atomic", "strict_json"],
-    ["compose", "configured"],
+    ["errors", "options", "files"],
+    ["config", "configured"],
     ["command"],
     ["cell"],
     ["cells"],

@@ -14,8 +14,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import PATIENCE, ROOT, TOO_MANY_LAYERS, compose, python, run_python, wait_for
 
-from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
+from gridlstm.files import write_text
 from gridlstm.multirun.devices import Demand, Pool, demand
 from gridlstm.multirun.jobs import Job, plan
 from gridlstm.multirun.launch import Launch

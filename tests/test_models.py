@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from gridlstm import cells
 from gridlstm.cell import LSTM
 from gridlstm.cells import CoupledLSTM, NonLSTM, PeepholeLSTM
-from gridlstm.compose import choices, compose_model
+from gridlstm.config import choices, compose_model
 from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid1d import Grid1d

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from gridlstm import list as listing
-from gridlstm.compose import compose, with_directories
+from gridlstm.config import compose, with_directories
 from gridlstm.evaluate import evaluate
 from gridlstm.training.build import build
 from gridlstm.training.checkpoint import load_content

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 from tests.conftest import PATIENCE, ROOT, run_python
 
-from gridlstm.compose import CONF
+from gridlstm.config import CONF
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [

@@ -151,7 +151,7 @@ def _can_fork(request: dict[str, Any]) -> bool:
 
 
 def _import() -> None:
-    from gridlstm.process import prepare
+    from gridlstm.command import prepare
 
     prepare()
     for name in _IMPORTS:

@@ -7,8 +7,6 @@ Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
 
 import argparse
-import csv
-import io
 import os
 import sys
 import time
@@ -18,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from gridlstm.atomic import write_bytes, write_text
+from gridlstm.command import prepare
 from gridlstm.contenders import Contender, Shape, grid_contender, lstm_contender, product_contender
 from gridlstm.engine import choices, matmul
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
-from gridlstm.process import prepare
+from gridlstm.files import write_csv, write_png
 from gridlstm.scan import scan
 from gridlstm.training import provenance
 
@@ -138,9 +136,7 @@ def plot(rows: Sequence[Row], curves: dict[str, tuple[list[int], list[float]]], 
         axes[-1].plot(factors, predicted * 1e3, color=line.get_color())
     axes[-1].set(title="time of a step", xlabel="times the smallest T, L or B", ylabel="ms", ylim=(0, None))
     axes[-1].legend()
-    image = io.BytesIO()
-    figure.savefig(image, dpi=120, format="png")
-    write_bytes(path, image.getvalue())
+    write_png(path, figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,16 +183,12 @@ def _run(options: argparse.Namespace) -> None:
             print(f"{name:<28}{'   '.join(cells)}", flush=True)
     T, L = (max(1, extent // 4) for extent in rows[0].shape.extents)
     curves = scaling(Shape((T, L), rows[0].shape.d, rows[0].shape.B), options.repeats, options.threads)
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(
-        ["shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit"]
-    )
+    table = [("shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit")]
     for row in rows:
         numbers = (f"{row.seconds * 1e3:.4g}", f"{row.gflops:.3g}", f"{row.share:.3g}")
         where = (machine, torch.__version__, source)
-        writer.writerow([str(row.shape), row.contender, row.direction, *numbers, *where])
-    write_text(options.dir / "bench.csv", table.getvalue())
+        table.append((str(row.shape), row.contender, row.direction, *numbers, *where))
+    write_csv(options.dir / "bench.csv", table)
     plot(rows, curves, options.dir / "bench.png")
     print(f"\nwrote {options.dir / 'bench.csv'} and {options.dir / 'bench.png'}")
 

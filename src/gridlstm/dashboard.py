@@ -12,16 +12,15 @@ from typing import Any, Literal
 import wandb
 from PIL import Image
 
-from gridlstm.atomic import write_text
 from gridlstm.command import run_command
 from gridlstm.errors import UserError
+from gridlstm.files import read_json, write_text
 from gridlstm.report.arguments import parse
 from gridlstm.report.curves import picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import Run, find_runs
 from gridlstm.report.tables import Table, make_tables
 from gridlstm.report.text import markdown, shown
-from gridlstm.strict_json import read_json
 from gridlstm.training.loggers.wandb_account import known_run_id, logged_in, run_id
 
 try:

@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gridlstm import strict_json
 from gridlstm.command import checkpoint_paths, run_on_checkpoint, trusted
 from gridlstm.errors import UserError
+from gridlstm.files import to_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -260,7 +260,7 @@ def _run(given: dict[str, str]) -> None:
 
     found = evaluate(first, split, overrides, positions, rate, decay, others, temperature, trust)
     if rank() == 0:  # of several processes each comes here
-        print(strict_json.dumps(found, indent=2))
+        print(to_json(found, indent=2))
 
 
 def main() -> None:

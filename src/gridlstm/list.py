@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from gridlstm.atomic import write_text
-from gridlstm.compose import CONF, MATRIX, choices, compose, compose_model, with_directories
+from gridlstm.config import CONF, MATRIX, choices, compose, compose_model, with_directories
 from gridlstm.data.source import SYMBOLS
 from gridlstm.errors import UserError
+from gridlstm.files import write_text
 
 if TYPE_CHECKING:
     from gridlstm.data.spec import DataSpec

@@ -18,9 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gridlstm.compose import CONF, MATRIX, as_typed
+from gridlstm.command import prepare
+from gridlstm.config import CONF, MATRIX, as_typed
 from gridlstm.errors import UserError, did_you_mean
-from gridlstm.process import prepare
 from gridlstm.training.arguments import with_kept
 from gridlstm.training.validate import check_start
 

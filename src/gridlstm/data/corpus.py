@@ -24,10 +24,10 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gridlstm.atomic import replacing
 from gridlstm.data.files import check_file, only_process, read_unpacked, stamp
 from gridlstm.data.vocabulary import UNKNOWN, Level, Vocabulary, split_words, symbol_codes
 from gridlstm.errors import UserError
+from gridlstm.files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gridlstm.atomic import replacing
 from gridlstm.errors import UserError
+from gridlstm.files import replacing
 
 CHUNK = 1 << 18
 """Bytes read at a time."""

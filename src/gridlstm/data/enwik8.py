@@ -3,11 +3,11 @@
 import logging
 from pathlib import Path
 
-from gridlstm.atomic import write_text
 from gridlstm.data.download import fetch, unzip_member
 from gridlstm.data.files import mismatch, only_process, recorded_digest, sha256_of
 from gridlstm.data.source import FoundText, TextSource
 from gridlstm.errors import UserError
+from gridlstm.files import write_text
 
 log = logging.getLogger(__name__)
 

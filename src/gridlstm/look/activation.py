@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM
 from gridlstm.errors import UserError
-from gridlstm.look.tables import write_figure, write_table
+from gridlstm.files import write_csv, write_png
 
 RANGE, POINTS = 5.0, 201
 DRAWS = 4
@@ -60,6 +60,6 @@ def write(drawn: Sequence[Tensor], memory: Sequence[float], out: Path) -> list[P
     figure.axes[0].set_ylabel("h'")
     figure.axes[0].legend(fontsize="x-small")
     paths = [out / "activation.csv", out / "activation.png"]
-    write_table(paths[0], ["w_u", "w_f", "w_o", "w_c", "m", "h", "h'"], rows)
-    write_figure(paths[1], figure)
+    write_csv(paths[0], [("w_u", "w_f", "w_o", "w_c", "m", "h", "h'"), *rows])
+    write_png(paths[1], figure)
     return paths

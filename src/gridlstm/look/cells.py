@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gridlstm.atomic import write_bytes, write_text
 from gridlstm.errors import UserError
+from gridlstm.files import write_bytes, write_csv, write_png, write_text
 from gridlstm.look.colouring import page, picture
 from gridlstm.look.labels import characters, labels
 from gridlstm.look.load import Trained, text_of, windows
 from gridlstm.look.ranking import Array, rank, survival
-from gridlstm.look.tables import write_figure, write_table
 from gridlstm.look.watch import stacked, watching
 from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid2d import Grid2d
@@ -94,9 +93,9 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     ranked = rank(memories, known)
     columns = ["label", "dimension", "layer", "unit", "r of the half it was chosen on", "r of the other half"]
     paths = [out / name for name in ("cells.csv", "cells.png", "cells.html", "memories.npz")]
-    write_table(paths[0], columns, [(r.label, r.dimension, r.layer + 1, *r[3:]) for r in ranked])
+    write_csv(paths[0], [columns, *((r.label, r.dimension, r.layer + 1, *r[3:]) for r in ranked)])
     best = [next(r for r in ranked if r.label == label) for label in dict.fromkeys(r.label for r in ranked)]
-    write_figure(paths[1], picture(letters, memories, known, best))
+    write_png(paths[1], picture(letters, memories, known, best))
     write_text(paths[2], page(letters, memories, known, best))
     write_bytes(paths[3], _archive(letters, memories))
     if isinstance(model, Grid2d) and model.memory_at_ends and "depth" in memories:
@@ -138,6 +137,6 @@ def _survival(model: Grid2d, x: Tensor, depth: dict[str, Tensor], out: Path) -> 
     axes.grid(alpha=0.3)
     axes.legend()
     paths = [out / name for name in SURVIVAL]
-    write_table(paths[0], ["vector", "layer", "mean |r|", "lower quartile", "median", "upper quartile"], rows)
-    write_figure(paths[1], figure)
+    write_csv(paths[0], [("vector", "layer", "mean |r|", "lower quartile", "median", "upper quartile"), *rows])
+    write_png(paths[1], figure)
     return paths

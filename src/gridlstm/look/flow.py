@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
+from gridlstm.files import write_csv, write_png
 from gridlstm.look.gradients import Contributions, through_depth, through_time
 from gridlstm.look.load import Trained, new, test_batches, text_of, windows
-from gridlstm.look.tables import write_figure, write_table
 from gridlstm.models.base import VectorModel
 from gridlstm.tasks.classify_vector import EachStep
 from gridlstm.tasks.sequence import SequenceTask
@@ -139,7 +139,7 @@ def write(curves: Sequence[Curve], out: Path) -> list[Path]:
     """Writes gradients.csv and gradients.png."""
     columns = ["model", "stage", "along", "index", "back", "norm of dL/dh", "norm of dL/dm"]
     paths = [out / "gradients.csv", out / "gradients.png"]
-    write_table(paths[0], columns, _rows(curves))
+    write_csv(paths[0], [columns, *_rows(curves)])
     _draw(curves, paths[1])
     return paths
 
@@ -186,4 +186,4 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
         axes.set_title(f"through {along}, " + ("at the start" if stage == "start" else "after training"))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    write_figure(path, figure)
+    write_png(path, figure)

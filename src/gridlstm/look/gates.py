@@ -13,7 +13,7 @@ from torch import Tensor
 from gridlstm.cell import LSTM, Cell, lstm_gates
 from gridlstm.cells import CoupledLSTM, LayerNormLSTM
 from gridlstm.errors import UserError
-from gridlstm.look.tables import write_figure, write_table
+from gridlstm.files import write_csv, write_png
 
 LEFT, RIGHT = 0.1, 0.9
 COUNTED = (LSTM, LayerNormLSTM, CoupledLSTM)
@@ -78,8 +78,8 @@ def write(found: list[Saturation], out: Path) -> list[Path]:
     """Writes gates.csv by layer, gate_units.csv by unit, and gates.png."""
     paths = [out / "gates.csv", out / "gate_units.csv", out / "gates.png"]
     shares = [f"share < {LEFT}", f"share > {RIGHT}"]
-    write_table(paths[0], ["dimension", "layer", "gate", *shares], _by_layer(found))
-    write_table(paths[1], ["dimension", "layer", "unit", "gate", *shares], _by_unit(found))
+    write_csv(paths[0], [["dimension", "layer", "gate", *shares], *_by_layer(found)])
+    write_csv(paths[1], [["dimension", "layer", "unit", "gate", *shares], *_by_unit(found)])
     _draw(found, paths[2])
     return paths
 
@@ -115,4 +115,4 @@ def _draw(found: list[Saturation], path: Path) -> None:
         axes.set_ylabel(f"share > {RIGHT}")
     if len(found[0].left) <= 12:
         grid[0][0].legend(fontsize="x-small")
-    write_figure(path, figure)
+    write_png(path, figure)

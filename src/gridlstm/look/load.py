@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from gridlstm.compose import compose
+from gridlstm.config import compose
 from gridlstm.data.base import Batch, SequenceData
 from gridlstm.data.spec import Spec
 from gridlstm.data.vocabulary import Vocabulary

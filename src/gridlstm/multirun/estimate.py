@@ -16,7 +16,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gridlstm.atomic import write_text
+from gridlstm.files import write_text
 from gridlstm.multirun.devices import Demand
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.process_tree import ProcessTree, last_line

@@ -11,9 +11,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
-from gridlstm.strict_json import read_json
+from gridlstm.files import read_json, write_text
 from gridlstm.training.legs import CHECKPOINTS, earlier_result, last_checkpoint
 
 PLAN = "sweep.json"

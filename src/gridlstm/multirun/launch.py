@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from gridlstm.compose import as_typed
+from gridlstm.config import as_typed
 from gridlstm.errors import UserError
 from gridlstm.multirun.devices import Demand, Pool, Share
 from gridlstm.multirun.estimate import announce

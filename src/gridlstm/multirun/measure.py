@@ -17,9 +17,9 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from gridlstm.atomic import write_text
+from gridlstm.command import prepare
 from gridlstm.errors import UserError
-from gridlstm.process import prepare
+from gridlstm.files import write_text
 from gridlstm.training import provenance
 from gridlstm.training.build import Run, build
 from gridlstm.training.job import quiet

@@ -16,13 +16,12 @@ import submitit
 from omegaconf import DictConfig
 from submitit.helpers import DelayedSubmission, clean_env
 
-from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
+from gridlstm.files import read_json, write_text
 from gridlstm.multirun.devices import Demand, Share
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.process_tree import ProcessTree
 from gridlstm.multirun.start import CONSOLE, Start, command, environment, torchrun
-from gridlstm.strict_json import read_json
 
 log = logging.getLogger(__name__)
 

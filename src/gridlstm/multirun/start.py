@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from gridlstm.compose import quoted
+from gridlstm.config import quoted
 from gridlstm.multirun.devices import Demand, Share
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.process_tree import ProcessTree

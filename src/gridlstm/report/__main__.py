@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from gridlstm.atomic import write_bytes, write_text
 from gridlstm.command import run_command
+from gridlstm.files import write_bytes, write_text
 from gridlstm.report.arguments import parse
 from gridlstm.report.curves import picture
 from gridlstm.report.lengths import length_picture

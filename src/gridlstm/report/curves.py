@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gridlstm.report.png import png
+from gridlstm.files import to_png
 from gridlstm.report.runs import SOLVED, Run
 from gridlstm.report.tables import Table
 from gridlstm.report.text import drawn
@@ -84,7 +84,7 @@ def picture(tables: Sequence[Table]) -> bytes:
         if axes.lines and len(groups) <= _MOST_NAMED:
             height += _legend(axes)
     figure.set_figheight(height)
-    return png(figure)
+    return to_png(figure)
 
 
 def _legend(axes: "Axes") -> float:

@@ -4,7 +4,7 @@ import re
 import statistics
 from collections.abc import Sequence
 
-from gridlstm.report.png import png
+from gridlstm.files import to_png
 from gridlstm.report.tables import Group, Spread, Table, values
 from gridlstm.report.text import drawn
 
@@ -44,7 +44,7 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
         axes.grid(alpha=0.3)
     if named:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
-    return png(figure)
+    return to_png(figure)
 
 
 def by_length(group: Group, monitor: str) -> dict[Panel, dict[int, Spread]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gridlstm import strict_json
+from gridlstm.files import to_json
 from gridlstm.report.beside import beside
 from gridlstm.report.curves import thinned
 from gridlstm.report.runs import Run
@@ -58,7 +58,7 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
         ],
     }
     # "</script" would end the script that carries the data, and "<!--" let what ends it be a part of it.
-    data = strict_json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    data = to_json(content, separators=(",", ":")).replace("<", "\\u003c")
     return _TEMPLATE.read_text(encoding="utf-8").replace("@@DATA@@", data)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from gridlstm.report.png import png
+from gridlstm.files import to_png
 from gridlstm.report.runs import SOLVED
 from gridlstm.report.tables import Table, judged
 from gridlstm.report.text import drawn
@@ -72,7 +72,7 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
         named = [zip(*axes.get_legend_handles_labels(), strict=True) for row in rows for axes in row]
         found = {label: handle for pairs in named for handle, label in pairs}
         figure.legend(list(found.values()), list(found), loc="outside lower center", fontsize="small")
-    return png(figure)
+    return to_png(figure)
 
 
 def _marks(table: Table) -> Iterable[_Mark]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gridlstm.compose import in_shell
+from gridlstm.config import in_shell
 from gridlstm.options import IDENTITY, Role, role
 from gridlstm.report.runs import SOLVED, Run
 

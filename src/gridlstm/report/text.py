@@ -1,11 +1,10 @@
 """A table as Markdown, CSV and LaTeX."""
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gridlstm.files import to_csv
 from gridlstm.report.beside import beside
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import Cell, Spread, Table, evidence, which_seeds
@@ -68,17 +67,15 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 def comma_separated(table: Table) -> str:
     """One table with numbers at full precision; a metric over seeds takes three columns, and the last lists them."""
     spread = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     columns = zip(table.columns, spread, strict=True)
     names = [c for name, wide in columns for c in ([name, f"{name} min", f"{name} max"] if wide else [name])]
-    writer.writerow([*names, "which seeds"])
+    lines: list[list[Cell]] = [[*names, "which seeds"]]
     for row, group in zip(table.rows, table.groups, strict=True):
         cells: list[Cell] = []
         for cell, wide in zip(row, spread, strict=True):
             cells += list(cell) if isinstance(cell, Spread) else [cell] * (3 if wide else 1)
-        writer.writerow("" if cell is None else cell for cell in [*cells, which_seeds(group)])
-    return out.getvalue()
+        lines.append([*cells, which_seeds(group)])
+    return to_csv(lines)
 
 
 def latex(tables: Sequence[Table]) -> str:

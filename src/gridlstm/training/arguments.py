@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from gridlstm.compose import config_dirs, quoted
+from gridlstm.config import config_dirs, quoted
 from gridlstm.training.legs import last_checkpoint
 from gridlstm.training.stored import read_config
 

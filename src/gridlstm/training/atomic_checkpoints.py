@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from gridlstm.atomic import replacing
 from gridlstm.data.old_runs import with_text_state
+from gridlstm.files import replacing
 from gridlstm.training.intact import LAST, PREVIOUS, check_intact, damage
 
 

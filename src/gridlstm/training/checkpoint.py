@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gridlstm.compose import CONF
+from gridlstm.config import CONF
 from gridlstm.data.base import SequenceData
 from gridlstm.data.old_runs import todays_name, with_text_state
 from gridlstm.data.vocabulary import Vocabulary

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.errors import UserError, lacks_memory
 from gridlstm.training import provenance
 from gridlstm.training.build import Run, build, check_monitors
+from gridlstm.training.callbacks.best_checkpoint import best_checkpoint
 from gridlstm.training.callbacks.clock import Clock
 from gridlstm.training.callbacks.criterion import solved
 from gridlstm.training.callbacks.interruption import ending_by_signal, exit_status, trained
-from gridlstm.training.callbacks.progress_file import best_checkpoint
 from gridlstm.training.callbacks.ranks import Ranks
 from gridlstm.training.checkpoint import data_state, load_content, load_weights
 from gridlstm.training.compatibility import other_network

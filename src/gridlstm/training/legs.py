@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gridlstm.strict_json import read_json
+from gridlstm.files import read_json
 from gridlstm.training.intact import LAST, PREVIOUS, check_intact, damage
 
 log = logging.getLogger(__name__)

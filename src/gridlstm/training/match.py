@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from omegaconf import DictConfig
 
-from gridlstm.compose import choices, compose_model
+from gridlstm.config import choices, compose_model
 from gridlstm.cost import run_once
 from gridlstm.data.spec import DataSpec
 from gridlstm.engine.matmul import product as measure_machine

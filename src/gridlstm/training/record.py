@@ -11,11 +11,9 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from gridlstm import strict_json
-from gridlstm.atomic import only_writer, write_text
-from gridlstm.compose import as_typed
+from gridlstm.config import as_typed
 from gridlstm.errors import UserError
-from gridlstm.strict_json import read_json
+from gridlstm.files import only_writer, read_json, to_json, write_text
 from gridlstm.training import provenance
 from gridlstm.training.arguments import to_keep
 from gridlstm.training.build import Run
@@ -65,7 +63,7 @@ class Record:
 
     def _write(self, fields: Mapping[str, Any]) -> None:
         if provenance.rank() == 0:
-            write_text(self.dir / "result.json", strict_json.dumps(fields, indent=2, default=_plain) + "\n")
+            write_text(self.dir / "result.json", to_json(fields, indent=2, default=_plain) + "\n")
 
 
 def write_config(cfg: DictConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from gridlstm.compose import choices, compose_model
+from gridlstm.config import choices, compose_model
 from gridlstm.errors import UserError
 
 

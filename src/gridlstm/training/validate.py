@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
-from gridlstm.compose import CONF
+from gridlstm.config import CONF
 from gridlstm.errors import UserError
 from gridlstm.options import PRECISIONS
 from gridlstm.training.legs import last_checkpoint

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from gridlstm.process import prepare
+from gridlstm.command import prepare
 from gridlstm.verify.cases import draw
 from gridlstm.verify.compare import differences
 

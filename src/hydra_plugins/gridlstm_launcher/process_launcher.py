@@ -59,7 +59,7 @@ class ProcessLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from hydra.core.utils import configure_log
 
-        from gridlstm.atomic import only_writer
+        from gridlstm.files import only_writer
         from gridlstm.multirun.launch import Launch
 
         if not job_overrides:
@@ -81,7 +81,7 @@ class ProcessLauncher(Launcher):
         self, root: Path, points: Sequence[list[str]], first_number: int
     ) -> "tuple[list[Job], list[Demand], Pool, Start]":
         """What there is to do, written into the sweep directory unless something of it cannot work."""
-        from gridlstm.atomic import write_text
+        from gridlstm.files import write_text
         from gridlstm.multirun.check import check_jobs
         from gridlstm.multirun.jobs import plan
 
@@ -103,7 +103,7 @@ class ProcessLauncher(Launcher):
 
     def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
         """What jobs with these ``trainer`` nodes need, what there is, and how one is started."""
-        from gridlstm.compose import config_dirs
+        from gridlstm.config import config_dirs
         from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
         from gridlstm.multirun.start import start_here
 

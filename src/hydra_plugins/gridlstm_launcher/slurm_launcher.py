@@ -78,7 +78,7 @@ class SlurmLauncher(ProcessLauncher):
             from gridlstm.multirun.slurm import demand, start_in_queue
         except ModuleNotFoundError as error:
             raise UserError(f"hardware=slurm needs its extra: pip install gridlstm[slurm] ({error}).") from error
-        from gridlstm.compose import config_dirs
+        from gridlstm.config import config_dirs
         from gridlstm.multirun.devices import Pool
 
         demands = [demand(trainer) for trainer in trainers]

@@ -17,3 +17,11 @@ class BestCheckpoint(ModelCheckpoint):
             return True
         tie = current is not None and bool(current == self.best_k_models[self.kth_best_model_path])
         return trainer.strategy.reduce_boolean_decision(tie)
+
+
+def best_checkpoint(trainer: L.Trainer) -> tuple[float, str] | None:
+    """Return score and path of the best checkpoint so far; None before the first, or where none are kept."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
+            return float(callback.best_model_score), callback.best_model_path
+    return None

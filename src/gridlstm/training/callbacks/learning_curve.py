@@ -8,6 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from gridlstm.files import write_png
+
 log = logging.getLogger(__name__)
 
 
@@ -68,4 +70,4 @@ def draw(table: Path, metric: str, picture: Path, unit: str) -> None:
         axes.set_ylabel({"loss": "loss, nats", "bpc": f"bits per {unit}", "bpw": "bits per word"}.get(name, name))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(picture, dpi=120)
+    write_png(picture, figure)

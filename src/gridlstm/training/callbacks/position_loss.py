@@ -1,18 +1,19 @@
 """The loss against how long the state has been carried: does a language model use what it read long ago?"""
 
-import csv
-import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from gridlstm.atomic import write_bytes, write_text
 from gridlstm.data.base import Batch
+from gridlstm.files import write_csv, write_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS_PER_DECADE = 12
 
@@ -59,16 +60,14 @@ class PositionLoss(Callback):
             Both paths.
         """
         table, picture = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".png"))
-        lines = io.StringIO()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(["position", "symbols", "nats", "bits"])
+        rows: list[tuple[Any, ...]] = [("position", "symbols", "nats", "bits")]
         for place, (nats, symbols) in enumerate(zip(self.nats.tolist(), self.symbols.tolist(), strict=True), start=1):
-            writer.writerow([place, symbols, nats / symbols, nats / symbols / math.log(2)])
-        write_text(table, lines.getvalue())
-        write_bytes(picture, self._draw())
+            rows.append((place, symbols, nats / symbols, nats / symbols / math.log(2)))
+        write_csv(table, rows)
+        write_png(picture, self._draw())
         return [table, picture]
 
-    def _draw(self) -> bytes:
+    def _draw(self) -> "Figure":
         # Imported here: matplotlib takes half a second that no other part of an evaluation needs.
         from matplotlib.figure import Figure
 
@@ -86,9 +85,7 @@ class PositionLoss(Callback):
         axes.set_xlabel("symbols read since the state's reset")
         axes.set_ylabel("loss, bits per symbol")
         axes.grid(alpha=0.3)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
-        return picture.getvalue()
+        return figure
 
 
 def _longer(values: Tensor, length: int) -> Tensor:

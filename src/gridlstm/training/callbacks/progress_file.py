@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
-from gridlstm.atomic import write_text
+from gridlstm.files import write_text
+from gridlstm.training.callbacks.best_checkpoint import best_checkpoint
 from gridlstm.training.callbacks.progress import last_step, seconds_left
 
 
@@ -54,11 +55,3 @@ class ProgressFile(Callback):
             "best": best[0] if best else None,
         }
         write_text(self.dir / "progress.json", json.dumps(content) + "\n")
-
-
-def best_checkpoint(trainer: L.Trainer) -> tuple[float, str] | None:
-    """Score and path of the best checkpoint so far; None before the first, or where none are kept."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
-            return float(callback.best_model_score), callback.best_model_path
-    return None

@@ -1,7 +1,6 @@
 """metrics.csv: one row a logged step, kept over a resume."""
 
 import csv
-import io
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from gridlstm.atomic import write_text
+from gridlstm.files import write_csv
 
 
 class CSVLogger(Logger):
@@ -67,11 +66,8 @@ class CSVLogger(Logger):
     def save(self) -> None:
         if not self._rows:
             return
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, list(dict.fromkeys(name for row in self._rows for name in row)))
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self.path, table.getvalue())
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        write_csv(self.path, [columns, *([row.get(name) for name in columns] for row in self._rows)])
         self._written = time.monotonic()
 
     @rank_zero_only

@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from gridlstm.atomic import write_text
 from gridlstm.errors import UserError
+from gridlstm.files import write_text
 
 _HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 """Whose keys wandb 0.31 takes for W&B's own server: that of its login, and that of earlier versions."""

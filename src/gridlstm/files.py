@@ -1,12 +1,19 @@
-"""Files that are whole or not there, whenever somebody else reads them or the writer is killed."""
+"""Files that are whole or not there, whoever reads them meanwhile: text, JSON, CSV and PNG."""
 
+import csv
+import io
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gridlstm.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,3 +80,57 @@ def only_writer(lock: Path, what: str, option: str) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """``json.dumps`` with null in the place of numbers that are none."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return an object, or {} where the file is not there.
+
+    Raises:
+        UserError: it holds something else. Nothing of ours leaves such a file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:  # no JSON, or bytes that are no text
+        raise UserError(f"{path} is damaged: {error}. Delete it to continue without it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no object. Delete it to continue without it.")
+    return content
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows of a table, the first with its columns."""
+    write_text(path, to_csv(rows))
+
+
+def to_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows of a table, the first with its columns: numbers at full precision, None as an empty cell."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def write_png(path: Path, figure: "Figure") -> None:
+    """Write a figure."""
+    write_bytes(path, to_png(figure))
+
+
+def to_png(figure: "Figure") -> bytes:
+    """Return a figure with all that stands beside its axes."""
+    out = io.BytesIO()
+    figure.savefig(out, dpi=110, format="png", bbox_inches="tight")
+    return out.getvalue()
