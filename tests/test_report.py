@@ -21,7 +21,7 @@ from tests.conftest import PATIENCE, TOO_MANY_LAYERS, run_python
 
 from gridlstm.errors import UserError
 from gridlstm.report.__main__ import report
-from gridlstm.report.arguments import parse
+from gridlstm.report.arguments import places
 from gridlstm.report.beside import beside
 from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
@@ -463,7 +463,7 @@ def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
         find_runs([tmp_path / "runs"])
     for out in (directory / "result.json", directory / "result.json" / "below"):
         with pytest.raises(UserError, match=r"result\.json is a file: give a directory"):
-            parse([str(tmp_path), f"out={out}"], "", ())
+            places([str(tmp_path)], out)
 
 
 def test_runs_of_which_the_result_alone_is_left_are_told_apart_by_it(tmp_path: Path) -> None:
@@ -508,12 +508,12 @@ def test_runs_behind_links_are_found_and_counted_once(tmp_path: Path, monkeypatc
 
 def test_where_a_report_goes_is_looked_at_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert parse([str(tmp_path), "out=~/new/one"], "", ())[1] == tmp_path / "new" / "one"
-    with pytest.raises(UserError, match="out is given more than once: leave one out"):
-        parse([str(tmp_path), "out=x", "out=y"], "", ())
+    assert places([str(tmp_path)], Path("~/new/one"))[1] == tmp_path / "new" / "one"
+    with pytest.raises(UserError, match="several directories together need a place of their own"):
+        places(["a", "b"], None)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(UserError, match=f"out={tmp_path}/new cannot be written, {tmp_path} is not open to you"):
-        parse([str(tmp_path), "out=~/new"], "", ())
+        places([str(tmp_path)], Path("~/new"))
 
 
 def test_files_of_other_programs_are_no_runs(sweep: Path) -> None:

@@ -1,12 +1,15 @@
 """What the commands share: the streams and the speed of their process, usage, one message for an error, exit status."""
 
+import argparse
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 from gridlstm.errors import UserError
 
@@ -65,18 +68,109 @@ def _keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
 
-def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
-    """Calls ``run`` with the command line's arguments; an error of the user's is one message and exit status 1, and
-    Ctrl-C exit status 130."""
-    open_streams()
+class Parser(argparse.ArgumentParser):
+    """argparse, for commands that people type beside train.py: ``name=value`` is taken as ``--name value``.
+
+    Args:
+        module: below gridlstm, such as "evaluate".
+        others: the words that are no options of the command: ``key=value`` of a run, directories, or none.
+    """
+
+    def __init__(self, module: str, description: str, others: Literal["key=value", "directory", "none"]) -> None:
+        super().__init__(
+            prog=f"python -m gridlstm.{module}",
+            description=description,
+            epilog="Each option may also be written as name=value, as for train.py.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._others = others
+        if others == "key=value":
+            self.add_argument("others", nargs="*", metavar=others, help="options of the run: task.data.batch_size=200")
+        elif others == "directory":
+            self.add_argument("others", nargs="*", metavar=others, help="a sweep's, or any above run directories")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        message = re.sub(r"^argument --([\w-]+): ", lambda found: found[1].replace("-", "_") + " ", message)
+        raise UserError(f"{message}. {self.prog} --help names all options.")
+
+    def parse(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the options that are given, by name, and the other words.
+
+        Raises:
+            UserError: an option is unknown, given twice, or has a value that it cannot take.
+        """
+        names = {name for action in self._actions for name in action.option_strings if name.startswith("--")}
+        words: list[str] = []
+        for word in arguments:
+            name, equals, value = word.partition("=")
+            option = "--" + name.removeprefix("--").replace("_", "-")
+            is_value = words and words[-1] in names
+            words.append(f"{option}={value}" if equals and option in names and not is_value else word)
+        keys = [word.partition("=")[0] for word in words if word.startswith("--")]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            name = twice[0].removeprefix("--").replace("-", "_")
+            raise UserError(f"{name} is given more than once: leave one out, or put commas between several values.")
+        found = {name: value for name, value in vars(self.parse_intermixed_args(words)).items() if value is not None}
+        others: list[str] = found.pop("others", [])
+        for word in others:
+            if self._others == "key=value" and "=" not in word:
+                raise UserError(f"expected key=value, got {word!r}.\n\n{self.format_help()}")
+            if self._others == "directory" and "=" in word and not Path(word).exists():
+                self.error(f"there is no option {word.partition('=')[0]}")
+        return found, others
+
+
+def whole(text: str) -> int:
+    """Return a whole number, the type of an option."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from error
+
+
+def number(text: str) -> float:
+    """Return a number, the type of an option."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from error
+
+
+def true_or_false(text: str) -> bool:
+    """Return true or false, the type of an option."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def packages(text: str) -> list[str]:
+    """Return names that commas part, the type of ``--trust``."""
+    return [name for name in text.split(",") if name]
+
+
+def checkpoint_paths(named: str) -> list[Path]:
+    """Return the paths of ``--ckpt A,B,…``; a single one may have commas of its own."""
+    paths = [named] if Path(named).expanduser().is_file() else named.split(",")
+    return [Path(path).expanduser() for path in paths]
+
+
+def run_command(parser: Parser, run: Callable[[dict[str, Any], list[str]], None]) -> None:
+    """Call ``run`` with the options that the command line gives and its other words.
+
+    An error of the user's is one message and exit status 1, Ctrl-C exit status 130.
+    """
+    prepare()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the result's
     arguments = sys.argv[1:]
     if not arguments:
-        sys.exit(usage)
+        sys.exit(parser.format_help())
     try:
         if any(a in ("-h", "--help") for a in arguments):
-            print(usage)
+            print(parser.format_help())
         else:
-            run(arguments)
+            run(*parser.parse(arguments))
         sys.stdout.flush()
     except BrokenPipeError:
         # As in "| head": ends quietly. Not by SIGPIPE, of which a closed connection could die as well.
@@ -88,43 +182,3 @@ def run_command(usage: str, run: Callable[[list[str]], None]) -> None:
         sys.exit(f"error: {error}. Files are written to, and read from, where the command says.")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def run_with_options(usage: str, run: Callable[[dict[str, str]], None]) -> None:
-    """As ``run_command``, for a command that computes and whose arguments are all ``key=value``."""
-
-    def parsed(arguments: list[str]) -> None:
-        prepare()
-        logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the result's
-        if bad := [a for a in arguments if "=" not in a]:
-            raise UserError(f"expected key=value, got {bad[0]!r}.\n\n{usage}")
-        given = dict(a.split("=", 1) for a in arguments)
-        if len(given) < len(arguments):
-            keys = [a.split("=", 1)[0] for a in arguments]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise UserError(f"{twice} is given more than once: leave one out, or put commas between several values.")
-        run(given)
-
-    run_command(usage, parsed)
-
-
-def checkpoint_paths(named: str) -> list[Path]:
-    """The paths of ``ckpt=A,B,…``; a single one may have commas of its own."""
-    paths = [named] if Path(named).expanduser().is_file() else named.split(",")
-    return [Path(path).expanduser() for path in paths]
-
-
-def trusted(given: dict[str, str]) -> list[str]:
-    """Return the packages of ``trust=A,B,…``, taken out of what is given."""
-    return [name for name in given.pop("trust", "").split(",") if name]
-
-
-def run_on_checkpoint(usage: str, run: Callable[[dict[str, str]], None]) -> None:
-    """As ``run_with_options``, for a command that needs ``ckpt=``."""
-
-    def checked(given: dict[str, str]) -> None:
-        if "ckpt" not in given:
-            raise UserError(f"ckpt must be given.\n\n{usage}")
-        run(given)
-
-    run_with_options(usage, checked)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import wandb
 from PIL import Image
 
-from gridlstm.command import run_command
+from gridlstm.command import Parser, run_command, true_or_false
 from gridlstm.errors import UserError
 from gridlstm.files import read_json, write_text
-from gridlstm.report.arguments import parse
+from gridlstm.report.arguments import places
 from gridlstm.report.curves import picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import Run, find_runs
@@ -30,13 +30,19 @@ try:
 except ImportError as error:
     raise SystemExit("error: a dashboard needs one more package: pip install 'gridlstm[dashboard]'") from error
 
-USAGE = """python -m gridlstm.dashboard DIRECTORY … [out=DIRECTORY] [upload=true]
-
-Builds a W&B workspace for the runs of sweeps, checks it and writes workspace.json.
-
-  DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
-  out         where workspace.json goes; the sweep's own directory, if only one is given
-  upload      true: save it to W&B, and the report's tables and pictures as a run of their own; needs `wandb login`"""
+PARSER = Parser(
+    "dashboard", "Build a W&B workspace for the runs of sweeps, check it and write workspace.json.", others="directory"
+)
+PARSER.add_argument(
+    "--out",
+    type=Path,
+    metavar="DIRECTORY",
+    help="where workspace.json goes; the sweep's own directory, if only one is given",
+)
+PARSER.add_argument(
+    "--upload", type=true_or_false, default=False, metavar="true|false",
+    help="true: save it to W&B, and the report's tables and pictures as a run of their own; needs `wandb login`",
+)  # fmt: skip
 
 FILE = "workspace.json"
 _MOST_RUNS = 100
@@ -229,14 +235,12 @@ def upload(workspace: ws.Workspace, runs: Sequence[Run], out: Path) -> str:
 
 def main() -> None:
     """The command line."""
-    run_command(USAGE, _run)
+    run_command(PARSER, _run)
 
 
-def _run(arguments: list[str]) -> None:
-    roots, out, options = parse(arguments, USAGE, ("upload",))
-    if (online := options.get("upload", "false")) not in ("true", "false"):
-        raise UserError(f"upload must be true or false, got {online}.")
-    if online == "true" and not logged_in():
+def _run(given: dict[str, Any], directories: list[str]) -> None:
+    roots, out = places(directories, given.get("out"))
+    if given["upload"] and not logged_in():
         raise UserError("upload=true needs a W&B account: run `wandb login`, or leave it out and upload later.")
     runs = find_runs(roots)
     workspace = build(runs, out.resolve().name)
@@ -244,7 +248,7 @@ def _run(arguments: list[str]) -> None:
     workspace._internal_name, workspace._internal_id = before.get("name", ""), before.get("id", "")
     write(workspace, out / FILE)
     print(f"{out / FILE}: {', '.join(section.name for section in workspace.sections)}")
-    if online == "true":
+    if given["upload"]:
         print(upload(workspace, runs, out))
         write(workspace, out / FILE)
     if any(next(run.directory.glob("wandb/offline-run-*"), None) for run in runs):

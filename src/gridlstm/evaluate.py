@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gridlstm.command import checkpoint_paths, run_on_checkpoint, trusted
+from gridlstm.command import Parser, checkpoint_paths, number, packages, run_command
 from gridlstm.errors import UserError
 from gridlstm.files import to_json
 
@@ -21,23 +21,47 @@ log = logging.getLogger(__name__)
 COLDEST = 1e-4
 """The lowest temperature: logits that it divides stay far from the largest float32."""
 
-USAGE = """python -m gridlstm.evaluate ckpt=CHECKPOINT[,…] [split=val|test|all] [positions=STEM] [key=value …]
-
-Evaluates a checkpoint on the task it was trained for and prints the metrics as JSON.
-
-  ckpt       a file below a run directory, such as outputs/…/checkpoints/best.ckpt; its config.yaml describes the rest.
-             Several are an ensemble: the mean of their probabilities, on the task of the first
-  split      test (default), or val: the whole validation split, of which the run itself may use a part (val_symbols);
-             or all: of a language model, the whole text, such as another one, task.path=other.txt
-  positions  of a language model: writes STEM.csv and STEM.png, the loss by symbols read since the state's reset
-  dynamic_rate, dynamic_decay
-             of a language model: it goes on learning from the text, at this rate, after it has predicted each window;
-             decay draws its weights back to the trained ones (0). One stream at a time: slow. Try 0.0001 and 0.01
-  temperature
-             divides the logits (1); what is best on split=val may be better on split=test too
-  trust      packages beside gridlstm whose code the run may name, such as trust=mine: your own models and tasks
-  key        any option of the run, such as task.data.batch_size=200, trainer.accelerator=gpu or, for another text, of
-             which the network knows all symbols, task.path=other.txt"""
+PARSER = Parser(
+    "evaluate",
+    "Evaluate a checkpoint on the task it was trained for and print the metrics as JSON.",
+    others="key=value",
+)
+PARSER.add_argument(
+    "--ckpt",
+    required=True,
+    metavar="CHECKPOINT[,…]",
+    help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several are an ensemble: the mean of "
+    "their probabilities, on the task of the first",
+)
+PARSER.add_argument(
+    "--split",
+    default="test",
+    help="test (default); val: the whole validation split, of which the run itself may use a part (val_symbols); all: "
+    "of a language model, the whole text, such as another one, task.path=other.txt",
+)
+PARSER.add_argument(
+    "--positions",
+    type=Path,
+    metavar="STEM",
+    help="of a language model: write STEM.csv and STEM.png, the loss by symbols read since the state was reset",
+)
+PARSER.add_argument(
+    "--dynamic-rate",
+    type=number,
+    metavar="RATE",
+    help="of a language model: it learns from the text at this learning rate after it has predicted each window, one "
+    "stream at a time: slow. Try 0.0001",
+)
+PARSER.add_argument(
+    "--dynamic-decay", type=number, metavar="DECAY", help="draw those weights back to the trained ones (0). Try 0.01"
+)
+PARSER.add_argument(
+    "--temperature", type=number, default=1.0, help="divide the logits (1). What is best on val may be better on test"
+)
+PARSER.add_argument(
+    "--trust", type=packages, default=[], metavar="PACKAGE[,…]",
+    help="packages beside gridlstm whose code the run may name: your own models and tasks",
+)  # fmt: skip
 
 
 def evaluate(
@@ -243,29 +267,24 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
     return {f"{split}/{name}": value for name, value in evaluation.evaluate(windows).items()}
 
 
-def _run(given: dict[str, str]) -> None:
-    named, split = given.pop("ckpt"), given.pop("split", "test")
-    first, *others = checkpoint_paths(named)
-    trust = trusted(given)
-    positions = Path(given.pop("positions")).expanduser() if "positions" in given else None
+def _run(given: dict[str, Any], overrides: list[str]) -> None:
+    first, *others = checkpoint_paths(given["ckpt"])
     if "dynamic_decay" in given and "dynamic_rate" not in given:
         raise UserError("dynamic_decay is a part of dynamic evaluation: give dynamic_rate too, such as 0.0001.")
-    try:
-        rate = float(given.pop("dynamic_rate")) if "dynamic_rate" in given else None
-        decay, temperature = float(given.pop("dynamic_decay", "0")), float(given.pop("temperature", "1"))
-    except ValueError as error:
-        raise UserError(f"dynamic_rate, dynamic_decay and temperature must be numbers: {error}.") from error
-    overrides = [f"{key}={value}" for key, value in given.items()]
+    positions = given["positions"].expanduser() if "positions" in given else None
+    rate, decay = given.get("dynamic_rate"), given.get("dynamic_decay", 0.0)
     from gridlstm.training.provenance import rank
 
-    found = evaluate(first, split, overrides, positions, rate, decay, others, temperature, trust)
+    found = evaluate(
+        first, given["split"], overrides, positions, rate, decay, others, given["temperature"], given["trust"]
+    )
     if rank() == 0:  # of several processes each comes here
         print(to_json(found, indent=2))
 
 
 def main() -> None:
     """The command line."""
-    run_on_checkpoint(USAGE, _run)
+    run_command(PARSER, _run)
 
 
 if __name__ == "__main__":

@@ -134,3 +134,18 @@ def to_png(figure: "Figure") -> bytes:
     out = io.BytesIO()
     figure.savefig(out, dpi=110, format="png", bbox_inches="tight")
     return out.getvalue()
+
+
+def writable(out: Path) -> Path:
+    """The directory ``out``, its ~ expanded; it may be new, and is seen to be fit before anything is computed for it.
+
+    Raises:
+        UserError: it is a file, lies below one, or must not be written.
+    """
+    out = Path(os.path.expanduser(out))
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"out={out} cannot be written, {nearest} is a file: give a directory, which may be a new one.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"out={out} cannot be written, {nearest} is not open to you: give another directory.")
+    return out

@@ -7,24 +7,37 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridlstm.command import run_on_checkpoint, trusted
+from gridlstm.command import Parser, number, packages, run_command, true_or_false, whole
 from gridlstm.errors import UserError
 
-USAGE = """python -m gridlstm.sample ckpt=CHECKPOINT [key=value …]
-
-Writes a text with a language model, to stdout as it is made. Needs the checkpoint in its run directory, not the text.
-
-  ckpt          a file below a run directory, such as outputs/…/checkpoints/best.ckpt
-  prime         what the model reads first, and the output begins with; without it, a symbol drawn uniformly
-  length        symbols to write after that: characters, bytes or words (2000); bytes that are no UTF-8 become �
-  temperature   above 0: below 1 the likely becomes likelier, above 1 all becomes more alike (1)
-  argmax        true: always the most probable symbol (false)
-  top_k, top_p  draw from the k most probable symbols, or the most probable ones that sum to p
-  stop          end after this string
-  samples       how many texts; each has a seed of its own, seed, seed + 1, … (1)
-  seed          the same seed writes the same text (1)
-  device        cpu or cuda (cpu)
-  trust         packages beside gridlstm whose code the run may name, such as trust=mine: those of your own models"""
+PARSER = Parser(
+    "sample",
+    "Write a text with a language model, to stdout as it is made. Needs the checkpoint in its run, not the text.",
+    others="none",
+)
+_add = PARSER.add_argument
+_add("--ckpt", required=True, type=Path, help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt")
+_add("--prime", help="what the model reads first, and the output begins with; without it, a symbol drawn uniformly")
+_add(
+    "--length",
+    type=whole,
+    help="symbols to write after that: characters, bytes or words (2000); bytes that are no UTF-8 become �",
+)
+_add(
+    "--temperature", type=number,
+    help="above 0: below 1 the likely becomes likelier, above 1 all becomes more alike (1)",
+)  # fmt: skip
+_add("--argmax", type=true_or_false, metavar="true|false", help="always the most probable symbol (false)")
+_add("--top-k", type=whole, help="draw from the k most probable symbols")
+_add("--top-p", type=number, help="draw from the most probable symbols that sum to p")
+_add("--stop", help="end after this string")
+_add("--samples", type=whole, help="how many texts; each has a seed of its own, seed, seed + 1, … (1)")
+_add("--seed", type=whole, help="the same seed writes the same text (1)")
+_add("--device", help="cpu or cuda (cpu)")
+_add(
+    "--trust", type=packages, metavar="PACKAGE[,…]",
+    help="packages beside gridlstm whose code the run may name: those of your own models",
+)  # fmt: skip
 
 
 def write_samples(
@@ -88,13 +101,13 @@ def write_samples(
         raise UserError(
             f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
         ) from error
-    for number in range(samples):
-        generator = torch.Generator().manual_seed(seed + number)
+    for n in range(samples):
+        generator = torch.Generator().manual_seed(seed + n)
         begin = ids or torch.randint(len(symbols), (1,), generator=generator).tolist()
         drawn = sample(task, begin, generator, temperature, top_k, top_p, argmax)
         # Drawn before the prime is written, or what the first pass logs would stand inside the text.
         first = next(drawn)
-        if number:
+        if n:
             write("\n\n---\n\n")
         count = len(begin) + length
         pieces = symbols.stream(itertools.islice(itertools.chain(begin, [first], drawn), count))
@@ -116,23 +129,8 @@ def _until(stop: str, prime: int, pieces: Iterable[str]) -> Iterator[str]:
         written, tail = written + len(piece), text[len(text) - min(len(text), len(stop) - 1) :]
 
 
-def _run(given: dict[str, str]) -> None:
-    kinds: dict[str, Callable[[str], Any]] = {
-        "prime": str, "length": int, "temperature": float, "argmax": _boolean, "top_k": int, "top_p": float,
-        "stop": str, "samples": int, "seed": int, "device": str,
-    }  # fmt: skip
-    checkpoint, trust = Path(given.pop("ckpt")).expanduser(), trusted(given)
-    options = {}
-    for name, value in given.items():
-        if name not in kinds:
-            raise UserError(f"there is no option {name}.\n\n{USAGE}")
-        try:
-            options[name] = kinds[name](value)
-        except ValueError as error:
-            whole, real = kinds[name] is int, kinds[name] is float
-            expected = "a whole number" if whole else "a number" if real else "true or false"
-            raise UserError(f"{name} must be {expected}, got {value!r}.") from error
-
+def _run(given: dict[str, Any], others: list[str]) -> None:
+    checkpoint = given.pop("ckpt").expanduser()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a symbol
 
@@ -140,18 +138,12 @@ def _run(given: dict[str, str]) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    write_samples(checkpoint, write, trust=trust, **options)
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
+    write_samples(checkpoint, write, **given)
 
 
 def main() -> None:
     """The command line."""
-    run_on_checkpoint(USAGE, _run)
+    run_command(PARSER, _run)
 
 
 if __name__ == "__main__":

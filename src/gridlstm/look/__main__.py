@@ -4,35 +4,45 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gridlstm.command import checkpoint_paths, run_with_options, trusted
+from gridlstm.command import Parser, checkpoint_paths, packages, run_command
 from gridlstm.errors import UserError, lacks_memory
-from gridlstm.report.arguments import writable
+from gridlstm.files import writable
 
 if TYPE_CHECKING:
     from gridlstm.look.load import Text
 
 log = logging.getLogger(__name__)
 
-USAGE = """python -m gridlstm.look what=WHAT [ckpt=CHECKPOINT] [out=DIRECTORY] [key=value …]
+PARSER = Parser(
+    "look",
+    """Look inside networks and write pictures with their numbers as CSV: beside the run of a checkpoint, or into look/.
 
-Looks inside networks and writes pictures with their numbers as CSV: beside the run of a checkpoint, or into look/.
+  gradients    norms of dL_T/dh_i through time and depth. With --ckpt A,B,…: at the start and after training, on test
+               data, --steps 500 of a text, or all of a shorter one; networks of one name are numbered in this order.
+               Without: new networks, --model grid2d,stacked_lstm,… --steps 500 --layers 100, and train.py's options of
+               a network
+  cells        memory cells of a character model over --symbols 40000 of its test text, or all of a shorter one: which
+               follow URLs, quotes, mark-up, …, the text coloured by them, and how long a value survives from layer to
+               layer
+  gates        how often gates are shut or open, by layer; --symbols 10000 of a text, or all of a shorter one; of other
+               tasks, as many steps of test batches
+  activation   the 1-LSTM as an activation function; --memory=-2,-1,0,1,2 --weights 1,2,3,4 (of u, f, o, c), or seed=1
+               for four draws
 
-  what=gradients    norms of dL_T/dh_i through time and depth. With ckpt=A,B,…: at the start and after training, on
-                    test data, steps=500 of a text, or all of a shorter one; networks of one name are numbered in
-                    this order. Without: new networks, model=grid2d,stacked_lstm,… steps=500 layers=100, and train.py's
-                    options of a network
-  what=cells        memory cells of a character model over symbols=40000 of its test text, or all of a shorter one:
-                    which follow URLs, quotes, mark-up, …, the text coloured by them, and how long a value survives
-                    from layer to layer
-  what=gates        how often gates are shut or open, by layer; symbols=10000 of a text, or all of a shorter one; of
-                    other tasks, as many steps of test batches
-  what=activation   the 1-LSTM as an activation function; memory=-2,-1,0,1,2 weights=1,2,3,4 (of u, f, o, c), or
-                    seed=1 for four draws
-
-With ckpt, other keys are options of its run, such as task.path=other.txt; trust=mine names packages beside gridlstm
-whose code the run may name, those of your own models and tasks."""
+With --ckpt, key=value are options of its run, such as task.path=other.txt.""",
+    others="key=value",
+)
+PARSER.add_argument("--what", required=True, help="gradients, cells, gates or activation")
+PARSER.add_argument("--ckpt", metavar="CHECKPOINT[,…]", help="files in run directories")
+PARSER.add_argument("--out", metavar="DIRECTORY", help="where pictures and tables go")
+for name, what in (
+    ("steps", "time steps"), ("layers", "of new networks"), ("model", "new networks, with commas between them"),
+    ("symbols", "of a text"), ("memory", "numbers, with commas between them"), ("weights", "four numbers"),
+    ("trust", "packages beside gridlstm whose code the run may name: your own models and tasks"),
+):  # fmt: skip
+    PARSER.add_argument(f"--{name}", help=what)
 
 STEPS, ROWS = 10_000, 10
 """Steps over which gates are counted, and the streams into which a text is cut for that."""
@@ -44,7 +54,7 @@ _LARGEST = 1e30
 
 
 def look(given: dict[str, str]) -> list[Path]:
-    """Does what the options say; see ``USAGE``.
+    """Does what the options say; see ``PARSER``.
 
     Returns:
         The files that were written.
@@ -55,7 +65,7 @@ def look(given: dict[str, str]) -> list[Path]:
     """
     what = given.pop("what", None)
     if what not in ("gradients", "cells", "gates", "activation"):
-        raise UserError(f"what must be gradients, cells, gates or activation, got {what!r}.\n\n{USAGE}")
+        raise UserError(f"what must be gradients, cells, gates or activation, got {what!r}.")
     named = checkpoint_paths(given.pop("ckpt")) if "ckpt" in given else []
     if what in ("cells", "gates") and len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint: ckpt=outputs/…/checkpoints/best.ckpt")
@@ -119,7 +129,7 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     if checkpoints:
         if refused := [key for key in ("model", "layers") if key in given]:
             raise UserError(f"{refused[0]} is the checkpoint's own: leave it out.")
-        trust = trusted(given)
+        trust = packages(given.pop("trust", ""))
         runs = [load(path, _words(given), trust) for path in checkpoints]
         names = [run.name for run in runs]
         runs = [
@@ -144,7 +154,7 @@ def _cells(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look.load import load, text_of
 
     asked = _whole(given, "symbols", 1) if "symbols" in given else None
-    trust = trusted(given)
+    trust = packages(given.pop("trust", ""))
     trained = load(checkpoint, _words(given), trust)
     return cells.look(trained, _symbols(asked, text_of(trained), 40_000), out)
 
@@ -158,7 +168,7 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look.watch import watching
 
     asked = _whole(given, "symbols", 1) if "symbols" in given else None
-    trust = trusted(given)
+    trust = packages(given.pop("trust", ""))
     trained = load(checkpoint, _words(given), trust)
     if trained.data.vocabulary is not None:
         text = text_of(trained)
@@ -222,16 +232,16 @@ def _words(given: dict[str, str]) -> list[str]:
 
 def _nothing_else(given: dict[str, str]) -> None:
     if given:
-        raise UserError(f"there is no option {next(iter(given))}.\n\n{USAGE}")
+        raise UserError(f"there is no option {next(iter(given))} of what=activation. Remove it.")
 
 
 def main() -> None:
     """The command line."""
-    run_with_options(USAGE, _run)
+    run_command(PARSER, _run)
 
 
-def _run(given: dict[str, str]) -> None:
-    for path in look(given):
+def _run(given: dict[str, Any], overrides: list[str]) -> None:
+    for path in look(given | dict(override.split("=", 1) for override in overrides)):
         print(path)
 
 

@@ -1,10 +1,11 @@
 """The report command."""
 
 from pathlib import Path
+from typing import Any
 
-from gridlstm.command import run_command
+from gridlstm.command import Parser, run_command
 from gridlstm.files import write_bytes, write_text
-from gridlstm.report.arguments import parse
+from gridlstm.report.arguments import places
 from gridlstm.report.curves import picture
 from gridlstm.report.lengths import length_picture
 from gridlstm.report.page import page
@@ -13,17 +14,22 @@ from gridlstm.report.sizes import size_picture
 from gridlstm.report.tables import make_tables
 from gridlstm.report.text import comma_separated, latex, markdown, not_completed, summary
 
-USAGE = """python -m gridlstm.report DIRECTORY … [out=DIRECTORY]
-
-Reads what sweeps and single runs have left and writes report.md, report.csv, report.tex, curves.png and report.html;
+PARSER = Parser(
+    "report",
+    """Read what sweeps and runs have left and write report.md, report.csv, report.tex, report.html and curves.png;
 samples_to_solve.png too, against depth and other sizes, where runs of several sizes had a criterion, and
 test_lengths.png where tests were broken down by length.
 
-  DIRECTORY   a sweep's, such as multirun/adhoc/2026-01-31_12-00-00, or any other above run directories
-  out         where the report goes; the sweep's own directory, if only one is given
-
 Runs that differ by seed only are one row; below the rows stand their seeds, versions and commands. Runs that are
-missing, interrupted or failed are named."""
+missing, interrupted or failed are named.""",
+    others="directory",
+)
+PARSER.add_argument(
+    "--out",
+    type=Path,
+    metavar="DIRECTORY",
+    help="where the report goes; the sweep's own directory, if only one is given",
+)
 
 
 def report(roots: list[Path], out: Path) -> list[str]:
@@ -59,11 +65,11 @@ def report(roots: list[Path], out: Path) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    run_command(USAGE, _run)
+    run_command(PARSER, _run)
 
 
-def _run(arguments: list[str]) -> None:
-    roots, out, _ = parse(arguments, USAGE, ())
+def _run(given: dict[str, Any], directories: list[str]) -> None:
+    roots, out = places(directories, given.get("out"))
     print("\n".join(report(roots, out)))
     print(f"{out / 'report.html'}, and report.md, report.csv, report.tex, pictures beside it")
 
