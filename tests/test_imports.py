@@ -9,6 +9,7 @@ PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
     ["errors", "options", "files"],
     ["config", "configured"],
+    ["explain"],
     ["command"],
     ["cell"],
     ["cells"],

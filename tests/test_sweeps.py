@@ -367,7 +367,7 @@ def test_the_sweep_is_picked_by_shape(
     expected: SweepName,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "taken_apart", lambda like: False)
+    monkeypatch.setattr(dispatch, "needs_plain_ops", lambda like: False)
     block = Block((LSTM(),) * len(extents), (size,) * len(extents), (tuple(range(len(extents))),), untied)
     assert sweep_named("auto", block, extents, torch.empty(0, B, size, device="cpu")) is SWEEPS[expected]
     if expected == "layer-major":
@@ -383,7 +383,7 @@ def like_gpu(B: int, size: int) -> Tensor:
 def test_no_sweep_is_picked_on_a_device_where_it_was_never_measured(
     monkeypatch: pytest.MonkeyPatch, block: tuple[int, bool]
 ) -> None:
-    monkeypatch.setattr(dispatch, "taken_apart", lambda like: False)
+    monkeypatch.setattr(dispatch, "needs_plain_ops", lambda like: False)
     size, untied = block
     priority = Block((LSTM(), LSTM()), (size, size), ((0,), (1,)), (1,) if untied else ())
     assert sweep_named("auto", priority, (49, 18), like_gpu(15, size)) is SWEEPS["wavefront"]

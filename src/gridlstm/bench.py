@@ -81,7 +81,7 @@ def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
     }
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere it is emulated, twenty times slower than float32
         products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16)
-        grids["wavefront, bfloat16"] = grid_contender(wavefront, shape, lowered=torch.bfloat16)
+        grids["wavefront, bfloat16"] = grid_contender(wavefront, shape, product_dtype=torch.bfloat16)
     if len(shape.extents) == 2:
         grids["nn.LSTM, equal arithmetic"] = lstm_contender(shape, 2 * shape.layers)
         grids["nn.LSTM, equal parameters"] = lstm_contender(shape, 2)

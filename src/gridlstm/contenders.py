@@ -53,23 +53,23 @@ Contender = Callable[[bool], None]
 
 
 def grid_contender(
-    sweep: Sweep, shape: Shape, priority: bool = False, untied: bool = False, lowered: torch.dtype | None = None
+    sweep: Sweep, shape: Shape, priority: bool = False, untied: bool = False, product_dtype: torch.dtype | None = None
 ) -> Contender:
     """A grid with the paper's cells; agreement with the reference is checked at a small size first.
 
     Args:
         priority: the last dimension sees the others' new hidden vectors.
         untied: weights of its own for every layer.
-        lowered: the type of matrix products, by autocast.
+        product_dtype: the type of matrix products, by autocast.
     """
     N = len(shape.extents)
     stages = ((*range(N - 1),), (N - 1,)) if priority else ((*range(N),),)
-    _check_agreement(sweep, stages, untied, lowered)
+    _check_agreement(sweep, stages, untied, product_dtype)
     block, weights, sides, leaves = _problem(shape, stages, untied, torch.float32)
 
     def run(backward: bool) -> None:
         with torch.set_grad_enabled(backward):
-            with torch.autocast("cpu", lowered, enabled=lowered is not None):
+            with torch.autocast("cpu", product_dtype, enabled=product_dtype is not None):
                 leaving = sweep(block, weights, sides, shape.extents, None)
             if backward:
                 torch.autograd.grad(leaving[-1].m.sum() + sum(side.h.sum() for side in leaving), leaves)
@@ -98,17 +98,17 @@ def _problem(
 
 
 def _check_agreement(
-    sweep: Sweep, stages: tuple[tuple[int, ...], ...], untied: bool, lowered: torch.dtype | None
+    sweep: Sweep, stages: tuple[tuple[int, ...], ...], untied: bool, product_dtype: torch.dtype | None
 ) -> None:
     """Raises UserError unless values and gradients equal the reference's in float64 and, to rounding, in float32."""
     extents = (5, 4, 3)[: sum(map(len, stages))]
     # float64 sums in another order; float32 sums of up to 1e3 terms; bfloat16 has 8 bits, gradients are of order 10.
-    checks = [(torch.float64, 1e-10), (torch.float32, 1e-3)] if lowered is None else [(torch.float32, 1.0)]
+    checks = [(torch.float64, 1e-10), (torch.float32, 1e-3)] if product_dtype is None else [(torch.float32, 1.0)]
     for dtype, tolerance in checks:
         results = []
         for contender in (sweep, scan):
             block, weights, sides, leaves = _problem(Shape(extents, 24, 3), stages, untied, dtype)
-            with torch.autocast("cpu", lowered, enabled=lowered is not None and contender is sweep):
+            with torch.autocast("cpu", product_dtype, enabled=product_dtype is not None and contender is sweep):
                 out = [x for side in contender(block, weights, sides, extents, None) for x in side]
             results.append([*out, *torch.autograd.grad(sum(x.sum() for x in out), leaves)])  # type: ignore[arg-type]
         error = max((a - b).abs().max().item() for a, b in zip(*results, strict=True))

@@ -149,3 +149,17 @@ def writable(out: Path) -> Path:
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"out={out} cannot be written, {nearest} is not open to you: give another directory.")
     return out
+
+
+def cache_directory(given: Path | None = None) -> Path:
+    """Return the directory given, else ``$XDG_CACHE_HOME/gridlstm``, or ``~/.cache/gridlstm``.
+
+    Raises:
+        OSError: there is no home directory.
+    """
+    if given is not None:
+        return given.expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise FileNotFoundError("no home directory: set XDG_CACHE_HOME")
+    return Path(base) / "gridlstm"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell, check_state_vector
-from gridlstm.engine.dispatch import SweepName, taken_apart
+from gridlstm.engine.dispatch import SweepName, needs_plain_ops
 from gridlstm.engine.matmul import check_factor
 from gridlstm.errors import UserError, check_at_least_one, check_true_or_false
 from gridlstm.grid import Dimension, Grid
@@ -165,7 +165,7 @@ class GridLSTM(nn.Module):
         fits = fits and lengths.device in (x.device, torch.device("cpu"))  # where pad_packed_sequence has them
         fits = fits and lengths.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         # An exported program takes other lengths, which cannot be looked at here, and others have no values.
-        unseen = fits and (taken_apart(x) or taken_apart(lengths))
+        unseen = fits and (needs_plain_ops(x) or needs_plain_ops(lengths))
         if not fits or not (unseen or ((lengths >= 1) & (lengths.long() <= T)).all()):
             got = f"{lengths!r}"
             if isinstance(lengths, Tensor):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, OUTPUTS, HiddenMemory, fan_in_uniform
 from gridlstm.configured import Configured
-from gridlstm.engine.dispatch import pairs, taken_apart
+from gridlstm.engine.dispatch import needs_plain_ops, pairs
 from gridlstm.engine.matmul import check_factor
 from gridlstm.errors import UserError, check_at_least_one
 
@@ -235,7 +235,7 @@ class MDLSTM(Configured):
         from_input, recurrent = self.weight.split([self.input_size, self.N * self.hidden_size], dim=-1)
         bias = self._gate_biases() if self.bias is None else self.bias
         z = F.linear(x, from_input, bias) if self.input_size else bias
-        sweep = md_scan if taken_apart(z) else SWEEPS[self.sweep]
+        sweep = md_scan if needs_plain_ops(z) else SWEEPS[self.sweep]
         h, m = sweep(z, recurrent, sides, extents, self.cell.output)
         return HiddenMemory(h.flip(self.reversed), m.flip(self.reversed)) if self.reversed else HiddenMemory(h, m)
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from gridlstm.data.files import check_file, only_process, read_unpacked, stamp
 from gridlstm.data.vocabulary import UNKNOWN, Level, Vocabulary, split_words, symbol_codes
 from gridlstm.errors import UserError
-from gridlstm.files import replacing
+from gridlstm.files import cache_directory, replacing
 
 log = logging.getLogger(__name__)
 
@@ -110,20 +110,6 @@ def check_level(level: Level, max_words: int | None) -> None:
         raise ValueError(f"max_words must be left out at level={level}, got {max_words}.")
     if max_words is not None and max_words < 2:
         raise ValueError(f"max_words must be at least 2, got {max_words}.")
-
-
-def cache_directory(given: Path | None) -> Path:
-    """The directory given, else ``$XDG_CACHE_HOME/gridlstm``, or ``~/.cache/gridlstm``.
-
-    Raises:
-        OSError: there is no home directory.
-    """
-    if given is not None:
-        return given.expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base.startswith("~"):
-        raise FileNotFoundError("no home directory: set XDG_CACHE_HOME")
-    return Path(base) / "gridlstm"
 
 
 def _entry(path: Path, stat: os.stat_result, level: Level, max_words: int | None, cache_dir: Path | None) -> Path:

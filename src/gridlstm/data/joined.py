@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
-from gridlstm.data.corpus import cache_directory
 from gridlstm.data.files import only_process
 from gridlstm.data.source import FoundText, TextSource
 from gridlstm.data.streams import PARTS
 from gridlstm.data.vocabulary import END_OF_LINE, Level
 from gridlstm.errors import UserError
-from gridlstm.files import replacing, write_text
+from gridlstm.files import cache_directory, replacing, write_text
 
 log = logging.getLogger(__name__)
 

@@ -54,11 +54,11 @@ class Layout:
         B: int,
         device: torch.device,
         order: Order,
-        lowered: torch.dtype | None,
+        product_dtype: torch.dtype | None,
     ) -> None:
         self.block = block
         self.extents = extents
-        self.lowered = lowered  # the type of products, where it is not that of the tensors
+        self.product_dtype = product_dtype  # the type of products, where it is not that of the tensors
         self.B = B
         self.D = sum(block.sizes)
         self.columns = columns_of(block)
@@ -92,7 +92,7 @@ class Layout:
     def pack_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Each stage's weights as (copies, G, D)."""
         packed = [torch.cat([weights[n] for n in stage], dim=-2) for stage in self.block.stages]
-        return [weight.reshape(-1, *weight.shape[-2:]).to(self.lowered or weight.dtype) for weight in packed]
+        return [weight.reshape(-1, *weight.shape[-2:]).to(self.product_dtype or weight.dtype) for weight in packed]
 
     def pack_weights_transposed(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Each stage's weights as contiguous (copies, D, G): products with few rows are faster on this layout."""
@@ -101,7 +101,7 @@ class Layout:
             weight = weights[stage[0]].new_empty(*weights[stage[0]].shape[:-2], self.D, G)
             for n in stage:
                 weight[..., self.gates[n]] = weights[n].mT
-            packed.append(weight.reshape(-1, self.D, G).to(self.lowered or weight.dtype))
+            packed.append(weight.reshape(-1, self.D, G).to(self.product_dtype or weight.dtype))
         return packed
 
     def pack_biases(self, biases: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:

@@ -2,13 +2,14 @@
 
 import ctypes
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from gridlstm.files import cache_directory
 
 HERE = Path(__file__).parent
 
@@ -38,7 +39,7 @@ def load(
     try:
         parts = [path.read_bytes() for path in (*headers, *sources)] + [" ".join(flags).encode(), _processor().encode()]
         key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-        built = _cache_directory() / f"{name}-{key}.so"
+        built = cache_directory() / f"{name}-{key}.so"
         if not built.exists():
             built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Built aside and renamed, so that processes that start together never load half a file.
@@ -50,13 +51,8 @@ def load(
         return ctypes.CDLL(str(built))
     except subprocess.CalledProcessError as error:
         raise NotBuiltError(next(iter(error.stderr.strip().splitlines()[-1:]), str(error))) from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+    except OSError as error:  # also where there is no home directory
         raise NotBuiltError(str(error)) from error
-
-
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gridlstm"
 
 
 def _processor() -> str:

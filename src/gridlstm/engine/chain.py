@@ -56,10 +56,10 @@ def chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory) -> Chain
     Raises:
         UserError: when a second derivative is asked for (``create_graph=True``).
     """
-    device, lowered = x.device.type, autocast_type(start.h)
+    device, product_dtype = x.device.type, autocast_type(start.h)
     with torch.autocast(device, enabled=False):
         x = x.to(start.h.dtype)
-        outputs, h, m = _Chain.apply(cell, lowered, x, weights.weight, weights.bias, *start, *weights.vectors)
+        outputs, h, m = _Chain.apply(cell, product_dtype, x, weights.weight, weights.bias, *start, *weights.vectors)
     return Chained(outputs, HiddenMemory(h, m))
 
 
@@ -68,7 +68,7 @@ class _Chain(torch.autograd.Function):
     def forward(
         ctx: Any,
         cell: Cell,
-        lowered: torch.dtype | None,
+        product_dtype: torch.dtype | None,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -78,18 +78,18 @@ class _Chain(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         (T, B, _), d = x.shape, h.shape[-1]
         block = Block((cell,), (d,), ((0,),))
-        layout = Layout(block, (T,), B, x.device, "diagonal", lowered)
+        layout = Layout(block, (T,), B, x.device, "diagonal", product_dtype)
         # Row t is what step t reads; what leaves the last one follows.
         X, M, Z = empty(T + 1, B, d, like=h), empty(T + 1, B, m.shape[-1], like=m), empty(T, B, len(weight), like=h)
         X[0], M[0] = h, m
         buffers = Buffers(layout, [X], [M], [Z], [vectors], None)
         _feed(buffers, x, weight, bias)
         (step,) = steps(buffers)
-        recurrent = _recurrent(weight, d, lowered).t().contiguous()  # for products with few rows
+        recurrent = _recurrent(weight, d, product_dtype).t().contiguous()  # for products with few rows
         with fastest_product(h, layout.product_flops):
             # Cut apart at once: in small networks, indexing takes as long as the product.
             for step_t, h_t, z_t in zip(layout.plan.diagonals, X[:T].unbind(), Z.unbind(), strict=True):
-                multiply(h_t, recurrent, z_t, lowered, add=True)
+                multiply(h_t, recurrent, z_t, product_dtype, add=True)
                 step.forward(step_t)
         ctx.layout, ctx.has_gates = layout, True
         ctx.save_for_backward(Z, x, weight, bias, X, M, *vectors)
@@ -102,7 +102,7 @@ class _Chain(torch.autograd.Function):
         layout: Layout = ctx.layout
         gates, x, weight, bias, X, M, *vectors = ctx.saved_tensors
         X, M = X.contiguous(), M.contiguous()  # whatever hooks on saved tensors made of their strides
-        (T, B, e), d, lowered = x.shape, X.shape[-1], layout.lowered
+        (T, B, e), d, product_dtype = x.shape, X.shape[-1], layout.product_dtype
         # The first backward pass turns the kept gates into their gradients, or a copy of them; see ``engine.packed``.
         kept, exact = ctx.has_gates, X.dtype == torch.float64
         ctx.has_gates = kept and exact
@@ -111,10 +111,10 @@ class _Chain(torch.autograd.Function):
         else:
             Z = empty(T, B, len(weight), like=X)
         buffers = Buffers(layout, [X], [M], [Z], [tuple(vectors)], None)
-        recurrent = _recurrent(weight, d, lowered)
+        recurrent = _recurrent(weight, d, product_dtype)
         if not kept:
             _feed(buffers, x, weight, bias)
-            multiply(X[:T].flatten(0, 1), recurrent.t(), Z.flatten(0, 1), lowered, add=True)
+            multiply(X[:T].flatten(0, 1), recurrent.t(), Z.flatten(0, 1), product_dtype, add=True)
             steps(buffers)[0].restore(slice(0, T))
         dH = buffers.dH = empty(T + 1, B, d, like=X)
         dM = empty(*M.shape, like=M)
@@ -129,14 +129,14 @@ class _Chain(torch.autograd.Function):
                 layout.plan.diagonals[::-1], Z.unbind()[::-1], dH[:T].unbind()[::-1], strict=True
             ):
                 step.backward(step_t, None)
-                multiply(dz_t, recurrent, dh_t, lowered, add=True)
+                multiply(dz_t, recurrent, dh_t, product_dtype, add=True)
         dz, rows = Z.flatten(0, 1), T * B
         dx, dW = empty(rows, e, like=X), torch.empty_like(weight)
         with fastest_product(X, 2 * rows * dW.numel()):
-            multiply(dz, weight[:, :e].to(lowered or weight.dtype), dx, lowered)
+            multiply(dz, weight[:, :e].to(product_dtype or weight.dtype), dx, product_dtype)
             if ctx.needs_input_grad[3]:
-                multiply(dz.t(), x.flatten(0, 1), dW[:, :e], lowered)
-                multiply(dz.t(), X[:T].flatten(0, 1), dW[:, e:], lowered)
+                multiply(dz.t(), x.flatten(0, 1), dW[:, :e], product_dtype)
+                multiply(dz.t(), X[:T].flatten(0, 1), dW[:, e:], product_dtype)
         db = dz.sum(0) if ctx.needs_input_grad[4] else None
         grad_vectors = buffers.vector_gradients(vectors)
         return None, None, dx.view(x.shape), dW if ctx.needs_input_grad[3] else None, db, dH[0], dM[0], *grad_vectors
@@ -144,12 +144,12 @@ class _Chain(torch.autograd.Function):
 
 def _feed(buffers: Buffers, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Z <- what is fed to all steps."""
-    lowered, (Z,) = buffers.layout.lowered, buffers.Z
-    from_outside = weight[:, : x.shape[-1]].to(lowered or weight.dtype)
+    product_dtype, (Z,) = buffers.layout.product_dtype, buffers.Z
+    from_outside = weight[:, : x.shape[-1]].to(product_dtype or weight.dtype)
     with fastest_product(x, 2 * len(Z) * buffers.layout.B * from_outside.numel()):
-        affine(x.flatten(0, 1), from_outside.t(), bias, Z.flatten(0, 1), lowered)
+        affine(x.flatten(0, 1), from_outside.t(), bias, Z.flatten(0, 1), product_dtype)
 
 
-def _recurrent(weight: Tensor, d: int, lowered: torch.dtype | None) -> Tensor:
+def _recurrent(weight: Tensor, d: int, product_dtype: torch.dtype | None) -> Tensor:
     """The columns that h is multiplied by: (G, d)."""
-    return weight[:, -d:].to(lowered or weight.dtype).contiguous()
+    return weight[:, -d:].to(product_dtype or weight.dtype).contiguous()

@@ -66,7 +66,7 @@ def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Ten
     # Again: the name may be another one than when the grid was made.
     check_sweep_fits(name, block)
     check_fixed(extents)
-    if taken_apart(like):
+    if needs_plain_ops(like):
         return scan
     if name == "auto":
         name = "layer-major" if _prefers_layers(block, extents, like) else "wavefront"
@@ -85,7 +85,7 @@ def chain_named(name: ChainName, cell: Cell, x: Tensor) -> Callable[[Any, Weight
         UserError: see ``check_fixed``.
     """
     check_fixed(x.shape[:1])
-    fast = (type(cell) is LSTM or can_fuse(cell, x)) and len(x) >= CHAIN_STEPS and not taken_apart(x)
+    fast = (type(cell) is LSTM or can_fuse(cell, x)) and len(x) >= CHAIN_STEPS and not needs_plain_ops(x)
     return chain if name == "auto" and fast else reference_chain
 
 
@@ -98,7 +98,7 @@ def check_fixed(extents: Sequence[int]) -> None:
         )
 
 
-def taken_apart(like: Tensor) -> bool:
+def needs_plain_ops(like: Tensor) -> bool:
     """Whether plain operations are needed: by torch.export, torch.func, a tracer or derivatives in forward mode, or as
     tensors have no memory.
     """

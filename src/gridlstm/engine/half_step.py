@@ -42,10 +42,10 @@ class HalfStep:
             shared = _shared(late, early, buffers)
             if shared:
                 x, z = (_window(late, early, shared, *source) for source in (buffers.X[::-1], buffers.Z[::-1]))
-                affine(x, packed, bias, z, layout.lowered)
+                affine(x, packed, bias, z, layout.product_dtype)
             for k, rows in _rest(late, early, shared):
                 x, z = buffers.operand(k, rows).flatten(0, 1), buffers.z(k, rows).flatten(0, 1)
-                affine(x, packed[1 - k], bias[1 - k, 0], z, layout.lowered)
+                affine(x, packed[1 - k], bias[1 - k, 0], z, layout.product_dtype)
             for k, group in ((0, early), (1, late)):
                 if group is not None:
                     for n in layout.block.stages[k]:
@@ -73,11 +73,11 @@ class HalfStep:
             shared = _shared(late, early, buffers)
             if shared:
                 dz, both = _window(late, early, shared, *buffers.Z[::-1]), _window(late, early, shared, dH, dH)
-                multiply(dz, packed, both, layout.lowered, add=True)
+                multiply(dz, packed, both, layout.product_dtype, add=True)
             for k, rows in _rest(late, early, shared):
                 read = dH[rows] if buffers.drop is None else torch.zeros_like(dH[rows])
                 dz = buffers.z(k, rows).flatten(0, 1)
-                multiply(dz, packed[1 - k], read.flatten(0, 1), layout.lowered, add=True)
+                multiply(dz, packed[1 - k], read.flatten(0, 1), layout.product_dtype, add=True)
                 if buffers.drop is not None:
                     dH[rows] += read * buffers.drop[rows]
             for into, gradient in direct:

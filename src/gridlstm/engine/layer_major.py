@@ -35,8 +35,10 @@ class _Layer:
         layout, copy = buffers.layout, layer.copies[0][0]
         self.buffers = buffers
         self.rows = layer.rows
-        self.lowered = layout.lowered
-        self.weights = [w.reshape(-1, *w.shape[-2:])[copy].to(layout.lowered or w.dtype) for w in weights]  # (G_n, D)
+        self.product_dtype = layout.product_dtype
+        self.weights = [
+            w.reshape(-1, *w.shape[-2:])[copy].to(layout.product_dtype or w.dtype) for w in weights
+        ]  # (G_n, D)
         self.biases = [None if bias is None else bias.reshape(-1, bias.shape[-1])[copy] for bias in biases]
 
     def z(self, n: int, rows: slice) -> Tensor:
@@ -52,7 +54,7 @@ class _Layer:
         """dH of some columns += the gradient that dimension n's product, (G_n, columns) of its weights, hands down."""
         dz, buffers = self.z(n, rows), self.buffers
         if buffers.drop is None:
-            multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.lowered, add)
+            multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.product_dtype, add)
             return
         gradient = (dz.to(weight.dtype) @ weight).view(rows.stop - rows.start, buffers.layout.B, weight.shape[-1])
         gradient = gradient * buffers.drop[rows, :, part]
@@ -75,17 +77,17 @@ class LayerMajor:
             for n in range(last):
                 # Contiguous, or oneDNN's product copies it transposed, which takes longer.
                 x, weight = layer.read(n, group.rows, columns), layer.weights[n][:, columns].contiguous()
-                affine(x, weight.t(), layer.biases[n], layer.z(n, group.rows), layer.lowered)
+                affine(x, weight.t(), layer.biases[n], layer.z(n, group.rows), layer.product_dtype)
             # Contiguous and transposed, because every step of the chain multiplies few rows by them.
             recurrent = [layer.weights[n][:, before].t().contiguous() for n in range(last)]
             for diagonal in diagonals:
                 for stage in layout.block.stages:
                     for n in (n for n in stage if n != last):
                         x = layer.read(n, diagonal.rows, before)
-                        multiply(x, recurrent[n], layer.z(n, diagonal.rows), layer.lowered, add=True)
+                        multiply(x, recurrent[n], layer.z(n, diagonal.rows), layer.product_dtype, add=True)
                         pointwise[n].forward(diagonal)
             x, weight = layer.read(last, group.rows, everything), layer.weights[last].t()
-            affine(x, weight, layer.biases[last], layer.z(last, group.rows), layer.lowered)
+            affine(x, weight, layer.biases[last], layer.z(last, group.rows), layer.product_dtype)
             pointwise[last].forward(group)
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:

@@ -91,14 +91,14 @@ def check_factor(name: str, x: Tensor, weight: Tensor) -> None:
         )
 
 
-def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add: bool = False) -> Tensor:
+def multiply(x: Tensor, y: Tensor, out: Tensor, product_dtype: torch.dtype | None, add: bool = False) -> Tensor:
     """out = x y, or out += x y: matrices or batches of them.
 
     Args:
-        lowered: the type to multiply in, which also rounds the product; None for that of ``out``.
+        product_dtype: the type to multiply in, which also rounds the product; None for that of ``out``.
     """
-    if lowered is not None:
-        product = x.to(lowered) @ y.to(lowered)
+    if product_dtype is not None:
+        product = x.to(product_dtype) @ y.to(product_dtype)
         return out.add_(product) if add else out.copy_(product)
     if _in_use.product == "onednn" and x.numel() * y.shape[-1] > TINY:
         return _multiply_by_onednn(x, y, out, add)
@@ -107,16 +107,16 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, lowered: torch.dtype | None, add
     return torch.addmm(out, x, y, out=out) if add else torch.mm(x, y, out=out)
 
 
-def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, lowered: torch.dtype | None) -> None:
-    """out = x y + bias; ``lowered`` as for ``multiply``, the bias is added in the type of ``out``."""
-    if bias is None or lowered is not None:
-        multiply(x, y, out, lowered)
+def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, product_dtype: torch.dtype | None) -> None:
+    """out = x y + bias; ``product_dtype`` as for ``multiply``, the bias is added in the type of ``out``."""
+    if bias is None or product_dtype is not None:
+        multiply(x, y, out, product_dtype)
         if bias is not None:
             out += bias
     elif _in_use.product == "native":
         (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, y, out=out)
     else:
-        multiply(x, y, out.copy_(bias), lowered, add=True)
+        multiply(x, y, out.copy_(bias), product_dtype, add=True)
 
 
 @contextmanager

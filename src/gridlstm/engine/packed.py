@@ -74,7 +74,7 @@ class Packed:
         Raises:
             UserError: when a second derivative is asked for (``create_graph=True``).
         """
-        N, device, lowered = len(extents), sides[0].h.device.type, autocast_type(sides[0].h)
+        N, device, product_dtype = len(extents), sides[0].h.device.type, autocast_type(sides[0].h)
         keep_gates = torch.is_grad_enabled() and not self.recompute
         with torch.autocast(device, enabled=False):
             flat = _PackedSweep.apply(
@@ -83,7 +83,7 @@ class Packed:
                 block,
                 tuple(extents),
                 masks,
-                lowered,
+                product_dtype,
                 *(w.weight for w in weights),
                 *(w.bias for w in weights),
                 *(side.h for side in sides),
@@ -125,14 +125,14 @@ class _PackedSweep(torch.autograd.Function):
         block: Block,
         extents: tuple[int, ...],
         masks: Sequence[Masks] | None,
-        lowered: torch.dtype | None,
+        product_dtype: torch.dtype | None,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
         N = len(extents)
         weights, biases, side_h, side_m = (tensors[i * N : (i + 1) * N] for i in range(4))
         vectors = tensors[4 * N :]
         like, B = side_h[0], side_h[0].shape[-2]
-        layout = Layout(block, extents, B, like.device, schedule.order, lowered)
+        layout = Layout(block, extents, B, like.device, schedule.order, product_dtype)
         rows, C = layout.plan.rows, layout.plan.blocks
         X = empty_stages([layout.D] * len(block.stages), rows, B, like)
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
@@ -221,7 +221,7 @@ def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence
         for copy, rows in enumerate(layout.plan.by_copy):
             constant = None if (own := bias[k]) is None else own[copy]
             z = _rows(Z, rows)
-            affine(_rows(x, rows).flatten(0, 1), packed[k][copy].t(), constant, z.flatten(0, 1), layout.lowered)
+            affine(_rows(x, rows).flatten(0, 1), packed[k][copy].t(), constant, z.flatten(0, 1), layout.product_dtype)
             if isinstance(rows, Tensor):
                 Z.index_copy_(0, rows, z)
     for step in steps(buffers):
@@ -248,7 +248,7 @@ def _weight_gradients(
         for copy, rows in enumerate(by_copy):
             a = _rows(dz, rows)
             if has_weight:
-                multiply(a.flatten(0, 1).t(), _rows(x, rows).flatten(0, 1), grad_weight[copy], layout.lowered)
+                multiply(a.flatten(0, 1).t(), _rows(x, rows).flatten(0, 1), grad_weight[copy], layout.product_dtype)
             if has_bias:
                 torch.sum(a, (0, 1), out=grad_bias[copy])
         for n in stage:

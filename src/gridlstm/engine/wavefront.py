@@ -60,22 +60,22 @@ def _product(
     diagonal: Diagonal, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool = False
 ) -> None:
     """out (r, B, j) = x (r, B, i) times each block's copy of weight (copies, i, j), plus its bias or what is there."""
-    lowered = None if weight.dtype == x.dtype else weight.dtype
+    product_dtype = None if weight.dtype == x.dtype else weight.dtype
     batched = diagonal.batched_copies
     if batched is not None and len(diagonal.copies) > 1:
         n = len(diagonal.copies)
         x, out = x.view(n, -1, x.shape[-1]), out.view(n, -1, out.shape[-1])
         if bias is not None:
             out.copy_(bias[batched, None])
-        multiply(x, weight[batched], out, lowered, add=add or bias is not None)
+        multiply(x, weight[batched], out, product_dtype, add=add or bias is not None)
         return
     start = 0
     for copy, count in diagonal.copies:
         operand, product = (part[start : start + count].flatten(0, 1) for part in (x, out))
         if add:
-            multiply(operand, weight[copy], product, lowered, add=True)
+            multiply(operand, weight[copy], product, product_dtype, add=True)
         else:
-            affine(operand, weight[copy], None if bias is None else bias[copy], product, lowered)
+            affine(operand, weight[copy], None if bias is None else bias[copy], product, product_dtype)
         start += count
 
 

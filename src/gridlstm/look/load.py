@@ -19,8 +19,8 @@ from gridlstm.data.base import Batch, SequenceData
 from gridlstm.data.spec import Spec
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
+from gridlstm.explain import explain
 from gridlstm.tasks.sequence import SequenceTask
-from gridlstm.train import explain
 from gridlstm.training.build import make_data, make_sequence_task
 from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
 from gridlstm.training.init_from import init_from

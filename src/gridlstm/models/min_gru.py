@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gridlstm.engine.dispatch import taken_apart
+from gridlstm.engine.dispatch import needs_plain_ops
 from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 from gridlstm.models.residual import ResidualBlock, reset_linear
 
@@ -87,7 +87,7 @@ def linear_scan(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
     Returns:
         (B, T, d)
     """
-    if taken_apart(b):
+    if needs_plain_ops(b):
         return _by_doubling(a, _begun(a, b, h))
     return _LinearScan.apply(a, b, h)
 

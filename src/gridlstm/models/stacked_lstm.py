@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
-from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, check_weights, taken_apart
+from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, check_weights, needs_plain_ops
 from gridlstm.engine.matmul import autocast_type
 from gridlstm.errors import check_true_or_false
 from gridlstm.grid import Transform
@@ -103,7 +103,7 @@ class StackedLSTM(SequenceModel):
         layers = copies * self.num_layers if self.tied else copies
         usual = type(self.cell) is LSTM and self.cell.output == "standard"
         # Under autocast the kernel would keep its memory in half precision from step to step.
-        if self.sweep == "auto" and usual and autocast_type(state.h) is None and not taken_apart(y):
+        if self.sweep == "auto" and usual and autocast_type(state.h) is None and not needs_plain_ops(y):
             return self._by_kernel(y, state, layers)
         run = chain_named(self.sweep, self.cell, y)
         last = []

@@ -1,7 +1,6 @@
 """One job: build, fit, test, record."""
 
 import logging
-import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from gridlstm.training.loggers.csv_logger import CSVLogger
 from gridlstm.training.match import match_size
 from gridlstm.training.plan import Plan, decide
 from gridlstm.training.record import Record, describe, metrics, recording, status_after, write_config
-from gridlstm.training.trust import foreign_targets, trust_option
+from gridlstm.training.summary import as_typed_path, log_summary
 from gridlstm.training.validate import check, unread_rate, unused_network_options
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def run_job(cfg: DictConfig) -> float:
                 raise SystemExit(exit_status(run.trainer, error)) from error
             raise
     _finish_loggers(run, record, None)  # which may wait for a server: all is written
-    _summary(cfg, record)
+    log_summary(cfg, record.fields)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Left to the end of the process, its threads have aborted a rank that had done all its work.
         torch.distributed.destroy_process_group()
@@ -173,7 +172,7 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, plan: Plan) -> float:
     elif plan.trains:
         score, weights = _train(cfg, run, record, weights)
     if plan.tests:
-        log.info("testing %s", _short(weights) if weights else "the final weights")
+        log.info("testing %s", as_typed_path(weights) if weights else "the final weights")
         run.trainer.test(run.task, run.data, ckpt_path=weights, verbose=False)
         tested = {name: value for name, value in metrics(run).items() if name.startswith("test/")}
         record.fields["test"] = tested
@@ -264,7 +263,7 @@ def _announce(cfg: DictConfig, run: Run, record: Record) -> None:
         "" if fields["processes"] == 1 else "es",
         cfg.seed,
     )
-    log.info("run directory: %s", _short(cfg.run.dir))
+    log.info("run directory: %s", as_typed_path(cfg.run.dir))
 
 
 def _warn(cfg: DictConfig, run: Run) -> None:
@@ -296,42 +295,3 @@ def _finish_loggers(run: Run, record: Record, error: BaseException | None) -> No
                 end(result)
         except Exception as failure:  # noqa: BLE001  it must not cost the result
             log.warning("%s has failed: %r", type(logger).__name__, failure)
-
-
-def _summary(cfg: DictConfig, record: Record) -> None:
-    fields = record.fields
-    lines = [f"{name} {value:.4g}" for name, value in fields.get("test", {}).items()]
-    best = fields.get("best", {})
-    if cfg.task.monitor in best:  # an earlier leg may have been judged by another
-        lines.insert(0, f"best {cfg.task.monitor} {best[cfg.task.monitor]:.4g}")
-    log.info("")
-    log.info("done in %.0f s: %s", fields["seconds"], " | ".join(lines))
-    log.info("  everything is in   %s", _short(cfg.run.dir))
-    if (picture := Path(cfg.run.dir) / "learning_curve.png").exists():
-        log.info("  learning curve     %s", _short(picture))
-    if best.get("checkpoint"):
-        foreign = foreign_targets(cfg, ("model", "task.data", "task.objective"))
-        ckpt = f"ckpt={_short(best['checkpoint'])}" + (f" {trust_option(foreign)}" if foreign else "")
-        log.info("  evaluate again     python -m gridlstm.evaluate %s split=test", ckpt)
-        if cfg.task.monitor in ("val/bpc", "val/bpw"):
-            log.info("  let it write       python -m gridlstm.sample %s", ckpt)
-    if cfg.run.model.startswith("grid"):
-        log.info("  try next           %s", NEXT.get(cfg.run.task, NEXT["memorization"]))
-
-
-def _short(path: str | Path) -> str:
-    """As a person would type it: relative to the working directory where it lies below that, quoted where it must."""
-    path = Path(path)
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
-
-
-NEXT = {
-    "memorization": "without memory along depth: python train.py model=stacked_lstm",
-    "addition": "a stacked LSTM: python train.py task=addition model=stacked_lstm",
-    "parity": "ReLU layers: python train.py experiment=paper/parity_small model=feed_forward model.tied=true",
-    "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
-    **dict.fromkeys(
-        ("enwik8", "text8", "penn_treebank", "hub"), "the same with a stacked LSTM: add model=stacked_lstm"
-    ),
-}
-"""What a newcomer may try after a run of a grid on this task."""

@@ -1,0 +1,102 @@
+"""Hydra's errors about a command line, in the words of its user."""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from gridlstm.config import CONF, as_typed
+from gridlstm.errors import did_you_mean
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """Return Hydra's message without its advice to force unknown options in, and with the nearest valid names."""
+    message = str(error).split("\nConfig search path:")[0].strip()
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return _unknown_option(found.group(1), arguments)
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
+        group, name = found.groups()
+        if group.startswith("experiment/"):  # whose files lie in directories, and which is one group all the same
+            group, _, directory = group.partition("/")
+            name = f"{directory}/{name}"
+        choices = sorted({name for conf in (CONF, *_config_dirs(arguments)) for name in _group_options(conf, group)})
+        return f"{group}={name} does not exist.{did_you_mean(name, choices)}\nChoices of {group}: {', '.join(choices)}"
+    if "override_grammar" in message and (wrong := next(filter(_unreadable, arguments), None)) is not None:
+        key, _, value = wrong.partition("=")
+        return f"{wrong} cannot be read. A value like this one is written in quotes: {as_typed(key, value)}"
+    if found := re.search(r"Missing mandatory value: (\S+)", message):
+        return f"{found.group(1)} must be given: {found.group(1)}=…"
+    return f"{message}\nSee python train.py --help, or --cfg job for every option with its value."
+
+
+def _unreadable(argument: str) -> bool:
+    """Return True where an argument gives text to an option, but not in Hydra's grammar."""
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return re.match(r"[\w.@+~/-]+=[^\[{]", argument) is not None
+    return False
+
+
+def _unknown_option(key: str, arguments: list[str]) -> str:
+    if key.startswith("experiment/"):
+        named = next((word for word in arguments if word.lstrip("+").startswith(f"{key}=")), f"{key}=…")
+        return f"{named} names no group: give experiment={named.partition('/')[2].replace('=', '/')}."
+    name = key.split("@")[0]
+    keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
+    if key in keys:  # but not with a choice that is swept over, or that is of the user's own
+        return f"there is no option {key} with some of the choices made here. Run those that have it by themselves."
+    node, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    chosen = any(name in argument for argument in arguments if argument.startswith("callbacks="))  # then it is misspelt
+    if node == "callbacks" and not chosen and (CONF / node / f"{name}.yaml").is_file():
+        return f"there is no option {key} without callbacks=[default,{name}]: add it."
+    groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
+    # A misspelt last part is found among the options of its node, and anything else among all of them.
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in keys if parent and k.startswith(parent + ".") and "." not in k[len(parent) + 1 :]]
+    hint = did_you_mean(key, siblings) or did_you_mean(key, [*keys, *groups])
+    listing = f"\nOptions of {parent}: {', '.join(k.rpartition('.')[2] for k in siblings)}" if siblings else ""
+    groups_line = f"\nGroups: {', '.join(sorted(groups))}" if "." not in name else ""
+    everything = "\nAll options with their values: python train.py --cfg job"
+    return f"there is no option {key}.{hint}{listing}{groups_line}{everything}"
+
+
+def _config_dirs(arguments: Sequence[str]) -> Iterator[Path]:
+    """Yield the user's own directories of configuration."""
+    for flag, following in pairwise([*arguments, ""]):
+        name, _, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            yield Path(value or following)
+
+
+def _group_options(conf: Path, group: str) -> Iterator[str]:
+    files = (conf / group).rglob("*.yaml") if group == "experiment" else (conf / group).glob("*.yaml")
+    yield from (str(path.relative_to(conf / group).with_suffix("")) for path in files)
+
+
+def _default_config(arguments: list[str], with_hydra: bool) -> DictConfig:
+    """Return the configuration with those group choices of the command line that exist."""
+    choices = []
+    for argument in arguments:
+        group, _, name = argument.partition("=")
+        if (CONF / group / f"{name}.yaml").is_file():
+            choices.append(argument)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", choices, return_hydra_config=with_hydra)
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in map(str, node):
+        key = f"{prefix}{name}"
+        yield key
+        child = None if OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name) else node[name]
+        if isinstance(child, DictConfig):
+            yield from _keys(child, key + ".")
