@@ -78,7 +78,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("match chooses model.hidden_size, so leave one of the two out.")
     if not matched and cfg.model.get("hidden_size", 1) is None:
         raise UserError(
-            f"this experiment has no width for model={cfg.run.model}: give task.network.hidden_size=…, or one of "
+            f"this experiment has no width for model={cfg.run.model}: give model.hidden_size=…, or one of "
             f"match.parameters_to and match.flops_to."
         )
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
