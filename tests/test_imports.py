@@ -23,6 +23,7 @@ LAYERS = [
     ["engine.wavefront", "engine.layer_major", "engine.half_step", "engine.chain"],
     ["engine.dispatch"],
     ["grid", "mdlstm"],
+    ["time_depth"],
     ["layer", "contenders"],
     ["models"],
     ["cost"],

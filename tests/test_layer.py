@@ -23,8 +23,10 @@ from gridlstm.cells import GRU, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.layer import GridLSTMState
+from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.min_gru import MinGRU
 from gridlstm.models.stacked_lstm import StackedLSTM
+from gridlstm.regularizers import Dropout, Zoneout
 
 
 def layer(**options: Any) -> GridLSTM:
@@ -409,8 +411,8 @@ def test_what_is_passed_as_for_nn_lstm_but_means_something_else_is_refused() -> 
     x = torch.randn(5, 2, 3)
     with pytest.raises(TypeError, match="positional"):
         GridLSTM(3, 4, 2, False)  # type: ignore[misc]
-    with pytest.raises(UserError, match=r"tied must be true or false, got \['depth'\]"):
-        GridLSTM(3, 4, 2, tied=["depth"])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="tied must be true, false or a list of time and depth, got 'depth'"):
+        GridLSTM(3, 4, 2, tied="depth")
     with pytest.raises(UserError, match="input_size must be a whole number"):
         GridLSTM("3", 4)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"torch\.nn\.LSTM's \(h, c\)"):
@@ -510,3 +512,29 @@ def test_gradcheck_of_the_layer_as_it_is() -> None:
     assert torch.autograd.gradcheck(
         lambda x: layer(x)[0], torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tied": True},
+        {"tied": ["depth"], "priority": "depth"},
+        {"tied": False, "shared": True, "dropout": 0.4},
+        {"tied": True, "time_regularizers": [Zoneout(0.2, 0.3)], "depth_regularizers": [Dropout(0.2)]},
+    ],
+)
+def test_the_layer_and_the_model_are_one_network(options: dict[str, Any]) -> None:
+    """Where they differ is what enters and what leaves: the model's output has the top memory too."""
+    cell, x = LSTM(bias=True), torch.randn(2, 5, 3)
+    layer = GridLSTM(3, 4, 2, batch_first=True, time=cell, depth=cell, **options)
+    model = Grid2d(3, 4, 2, time=cell, depth=cell, **options)
+    model.grid.load_state_dict(layer.grid.state_dict())
+    with torch.no_grad():
+        model.input.weight.copy_(layer.input.weight.t())
+    torch.manual_seed(7)
+    output, state = layer(x)
+    torch.manual_seed(7)
+    y, last = model(x)
+    assert state.depth is not None
+    torch.testing.assert_close(y, torch.cat([output, state.depth.m.transpose(0, 1)], dim=-1))
+    torch.testing.assert_close(last.h, state.time.h)

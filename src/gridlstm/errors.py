@@ -45,3 +45,9 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A hint with the choices that are nearest to a misspelt name, after a space; "" where none is near."""
     near = difflib.get_close_matches(name, list(dict.fromkeys(choices)))
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise UserError unless it is a probability below 1."""
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must be a probability in [0, 1), got {dropout}.")

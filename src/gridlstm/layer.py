@@ -3,6 +3,7 @@
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell, check_state_vector
 from gridlstm.engine.dispatch import SweepName, needs_plain_ops
 from gridlstm.engine.matmul import check_factor
-from gridlstm.errors import UserError, check_at_least_one, check_true_or_false
-from gridlstm.grid import Dimension, Grid
-from gridlstm.scan import Masks
+from gridlstm.errors import UserError, check_at_least_one
+from gridlstm.regularizers import Regularizer
+from gridlstm.time_depth import TimeDepthGrid
 
 
 class GridLSTMState(NamedTuple):
@@ -48,8 +49,8 @@ class GridLSTM(nn.Module):
     ======================================  ======================  =================================================
 
     ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o). Other differences: the state is a ``GridLSTMState``;
-    options after ``num_layers`` go by name; biases and the output equation belong to the cells (``time``, ``depth``),
-    dropout to ``gridlstm.models.grid2d.Grid2d``; there is no bidirectional or projected form; a packed sequence is a
+    options after ``num_layers`` go by name; biases and the output equation belong to the cells (``time``, ``depth``);
+    there is no bidirectional or projected form; a packed sequence is a
     padded one with ``lengths``.
 
     Args:
@@ -59,9 +60,8 @@ class GridLSTM(nn.Module):
         batch_first: x and output are (B, T, ...) instead of (T, B, ...). States never are.
         time: the cell along time.
         depth: the cell along depth.
-        tied: share weights along depth (section 3.5).
-        priority: the dimension that sees the other's new hidden vector (section 3.2): "depth", "time" or None.
-        sweep: see ``gridlstm.grid.Grid``.
+        tied, shared, priority, sweep, time_regularizers, depth_regularizers, dropout: see
+            ``gridlstm.time_depth.TimeDepthGrid``.
     """
 
     def __init__(
@@ -73,13 +73,16 @@ class GridLSTM(nn.Module):
         batch_first: bool = False,
         time: Cell = LSTM(bias=True),
         depth: Cell = LSTM(bias=True),
-        tied: bool = False,
+        tied: bool | Sequence[str] = False,
+        shared: bool = False,
         priority: str | None = None,
         sweep: SweepName = "auto",
+        time_regularizers: Sequence[Regularizer] = (),
+        depth_regularizers: Sequence[Regularizer] = (),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        check_true_or_false(tied=tied)
         check_cell("time", time)
         check_cell("depth", depth)
         self.input_size = input_size
@@ -88,14 +91,10 @@ class GridLSTM(nn.Module):
         self.batch_first = batch_first
         self.memory_sizes = time.memory_size(hidden_size), depth.memory_size(hidden_size)
         self.input = nn.Linear(input_size, hidden_size + self.memory_sizes[1], bias=False)
-        self.grid = Grid(
-            [
-                Dimension("time", time, hidden_size),
-                Dimension("depth", depth, hidden_size, untied_extent=None if tied else num_layers),
-            ],
-            priority=() if priority is None else (priority,),
-            sweep=sweep,
-        )
+        self.grid = TimeDepthGrid(
+            hidden_size, num_layers, time, depth, tied, shared, priority, sweep, time_regularizers, depth_regularizers,
+            dropout,
+        )  # fmt: skip
 
     def forward(
         self, x: Tensor, state: GridLSTMState | None = None, lengths: Tensor | None = None
@@ -127,8 +126,7 @@ class GridLSTM(nn.Module):
             x = x.masked_fill(padding[..., None], 0)  # it may be anything, also NaN
         bottom = self.input(x).split([self.hidden_size, self.memory_sizes[1]], dim=-1)
         held = None if padding is None else padding[:, None, :, None]
-        masks = None if held is None else [Masks(held, held), Masks()]
-        time, depth = self.grid([before, HiddenMemory(*bottom)], (x.shape[0], self.num_layers), masks)
+        time, depth = self.grid.over(before, HiddenMemory(*bottom), held)
         if padding is not None:
             depth = HiddenMemory(*(part.masked_fill(padding[..., None], 0) for part in depth))
         if not batched:

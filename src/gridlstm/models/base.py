@@ -87,12 +87,6 @@ def check_sizes(input_size: int, hidden_size: int, num_layers: int) -> None:
     check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
 
 
-def check_dropout(dropout: float) -> None:
-    """Raises UserError unless it is a probability below 1."""
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout must be a probability in [0, 1), got {dropout}.")
-
-
 @torch.no_grad()
 def start_weights_within(model: nn.Module, bound: float) -> None:
     """Initialises every weight with U(-bound, bound); biases stay.

@@ -1,0 +1,109 @@
+"""The 2-LSTM: a grid of time and depth, the network of the paper's sections 4.1 to 4.3.
+
+Shape legend: B batch rows, T time steps, L layers, d hidden size.
+"""
+
+from collections.abc import Collection, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gridlstm.cell import Cell, HiddenMemory
+from gridlstm.engine.dispatch import SweepName
+from gridlstm.errors import UserError, check_dropout
+from gridlstm.grid import Dimension, Grid
+from gridlstm.regularizers import Regularizer
+from gridlstm.scan import Masks
+
+_NAMES = ("time", "depth")
+
+
+class TimeDepthGrid(Grid):
+    """Grid of a cell along time and one along depth.
+
+    ``tied=True`` is the paper's "tied 2-LSTM": one weight set for the time transform and one for the depth transform,
+    both shared by all layers. Other choices of section 3.5: ``tied=False``, weights of its own for every layer;
+    ``tied=["depth"]``, only the depth transform shared by all layers; ``shared=True``, one set for time and depth too.
+
+    Args:
+        hidden_size: d, of both dimensions.
+        num_layers: L, the blocks along depth.
+        time: the cell along time.
+        depth: the cell along depth.
+        tied: share weights along depth: true for both transforms, false for none, or a list that names one.
+        shared: both transforms use one weight set.
+        priority: the dimension that sees the other's new hidden vector (section 3.2): "depth", "time" or None.
+            The paper draws depth prioritised (figure 1) but does not say what its experiments used.
+        sweep: see ``gridlstm.grid.Grid``.
+        time_regularizers: noise along time, such as zoneout or variational dropout.
+        depth_regularizers: noise along depth, such as dropout.
+        dropout: probability with which elements of a layer's h along depth are dropped for the next layer and for the
+            output. ``Dropout`` among the regularizers acts on the projected input as well, and not on the output.
+
+    Raises:
+        UserError: an option is out of its range, or two do not go together.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int,
+        time: Cell,
+        depth: Cell,
+        tied: bool | Sequence[str],
+        shared: bool,
+        priority: str | None,
+        sweep: SweepName,
+        time_regularizers: Sequence[Regularizer],
+        depth_regularizers: Sequence[Regularizer],
+        dropout: float,
+    ) -> None:
+        if priority not in (None, *_NAMES):
+            raise UserError(f"priority must be depth, time or null, got {priority!r}.")
+        check_dropout(dropout)
+        if shared and time != depth:
+            raise UserError(f"shared=true: expected the same cell along time and depth, got {time} and {depth}.")
+        if isinstance(tied, str) or not isinstance(tied, bool | Collection):
+            raise UserError(f"tied must be true, false or a list of time and depth, got {tied!r}.")
+        tied_names = set(_NAMES if tied else ()) if isinstance(tied, bool) else set(tied)
+        if unknown := tied_names - set(_NAMES):
+            raise UserError(f"tied must be true, false or a list of time and depth, got {unknown.pop()!r} in it.")
+        if shared and len(tied_names) == 1:
+            raise UserError("shared=true is one weight set, tied for time and depth alike: choose tied=true or false.")
+        along_time = Dimension(
+            "time", time, hidden_size, tied="time" in tied_names, regularizers=tuple(time_regularizers)
+        )
+        along_depth = Dimension(
+            "depth",
+            depth,
+            hidden_size,
+            untied_extent=None if len(tied_names) == 2 else num_layers,
+            tied="depth" in tied_names,
+            shares="time" if shared else None,
+            regularizers=tuple(depth_regularizers),
+        )
+        super().__init__([along_time, along_depth], priority=() if priority is None else (priority,), sweep=sweep)
+        self.num_layers = num_layers
+        self.dropout = dropout
+
+    def over(
+        self, before: HiddenMemory, bottom: HiddenMemory, held: Tensor | None = None
+    ) -> tuple[HiddenMemory, HiddenMemory]:
+        """Run over a sequence.
+
+        Args:
+            before: (L, B, ·) vectors of every layer before the first step.
+            bottom: (T, B, ·) vectors that enter at the bottom of depth.
+            held: (T, 1, B, 1), True where time stands still.
+
+        Returns:
+            The vectors of every layer after the last step, and those above the top layer at every step.
+        """
+        masks = None if held is None else [Masks(held, held), Masks()]
+        if self.dropout and self.training:
+            # What each layer but the first reads from below.
+            drop = bottom.h.new_ones(bottom.h.shape[0], self.num_layers, *bottom.h.shape[1:])
+            drop[:, 1:] = F.dropout(drop[:, 1:], self.dropout)
+            masks = [masks[0] if masks else Masks(), Masks(drop=drop)]
+        time, depth = self([before, bottom], (bottom.h.shape[0], self.num_layers), masks)
+        return time, HiddenMemory(F.dropout(depth.h, self.dropout, self.training), depth.m)
