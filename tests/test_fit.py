@@ -70,11 +70,10 @@ def test_the_refusal_names_the_models_that_fit(job: Callable[..., DictConfig], n
 def test_a_model_without_a_size_in_an_experiment_is_told_which_to_give() -> None:
     run = ["run.model=gru", "run.task=t", "run.group=g", "run.dir=d"]
     cfg = compose("experiment=paper/addition_small", "model=gru", *run)
-    with pytest.raises(
-        UserError, match=r"no width for model=gru: give task\.network\.hidden_size=…, or one of match\.p"
-    ):
+    with pytest.raises(UserError, match=r"no width for model=gru: give model\.hidden_size=…, or one of match\.p"):
         check(cfg)
-    check(compose("experiment=paper/addition_small", "model=gru", "match.parameters_to=grid2d", *run))
+    for advice in ("model.hidden_size=20", "match.parameters_to=grid2d"):
+        check(compose("experiment=paper/addition_small", "model=gru", advice, *run))
 
 
 def test_a_misspelt_class_is_named(job: Callable[..., DictConfig]) -> None:
