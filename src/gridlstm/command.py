@@ -1,4 +1,4 @@
-"""What the commands share: the streams and the speed of their process, usage, one message for an error, exit status."""
+"""Parts that all commands share: their process's streams and speed, options, one message for an error, exit status."""
 
 import argparse
 import ctypes
@@ -73,7 +73,8 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         module: below gridlstm, such as "evaluate".
-        others: the words that are no options of the command: ``key=value`` of a run, directories, or none.
+        others: the words that are no options of the command: ``key=value`` of a run, directories, with which ``--out``
+            says where files go, or none.
     """
 
     def __init__(self, module: str, description: str, others: Literal["key=value", "directory", "none"]) -> None:
@@ -89,6 +90,12 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("others", nargs="*", metavar=others, help="options of the run: task.data.batch_size=200")
         elif others == "directory":
             self.add_argument("others", nargs="*", metavar=others, help="a sweep's, or any above run directories")
+            self.add_argument(
+                "--out",
+                type=Path,
+                metavar="DIRECTORY",
+                help="where files go (the only directory, if one is given)",
+            )
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""

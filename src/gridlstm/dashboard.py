@@ -34,12 +34,6 @@ PARSER = Parser(
     "dashboard", "Build a W&B workspace for the runs of sweeps, check it and write workspace.json.", others="directory"
 )
 PARSER.add_argument(
-    "--out",
-    type=Path,
-    metavar="DIRECTORY",
-    help="where workspace.json goes; the sweep's own directory, if only one is given",
-)
-PARSER.add_argument(
     "--upload", type=true_or_false, default=False, metavar="true|false",
     help="true: save it to W&B, and the report's tables and pictures as a run of their own; needs `wandb login`",
 )  # fmt: skip

@@ -3,7 +3,8 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -35,10 +36,24 @@ def check_true_or_false(**choices: object) -> None:
             raise UserError(f"{name} must be true or false, got {value!r}.")
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether it says that there is too little memory: of torch's errors only that of GPUs has a class of its own."""
-    of_its_own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return of_its_own or re.search("allocate|[Oo]verflow", str(error).partition("\n")[0]) is not None
+@contextmanager
+def within_memory(advice: str) -> Iterator[None]:
+    """Say in a sentence that there is too little memory.
+
+    Args:
+        advice: a sentence on what needs less.
+
+    Raises:
+        UserError: instead of torch's errors, of which only that of GPUs has a class of its own.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        of_its_own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not of_its_own and re.search("allocate|[Oo]verflow", reason) is None:
+            raise
+        raise UserError(f"these sizes need more memory than there is ({reason}). {advice}") from error
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

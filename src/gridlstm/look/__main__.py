@@ -1,13 +1,11 @@
 """The look command."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gridlstm.command import Parser, checkpoint_paths, packages, run_command
-from gridlstm.errors import UserError, lacks_memory
+from gridlstm.errors import UserError, within_memory
 from gridlstm.files import writable
 
 if TYPE_CHECKING:
@@ -70,30 +68,12 @@ def look(given: dict[str, str]) -> list[Path]:
     if what in ("cells", "gates") and len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint: ckpt=outputs/…/checkpoints/best.ckpt")
     out = writable(Path(given.pop("out")) if "out" in given else _beside(named))
-    with _memory():
+    with within_memory("Give fewer units, layers, steps or symbols."):
         if what == "activation":
             return _activation(named, out, given)
         if what == "gradients":
             return _gradients(named, out, given)
         return (_cells if what == "cells" else _gates)(named[0], out, given)
-
-
-@contextmanager
-def _memory() -> Iterator[None]:
-    """Says in a sentence that there is too little of it.
-
-    Raises:
-        UserError: in the place of torch's errors, which on the CPU have no class of their own.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"these sizes need more memory than there is ({reason}): give fewer units, layers, steps or symbols."
-        ) from error
 
 
 def _beside(checkpoints: list[Path]) -> Path:

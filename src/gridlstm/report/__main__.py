@@ -24,12 +24,6 @@ Runs that differ by seed only are one row; below the rows stand their seeds, ver
 missing, interrupted or failed are named.""",
     others="directory",
 )
-PARSER.add_argument(
-    "--out",
-    type=Path,
-    metavar="DIRECTORY",
-    help="where the report goes; the sweep's own directory, if only one is given",
-)
 
 
 def report(roots: list[Path], out: Path) -> list[str]:

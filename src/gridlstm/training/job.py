@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from gridlstm.errors import UserError, lacks_memory
+from gridlstm.errors import UserError, within_memory
 from gridlstm.training import provenance
 from gridlstm.training.build import Run, build, check_monitors
 from gridlstm.training.callbacks.best_checkpoint import best_checkpoint
@@ -33,6 +33,11 @@ from gridlstm.training.validate import check, unread_rate, unused_network_option
 
 log = logging.getLogger(__name__)
 
+_SMALLER = (
+    "Smaller ones need less, also task.data.batch_size with trainer.accumulate_grad_batches, or model.sweep=recompute "
+    "where the model has it."
+)
+
 
 def run_job(cfg: DictConfig) -> float:
     """Run the stages of one job in ``cfg.run.dir``.
@@ -49,7 +54,7 @@ def run_job(cfg: DictConfig) -> float:
     plan = decide(cfg)
     cfg.run.leg = plan.leg
     log.info("%s", plan)
-    with recording(cfg, plan) as record, ending_by_signal(), _sentences():
+    with recording(cfg, plan) as record, ending_by_signal(), _sentences(), within_memory(_SMALLER):
         run = _prepare(cfg, plan, record)
         try:
             score = _run_stages(cfg, run, record, plan)
@@ -68,23 +73,15 @@ def run_job(cfg: DictConfig) -> float:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Says in a sentence that there is too little memory, or which option Lightning refuses once it has the data.
+    """Say in a sentence which option Lightning refuses once it has the data.
 
     Raises:
-        UserError: in the place of Lightning's error, and of torch's, of which only that of GPUs has a class of its own.
+        UserError: instead of Lightning's error.
     """
     try:
         yield
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"these sizes need more memory than there is ({reason}). Smaller ones need less, also task.data.batch_size "
-            f"with trainer.accumulate_grad_batches, or model.sweep=recompute where the model has it."
-        ) from error
 
 
 def _prepare(cfg: DictConfig, plan: Plan, record: Record) -> Run:

@@ -108,7 +108,8 @@ def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]
     record.write()
     if provenance.rank() == 0:
         (directory / "progress.json").unlink(missing_ok=True)  # of the leg before, whose seconds are now in the record
-    _error_of_this_rank(directory).unlink(missing_ok=True)  # of the leg before
+    else:
+        _error_of_this_rank(directory).unlink(missing_ok=True)  # of the leg before
     try:
         yield record
     except BaseException as error:

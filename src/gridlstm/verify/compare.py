@@ -22,7 +22,7 @@ Result = dict[str, Tensor]
 EXACT = 1e-11
 """Largest difference in float64, of numbers of order 1 or relative to the largest."""
 TIMES = 8.0
-"""How much larger the error of a sweep may be than the loop's in the same precision, or than that of a shaken loop."""
+"""Largest ratio of a sweep's error to that of the loop in the same precision, or of a shaken loop."""
 SHAKES = 8
 """Loops whose numbers are off by a rounding each: the loop alone may be exact by luck where a network amplifies it."""
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-9}

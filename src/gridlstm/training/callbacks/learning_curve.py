@@ -57,7 +57,7 @@ def draw(table: Path, metric: str, picture: Path, unit: str) -> None:
 
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    names = list(dict.fromkeys(["loss", metric]))
+    names, bits = list(dict.fromkeys(["loss", metric])), f"bits per {unit}"
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for split, style in (("train", {"alpha": 0.6}), ("val", {"marker": ".", "linewidth": 1.5})):
@@ -67,7 +67,7 @@ def draw(table: Path, metric: str, picture: Path, unit: str) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
         axes.set_xlabel("training samples")
-        axes.set_ylabel({"loss": "loss, nats", "bpc": f"bits per {unit}", "bpw": "bits per word"}.get(name, name))
+        axes.set_ylabel({"loss": "loss, nats", "bpc": bits, "bpw": bits}.get(name, name))
         axes.grid(alpha=0.3)
         axes.legend()
     write_png(picture, figure)
