@@ -16,7 +16,7 @@ from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.models.base import SequenceModel
-from gridlstm.tasks.ensemble import Ensemble
+from gridlstm.tasks.ensemble import MeanProbability
 from gridlstm.tasks.language_model import LanguageModel
 from gridlstm.training.build import build
 from gridlstm.training.job import run_job
@@ -67,7 +67,7 @@ def test_a_model_need_not_say_what_it_reads() -> None:
 
     members = [LanguageModel(Last(), Spec(3, 3, 5), torch.optim.SGD) for _ in range(2)]
     x = torch.tensor([[0, 2, 1]])
-    found = Ensemble(members)(x)[0].exp()
+    found = MeanProbability(members)(x)[0].exp()
     torch.testing.assert_close(found, sum(member(x)[0].softmax(-1) for member in members) / 2)
 
 
@@ -86,7 +86,7 @@ def test_members_have_the_models_options_and_one_text(
     assert evaluate(one, "test", [])["test/bpc"] != alone
     assert "trained on another text" not in caplog.text
     evaluate(one, "test", [], others=[two])
-    assert "two/checkpoints/best.ckpt was trained on another text, or other parts of it, than" in caplog.text
+    assert "two/checkpoints/best.ckpt was trained on another text, or on other parts of it, than" in caplog.text
 
 
 def test_a_checkpoint_of_a_gpu_is_evaluated_on_a_cpu(job: Job, tmp_path: Path) -> None:
@@ -146,5 +146,5 @@ def test_networks_for_other_symbols_make_no_ensemble(job: Job, tmp_path: Path) -
     config.task.path = str(other)
     run_job(config)
     a, b = (tmp_path / name / "checkpoints" / "best.ckpt" for name in "ab")
-    with pytest.raises(UserError, match="is of another task or text"):
+    with pytest.raises(UserError, match="was trained on another task or text"):
         evaluate(a, "test", [], others=[b])

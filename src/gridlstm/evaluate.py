@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from gridlstm.files import to_json
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from gridlstm.data.base import SequenceData
     from gridlstm.training.build import Run
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def evaluate(
     if split == "all" and dynamic_rate is not None:
         raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
     # Imported here, so that --help need not wait for torch.
+    from gridlstm.tasks.ensemble import Ensemble
     from gridlstm.tasks.sequence import SequenceTask
     from gridlstm.training.build import build
     from gridlstm.training.callbacks.position_loss import PositionLoss
@@ -129,21 +131,22 @@ def evaluate(
     content = load_content(checkpoint)
     if positions is not None and not positions.name:
         raise UserError(f"positions={positions} names no file: give positions=STEM, for STEM.csv and STEM.png.")
-    run = build(config, data_state(config, content), whole_text=split == "all")
+    members = list(_members([checkpoint, *others], overrides, trust)) if others else []
+    run = build(config, data_state(config, content), split == "all", [member for member, _ in members])
     warn_of_change(run.data, overrides)
     if split != "all":
         warn_of_splits(config, checkpoint, overrides)
-    load_weights(run.task, content["state_dict"])
+    networks = run.task.networks if isinstance(run.task, Ensemble) else (run.task,)
+    for network, (_, weights) in zip(networks, members or [(config, content)], strict=True):
+        load_weights(network, weights["state_dict"])
     if temperature != 1 and not isinstance(run.task, SequenceTask):
         raise UserError(f"temperature={temperature} divides the logits of sequences, which this task lacks. Remove it.")
     if isinstance(run.task, SequenceTask):
         run.task.temperature = temperature
-    if others:
-        _join(run, [checkpoint, *others], overrides, trust)
     if positions is not None or dynamic_rate is not None:
         _check_language_model(run, positions is not None and dynamic_rate is not None)
     if dynamic_rate is not None:
-        return _dynamic(run, split, dynamic_rate, dynamic_decay)
+        return _dynamic(run, _one_stream(config, content), split, dynamic_rate, dynamic_decay)
     by_position = PositionLoss()
     if positions is not None:
         positions.parent.mkdir(parents=True, exist_ok=True)  # before what may take hours
@@ -206,39 +209,37 @@ def _device_at_hand(config: "DictConfig", given: Mapping[str, str]) -> None:
             config.trainer[name] = value
 
 
-def _join(run: "Run", checkpoints: Sequence[Path], overrides: Sequence[str], trust: Sequence[str]) -> None:
-    """Makes the run's task the ensemble of all checkpoints, each with the options of models among the overrides."""
-    from torch import nn
+def _members(
+    checkpoints: Sequence[Path], overrides: Sequence[str], trust: Sequence[str]
+) -> Iterator[tuple["DictConfig", dict[str, Any]]]:
+    """Yield configuration and content of each checkpoint of an ensemble; of the overrides, each takes ``model.…``.
 
-    from gridlstm.tasks.ensemble import Ensemble
-    from gridlstm.training.build import make_sequence_task
-    from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, vocabulary
+    Raises:
+        UserError: a checkpoint predicts other symbols than the first.
+    """
+    from gridlstm.training.checkpoint import data_state, load_config, load_content, vocabulary
 
-    members, first, texts = [], None, []
+    first, texts = None, []
     for checkpoint in checkpoints:
-        own = [override for override in overrides if override.startswith("model.")]
-        config = load_config(checkpoint, own, trust)
+        config = load_config(checkpoint, [each for each in overrides if each.startswith("model.")], trust)
         content = load_content(checkpoint)
         found = vocabulary(config, content) or config.task.data._target_
         first = first or found
         if found != first:
             raise UserError(
-                f"{checkpoint} is of another task or text than {checkpoints[0]}, and predicts other symbols."
+                f"{checkpoint} was trained on another task or text than {checkpoints[0]} and predicts other symbols. "
+                f"An ensemble needs checkpoints of one task. Remove it."
             )
         state = data_state(config, content)
         texts.append((state.get("crc32"), state.get("symbols"), config.task.data.get("splits")))
         if texts[-1] != texts[0]:
             log.warning(
-                "%s was trained on another text, or other parts of it, than %s: what is evaluated may be among them",
+                "%s was trained on another text, or on other parts of it, than %s: its training text may overlap the "
+                "evaluated one",
                 checkpoint,
                 checkpoints[0],
             )
-        members.append(make_sequence_task(config, run.data.spec))
-        run.trainer.precision_plugin.convert_module(members[-1])  # before the weights, which it could round
-        load_weights(members[-1], content["state_dict"])
-    run.task.model = Ensemble(members)
-    run.task.head = nn.Identity()  # the ensemble gives log p itself
-    run.trainer.precision_plugin.convert_module(run.task)
+        yield config, content
 
 
 def _check_language_model(run: "Run", both: bool) -> None:
@@ -251,7 +252,17 @@ def _check_language_model(run: "Run", both: bool) -> None:
         raise UserError(f"{names} do not go together: evaluate twice.")
 
 
-def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, float]:
+def _one_stream(config: "DictConfig", content: dict[str, Any]) -> "SequenceData":
+    """Return the data of a run in batches of one row: what the network learns in one place serves all that follow."""
+    from gridlstm.training.build import make_data
+    from gridlstm.training.checkpoint import data_state
+
+    config = config.copy()
+    config.task.data.batch_size = 1
+    return make_data(config, data_state(config, content))
+
+
+def _dynamic(run: "Run", stream: "SequenceData", split: str, rate: float, decay: float) -> dict[str, float]:
     from gridlstm.tasks.dynamic import DynamicEvaluation
 
     stage = "val" if split == "val" else "test"
@@ -260,9 +271,8 @@ def _dynamic(run: "Run", split: str, rate: float, decay: float) -> dict[str, flo
     context = run.trainer.precision_plugin.forward_context
     run.data.batches_seen = 0  # the same batches of the training text for every checkpoint of a run
     evaluation = DynamicEvaluation(task, run.data.train_dataloader(), rate, decay, context)
-    run.data.setup("validate" if split == "val" else "test")
-    run.data.batch_size = 1  # what was learned from one place in the text is used for all that follows
-    loader = run.data.val_dataloader() if split == "val" else run.data.test_dataloader()
+    stream.setup("validate" if split == "val" else "test")
+    loader = stream.val_dataloader() if split == "val" else stream.test_dataloader()
     windows = islice(loader, limit if type(limit) is int else None)
     return {f"{split}/{name}": value for name, value in evaluation.evaluate(windows).items()}
 

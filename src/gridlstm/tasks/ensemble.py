@@ -1,4 +1,4 @@
-"""Several trained networks as one: the mean of what they predict.
+"""Several trained networks evaluated as one: the mean of their probabilities.
 
 Shape legend: B batch rows, T time steps, C classes.
 """
@@ -10,23 +10,27 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gridlstm.data.base import Batch
+from gridlstm.data.spec import Spec
+from gridlstm.metrics import RatioOfSums
 from gridlstm.models.base import SequenceModel, State
+from gridlstm.tasks.base import Prediction
 from gridlstm.tasks.sequence import SequenceTask
 
 
-class Ensemble(SequenceModel):
-    """p = (p_1 + … + p_n) / n, of networks that may differ in all but the symbols that they read and predict.
+class MeanProbability(SequenceModel):
+    """p = (p_1 + … + p_n) / n, of networks that may differ in everything except the symbols they read and predict.
 
-    ``forward`` gives log p, (B, T, C), in the place of logits; the state is that of every network.
+    ``forward`` returns log p, (B, T, C), and the states of all networks.
 
     Args:
-        members: trained.
+        members: trained tasks.
     """
 
     def __init__(self, members: Sequence[SequenceTask]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.output_size = members[0].head.out_features
+        self.output_size = members[0].classes
 
     def initial_state(self, batch_size: int) -> State:
         return tuple(cast(SequenceTask, member).model.initial_state(batch_size) for member in self.members)
@@ -36,3 +40,26 @@ class Ensemble(SequenceModel):
         found = [member(x, before) for member, before in zip(self.members, states, strict=True)]
         log_p = torch.stack([logits.log_softmax(-1) for logits, _ in found]).logsumexp(0) - math.log(len(found))
         return log_p, tuple(after for _, after in found)
+
+
+class Ensemble(SequenceTask):
+    """The task of the first member, whose metrics judge the mean of all members' probabilities.
+
+    Args:
+        members: trained tasks of one kind, for the same symbols.
+        spec: sizes of the data.
+    """
+
+    def __init__(self, members: Sequence[SequenceTask], spec: Spec) -> None:
+        first = members[0]
+        self._make_metrics, self._update_metrics = first.make_metrics, first.update_metrics
+        super().__init__(MeanProbability(members), spec, first.make_optimizer, carry_state=first.carried is not None)
+        self.networks = tuple(members)  # which ``model`` holds as modules
+        self.head = nn.Identity()  # log p is what a head would return
+        self.metrics = first.metrics
+
+    def make_metrics(self) -> nn.ModuleDict:
+        return self._make_metrics()
+
+    def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, prediction: Prediction) -> None:
+        self._update_metrics(metrics, batch, prediction)

@@ -68,7 +68,7 @@ def sample(
     Raises:
         UserError: a value out of range, or the network's output is no number.
     """
-    device = task.head.weight.device
+    device = next(task.parameters()).device
     state = None
     for piece in torch.tensor([list(prime)], device=device).split(_PIECE, dim=1):
         logits, state = task(piece, state)

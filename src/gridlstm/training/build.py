@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, cast, get_args, get_origin
 
 import lightning as L
 import torch
@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ExponentialLR
 
 from gridlstm.data.base import SequenceData
-from gridlstm.data.spec import DataSpec
+from gridlstm.data.spec import DataSpec, Spec
 from gridlstm.errors import UserError
 from gridlstm.schedules import Cosine
 from gridlstm.tasks.base import Task
+from gridlstm.tasks.ensemble import Ensemble
 from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.training.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.training.callbacks.clock import Clock
@@ -56,8 +57,13 @@ class Run(NamedTuple):
     trainer: L.Trainer
 
 
-def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool = False) -> Run:
-    """config -> (data, task, trainer).
+def build(
+    cfg: DictConfig,
+    state: dict[str, Any] | None = None,
+    whole_text: bool = False,
+    members: Sequence[DictConfig] = (),
+) -> Run:
+    """Build data, task and trainer from a configuration.
 
     Sizes flow in Python: the data knows its symbols, the model is made for them, the task joins both.
 
@@ -65,6 +71,7 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
         state: what a checkpoint's data left in it, such as the symbols that its network knows, for a run that is only
             evaluated.
         whole_text: test on all of a text, not on its last part.
+        members: configurations of the networks of an ensemble, which then is the task; () for the one of ``cfg``.
 
     Raises:
         UserError: a component refused its options, or the data is not what the checkpoint was trained on.
@@ -72,7 +79,12 @@ def build(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool
     data = make_data(cfg, state, whole_text)
     _check_sizes(data, data.spec)
     _check_shares(cfg, data)
-    task = make_task(_with_epochs(cfg, data), data.spec)
+    task: Task
+    if members:
+        spec = cast(Spec, data.spec)  # as the members need
+        task = Ensemble([make_sequence_task(_with_epochs(member, data), spec) for member in members], spec)
+    else:
+        task = make_task(_with_epochs(cfg, data), data.spec)
     max_time = cfg.trainer.get("max_time")  # which what is only measured has not
     clock = [Clock(max_time)] if max_time is not None else []
     trainer: L.Trainer = _make(cfg, "trainer")(
