@@ -120,6 +120,9 @@ def test_a_refused_run_leaves_nothing_behind(tmp_path: Path) -> None:
     (kept := tmp_path / "run").mkdir()
     (kept / "mine.txt").write_text("mine")
     refused("task.val_every=0", "hydra.run.dir=run", cwd=tmp_path)
+    assert "error: task.lr is only the default of an option. Set the option itself: optimizer.lr=…" in refused(
+        "task.lr=0.1", cwd=tmp_path
+    )
     assert (kept / "mine.txt").read_text() == "mine"
 
 

@@ -89,7 +89,7 @@ def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
 @pytest.mark.usefixtures("_warm")
 def test_widths_by_model_are_those_of_each_job() -> None:
     """``widths.${run.model}`` takes the job's own choice of a model from Hydra."""
-    size = ["experiment=paper/memorization_small", "task.network.num_layers=1", "task.max_steps=3000"]
+    size = ["experiment=paper/memorization_small", "task.network.num_layers=1", "trainer.max_steps=3000"]
     size += ["model.hidden_size=${task.network.hidden_size}"]
     jobs = [(job(n, *size, f"model={model}"), Demand(1)) for n, model in enumerate(["grid2d", "stacked_lstm"])]
     wide = ["model=stacked_lstm", "task.network.hidden_size=2000", "model.num_layers=1"]

@@ -582,24 +582,25 @@ def test_a_mean_over_some_of_the_seeds_says_so(tmp_path: Path) -> None:
 
 def test_a_choice_reads_alike_whoever_made_it(tmp_path: Path) -> None:
     """By an experiment or on the command line; and a reference is shown as what it stood for."""
-    for name, given in (("a", ["scheduler=cosine", "task.max_steps=${gridlstm.steps:80}"]), ("b", []), ("c", [])):
+    for name, given in (("a", ["scheduler=cosine", "trainer.max_steps=${gridlstm.steps:80}"]), ("b", []), ("c", [])):
         (tmp_path / name / ".hydra").mkdir(parents=True)
         (tmp_path / name / ".hydra" / "overrides.yaml").write_text(json.dumps(given))
         said = {"hydra": {"runtime": {"choices": {"scheduler": "one_cycle" if name == "c" else "cosine"}}}}
         (tmp_path / name / ".hydra" / "hydra.yaml").write_text(json.dumps(said))
-        task = {"max_steps": 20 if name == "a" else 10, "monitor": "val/loss", "mode": "min"}
+        task, trainer = {"monitor": "val/loss", "mode": "min"}, {"max_steps": 20 if name == "a" else 10}
         (tmp_path / name / "config.yaml").write_text(
             json.dumps(
                 {
                     "seed": 1,
                     "run": {"model": "x", "name": name},
                     "task": task,
+                    "trainer": trainer,
                     "scheduler": {"warmup": 0.05 * (name == "c")},
                 }
             )
         )
     (table,) = make_tables(find_runs([tmp_path]))
-    assert table.varied == ("scheduler", "task.max_steps")
+    assert table.varied == ("scheduler", "trainer.max_steps")
     assert {row[:2] for row in table.rows} == {("cosine", "20"), ("cosine", "10"), ("one_cycle", "10")}
 
 

@@ -25,6 +25,7 @@ class Role(Enum):
     PLACE = "where a run computes and keeps copies of data"
     DISPLAY = "what a run shows on the terminal"
     RECORD = "what a run does, writes and logs"
+    DEFAULT = "the default of another option, which decides"
 
 
 # fmt: off
@@ -42,8 +43,8 @@ ROLES: dict[str, Role] = {
     "task": Role.DATA,
     "task.network": Role.NETWORK,
     "task.objective": Role.NETWORK,
-    "task.lr": Role.TRAINING,
-    "task.max_steps": Role.LENGTH,
+    "task.lr": Role.DEFAULT,  # of optimizer.lr
+    "task.max_steps": Role.DEFAULT,  # of trainer.max_steps
     "task.val_every": Role.LENGTH,
     "task.monitor": Role.LENGTH,
     "task.mode": Role.LENGTH,
@@ -133,13 +134,16 @@ PRECISIONS = {
 }
 """Values of trainer.precision, and what Lightning takes each for."""
 
+DEFAULTS = {"task.lr": "optimizer.lr", "task.max_steps": "trainer.max_steps"}
+"""Defaults in a task's file that the command line does not set, and the options that it sets instead."""
+
 IDENTITY = frozenset({Role.NETWORK, Role.DATA, Role.START, Role.TRAINING, Role.LENGTH})
 """Runs that agree in these differ by seed at most: one row of a report."""
 
 FIXED = frozenset({Role.NETWORK, Role.DATA, Role.SEED, Role.START, Role.TRAINING})
 """A run keeps these when it is resumed."""
 
-TRAINED = frozenset({Role.SEED, Role.START, Role.TRAINING, Role.LENGTH, Role.RECORD})
+TRAINED = frozenset({Role.SEED, Role.START, Role.TRAINING, Role.LENGTH, Role.RECORD, Role.DEFAULT})
 """These have no effect on a network that is trained already."""
 
 

@@ -163,14 +163,10 @@ def _seconds(max_time: str | None) -> float | None:
 
 
 def _costly(config: DictConfig, demand: Demand) -> str:
-    """Return all that a job's cost depends on, equal for jobs that cost the same."""
+    """Return the options that decide a job's cost, equal for jobs of one cost; a learning rate is none of them."""
     decides = (Role.NETWORK, Role.DATA, Role.SOURCE, Role.TRAINING, Role.SPEED)
-    options = {key: value for key, value in leaves(_plain(config)) if role(key) in decides and key not in _FREE}
+    options = {key: value for key, value in leaves(_plain(config)) if role(key) in decides and key != "optimizer.lr"}
     return json.dumps([options, demand.processes, demand.gpus], sort_keys=True, default=str)
-
-
-_FREE = ("task.lr", "optimizer.lr")
-"""A learning rate costs nothing."""
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

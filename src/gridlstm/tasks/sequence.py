@@ -41,10 +41,11 @@ class SequenceTask(Task):
         carry_state: bool = False,
     ) -> None:
         super().__init__(model, optimizer, scheduler)
-        self.head: nn.Module = head = nn.Linear(model.output_size, spec.output_size)
+        head = nn.Linear(model.output_size, spec.output_size)
         if model.init_bound is not None:
             start_weights_within(head, model.init_bound)
             nn.init.uniform_(head.bias, -model.init_bound, model.init_bound)
+        self.head: nn.Module = head
         self.classes = spec.output_size
         self.temperature = 1.0
         """Divides the logits: of a trained network, what is best on the validation split."""

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.config import config_dirs, quoted
+from gridlstm.options import DEFAULTS
 from gridlstm.training.legs import last_checkpoint
 from gridlstm.training.stored import read_config
 
@@ -46,9 +47,15 @@ def with_kept(arguments: Sequence[str]) -> list[str]:
     if own is None or not own.resolve().is_relative_to(root.resolve()) or not (root / "config_source.yaml").is_file():
         return typed
     run: Any = OmegaConf.to_container(read_config(root / "config_source.yaml").run)  # references are the command line's
-    kept = run.get("arguments", [])
+    kept = map(_without_default, run.get("arguments", []))
     again = {word.partition("=")[0] for word in typed}  # what is added (+) or deleted (~) can be so once alone
-    return [*(word for word in map(str, kept) if word.partition("=")[0] not in again), *typed]
+    return [*(word for word in kept if word.partition("=")[0] not in again), *typed]
+
+
+def _without_default(word: str) -> str:
+    """Return a word of an older run's command line, which may set a task's default, with the option itself."""
+    key, sign, value = word.partition("=")
+    return f"{DEFAULTS.get(key, key)}{sign}{value}"
 
 
 def _value(arguments: Sequence[str], key: str) -> str | None:

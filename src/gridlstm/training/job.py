@@ -29,7 +29,7 @@ from gridlstm.training.match import match_size
 from gridlstm.training.plan import Plan, decide
 from gridlstm.training.record import Record, describe, metrics, recording, status_after, write_config
 from gridlstm.training.summary import as_typed_path, log_summary
-from gridlstm.training.validate import check, unread_rate, unused_network_options
+from gridlstm.training.validate import check, unused_network_options
 
 log = logging.getLogger(__name__)
 
@@ -267,8 +267,6 @@ def _warn(cfg: DictConfig, run: Run) -> None:
     """Names options that do less than they say."""
     for key, value in unused_network_options(cfg):
         log.warning("task.network.%s=%s has no effect: model=%s has no use for it", key, value, cfg.run.model)
-    if unread_rate(cfg):
-        log.warning("task.lr=%s has no effect: this optimizer has a rate of its own, optimizer.lr", cfg.task.lr)
     samples = run.trainer.max_steps * cfg.trainer.accumulate_grad_batches * run.data.batch_size
     opened = run.data.curriculum_samples
     if 0 < samples <= opened:

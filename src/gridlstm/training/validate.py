@@ -12,7 +12,7 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from gridlstm.config import CONF
 from gridlstm.errors import UserError
-from gridlstm.options import PRECISIONS
+from gridlstm.options import DEFAULTS, PRECISIONS
 from gridlstm.training.legs import last_checkpoint
 from gridlstm.training.published import check_report
 from gridlstm.training.task_models import check_fit
@@ -69,6 +69,7 @@ def check(cfg: DictConfig) -> None:
         reason = str(error).splitlines()[0]
         raise UserError(f"{error.full_key} has no value here ({reason}): give {error.full_key}=…") from error
     _check_stages(cfg)
+    _check_defaults()
     _check_task_options(cfg)
     _check_one_value(cfg)
     check_fit(cfg)
@@ -215,9 +216,11 @@ def _check_one_value(cfg: DictConfig) -> None:
                 )
 
 
-def unread_rate(cfg: DictConfig) -> bool:
-    """Whether the command line gives ``task.lr`` to an optimiser that has a rate of its own."""
-    return _given("task.lr") and not _reads(cfg, "optimizer", "task.lr")
+def _check_defaults() -> None:
+    """Raise UserError where the command line sets the task's default of an option instead of the option."""
+    for default, option in DEFAULTS.items():
+        if _given(default):
+            raise UserError(f"{default} is only the default of an option. Set the option itself: {option}=…")
 
 
 def unused_network_options(cfg: DictConfig) -> list[tuple[str, Any]]:
@@ -228,13 +231,13 @@ def unused_network_options(cfg: DictConfig) -> list[tuple[str, Any]]:
         if isinstance(value, int | float)
         and _given(f"task.network.{key}")
         and not (cfg.match.parameters_to or cfg.match.flops_to)  # they size by it
-        and not _reads(cfg, "model", f"task.network.{key}")
+        and not _model_reads(cfg, f"task.network.{key}")
     ]
 
 
-def _reads(cfg: DictConfig, node: str, option: str) -> bool:
-    """Whether a node changes with a number."""
-    now, then = (OmegaConf.to_container(each[node], resolve=True) for each in (cfg, _with_another(cfg, option)))
+def _model_reads(cfg: DictConfig, option: str) -> bool:
+    """Return True if the model's options change with a number."""
+    now, then = (OmegaConf.to_container(each.model, resolve=True) for each in (cfg, _with_another(cfg, option)))
     return bool(now != then)
 
 
