@@ -1,0 +1,139 @@
+"""Say what this machine will use and what is missing: ``python -m gridlstm.doctor``."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from gridlstm.command import prepare
+from gridlstm.errors import UserError
+
+_DATA = {
+    "enwik8": (("enwik8", "enwik8.zip"), "the first run of task=enwik8 downloads it, 36 MB"),
+    "text8": (("text8", "text8.zip"), "the first run of task=text8 downloads it, 31 MB"),
+}
+"""Data sets: files of which one is enough, and how to get them."""
+
+_PACKAGES = {
+    "torchvision": ("images", "image tasks"),
+    "datasets": ("datasets", "task=hub, texts of the Hugging Face hub"),
+    "wandb_workspaces": ("dashboard", "python -m gridlstm.dashboard"),
+    "tensorboard": ("tensorboard", "logger=tensorboard"),
+    "submitit": ("slurm", "hardware=slurm"),
+    "optuna": ("optuna", "hydra/sweeper=optuna"),
+}
+"""Optional packages: the extra that installs them, and what needs them."""
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, whether it is there, and in words what follows from that."""
+
+    name: str
+    found: bool
+    text: str
+
+
+def main() -> None:
+    """Print what was found, a line each."""
+    argparse.ArgumentParser(
+        prog="python -m gridlstm.doctor",
+        description="Say which processor, kernels, GPUs, W&B account, data sets and packages the commands will use "
+        "here, why, and what to do about what is missing. Nothing is downloaded.",
+    ).parse_args()
+    prepare()
+    logging.disable(logging.INFO)  # which the engine logs of its choices, printed here
+    findings = list(examine())
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{'ok' if finding.found else '--'}  {finding.name:<{width}}  {finding.text}")
+    print("Lines with -- name what is not there. Generated data and your own text need none of it.")
+
+
+def examine() -> Iterator[Finding]:
+    """Yield what was found, in the order in which a newcomer asks."""
+    yield from _software()
+    yield from _processor()
+    yield _gpu()
+    yield _account()
+    yield from _data(Path(os.environ.get("GRIDLSTM_DATA", "data")).expanduser())
+    yield from _packages()
+
+
+def _software() -> Iterator[Finding]:
+    from gridlstm.training.provenance import commit, versions
+
+    found = versions()
+    names = ("python", "torch", "lightning", "hydra-core")
+    yield Finding("versions", True, ", ".join(f"{name} {found[name]}" for name in names))
+    yield Finding("gridlstm", True, f"{found['gridlstm']}, commit {commit()}")
+
+
+def _processor() -> Iterator[Finding]:
+    import torch
+
+    from gridlstm.engine import choices, fused
+    from gridlstm.training import provenance
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    processor = provenance.device(torch.device("cpu"))
+    yield Finding("processor", True, f"{processor}, {memory:.0f} GiB of memory. OMP_NUM_THREADS=1 gives a run 1 thread")
+    chosen = choices.current()
+    if chosen.product == "onednn":
+        yield Finding("matrix product", True, "oneDNN's: measured as exact as PyTorch's own and faster here")
+    else:
+        yield Finding("matrix product", True, "PyTorch's own: oneDNN's was not faster here or could not be built")
+    if (library := fused.library()) is not None:
+        yield Finding("pointwise step", True, f"compiled: {library._name}")
+    else:
+        yield Finding(
+            "pointwise step",
+            False,
+            "plain PyTorch, same results but slower: no C compiler works here. Install one: apt install gcc",
+        )
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))
+        return Finding("GPU", True, f"{names}: runs use one. hardware=cpu leaves it alone")
+    return Finding("GPU", False, "none that torch can use: runs use the processor")
+
+
+def _account() -> Finding:
+    from gridlstm.training.loggers.wandb_account import logged_in
+
+    mode = os.environ.get("WANDB_MODE")
+    if logged_in():
+        return Finding("W&B account", True, f"found: runs are logged {mode or 'online'}")
+    return Finding(
+        "W&B account", False, "none: runs are logged offline, in their directories. Type wandb login to log online"
+    )
+
+
+def _data(directory: Path) -> Iterator[Finding]:
+    there = directory.is_dir()
+    said = "" if there else ", not there yet"
+    yield Finding("data directory", there, f"{directory.absolute()}{said}. GRIDLSTM_DATA or data_dir=… names another")
+    for name, (files, advice) in _DATA.items():
+        places = [place / file for place in (directory, directory / name) for file in files]
+        file = next((place for place in places if place.is_file()), None)
+        yield Finding(name, file is not None, advice if file is None else str(file))
+
+
+def _packages() -> Iterator[Finding]:
+    for package, (extra, purpose) in _PACKAGES.items():
+        found = find_spec(package) is not None
+        yield Finding(package, found, purpose if found else f'for {purpose}: pip install "gridlstm[{extra}]"')
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

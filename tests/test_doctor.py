@@ -1,0 +1,52 @@
+"""The commands that a newcomer types first: what there is, and what this machine will use."""
+
+from pathlib import Path
+
+import pytest
+from tests.conftest import run_python
+
+from gridlstm import __main__ as commands
+from gridlstm.data.enwik8 import Enwik8
+
+
+def test_the_package_lists_every_command_that_it_has() -> None:
+    package = Path(commands.__file__).parent
+    modules = {path.stem for path in package.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    rooms = {path.parent.name for path in package.glob("*/__main__.py")}
+    assert set(commands.COMMANDS) == (modules | rooms) - {"__main__"}
+    done = run_python("-m", "gridlstm", check=True)
+    assert all(f"python -m gridlstm.{name} " in done.stdout for name in commands.COMMANDS)
+
+
+def test_words_after_the_package_name_the_command_to_type() -> None:
+    done = run_python("-m", "gridlstm", "evaluate", "ckpt=a.ckpt")
+    assert done.returncode == 1
+    assert "error: python -m gridlstm takes no words. Type python -m gridlstm.evaluate …" in done.stderr
+
+
+def test_the_doctor_says_what_this_machine_uses(tmp_path: Path) -> None:
+    (tmp_path / Enwik8.name).write_text("stands for the data set, of which the name alone is looked at")
+    done = run_python("-m", "gridlstm.doctor", check=True, environment={"GRIDLSTM_DATA": str(tmp_path)})
+    lines = {line[4:].split("  ")[0]: line for line in done.stdout.splitlines()}
+    assert lines["enwik8"] == f"ok  {'enwik8':<16}  {tmp_path / 'enwik8'}"
+    assert lines["text8"].startswith("--  text8 ")
+    assert "task=text8" in lines["text8"]
+    assert {"versions", "processor", "matrix product", "GPU", "W&B account"} <= lines.keys()
+    assert done.stderr == ""
+
+
+def test_the_doctor_says_what_to_do_without_a_compiler(tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("PATH", "HOME", "XDG_CACHE_HOME"), str(tmp_path))
+    account = {"NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}
+    done = run_python("-m", "gridlstm.doctor", check=True, environment=nowhere | account)
+    lines = {line[4:].split("  ")[0]: line for line in done.stdout.splitlines()}
+    assert lines["pointwise step"].startswith("--")
+    assert "apt install gcc" in lines["pointwise step"]
+    assert lines["W&B account"].startswith("--")
+    assert "wandb login" in lines["W&B account"]
+
+
+@pytest.mark.parametrize("name", [name for name in commands.COMMANDS if name != "train"])
+def test_every_command_says_how_it_is_used(name: str) -> None:
+    done = run_python("-m", f"gridlstm.{name}", "--help", check=True)
+    assert f"gridlstm.{name}" in done.stdout
