@@ -26,7 +26,11 @@ def arguments(line: str, tmp_path: Path) -> list[str]:
     python, *words = shlex.split(line)
     assert python == "python"
     if words[0] == "train.py":
-        words = [str(ROOT / "train.py"), *words[1:], *SMALL]
+        small = SMALL if "match." not in line else [word for word in SMALL if "hidden_size" not in word]
+        words = [str(ROOT / "train.py"), *words[1:], *small]
+    if (experiment := next((word for word in words if word.startswith("experiment=")), None)) is not None:
+        swept = OmegaConf.load(CONF / f"experiment/{experiment.partition('=')[2]}.yaml").hydra.sweeper.params
+        words += [f"{option}={str(values).split(',')[0]}" for option, values in swept.items()]  # one point of it
     if "task=enwik8" in words:
         genuine = tmp_path / "enwik8"
         genuine.write_bytes(b"<mediawiki> not the genuine file " * 2000)
@@ -51,7 +55,7 @@ def test_there_are_commands() -> None:
 def test_training_commands_run(line: str, tmp_path: Path) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path), "WANDB_MODE": "offline"}
     run_python(*arguments(line, tmp_path), cwd=tmp_path, environment=environment, check=True)
-    assert list(tmp_path.glob("outputs/*/*/*/result.json")) or list(tmp_path.glob("multirun/adhoc/*/*/result.json"))
+    assert list(tmp_path.glob("outputs/*/*/*/result.json")) or list(tmp_path.glob("multirun/**/result.json"))
 
 
 def train(tmp_path: Path, where: str, *options: str) -> Path:
@@ -83,11 +87,26 @@ def test_the_sampling_command_runs_on_what_training_leaves(tmp_path: Path) -> No
     assert len(printed.decode()) >= 500
 
 
-def test_the_report_commands_run_on_what_a_sweep_leaves(tmp_path: Path) -> None:
-    sweep = train(tmp_path, "multirun/adhoc", "-m", "seed=1", "logger=default")
-    for module, file in (("report", "report.html"), ("dashboard", "workspace.json")):
-        follow(module, sweep, tmp_path)
-        assert (sweep / file).exists()
+@pytest.mark.parametrize(
+    ("module", "options", "file"),
+    [
+        ("report", ["experiment=paper/memorization_small", "model.tied=true"], "report.html"),
+        ("dashboard", [], "workspace.json"),
+    ],
+)
+def test_the_commands_on_a_sweep_run_on_what_it_leaves(
+    module: str, options: list[str], file: str, tmp_path: Path
+) -> None:
+    group = options[0].partition("=")[2] if options else "adhoc"
+    one = ["model=grid2d", "task.network.forget_bias=2.0", "optimizer.lr=0.003"] if options else []
+    sweep = train(tmp_path, f"multirun/{group}", "-m", "seed=1", "logger=default", *options, *one)
+    follow(module, sweep, tmp_path)
+    assert (sweep / file).exists()
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if re.fullmatch(r"python -m gridlstm(\.doctor)?", line)])
+def test_commands_that_describe_run(line: str) -> None:
+    assert run_python(*shlex.split(line)[1:], check=True).stdout
 
 
 def documented() -> list[str]:
@@ -128,7 +147,9 @@ def test_make_targets_exist(line: str) -> None:
 
 def test_every_command_is_covered() -> None:
     assert all(
-        re.match(r"make |python train.py|python -m gridlstm\.(evaluate|sample|look|report|dashboard) ", line)
+        re.match(
+            r"make |python train.py|python -m gridlstm(\.doctor$|\.(evaluate|sample|look|report|dashboard) |$)", line
+        )
         for line in COMMANDS
     )
 
