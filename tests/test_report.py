@@ -336,7 +336,7 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"papers": {}}, "report.papers does not exist; there are paper, recalled, published, claims."),
+        ({"papers": {}}, "report.papers does not exist; there are paper, recalled, published, claims, points, curve."),
         ({"paper": 1.47}, "report.paper must be names with their values, got 1.47."),
         ({"paper": {"test/bpc": {"grid2d": "1.47 bits"}}}, "report.paper.test/bpc must be a number, or one for each"),
         ({"published": {"test/bpc": 1.67}}, "report.published.test/bpc must be names with their values, got 1.67."),

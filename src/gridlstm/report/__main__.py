@@ -9,6 +9,7 @@ from gridlstm.report.arguments import places
 from gridlstm.report.curves import picture
 from gridlstm.report.lengths import length_picture
 from gridlstm.report.page import page
+from gridlstm.report.published_figure import figure_picture
 from gridlstm.report.runs import find_runs
 from gridlstm.report.sizes import size_picture
 from gridlstm.report.tables import make_tables
@@ -17,8 +18,9 @@ from gridlstm.report.text import comma_separated, latex, markdown, not_completed
 PARSER = Parser(
     "report",
     """Read what sweeps and runs have left and write report.md, report.csv, report.tex, report.html and curves.png;
-samples_to_solve.png too, against depth and other sizes, where runs of several sizes had a criterion, and
-test_lengths.png where tests were broken down by length.
+samples_to_solve.png too, against depth and other sizes, where runs of several sizes had a criterion,
+published_figure.png where the experiment names a published figure, and test_lengths.png where tests were broken down
+by length.
 
 Runs that differ by seed only are one row; below the rows stand their seeds, versions and commands. Runs that are
 missing, interrupted or failed are named.""",
@@ -41,6 +43,7 @@ def report(roots: list[Path], out: Path) -> list[str]:
     drawn = {
         "curves.png": picture(tables),
         "samples_to_solve.png": size_picture(tables),
+        "published_figure.png": figure_picture(tables),
         "test_lengths.png": length_picture(tables),
     }
     for name, content in drawn.items():

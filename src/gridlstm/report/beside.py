@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from gridlstm.report.budgets import at_equal_budgets
+from gridlstm.report.published_figure import medians
 from gridlstm.report.tables import Beside, Group, Table, holds, values
+from gridlstm.report.thresholds import samples_to_thresholds
 
 _PUBLISHED, _CLAIMS = "report.published.", "report.claims."
 
@@ -20,8 +22,7 @@ def beside(table: Table) -> list[Beside]:
     for group in table.groups:
         for run in group.runs:
             config |= {key: value for key, value in run.config.items() if key.startswith(_PUBLISHED)}
-    budgets = at_equal_budgets(table)
-    found = [budgets] if budgets else []
+    found = [small for small in (samples_to_thresholds(table), medians(table), at_equal_budgets(table)) if small]
     published: dict[str, list[tuple[str, ...]]] = {}
     for key, value in config.items():
         metric, _, network = key.removeprefix(_PUBLISHED).partition(".")

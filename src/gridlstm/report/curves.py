@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gridlstm.files import to_png
+from gridlstm.report.published_figure import published_curves
 from gridlstm.report.runs import SOLVED, Run
 from gridlstm.report.tables import Table
 from gridlstm.report.text import drawn
@@ -76,6 +77,8 @@ def picture(tables: Sequence[Table]) -> bytes:
                         *zip(*curve, strict=True), color=colour, linestyle=style, label=label, marker=".", linewidth=1.2
                     )
                     label = None
+        for network, samples, reached in published_curves(table):
+            axes.plot(samples, reached, color="0.5", linestyle="--", linewidth=1, label=drawn(f"published: {network}"))
         axes.set_xlabel("training samples")
         axes.set_ylabel(table.title)
         axes.grid(alpha=0.3)

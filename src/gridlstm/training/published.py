@@ -1,11 +1,14 @@
 """What an experiment's file says that others found, for the report: whether it says so in full."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import gridlstm
 from gridlstm.errors import UserError
 
-_NODES = ("paper", "recalled", "published", "claims")
+_NODES = ("paper", "recalled", "published", "claims", "points", "curve")
+_FILES = Path(gridlstm.__file__).parent / "report" / "published"
 _CLAIM = ("claim", "there", "of")
 
 
@@ -30,6 +33,10 @@ def check_report(node: Any, file: str = "") -> None:
     for metric in published:
         for network, value in _mapping(published, metric, f"{where}.published").items():
             _check(_is_number(value), f"{where}.published.{metric} must be numbers, got {value!r} of {network}")
+    for name in ("points", "curve"):
+        if node.get(name) is not None and not published_file(str(node[name])).is_file():
+            own = ", ".join(sorted(path.stem for path in _FILES.glob("*.csv")))
+            raise UserError(f"{where}.{name}={node[name]} is no file. Give the path of a CSV file, or one of {own}.")
     claims = _mapping(node, "claims", where)
     for name in claims:
         claim, key = _mapping(claims, name, f"{where}.claims"), f"{where}.claims.{name}"
@@ -41,6 +48,12 @@ def check_report(node: Any, file: str = "") -> None:
             options = str(claim.get(part) or "")
             right = all("=" in option for option in options.split())
             _check(right, f"{key}.{part} must be options such as model=grid2d model.num_layers=6, got {options}")
+
+
+def published_file(name: str) -> Path:
+    """Return the file of published numbers of this name: one of the package's own, or else a path."""
+    own = _FILES / f"{name}.csv"
+    return own if own.is_file() else Path(name).expanduser()
 
 
 def _mapping(node: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:

@@ -1,0 +1,137 @@
+"""Published figures beside one's own runs: samples to a threshold against a size, and learning curves.
+
+An experiment names a CSV file in ``report.points``, with the columns network, at_least, SIZE and samples, or in
+``report.curve``, with network, samples and METRIC. A network is a list of options that a run must have, such as
+"model=grid2d model.tied=true"; SIZE is an option such as model.num_layers.
+"""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from gridlstm.files import to_png
+from gridlstm.report.runs import Run
+from gridlstm.report.tables import Beside, Table, holds
+from gridlstm.training.published import published_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Point(NamedTuple):
+    """One mark of a figure: a network of some size, and the samples after which it reached a threshold."""
+
+    size: float
+    samples: float
+    reached: bool = True
+    """False where a run ended below the threshold, after so many samples."""
+
+
+class Panel(NamedTuple):
+    """Published points and those of the runs, of one kind of network at one threshold."""
+
+    network: str
+    at_least: float
+    option: str
+    """The option that is the size."""
+    published: list[Point]
+    runs: list[Point]
+
+    def median(self, points: Sequence[Point]) -> float | None:
+        """Return the median over sizes of the mean samples at each, of the points that reached the threshold."""
+        by_size: dict[float, list[float]] = {}
+        for point in points:
+            if point.reached:
+                by_size.setdefault(point.size, []).append(point.samples)
+        return statistics.median(map(statistics.fmean, by_size.values())) if by_size else None
+
+
+def first_reaching(run: Run, metric: str, at_least: float) -> float | None:
+    """Return the samples of the first validation at which a metric is at least so large, None if there is none."""
+    return next((samples for samples, value in run.curves.get(metric, []) if value >= at_least), None)
+
+
+def panels(table: Table) -> list[Panel]:
+    """Return a panel for each kind of network of the published points that the experiment of a table names."""
+    runs = [run for group in table.groups for run in group.runs]
+    files = dict.fromkeys(str(name) for run in runs if (name := run.config.get("report.points")))
+    found = []
+    for name in files:
+        with published_file(name).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        option = next(column for column in rows[0] if column not in ("network", "at_least", "samples"))
+        for network, at_least in dict.fromkeys((row["network"], float(row["at_least"])) for row in rows):
+            same = [row for row in rows if (row["network"], float(row["at_least"])) == (network, at_least)]
+            published = [Point(float(row[option]), float(row["samples"])) for row in same]
+            own = [run for run in runs if all(holds(run, condition) for condition in network.split())]
+            points = [point for run in own if (point := _point(run, table.monitor, option, at_least)) is not None]
+            found.append(Panel(network, at_least, option, published, points))
+    return found
+
+
+def _point(run: Run, metric: str, option: str, at_least: float) -> Point | None:
+    size, curve = run.config.get(option), run.curves.get(metric)
+    if not isinstance(size, int | float) or not curve:
+        return None
+    samples = first_reaching(run, metric, at_least)
+    return Point(size, curve[-1][0], reached=False) if samples is None else Point(size, samples)
+
+
+def medians(table: Table) -> Beside | None:
+    """Compare the median over sizes of the samples to each threshold with the published one."""
+    rows = []
+    for panel in panels(table):
+        there, here = panel.median(panel.published), panel.median(panel.runs)
+        share = None if here is None or there is None else here / there
+        sizes = len({point.size for point in panel.runs})
+        never = sum(not point.reached for point in panel.runs)
+        rows.append((panel.network, panel.at_least, there, len(panel.published), here, sizes, never, share))
+    if not rows or not any(row[5] for row in rows):
+        return None
+    columns = ("network", f"{table.monitor} at least", "published median samples", "published sizes", "here", "sizes")
+    return Beside("Beside the published figure", (*columns, "runs below it", "here / published"), tuple(rows))
+
+
+def figure_picture(tables: Sequence[Table]) -> bytes | None:
+    """Return a PNG with a panel for each kind of network, published points in grey, None without published points."""
+    from matplotlib.figure import Figure
+
+    found = [panel for table in tables for panel in panels(table)]
+    if not any(panel.runs for panel in found):
+        return None
+    figure = Figure(figsize=(3.6 * len(found), 4), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(1, len(found), squeeze=False, sharey=True)[0])
+    for panel, each in zip(found, axes, strict=True):
+        _scatter(each, panel.published, "0.6", "x", "published")
+        _scatter(each, [point for point in panel.runs if point.reached], "C0", "o", "here")
+        _scatter(each, [point for point in panel.runs if not point.reached], "C3", "v", "here, not reached by then")
+        each.set_yscale("log")
+        each.set_title(f"{panel.network}\nuntil at least {panel.at_least:.0%}", fontsize="small")
+        each.set_xlabel(panel.option)
+        each.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
+        each.grid(alpha=0.3)
+        each.legend(fontsize="x-small")
+    axes[0].set_ylabel("training samples")
+    return to_png(figure)
+
+
+def _scatter(axes: "Axes", points: Sequence[Point], colour: str, marker: str, label: str) -> None:
+    if points:
+        axes.scatter([p.size for p in points], [p.samples for p in points], c=colour, marker=marker, label=label, s=24)
+
+
+def published_curves(table: Table) -> list[tuple[str, list[float], list[float]]]:
+    """Return published learning curves of the monitored metric: network, samples, values."""
+    files = dict.fromkeys(
+        str(name) for group in table.groups for run in group.runs if (name := run.config.get("report.curve"))
+    )
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for name in files:
+        with published_file(name).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if table.monitor in row:
+                    samples, values = found.setdefault(row["network"], ([], []))
+                    samples.append(float(row["samples"]))
+                    values.append(float(row[table.monitor]))
+    return [(network, samples, values) for network, (samples, values) in found.items()]
