@@ -143,6 +143,7 @@ def test_validations_are_counted() -> None:
 @pytest.mark.parametrize("limit", ["null", "7", "0.5"])
 def test_an_estimate_validates_on_two_batches_alone(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(*SMALL, "run.dir=.", "task.data.num_val=3000", f"trainer.limit_val_batches={limit}")
+    config.trainer.enable_checkpointing = False
     config.callbacks, config.logger = {}, {}
     config.trainer.max_steps = -1
     seen: list[int] = []
@@ -160,6 +161,7 @@ def test_an_estimate_validates_on_two_batches_alone(limit: str, monkeypatch: pyt
 @pytest.mark.parametrize(("limit", "batches"), [("null", 200), ("7", 7), ("0.5", 100)])
 def test_the_batches_of_a_validation_are_counted(limit: str, batches: int) -> None:
     config = compose(*SMALL, "run.dir=.", "task.data.num_val=3000", f"trainer.limit_val_batches={limit}")
+    config.trainer.enable_checkpointing = False
     config.callbacks, config.logger = {}, {}
     assert validation_batches(build(config)) == batches
 
