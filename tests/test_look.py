@@ -674,8 +674,11 @@ def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) ->
         ({"what": "gradients", "model": "grid2d", "seed": "abc"}, "seed must be a whole number .* got 'abc'"),
         ({"what": "gradients", "model": "grid2d", "seed": "5000000000"}, "seed must be a whole .* got 5000000000"),
         ({"what": "gradients", "model": "grid2d", "seed": "1.5"}, "seed must be a whole number .* got 1.5"),
-        ({"what": "gradients", "model": "grid2d", "model.hidden_size": "1" + "0" * 13}, "more memory than there is"),
-        ({"what": "gates", "ckpt": "CKPT", "out": "CKPT"}, "out=.*last.ckpt is a file: give a directory"),
+        (
+            {"what": "gradients", "model": "grid2d", "model.hidden_size": "1" + "0" * 13},
+            "more memory than is available",
+        ),
+        ({"what": "gates", "ckpt": "CKPT", "out": "CKPT"}, "out=.*last.ckpt is a file. Give a directory"),
         ({"what": "gates", "ckpt": "CKPT", "out": "CKPT/below"}, "out=.*below cannot be written, .*ckpt is a file"),
     ],
 )
