@@ -267,14 +267,14 @@ def test_depth_without_memory_has_gradients_of_h_alone(name: str) -> None:
     assert depth.norms.m is None
 
 
-def test_what_cannot_be_seen_is_refused() -> None:
+def test_unsupported_models_and_cells_raise() -> None:
     with pytest.raises(UserError, match="whose state consists of hidden"):
         through_time(Transformer(SYMBOLS, 4, 1, num_heads=1), nn.Linear(4, SYMBOLS), *sample())
     with pytest.raises(UserError, match="cells of GRU cannot be recorded"), watching(GRU(SYMBOLS, D, 1)):
         pass
     with pytest.raises(UserError, match="model=grid3d does not exist"):
         new("grid3d", Spec(SYMBOLS, SYMBOLS, T), [])
-    with pytest.raises(UserError, match="PeepholeLSTM is another"):
+    with pytest.raises(UserError, match="counted in PeepholeLSTM cells"):
         saturation("time", PeepholeLSTM(), torch.zeros(1, 1, 1, 4))
 
 

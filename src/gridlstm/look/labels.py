@@ -22,7 +22,7 @@ SPANS = {
 
 
 def labels(text: str) -> dict[str, NDArray[np.float64]]:
-    """Return labels (len(text),) by name: 0 or 1 for spans, digits and upper case; position since the last line break."""
+    """Return labels (len(text),) by name: 0 or 1 for spans, digits and upper case; position after the last line end."""
     found = {}
     for name, pattern in SPANS.items():
         inside = np.zeros(len(text))
