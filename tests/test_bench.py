@@ -63,7 +63,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_timed(
         bench.main(["--shape", "1", "1", "1", "1", "--repeats", "1", "--dir", str(tmp_path)])
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "it cannot be written" in printed.err
+    assert "not writable" in printed.err
 
 
 def test_a_sweep_that_is_wrong_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

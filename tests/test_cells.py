@@ -172,18 +172,18 @@ def counter() -> Callable[[Tensor], Tensor]:
         (nn.PReLU(), "have no weights and no buffers"),
         (nn.PReLU().forward, "have no weights and no buffers"),
         (nn.BatchNorm1d(4, affine=False), "have no weights and no buffers"),
-        (closure_over(nn.Parameter(torch.ones(()))), "depend on no weights"),
-        (partial(F.batch_norm, running_mean=None, running_var=None, training=True), "compute each row by itself"),
-        (nn.Dropout(0.001), "give the same each time"),
-        (nn.RReLU(), "give the same each time"),
-        (counter(), "give the same each time"),
+        (closure_over(nn.Parameter(torch.ones(()))), "not depend on weights"),
+        (partial(F.batch_norm, running_mean=None, running_var=None, training=True), "compute each row independently"),
+        (nn.Dropout(0.001), "return the same values each time"),
+        (nn.RReLU(), "return the same values each time"),
+        (counter(), "return the same values each time"),
         (nn.ReLU(inplace=True), "not overwrite its argument"),
-        (nn.Sequential(nn.Tanh(), nn.ELU(inplace=True)), r"be a function [\s\S]* in its backward pass"),
+        (nn.Sequential(nn.Tanh(), nn.ELU(inplace=True)), r"accept a tensor [\s\S]* in its backward pass"),
         (lambda x: x.clamp_(-9, 9), "not overwrite its argument"),
         (lambda x: x.sum(-1), "keep the shape and the type"),
         (torch.Tensor.double, "keep the shape and the type"),
         (nn.GLU(), "keep the shape and the type"),
-        (nn.Linear, "be a function of a tensor of any shape"),
+        (nn.Linear, "accept a tensor of any shape"),
         (nn.Softmax(-1), None),
         (nn.Dropout().eval(), None),
     ],
@@ -202,7 +202,7 @@ def test_an_activation_that_a_sweep_cannot_call_is_refused(cell: Any, activation
 def test_an_activation_is_checked_wherever_the_network_is_made(mode: Any) -> None:
     with mode():
         NonLSTM(nn.SiLU())
-        with pytest.raises(UserError, match="activation must give the same each time"):
+        with pytest.raises(UserError, match="activation must return the same values each time"):
             NonLSTM(nn.Dropout())
 
 

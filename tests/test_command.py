@@ -39,7 +39,7 @@ def test_a_directory_may_have_an_equals_sign(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parser", "words", "message"),
     [
-        (evaluate.PARSER, ["split=val"], r"required: --ckpt\. python -m gridlstm\.evaluate --help names"),
+        (evaluate.PARSER, ["split=val"], r"required: --ckpt\. See python -m gridlstm\.evaluate --help"),
         (evaluate.PARSER, ["ckpt=a", "--splits", "val"], "unrecognized arguments: --splits"),
         (evaluate.PARSER, ["ckpt=a", "test"], "expected key=value, got 'test'"),
         (evaluate.PARSER, ["ckpt=a", "dynamic_rate=fast"], r"dynamic_rate must be a number, got 'fast'"),

@@ -184,7 +184,7 @@ def test_the_test_of_a_run_is_of_its_own_options(job: Job, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.hidden_size=10000000", r"these sizes need more memory than there is .* Smaller ones need less"),
+        ("model.hidden_size=10000000", r"these sizes need more memory than is available .* Smaller ones need less"),
         ("task.delay=100000000000", r"15 rows of 100,000,000,\d+ symbols .* are beyond the memory of any machine"),
         (
             "task.alphabet=10000000000000",

@@ -175,5 +175,5 @@ def test_what_cannot_be_is_said_in_one_sentence(sweep: Path, tmp_path: Path, job
         build(find_runs([tmp_path / "runs"]), "n")
     other = ["logger=wandb", "logger.wandb.mode=offline", "logger.wandb.project=other"]
     run_job(job(*other, "stages=[fit]", directory="runs/other"))
-    with pytest.raises(UserError, match="one W&B project, and these runs lie in your own/gridlstm, your own/other"):
+    with pytest.raises(UserError, match="several W&B projects: your own/gridlstm, your own/other"):
         build([*find_runs([sweep]), *find_runs([tmp_path / "runs"])], "n")

@@ -135,7 +135,7 @@ def test_an_ensemble_of_networks_without_time(job: Job, tmp_path: Path) -> None:
 def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     done = run_python("-m", "gridlstm.evaluate", "ckpt=a.ckpt", "ckpt=b.ckpt", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "error: ckpt is given more than once: leave one out, or put commas between several values." in done.stderr
+    assert "error: ckpt is given more than once. Give it once, with commas between several values." in done.stderr
 
 
 def test_networks_for_other_symbols_make_no_ensemble(job: Job, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_a_user_without_a_home_directory_is_survived(
     monkeypatch.setattr("pwd.getpwuid", unknown)
     with caplog.at_level("INFO"):
         assert fused.library() is None
-    assert "no home directory: set XDG_CACHE_HOME" in caplog.text
+    assert "there is no home directory. Set XDG_CACHE_HOME" in caplog.text
 
 
 def test_tensors_without_memory_are_computed_plainly() -> None:

@@ -115,7 +115,7 @@ def test_a_shared_gru_keeps_each_dimension_s_own_h_apart() -> None:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (Dimension("b", LSTM(), 3, shares="c"), r"must name a dimension with weights of its own \(a\), got 'c'"),
+        (Dimension("b", LSTM(), 3, shares="c"), r"must name a dimension with its own weights \(a\), got 'c'"),
         (Dimension("b", LSTM(), 4, shares="a"), r"expected LSTM\(.*\) of size 3, got LSTM\(.*\) of size 4"),
         (Dimension("b", LSTM(bias=True), 3, shares="a"), r"expected LSTM\(.*bias=False.*got LSTM\(.*bias=True"),
         (Dimension("b", LSTM(), 3, tied=True, shares="a"), "expected tied=False, got tied=True"),
@@ -140,7 +140,7 @@ def test_a_priority_is_named_once() -> None:
 
 def test_a_priority_is_no_text() -> None:
     """Whose letters would be names."""
-    with pytest.raises(UserError, match=r"priority must be a list of names of dimensions, .* got 'b'"):
+    with pytest.raises(UserError, match=r"priority must be a list of dimension names, .* got 'b'"):
         Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority="b")
 
 
@@ -220,13 +220,13 @@ def test_layer_major_is_refused_where_layers_depend_on_each_other() -> None:
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ([Masks()], "expected 2 masks, one a dimension, got 1"),
+        ([Masks()], "expected 2 masks, one per dimension, got 1"),
         (
             [Masks(), Masks(keep_h=torch.zeros(3, 1))],
             r"dimension 1: expected keep_h of shape \(3, 2, 4, 2\).*got \(3, 1\)",
         ),
         ([Masks(drop=torch.ones(2, device="meta")), Masks()], r"expected drop .* on cpu, got \(2,\) on meta"),
-        ([Masks(keep_m=torch.ones(2, requires_grad=True)), Masks()], "keep_m gets no gradient"),
+        ([Masks(keep_m=torch.ones(2, requires_grad=True)), Masks()], "keep_m cannot get a gradient"),
         ([Masks(), Masks(drop=torch.ones(2).int())], "expected drop of booleans or floats, got torch.int32"),
     ],
 )

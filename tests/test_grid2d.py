@@ -139,7 +139,7 @@ def test_dropout_acts_between_layers_and_on_the_output() -> None:
 def test_choices_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(UserError, match="expected the same cell along time and depth"):
         Grid2d(5, 4, 3, depth=LSTM(forget_bias=3), shared=True)
-    with pytest.raises(UserError, match="choose tied=true or false"):
+    with pytest.raises(UserError, match="Expected tied=true or tied=false"):
         Grid2d(5, 4, 3, tied=["depth"], shared=True)
     with pytest.raises(UserError, match="dropout must be a probability"):
         Grid2d(5, 4, 3, dropout=-0.1)

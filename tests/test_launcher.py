@@ -137,7 +137,7 @@ def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp
     assert "error: 1 of 2 jobs failed." in done.stderr
     for words in (
         "0-memorization-grid2d-s4: UserError",
-        "these sizes need more memory than there is",
+        "these sizes need more memory than is available",
         "s4/console.log",
     ):
         assert words in done.stderr

@@ -274,7 +274,7 @@ def test_of_frozen_weights_no_gradient_is_computed(make: Any) -> None:
 
 def test_batched_gradients_name_the_sweep_that_has_them() -> None:
     x = torch.randn(3, 1, 5)
-    with pytest.raises(UserError, match=r"have no batched gradients .* choose sweep=reference"):
+    with pytest.raises(UserError, match=r"have no batched gradients .* Use sweep=reference"):
         torch.autograd.functional.jacobian(lambda x: GridLSTM(5, 4, 2)(x)[0], x, vectorize=True)
     grid = GridLSTM(5, 4, 2, sweep="reference")
     found = torch.autograd.functional.jacobian(lambda x: grid(x)[0], x, vectorize=True)
@@ -358,7 +358,7 @@ def test_export_keeps_the_batch_open() -> None:
 def test_compiling_in_one_piece_needs_the_plain_loops_and_says_so() -> None:
     x = torch.randn(6, 6, 5)
     for model in (GridLSTM(5, 4, 2), StackedLSTM(5, 4, 2)):
-        with pytest.raises(torch._dynamo.exc.Unsupported, match="leave fullgraph out, or choose sweep=reference"):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="Remove fullgraph, or use sweep=reference"):
             torch.compile(model, fullgraph=True, backend="eager")(x)
     plain = GridLSTM(5, 4, 2, sweep="reference")
     torch.testing.assert_close(torch.compile(plain, fullgraph=True, backend="eager")(x), plain(x))
@@ -415,7 +415,7 @@ def test_what_is_passed_as_for_nn_lstm_but_means_something_else_is_refused() -> 
         GridLSTM(3, 4, 2, tied="depth")
     with pytest.raises(UserError, match="input_size must be a whole number"):
         GridLSTM("3", 4)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"torch\.nn\.LSTM's \(h, c\)"):
+    with pytest.raises(UserError, match=r"The \(h, c\) of torch\.nn\.LSTM"):
         layer(x, (torch.zeros(2, 2, 4), torch.zeros(2, 2, 4)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="pad_packed_sequence"):
         layer(torch.nn.utils.rnn.pack_padded_sequence(x, [5, 4]))  # type: ignore[arg-type]

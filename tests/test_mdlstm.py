@@ -158,7 +158,7 @@ def test_memory_of_random_networks_explodes_in_one_and_is_bounded_in_the_other()
         ({"input_size": -1}, "input_size must be a whole number of at least 1, got -1"),
         ({"dimensions": 4}, "dimensions must be 1, 2 or 3, got 4"),
         ({"cell": PeepholeLSTM()}, "made of LSTM cells, got PeepholeLSTM"),
-        ({"reverse": [True]}, "yes or no for 2 dimensions, got 1"),
+        ({"reverse": [True]}, "must have 2 values, one per dimension, got 1"),
         ({"sweep": "fast"}, "sweep must be auto or reference, got 'fast'"),
     ],
 )
@@ -183,7 +183,7 @@ def test_sides_and_inputs_of_another_kind_are_refused() -> None:
     layer, x = MDLSTM(5, d, 2), torch.zeros(3, 4, B, 5)
     sides = [HiddenMemory(*(each.float() for each in side)) for side in random_sides((3, 4))]
     for entering, given, words in (
-        (x, sides[:1], "expected 2 sides, one a dimension, got 1"),
+        (x, sides[:1], "expected 2 sides, one per dimension, got 1"),
         (x, [sides[0], sides[1].h], "side 1: expected HiddenMemory"),
         (x, random_sides((3, 4)), "expected side 0 of type torch.float32 like the weights, got torch.float64"),
         (x.double(), sides, "expected x of type torch.float32 like the weights, got torch.float64"),

@@ -137,7 +137,7 @@ def test_a_state_that_does_not_fit_is_refused(model: SequenceModel) -> None:
     """It would be broadcast or cut short, or end in an error of torch."""
     x, fitting = torch.randint(5, (2, 6)), model.initial_state(2)
     for name, good in zip(fitting._fields, fitting, strict=True):
-        shape, own = re.escape(str(tuple(good.shape))), f"as {good.dtype} on cpu like the network's own, got"
+        shape, own = re.escape(str(tuple(good.shape))), f"as {good.dtype} on cpu, like the network, got"
         for bad, words in (
             (good[:, :1], f"of shape {shape}, got"),
             (torch.cat([good, good]), f"of shape {shape}, got"),

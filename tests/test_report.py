@@ -88,7 +88,8 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     assert all(row["paper's test/accuracy"] == "" for row in rows if row is not grid)
     text = (sweep / "report.md").read_text()
     assert re.search(
-        "2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: these sizes need more memory than there is", text
+        "2-memorization-stacked_lstm-s1` [*]{2}failed[*]{2} UserError: these sizes need more memory than is available",
+        text,
     )
     assert "-s3` **missing**" in text
     assert "seed 3 missing" in text
@@ -462,7 +463,7 @@ def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"result\.json is damaged: it holds no object"):
         find_runs([tmp_path / "runs"])
     for out in (directory / "result.json", directory / "result.json" / "below"):
-        with pytest.raises(UserError, match=r"result\.json is a file: give a directory"):
+        with pytest.raises(UserError, match=r"result\.json is a file. Give a directory"):
             places([str(tmp_path)], out)
 
 
@@ -512,7 +513,7 @@ def test_where_a_report_goes_is_looked_at_before_it_is_made(tmp_path: Path, monk
     with pytest.raises(UserError, match="several directories together need a place of their own"):
         places(["a", "b"], None)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with pytest.raises(UserError, match=f"out={tmp_path}/new cannot be written, {tmp_path} is not open to you"):
+    with pytest.raises(UserError, match=f"out={tmp_path}/new cannot be written: no permission for {tmp_path}"):
         places([str(tmp_path)], Path("~/new"))
 
 

@@ -107,8 +107,8 @@ def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> Non
         ({"length": 0}, "length must be at least 1"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"stop": ""}, "stop must not be empty"),
-        ({"argmax": True, "temperature": 0.5}, "argmax=true draws nothing: leave temperature"),
-        ({"length": 10**30}, "length must be at least 1, and below"),
+        ({"argmax": True, "temperature": 0.5}, "argmax=true draws nothing. Remove temperature"),
+        ({"length": 10**30}, "length must be at least 1 and below"),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"seed": 2**70}, "seed must be 0 or more"),
         ({"prime": "am \udce9"}, "the prime is not UTF-8"),
@@ -123,7 +123,7 @@ def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="cannot be read"):
         written(checkpoint)
     run_job(job("stages=[fit]", directory="memorization"))
-    with pytest.raises(UserError, match=r"holds no symbols of a text.* in a run of task=memorization"):
+    with pytest.raises(UserError, match=r"has no text vocabulary.* a run of task=memorization"):
         written(tmp_path / "memorization" / "checkpoints" / "last.ckpt")
 
 

@@ -170,7 +170,7 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     assert [result["status"] for result in found.values()] == ["failed", "completed", "completed"], errors
     assert sweep.returncode == 1
     assert "error: 1 of 3 jobs failed." in errors
-    assert "0-memorization-grid2d-s1: UserError: these sizes need more memory than there is" in errors
+    assert "0-memorization-grid2d-s1: UserError: these sizes need more memory than is available" in errors
     assert [result["processes"] for result in list(found.values())[1:]] == [2, 2]
     assert [result["samples"] for result in list(found.values())[1:]] == [60, 60]
     numbers = [json.loads((tmp_path / "sweep" / name / "slurm.json").read_text())["job"] for name in found]

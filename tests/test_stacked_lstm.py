@@ -207,7 +207,7 @@ def test_a_state_that_does_not_fit_is_refused(cell: LSTM) -> None:
     model, x = StackedLSTM(5, 4, 2, time=cell), torch.zeros(3, 6, dtype=torch.long)
     for h, words in (
         (torch.zeros(2, 1, 4), r"expected the state's h of shape \(2, 3, 4\), got \(2, 1, 4\)"),
-        (torch.zeros(2, 3, 4).double(), r"expected the state's h as torch\.float32 on cpu .*got torch\.float64 on cpu"),
+        (torch.zeros(2, 3, 4).double(), r"expected the state's h as torch\.float32 on cpu.*got torch\.float64 on cpu"),
     ):
         with pytest.raises(UserError, match=words):
             model(x, StackedLSTMState(h, torch.zeros(2, 3, 4)))

@@ -316,7 +316,7 @@ def test_second_derivative_is_refused_in_one_sentence() -> None:
     grid = grid_of_two()
     sides = [HiddenMemory(*torch.ones(2, 2, 1, 3, dtype=torch.float64)) for _ in range(2)]
     loss = grid(sides, (2, 2))[0].h.sum()
-    with pytest.raises(UserError, match="choose sweep=reference"):
+    with pytest.raises(UserError, match="Use sweep=reference"):
         torch.autograd.grad(loss, list(grid.parameters()), create_graph=True)
 
 

@@ -1,7 +1,7 @@
-"""python -m gridlstm.bench: the sweeps beside a naive loop, ``torch.nn.LSTM`` and this machine's matrix products.
+"""python -m gridlstm.bench: time the sweeps, a naive loop, ``torch.nn.LSTM`` and this machine's matrix products.
 
-All contenders of one shape take turns, so that ratios hold on a busy machine; the best of all turns counts. Nothing is
-timed before it agrees with the reference.
+All contenders of one shape take turns, so that ratios hold on a busy machine; the best of all turns counts. Every sweep
+is checked against the reference before it is timed.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -45,17 +45,17 @@ class Row:
     seconds: float
     gflops: float
     share: float
-    """Of the best exact float32 product rate at the sweep's own shapes, in the same run."""
+    """Fraction of the best exact float32 product rate at the sweep's own shapes, in the same run."""
 
 
 def take_turns(contenders: dict[str, Contender], repeats: int, threads: int) -> dict[tuple[str, bool], float]:
-    """Best seconds of every contender, forward alone (False) and with the backward pass (True)."""
-    # One thread's own processor time is free of other processes; with several only the wall clock is meaningful.
+    """Return the best seconds of every contender, only forward (False) and with the backward pass (True)."""
+    # For one thread, processor time excludes other processes; for several, only the wall clock is meaningful.
     clock = time.process_time if threads == 1 else time.perf_counter
     best: dict[tuple[str, bool], float] = {}
     for _ in range(repeats):
         for name, run in contenders.items():
-            # Twice each: the first run after a naive loop, which leaves memory in small pieces, pays for that.
+            # Twice each: a naive loop fragments memory, which slows down the first run after it.
             for backward in (False, False, True, True):
                 start = clock()
                 run(backward)
@@ -65,7 +65,7 @@ def take_turns(contenders: dict[str, Contender], repeats: int, threads: int) -> 
 
 
 def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
-    """All contenders at one shape."""
+    """Time all contenders at one shape."""
     products = {
         "product, float32, native": product_contender(shape, "native", torch.float32),
         "product, float32, oneDNN": product_contender(shape, "onednn", torch.float32),
@@ -79,7 +79,7 @@ def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
         "untied: wavefront": grid_contender(wavefront, shape, untied=True),
         "untied: layer-major": grid_contender(layer_major, shape, untied=True),
     }
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere it is emulated, twenty times slower than float32
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # otherwise emulated, twenty times slower than float32
         products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16)
         grids["wavefront, bfloat16"] = grid_contender(wavefront, shape, product_dtype=torch.bfloat16)
     if len(shape.extents) == 2:
@@ -97,7 +97,7 @@ def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
 
 
 def scaling(base: Shape, repeats: int, threads: int) -> dict[str, tuple[list[int], list[float]]]:
-    """Seconds of a step as T, L and B grow one at a time."""
+    """Return the seconds of a step as T, L and B grow one at a time."""
     curves = {}
     T, L = base.extents
     grown = {
@@ -114,7 +114,7 @@ def scaling(base: Shape, repeats: int, threads: int) -> dict[str, tuple[list[int
 
 
 def plot(rows: Sequence[Row], curves: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
-    """Shares of the product rate, and time against T, L and B with its least-squares line."""
+    """Plot shares of the product rate, and time against T, L and B with its least-squares line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -140,12 +140,12 @@ def plot(rows: Sequence[Row], curves: dict[str, tuple[list[int], list[float]]], 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table and writes bench.csv and bench.png."""
+    """Print a table and write bench.csv and bench.png."""
     parser = argparse.ArgumentParser(prog="python -m gridlstm.bench", description=__doc__)
     parser.add_argument("--shape", nargs=4, type=int, action="append", metavar=("L", "d", "T", "B"), help="repeatable")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5, help="turns; every contender runs twice a turn")
-    parser.add_argument("--dir", type=Path, default=Path("bench"), help="where bench.csv and bench.png go")
+    parser.add_argument("--repeats", type=int, default=5, help="turns; every contender runs twice per turn")
+    parser.add_argument("--dir", type=Path, default=Path("bench"), help="directory of bench.csv and bench.png")
     options = parser.parse_args(arguments)
     if options.threads < 1 or options.repeats < 1 or any(n < 1 for shape in options.shape or [] for n in shape):
         parser.error("threads, repeats and every part of a shape must be at least 1")
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         parser.error(f"--dir {options.dir}: {error.strerror}")
     if not os.access(options.dir, os.W_OK | os.X_OK):
-        parser.error(f"--dir {options.dir}: it cannot be written")
+        parser.error(f"--dir {options.dir}: not writable")
     try:
         _run(options)
     except UserError as error:
@@ -162,10 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Times, prints and writes.
+    """Run the benchmark with parsed options.
 
     Raises:
-        UserError: a contender differs from the reference.
+        UserError: if a contender differs from the reference.
     """
     prepare()
     torch.set_num_threads(options.threads)

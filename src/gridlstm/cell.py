@@ -20,7 +20,7 @@ from gridlstm.errors import UserError, check_above_zero
 
 
 def lstm_gates(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Equations 1: u, f, o = sigma(z_u), sigma(z_f), sigma(z_o) and c = tanh(z_c), with z = W H (+ b).
+    """Apply equations 1: u, f, o = sigma(z_u), sigma(z_f), sigma(z_o) and c = tanh(z_c), with z = W H (+ b).
 
     Args:
         z: (R, 4d) pre-activations in the order (u, f, o, c).
@@ -33,20 +33,20 @@ def lstm_gates(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def lstm_memory(u: Tensor, f: Tensor, c: Tensor, m: Tensor) -> Tensor:
-    """Equation 2: m' = f . m + u . c."""
+    """Apply equation 2: m' = f . m + u . c."""
     return f * m + u * c
 
 
 def paper_output(o: Tensor, m: Tensor) -> Tensor:
-    """Equation 3, as printed: h' = tanh(o . m').
+    """Apply equation 3 as printed: h' = tanh(o . m').
 
-    The tanh is outside. Nearly every other LSTM, cuDNN's included, has ``standard_output`` instead.
+    The tanh is outside. Nearly every other LSTM, including cuDNN's, uses ``standard_output`` instead.
     """
     return (o * m).tanh()
 
 
 def standard_output(o: Tensor, m: Tensor) -> Tensor:
-    """The usual LSTM output (Gers et al. 2000): h' = o . tanh(m')."""
+    """Apply the usual LSTM output (Gers et al. 2000): h' = o . tanh(m')."""
     return o * m.tanh()
 
 
@@ -58,54 +58,54 @@ class HiddenMemory(NamedTuple):
 
 
 def check_state_vector(name: str, value: object, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raises UserError unless it is a tensor of this shape, of the type and on the device of what the network has."""
+    """Raise UserError unless ``value`` is a tensor of this shape, with the data type and device of ``like``."""
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"expected the state's {name} of shape {shape}, got {got}.")
     if (value.dtype, value.device) != (like.dtype, like.device):
         raise UserError(
-            f"expected the state's {name} as {like.dtype} on {like.device} like the network's own, got "
-            f"{value.dtype} on {value.device}: convert it by .to(...)."
+            f"expected the state's {name} as {like.dtype} on {like.device}, like the network, got "
+            f"{value.dtype} on {value.device}. Convert it with .to(...)."
         )
 
 
 class Cell(ABC):
-    """What one dimension of a block does: a pure pointwise function of the pre-activations, and its sizes.
+    """The transform of one dimension of a block: a pure pointwise function of the pre-activations, and its sizes.
 
-    The matrix product z = W H + b is not the cell's: the sweep owns it, so that one engine serves every cell.
+    The sweep, not the cell, computes the matrix product z = W H + b, so that one engine serves every cell.
     """
 
     num_gates: ClassVar[int]
-    """Length of z over d."""
+    """Length of z divided by d."""
 
     @property
     def has_bias(self) -> bool:
-        """Whether a packed bias of length num_gates * d is learned."""
+        """True if a packed bias of length num_gates * d is learned."""
         return False
 
     def memory_size(self, size: int) -> int:
-        """Length of the memory vector that goes with a hidden vector of length ``size``; 0 for a cell without one."""
+        """Return the length of the memory vector for hidden vectors of length ``size``; 0 for a cell without memory."""
         return 0
 
     @property
     def constants(self) -> tuple[float, ...]:
-        """Configured numbers, one a gate, added to the pre-activations where no bias is learned; () for none."""
+        """Constants, one per gate, added to the pre-activations if no bias is learned; () for none."""
         return ()
 
     def constant_bias(self, size: int, like: Tensor) -> Tensor | None:
-        """Return ``constants`` as a packed bias (num_gates * d,) of the type and on the device of ``like``."""
+        """Return ``constants`` as a packed bias (num_gates * d,) with the data type and device of ``like``."""
         return torch.cat([like.new_full((size,), x) for x in self.constants]) if self.constants else None
 
     def vector_lengths(self, size: int) -> dict[str, int]:
-        """Names and lengths of learned vectors that ``pointwise`` takes besides z, such as peepholes."""
+        """Return names and lengths of the learned vectors that ``pointwise`` takes besides z, such as peepholes."""
         return {}
 
     def weight_rows(self, size: int) -> int:
-        """Rows of the learned weight."""
+        """Return the number of rows of the learned weight."""
         return self.num_gates * size
 
     def expand_weight(self, weight: Tensor, own: slice) -> Tensor:
-        """(..., num_gates * d, D), the weight of z, from the learned (..., weight_rows, D).
+        """Return the weight of z, (..., num_gates * d, D), from the learned weight (..., weight_rows, D).
 
         Args:
             own: the columns of H that hold this dimension's own h.
@@ -114,24 +114,28 @@ class Cell(ABC):
 
     @abstractmethod
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
-        """(h', m') from z (R, num_gates * d), which includes the bias, the incoming h (R, d) and m (R, memory_size).
+        """Return (h', m').
 
-        ``vectors`` are as in ``vector_lengths``, each (length,) or (R, length).
+        Args:
+            z: (R, num_gates * d) pre-activations, including the bias.
+            h: (R, d), incoming.
+            m: (R, memory_size), incoming.
+            vectors: in the order of ``vector_lengths``, each (length,) or (R, length).
         """
 
     @abstractmethod
     def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
-        """Initialises the learned parameters in place."""
+        """Initialise the learned parameters in place."""
 
 
 def check_cell(name: str, cell: object) -> None:
-    """Raises UserError unless it is a cell."""
+    """Raise UserError unless ``cell`` is a cell."""
     if not isinstance(cell, Cell):
         raise UserError(f"{name} must be a cell, such as gridlstm.cell.LSTM(), got {cell!r}.")
 
 
 def fan_in_uniform(weight: Tensor, gain: float) -> None:
-    """Uniform with variance gain^2 / D for a weight (..., rows, D)."""
+    """Fill a weight (..., rows, D) uniformly with variance gain^2 / D."""
     bound = gain * math.sqrt(3 / weight.shape[-1])
     weight.uniform_(-bound, bound)
 
@@ -140,15 +144,15 @@ def fan_in_uniform(weight: Tensor, gain: float) -> None:
 class LSTM(Cell):
     """The LSTM transform, equations 1 to 3: (h', m') = LSTM(H, m, W).
 
-    The paper writes no bias. A deep grid whose forget gates all start at 1/2 passes 0.5^L of its input to the top and
-    does not begin to learn, so the gate is opened by ``forget_bias``: the initial value of a learned bias, or with
-    ``bias=False`` a constant added to the forget gate's pre-activation.
+    The paper has no bias. A deep grid whose forget gates all start at 1/2 passes 0.5^L of its input to the top and does
+    not learn. ``forget_bias`` opens the gate: it is the initial value of a learned bias, or with ``bias=False`` a
+    constant added to the forget gate's pre-activation.
 
     Args:
         output: "paper" for h' = tanh(o . m'), "standard" for h' = o . tanh(m').
         bias: learn a bias for each gate.
-        forget_bias: see above. A path of L gates keeps a constant share of its input when this is about log L.
-        gain: weights start uniform with variance gain^2 / D.
+        forget_bias: see above. At about log L, a path of L gates keeps a constant share of its input.
+        gain: initial weights are uniform with variance gain^2 / D.
     """
 
     output: Literal["paper", "standard"] = "paper"

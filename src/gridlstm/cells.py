@@ -1,4 +1,4 @@
-"""Cells other than the paper's LSTM transform. ``gridlstm.cell`` has the LSTM, the equations and the contract.
+"""Cells other than the paper's LSTM transform. ``gridlstm.cell`` has the LSTM, the equations and the base class.
 
 Shape legend: d size of the dimension, D = the sum of all dimensions' sizes, R rows.
 """
@@ -24,7 +24,7 @@ class PeepholeLSTM(LSTM):
     o = sigma(z_o + p_o . m'), then h' as in ``LSTM``. The vector ``peephole`` is [p_u; p_f; p_o] and starts at 0.
 
     Args:
-        peepholes: the gates that have one, of "u", "f" and "o"; ``peephole`` holds these, in that order.
+        peepholes: the gates with a peephole, out of "u", "f" and "o", in the order of ``peephole``.
     """
 
     peepholes: Literal["ufo", "uf", "uo", "fo", "u", "f", "o"] = "ufo"
@@ -58,7 +58,7 @@ PEEPHOLES = ("ufo", "uf", "uo", "fo", "u", "f", "o")
 
 @dataclass(frozen=True)
 class CoupledLSTM(LSTM):
-    """LSTM whose input gate is what the forget gate leaves (Greff et al. 2017, CIFG): u = 1 - f.
+    """LSTM with coupled input and forget gates (Greff et al. 2017, CIFG): u = 1 - f.
 
     m' = f . m + (1 - f) . c. Packed gate order (f, o, c): three quarters of the LSTM's weights.
     """
@@ -87,12 +87,12 @@ class CoupledLSTM(LSTM):
 class LayerNormLSTM(LSTM):
     """LSTM with layer normalisation of each gate's pre-activation and of the memory in the output.
 
-    z_g = gain_g . LN(W_g H) + shift_g for every gate g, m' = f . m + u . c, h' as in ``LSTM`` of
+    z_g = gain_g . LN(W_g H) + shift_g for every gate g, m' = f . m + u . c, h' as in ``LSTM`` but computed from
     gain_m . LN(m') + shift_m. The vectors ``gain`` and ``shift`` are packed (u, f, o, c, m) and start at 1 and 0, the
-    forget gate's shift at ``forget_bias``; ``bias`` has no use beside ``shift`` and is refused.
+    forget gate's shift at ``forget_bias``. ``shift`` makes ``bias`` redundant, so ``bias=True`` is an error.
 
-    A variant of Ba et al. 2016 (arXiv 1607.06450), who normalise W_h h and W_x x apart and add the two: a block's H is
-    one vector, so here its one product is normalised, gate by gate. The memory's normalisation is theirs.
+    A variant of Ba et al. 2016 (arXiv 1607.06450), who normalise W_h h and W_x x separately and add the two. A block's
+    H is one vector, so here its one product is normalised, gate by gate. The memory is normalised as in that paper.
 
     Args:
         epsilon: added to the variances.
@@ -114,8 +114,8 @@ class LayerNormLSTM(LSTM):
         return {"gain": 5 * size, "shift": 5 * size}
 
     def preactivations(self, z: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        """What the gates are of, normalised: (R, 4d) in the order of z = W H."""
-        parts = zip(z.chunk(4, dim=-1), gain.chunk(5, dim=-1), shift.chunk(5, dim=-1), strict=False)  # m's is left
+        """Return the normalised pre-activations, (R, 4d) in the order of z = W H."""
+        parts = zip(z.chunk(4, dim=-1), gain.chunk(5, dim=-1), shift.chunk(5, dim=-1), strict=False)  # not those of m
         return torch.cat([self._normalised(*part) for part in parts], dim=-1)
 
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
@@ -143,12 +143,12 @@ class GRU(Cell):
 
     r = sigma(W_r H + b_r), s = sigma(W_s H + b_s), n = tanh(W_n x + b_n + r . (W_n h + c_n)), h' = (1 - s) . n + s . h
 
-    where h is this dimension's own part of H and x the other dimensions'. Learned weight rows (r, s, n); the two parts
-    of W_n H are kept apart in z = (r, s, n_x, n_h), and so are their biases.
+    where h is this dimension's own part of H and x the part of the other dimensions. The learned weight has the rows
+    (r, s, n); z = (r, s, n_x, n_h) and the biases keep the two parts of W_n H separate.
 
     Args:
         bias: learn biases.
-        gain: weights start uniform with variance gain^2 / D.
+        gain: initial weights are uniform with variance gain^2 / D.
     """
 
     bias: bool = True
@@ -195,19 +195,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _check_activation(name: Activation) -> None:
-    """Raise UserError unless it is one of ``ACTIVATIONS``, or a function that a sweep may call in any order, and again
-    in the backward pass.
-    """
+    """Raise UserError unless ``name`` is in ``ACTIVATIONS`` or a function fit for calls in any order, and again."""
     if callable(name):
-        owner = getattr(name, "__self__", name)  # of a bound method
+        owner = getattr(name, "__self__", name)  # __self__ of a bound method
         if isinstance(owner, nn.Module) and any(True for _ in (*owner.parameters(), *owner.buffers())):
-            raise UserError(f"activation must have no weights and no buffers, which a cell cannot keep, got {name!r}.")
+            raise UserError(f"activation must have no weights and no buffers, a cell cannot store them, got {name!r}.")
         _check_by_calling(name)
     elif name not in ACTIVATIONS:
         raise UserError(f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {name!r}.")
 
 
-@_disable_current_modes()  # which may know no values
+@_disable_current_modes()  # under a mode such as FakeTensorMode, tensors may have no values
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _check_by_calling(function: Callable[[Tensor], Tensor]) -> None:
@@ -221,23 +219,23 @@ def _check_by_calling(function: Callable[[Tensor], Tensor]) -> None:
                 torch.autograd.grad(differentiable.sum(), leaf, allow_unused=True)
         except Exception as error:
             raise UserError(
-                f"activation must be a function of a tensor of any shape, on any device, got {function!r}, which fails "
-                f"on one of shape {tuple(x.shape)} or in its backward pass: {error}"
+                f"activation must accept a tensor of any shape on any device, got {function!r}, which fails for shape "
+                f"{tuple(x.shape)} or in its backward pass: {error}"
             ) from error
         drawn = not torch.equal(torch.get_rng_state(), unused)
     if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
         raise UserError(f"activation must keep the shape and the type of its argument, got {function!r}.")
     if y.requires_grad:
-        raise UserError(f"activation must depend on no weights, which a cell could not train, got {function!r}.")
+        raise UserError(f"activation must not depend on weights, a cell cannot train them, got {function!r}.")
     if x._version != version:
         raise UserError(f"activation must not overwrite its argument, got {function!r}: choose inplace=False.")
     if drawn or not torch.allclose(y, again, rtol=0, atol=0, equal_nan=True):
         raise UserError(
-            f"activation must give the same each time, as it is called again in the backward pass, got {function!r}: "
-            f"noise belongs to a dimension's regularizers."
+            f"activation must return the same values each time, because the backward pass calls it again, got "
+            f"{function!r}. For noise, use a dimension's regularizers."
         )
     if not torch.allclose(y[:3], rows, equal_nan=True):
-        raise UserError(f"activation must compute each row by itself, whatever the others are, got {function!r}.")
+        raise UserError(f"activation must compute each row independently of the others, got {function!r}.")
 
 
 def _activation(name: Activation) -> Callable[[Tensor], Tensor]:
@@ -249,11 +247,11 @@ class NonLSTM(Cell):
     """A dimension without memory (section 3.3): h' = alpha(V H). With tanh this is a vanilla recurrent network.
 
     Args:
-        activation: alpha: "identity", "relu", "tanh", "sigmoid", or any function of a tensor that keeps its shape and
-            computes each row by itself, has neither weights nor random numbers, and does not overwrite its argument.
-            It is called again in the backward pass.
-        bias: learn a bias, which the paper does not write.
-        gain: weights start uniform with variance gain^2 / D.
+        activation: alpha: "identity", "relu", "tanh", "sigmoid", or any function of a tensor that keeps its shape,
+            computes each row independently, has neither weights nor random numbers, and does not overwrite its
+            argument. The backward pass calls it again.
+        bias: learn a bias; the paper has none.
+        gain: initial weights are uniform with variance gain^2 / D.
     """
 
     activation: Activation = "identity"
@@ -282,14 +280,14 @@ class NonLSTM(Cell):
 
 @dataclass(frozen=True)
 class Highway(Cell):
-    """A highway layer (Srivastava et al. 2015, arXiv 1505.00387): a gate mixes what the layer makes with what it got.
+    """A highway layer (Srivastava et al. 2015, arXiv 1505.00387): a gate mixes the layer's output with its input.
 
     t = sigma(W_t H + b_t), h' = t . alpha(W_c H + b_c) + (1 - t) . h. Packed order (t, c).
 
     Args:
-        activation: alpha: "tanh", "relu", or another of ``NonLSTM``.
-        gate_bias: initial b_t. Below 0 a layer begins as nearly the identity: -1 to -3 for 10 to 30 layers.
-        gain: weights start uniform with variance gain^2 / D.
+        activation: alpha: "tanh", "relu", or any other activation of ``NonLSTM``.
+        gate_bias: initial b_t. Below 0 a layer starts close to the identity: -1 to -3 for 10 to 30 layers.
+        gain: initial weights are uniform with variance gain^2 / D.
     """
 
     activation: Activation = "tanh"

@@ -1,4 +1,4 @@
-"""Parts that all commands share: their process's streams and speed, options, one message for an error, exit status."""
+"""Parts that all commands share: standard streams, process tuning, options, error messages and exit status."""
 
 import argparse
 import ctypes
@@ -17,10 +17,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def prepare() -> None:
-    """Set what our commands ask of their process: standard streams, and speed. Results do not depend on it.
+    """Prepare the process of a command: standard streams, and settings that change speed but no result.
 
-    What the user's environment says of either goes first: OMP_WAIT_POLICY or GOMP_SPINCOUNT, and MALLOC_… or
-    GLIBC_TUNABLES.
+    The user's environment has priority: OMP_WAIT_POLICY or GOMP_SPINCOUNT, and MALLOC_… or GLIBC_TUNABLES.
     """
     open_streams()
     _wait_briefly()
@@ -28,27 +27,27 @@ def prepare() -> None:
 
 
 def open_streams() -> None:
-    """Open the null device for standard streams that are closed, as those of some daemons are.
+    """Open the null device for closed standard streams, as some daemons have.
 
-    Without one, what asks a stream whether it is a terminal fails, and the next file that is opened takes its number,
-    into which a library of C then writes its messages.
+    Otherwise terminal checks fail, and the next opened file takes the stream's number, so that C libraries write their
+    messages into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which has this number, the lowest free one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # open takes the lowest free number: this one
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode))
 
 
 def _wait_briefly() -> None:
-    """Lets idle threads spin for some 20 microseconds, then sleep.
+    """Let idle OpenMP threads spin for about 20 microseconds, then sleep.
 
-    GNU OpenMP's own choice is to spin for milliseconds. A sweep is thousands of short parallel regions; with one other
-    busy process on each of two cores, its threads wait out one another's time slices: a training step of the default
-    task took 920 ms instead of 19. Spinning briefly, it takes 46, and without other processes the same 19
+    By default, GNU OpenMP spins for milliseconds. A sweep consists of thousands of short parallel regions. With one
+    other busy process on each of two cores, its threads wait out one another's time slices: a training step of the
+    default task took 920 ms instead of 19. With brief spinning it takes 46 ms, and still 19 without other processes
     (docs/performance.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -56,10 +55,10 @@ def _wait_briefly() -> None:
 
 
 def _keep_memory() -> None:
-    """Has freed memory stay with the process instead of going back to the system.
+    """Keep freed memory in the process instead of returning it to the system.
 
-    By default glibc gives every large tensor back when it is freed, and the next step has all its pages made and
-    zeroed anew: 5 to 14 % of a step of 6 layers of 1,000 units (docs/performance.md).
+    By default, glibc returns every large tensor when it is freed, and the system makes and zeroes its pages again in
+    the next step: 5 to 14 % of a step of 6 layers of 1,000 units (docs/performance.md).
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
@@ -69,19 +68,18 @@ def _keep_memory() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, for commands that people type beside train.py: ``name=value`` is taken as ``--name value``.
+    """argparse that accepts ``name=value`` for ``--name value``, as train.py does.
 
     Args:
-        module: below gridlstm, such as "evaluate".
-        others: the words that are no options of the command: ``key=value`` of a run, directories, with which ``--out``
-            says where files go, or none.
+        module: name below gridlstm, such as "evaluate".
+        others: words accepted besides options: ``key=value`` options of a run, directories (adds ``--out``), or none.
     """
 
     def __init__(self, module: str, description: str, others: Literal["key=value", "directory", "none"]) -> None:
         super().__init__(
             prog=f"python -m gridlstm.{module}",
             description=description,
-            epilog="Each option may also be written as name=value, as for train.py.",
+            epilog="Each option can also be written as name=value, as for train.py.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -89,24 +87,24 @@ class Parser(argparse.ArgumentParser):
         if others == "key=value":
             self.add_argument("others", nargs="*", metavar=others, help="options of the run: task.data.batch_size=200")
         elif others == "directory":
-            self.add_argument("others", nargs="*", metavar=others, help="a sweep's, or any above run directories")
+            self.add_argument("others", nargs="*", metavar=others, help="a sweep, or any directory that contains runs")
             self.add_argument(
                 "--out",
                 type=Path,
                 metavar="DIRECTORY",
-                help="where files go (the only directory, if one is given)",
+                help="directory to write files to (the given directory, if it is the only one)",
             )
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
         message = re.sub(r"^argument --([\w-]+): ", lambda found: found[1].replace("-", "_") + " ", message)
-        raise UserError(f"{message}. {self.prog} --help names all options.")
+        raise UserError(f"{message}. See {self.prog} --help for all options.")
 
     def parse(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """Return the options that are given, by name, and the other words.
+        """Return the given options by name, and the other words.
 
         Raises:
-            UserError: an option is unknown, given twice, or has a value that it cannot take.
+            UserError: if an option is unknown, repeated, or has an invalid value.
         """
         names = {name for action in self._actions for name in action.option_strings if name.startswith("--")}
         words: list[str] = []
@@ -118,7 +116,7 @@ class Parser(argparse.ArgumentParser):
         keys = [word.partition("=")[0] for word in words if word.startswith("--")]
         if twice := [key for key in keys if keys.count(key) > 1]:
             name = twice[0].removeprefix("--").replace("-", "_")
-            raise UserError(f"{name} is given more than once: leave one out, or put commas between several values.")
+            raise UserError(f"{name} is given more than once. Give it once, with commas between several values.")
         found = {name: value for name, value in vars(self.parse_intermixed_args(words)).items() if value is not None}
         others: list[str] = found.pop("others", [])
         for word in others:
@@ -130,7 +128,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(text: str) -> int:
-    """Return a whole number, the type of an option."""
+    """Return the whole number that an option is given."""
     try:
         return int(text)
     except ValueError as error:
@@ -138,7 +136,7 @@ def whole(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """Return a number, the type of an option."""
+    """Return the number that an option is given."""
     try:
         return float(text)
     except ValueError as error:
@@ -146,30 +144,30 @@ def number(text: str) -> float:
 
 
 def true_or_false(text: str) -> bool:
-    """Return true or false, the type of an option."""
+    """Return the boolean that an option is given."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
     return text.lower() == "true"
 
 
 def packages(text: str) -> list[str]:
-    """Return names that commas part, the type of ``--trust``."""
+    """Return the comma-separated names of ``--trust``."""
     return [name for name in text.split(",") if name]
 
 
 def checkpoint_paths(named: str) -> list[Path]:
-    """Return the paths of ``--ckpt A,B,…``; a single one may have commas of its own."""
+    """Return the paths of ``--ckpt A,B,…``; the path of a single file may contain commas."""
     paths = [named] if Path(named).expanduser().is_file() else named.split(",")
     return [Path(path).expanduser() for path in paths]
 
 
 def run_command(parser: Parser, run: Callable[[dict[str, Any], list[str]], None]) -> None:
-    """Call ``run`` with the options that the command line gives and its other words.
+    """Call ``run`` with the options and the other words of the command line.
 
-    An error of the user's is one message and exit status 1, Ctrl-C exit status 130.
+    Print a user error as one message and exit with status 1; exit with status 130 on Ctrl-C.
     """
     prepare()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is the result's
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on stderr: stdout is for the result
     arguments = sys.argv[1:]
     if not arguments:
         sys.exit(parser.format_help())
@@ -180,12 +178,12 @@ def run_command(parser: Parser, run: Callable[[dict[str, Any], list[str]], None]
             run(*parser.parse(arguments))
         sys.stdout.flush()
     except BrokenPipeError:
-        # As in "| head": ends quietly. Not by SIGPIPE, of which a closed connection could die as well.
+        # Exit quietly, as in "| head". The SIGPIPE signal is no alternative: a closed connection also raises it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error}. Files are written to, and read from, where the command says.")
+        sys.exit(f"error: {error}. Check the paths of the command line.")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""Numbers of a module that are configured and not learned: no tensor holds them, a state_dict says them beside."""
+"""Numbers of a module that are configured instead of learned. A state_dict stores them as metadata, not as tensors."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from gridlstm.errors import UserError
 
 
 class Configured(nn.Module):
-    """Keeps configured numbers out of its tensors, and refuses weights that were trained with others.
+    """Keeps configured numbers out of its tensors, and rejects weights that were trained with other numbers.
 
-    So they are exact in every precision, on every device, and in modules that are built without memory. A state_dict
-    carries them in its ``_metadata``, with the keys of the learned tensors as they are; one without is loaded as it is.
+    This keeps the numbers exact in every precision, on every device and on the meta device. A state_dict stores them in
+    its ``_metadata`` and its keys do not change; a state_dict without them is loaded unchecked.
     """
 
     def configured(self) -> dict[str, Any]:
-        """Return names and plain values of what changes the results and is in no tensor."""
+        """Return names and plain values of settings that change the results and are in no tensor."""
         raise NotImplementedError(f"{type(self).__name__} must define configured")
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -30,6 +30,6 @@ class Configured(nn.Module):
             if saved.get(name, own) != own:
                 raise UserError(
                     f"{prefix[:-1] or type(self).__name__}: the weights were trained with {name} {saved[name]}. "
-                    f"Expected {own}, as this network has. Build it with the options that they were trained with."
+                    f"Expected {own}, as in this network. Build it with the options that the weights were trained with."
                 )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)

@@ -1,4 +1,4 @@
-"""What the benchmark compares: sweeps, ``torch.nn.LSTM`` and this machine's matrix products.
+"""Contenders of the benchmark: sweeps, ``torch.nn.LSTM`` and this machine's matrix products.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size, N dimensions.
 """
@@ -23,7 +23,7 @@ class Shape:
     """A grid of LSTM cells of one size.
 
     Args:
-        extents: (T, L), or more of them.
+        extents: (T, L), or more extents.
         d: units of every dimension.
         B: batch rows.
     """
@@ -43,7 +43,10 @@ class Shape:
         return f"{'x'.join(map(str, self.extents))} d{self.d} B{self.B}"
 
     def flops(self, backward: bool) -> float:
-        """Of all matrix products: N transforms of 4 d x N d, 8 N^2 d^2 a block and row; twice that again backward."""
+        """Return the arithmetic of all matrix products: 8 N^2 d^2 per block and row, twice that again backward.
+
+        A block has N transforms of 4 d x N d.
+        """
         forward = 8 * len(self.extents) ** 2 * self.d**2 * prod(self.extents) * self.B
         return 3 * forward if backward else forward
 
@@ -55,12 +58,12 @@ Contender = Callable[[bool], None]
 def grid_contender(
     sweep: Sweep, shape: Shape, priority: bool = False, untied: bool = False, product_dtype: torch.dtype | None = None
 ) -> Contender:
-    """A grid with the paper's cells; agreement with the reference is checked at a small size first.
+    """Build a grid with the paper's cells, after checking at a small size that it agrees with the reference.
 
     Args:
-        priority: the last dimension sees the others' new hidden vectors.
-        untied: weights of its own for every layer.
-        product_dtype: the type of matrix products, by autocast.
+        priority: let the last dimension see the new hidden vectors of the others.
+        untied: give every layer its own weights.
+        product_dtype: the type of matrix products under autocast.
     """
     N = len(shape.extents)
     stages = ((*range(N - 1),), (N - 1,)) if priority else ((*range(N),),)
@@ -100,7 +103,7 @@ def _problem(
 def _check_agreement(
     sweep: Sweep, stages: tuple[tuple[int, ...], ...], untied: bool, product_dtype: torch.dtype | None
 ) -> None:
-    """Raises UserError unless values and gradients equal the reference's in float64 and, to rounding, in float32."""
+    """Raise UserError unless values and gradients equal the reference's in float64 and, up to rounding, in float32."""
     extents = (5, 4, 3)[: sum(map(len, stages))]
     # float64 sums in another order; float32 sums of up to 1e3 terms; bfloat16 has 8 bits, gradients are of order 10.
     checks = [(torch.float64, 1e-10), (torch.float32, 1e-3)] if product_dtype is None else [(torch.float32, 1.0)]
@@ -113,11 +116,11 @@ def _check_agreement(
             results.append([*out, *torch.autograd.grad(sum(x.sum() for x in out), leaves)])  # type: ignore[arg-type]
         error = max((a - b).abs().max().item() for a, b in zip(*results, strict=True))
         if not error < tolerance:
-            raise UserError(f"{sweep} differs from the reference by {error:.1e} in {dtype}: nothing was timed.")
+            raise UserError(f"{sweep} differs from the reference by {error:.1e} in {dtype}. Nothing was timed.")
 
 
 def lstm_contender(shape: Shape, layers: int) -> Contender:
-    """``torch.nn.LSTM`` of the same width. A grid block is as much arithmetic as two of its layers."""
+    """Build a ``torch.nn.LSTM`` of the same width. A grid block needs as much arithmetic as two of its layers."""
     network = nn.LSTM(shape.d, shape.d, layers)
     x = torch.randn(shape.extents[0], shape.B, shape.d, requires_grad=True)
 
@@ -131,7 +134,7 @@ def lstm_contender(shape: Shape, layers: int) -> Contender:
 
 
 def product_contender(shape: Shape, product: matmul.Product, dtype: torch.dtype) -> Contender:
-    """The products of a widest diagonal and of the weight gradient, as often as the sweep's arithmetic has them."""
+    """Build the matrix products of a widest diagonal and of the weight gradient, with the arithmetic of a sweep."""
     D = len(shape.extents) * shape.d
     rows = plan(shape.extents, (), torch.device("cpu"), "diagonal").largest * shape.B
     K = prod(shape.extents) * shape.B

@@ -1,4 +1,4 @@
-"""What a sequence model costs: parameters, state, arithmetic and memory.
+"""Cost of a sequence model: parameters, state, arithmetic and memory.
 
 Shape legend: B batch rows, T time steps.
 """
@@ -21,15 +21,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one sequence (B = 1).
+    """Cost of one sequence (B = 1).
 
     Attributes:
         parameters: trained numbers.
-        state_size: numbers that travel from one time step to the next.
+        state_size: numbers carried from one time step to the next.
         flops_per_step: floating-point operations of all matrix products (a multiplication and an addition are two) in
-            the forward and the backward pass, for one more time step.
-        saved_bytes_per_step: alive between the forward and the backward pass, for one more time step; the output is
-            part of it.
+            the forward and the backward pass, per additional time step.
+        saved_bytes_per_step: memory held between the forward and the backward pass, including the output, per
+            additional time step.
     """
 
     parameters: int
@@ -40,12 +40,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward and backward pass took.
+    """Measured cost of one forward and backward pass.
 
     Attributes:
-        flops: of all matrix products.
-        saved_bytes: alive between the two passes, without parameters and input.
-        peak_bytes: the most that was alive at any time, the gradients of the parameters among it.
+        flops: arithmetic of all matrix products.
+        saved_bytes: memory held between the two passes, without parameters and input.
+        peak_bytes: largest memory held at any time, including the gradients of the parameters.
     """
 
     flops: int
@@ -54,14 +54,14 @@ class Pass:
 
 
 def cost(model: SequenceModel, input_size: int | None = None, steps: int = 8) -> Cost:
-    """Runs sequences of T = ``steps`` and 2 T through the model, forward and backward; what a step costs is the slope.
+    """Run sequences of T = ``steps`` and 2 T through the model, forward and backward; the slope is the cost of a step.
 
-    What does not grow with T falls out. For a model whose cost is no straight line in T, such as attention over all
-    earlier steps, the slope holds near T = ``steps`` only.
+    Costs that do not grow with T cancel. For a model whose cost is not linear in T, such as attention over all earlier
+    steps, the slope holds only near T = ``steps``.
 
     Args:
-        input_size: features of a step, as floats; None for symbols, whose projection is a look-up and no product.
-        steps: T; for a model with a rhythm of its own, a multiple of it.
+        input_size: features of a step, as floats; None for symbols, whose projection is a look-up without arithmetic.
+        steps: T; for a model with a periodic cost, a multiple of its period.
     """
 
     def x(T: int) -> Tensor:
@@ -70,7 +70,7 @@ def cost(model: SequenceModel, input_size: int | None = None, steps: int = 8) ->
             return torch.zeros(1, T, dtype=torch.int64, device=place.device)
         return place.new_zeros(1, T, input_size)
 
-    run_once(model, x(1))  # what is built or cached once
+    run_once(model, x(1))  # excludes what is built or cached once
     short, long = (run_once(model, x(T)) for T in (steps, 2 * steps))
     return Cost(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -81,7 +81,7 @@ def cost(model: SequenceModel, input_size: int | None = None, steps: int = 8) ->
 
 
 def run_once(model: nn.Module, *x: Tensor) -> Pass:
-    """Run a forward and a backward pass of ``model(*x)``, whose outputs are all trained for; drop the gradients."""
+    """Run a forward pass of ``model(*x)`` and a backward pass from all its outputs; discard the gradients."""
     trained = [p for p in model.parameters() if p.requires_grad]
     devices = [x[0].device] if x[0].device.type == "cuda" else []
     with (
@@ -97,7 +97,7 @@ def run_once(model: nn.Module, *x: Tensor) -> Pass:
 
 
 class _AliveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made inside and still held by anybody, also outside of autograd."""
+    """Counts the bytes of all tensors made inside and still referenced, by autograd or anything else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,12 +126,12 @@ class _AliveBytes(TorchDispatchMode):
 
 
 def _rnn_flops(x: Any, w_input: Any, w_hidden: Any, *_: Any, **__: Any) -> int:
-    """Of torch's own recurrent layer on the CPU: x (T, B, input), weights (gates, input) and (gates, hidden)."""
+    """Count torch's recurrent layer on the CPU: x (T, B, input), weights (gates, input) and (gates, hidden)."""
     return 2 * int(x[0] * x[1] * w_input[0] * (w_input[1] + w_hidden[1]))
 
 
 _MORE_PRODUCTS: dict[Any, Callable[..., Any]] = {
-    # Fused: what torch's own counter passes over.
+    # Fused operations that torch's own counter ignores.
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda y, q, k, v, *_, **__: sdpa_backward_flop_count(y, q, k, v)

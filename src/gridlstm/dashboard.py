@@ -1,6 +1,6 @@
 """``python -m gridlstm.dashboard multirun/EXPERIMENT/TIME``: a W&B workspace for the runs of sweeps.
 
-Built with wandb-workspaces, W&B's own library.
+Uses wandb-workspaces, W&B's own library.
 """
 
 import io
@@ -28,14 +28,14 @@ try:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.workspaces.internal import View
 except ImportError as error:
-    raise SystemExit("error: a dashboard needs one more package: pip install 'gridlstm[dashboard]'") from error
+    raise SystemExit("error: the dashboard's package is missing. Run pip install 'gridlstm[dashboard]'") from error
 
 PARSER = Parser(
     "dashboard", "Build a W&B workspace for the runs of sweeps, check it and write workspace.json.", others="directory"
 )
 PARSER.add_argument(
     "--upload", type=true_or_false, default=False, metavar="true|false",
-    help="true: save it to W&B, and the report's tables and pictures as a run of their own; needs `wandb login`",
+    help="true: save it to W&B, with the report's tables and pictures as a separate run; needs `wandb login`",
 )  # fmt: skip
 
 FILE = "workspace.json"
@@ -44,20 +44,20 @@ _SAMPLES, _STEP, _TIME = "samples", "trainer/global_step", "RelativeTime(Process
 
 
 def build(runs: Sequence[Run], name: str) -> ws.Workspace:
-    """The workspace: results, learning curves, comparison, parameters, throughput and system of ``runs``.
+    """Build the workspace: results, learning curves, comparison, parameters, throughput and system of ``runs``.
 
-    Runs are grouped by experiment and by all that varies but the seed, as the rows of the report are.
+    Runs are grouped like the rows of the report: by experiment and by all varied options except the seed.
 
     Raises:
-        UserError: no run was logged to W&B, or they lie in several projects.
+        UserError: if no run was logged to W&B, or the runs belong to several projects.
     """
     logged = [run for run in runs if known_run_id(run.directory) and run.config]
     if not logged:
-        raise UserError("none of these runs was logged to W&B: run them with logger=default or logger=wandb.")
+        raise UserError("none of these runs was logged to W&B. Run them with logger=default or logger=wandb.")
     places = {(run.config.get("logger.wandb.entity"), run.config.get("logger.wandb.project")) for run in logged}
     if len(places) > 1:
         names = ", ".join(sorted(f"{entity or 'your own'}/{project}" for entity, project in places))
-        raise UserError(f"a workspace belongs to one W&B project, and these runs lie in {names}. Give them one by one.")
+        raise UserError(f"these runs belong to several W&B projects: {names}. Give the runs of one project at a time.")
     entity, project = places.pop()
     tables = make_tables(runs)
     parameters = _parameters(tables, logged)
@@ -84,7 +84,7 @@ def build(runs: Sequence[Run], name: str) -> ws.Workspace:
 
 
 def _parameters(tables: Sequence[Table], runs: Sequence[Run]) -> list[str]:
-    """What varies, as keys of the runs' configuration in W&B: a group's choice is told by what it makes."""
+    """Return the varied options as keys of the runs' W&B configuration; for a group, the key that its choice sets."""
     config = next(run.config for run in runs if run.config)
     found = ["run.model"]
     for key in (key for table in tables for key in table.varied):
@@ -168,30 +168,30 @@ def _two_columns() -> ws.SectionLayoutSettings:
 
 
 def write(workspace: ws.Workspace, file: Path) -> None:
-    """Writes what W&B would be sent, once it reads back as the same workspace.
+    """Write the JSON that W&B would receive, after checking that it reads back as the same workspace.
 
     Raises:
-        UserError: it does not.
+        UserError: if it does not.
     """
     text = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
     again = read(text)._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
     if again != text:
         raise UserError(
-            "the workspace does not read back as it was built: this version of wandb-workspaces "
-            "does not fit. Install the one in constraints.txt."
+            "the workspace does not read back as it was built: this version of wandb-workspaces does not fit. "
+            "Install the version in constraints.txt."
         )
     write_text(file, text + "\n")
 
 
 def read(text: str) -> ws.Workspace:
-    """The workspace of such a file."""
+    """Return the workspace that ``write`` wrote."""
     return ws.Workspace._from_model(View.model_validate_json(text))
 
 
 def log_report(
     tables: Sequence[Table], runs: Sequence[Run], workspace: ws.Workspace, out: Path, mode: Literal["online", "offline"]
 ) -> None:
-    """Logs the report's tables, picture and page as a W&B run, always the same for one ``out``."""
+    """Log the report's tables, picture and page as a W&B run, the same run each time for one ``out``."""
     with wandb.init(
         entity=workspace.entity or None,
         project=workspace.project,
@@ -205,7 +205,7 @@ def log_report(
         settings=wandb.Settings(silent=True, console="off"),
     ) as run:
         for table in tables:
-            # A column of a W&B table has one type: text shows a mean and its range as the report does.
+            # Columns of a W&B table have one type: text can show a mean and its range, as in the report.
             rows = [[shown(cell) for cell in row] for row in table.rows]
             run.log({f"report/{table.title}": wandb.Table(columns=list(table.columns), data=rows)})
         curves = Image.open(io.BytesIO(picture(tables)))
@@ -213,10 +213,10 @@ def log_report(
 
 
 def upload(workspace: ws.Workspace, runs: Sequence[Run], out: Path) -> str:
-    """Saves the workspace, over an earlier one of this directory, and the report; returns its address.
+    """Save the workspace and the report, replacing an earlier one of this directory, and return its address.
 
     Raises:
-        UserError: W&B refuses, or cannot be reached.
+        UserError: if W&B rejects it or cannot be reached.
     """
     try:
         workspace.entity = workspace.entity or str(wandb.Api().default_entity or "")
@@ -224,18 +224,18 @@ def upload(workspace: ws.Workspace, runs: Sequence[Run], out: Path) -> str:
         workspace.save()
         return str(workspace.url)
     except wandb.errors.Error as error:
-        raise UserError(f"W&B did not take the workspace: {error}. It is kept in {out / FILE}.") from error
+        raise UserError(f"W&B did not accept the workspace: {error}. It is saved in {out / FILE}.") from error
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     run_command(PARSER, _run)
 
 
 def _run(given: dict[str, Any], directories: list[str]) -> None:
     roots, out = places(directories, given.get("out"))
     if given["upload"] and not logged_in():
-        raise UserError("upload=true needs a W&B account: run `wandb login`, or leave it out and upload later.")
+        raise UserError("upload=true needs a W&B account. Run `wandb login`, or remove the option and upload later.")
     runs = find_runs(roots)
     workspace = build(runs, out.resolve().name)
     before = read_json(out / FILE)
@@ -247,9 +247,7 @@ def _run(given: dict[str, Any], directories: list[str]) -> None:
         write(workspace, out / FILE)
     if any(next(run.directory.glob("wandb/offline-run-*"), None) for run in runs):
         where = shlex.join(map(str, roots))
-        print(
-            f"runs that were logged offline come there by: find {where} -name 'offline-run-*' -exec wandb sync {{}} +"
-        )
+        print(f"upload runs that were logged offline with: find {where} -name 'offline-run-*' -exec wandb sync {{}} +")
 
 
 if __name__ == "__main__":

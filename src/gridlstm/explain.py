@@ -1,4 +1,4 @@
-"""Hydra's errors about a command line, in the words of its user."""
+"""Hydra's errors about a command line, rewritten for the user."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,27 +16,27 @@ from gridlstm.errors import did_you_mean
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
-    """Return Hydra's message without its advice to force unknown options in, and with the nearest valid names."""
+    """Return Hydra's message without its advice to force unknown options in, and with the closest valid names."""
     message = str(error).split("\nConfig search path:")[0].strip()
     if found := re.search(r"Could not override '([^']+)'", message):
         return _unknown_option(found.group(1), arguments)
     if found := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
         group, name = found.groups()
-        if group.startswith("experiment/"):  # whose files lie in directories, and which is one group all the same
+        if group.startswith("experiment/"):  # one group, although its files lie in subdirectories
             group, _, directory = group.partition("/")
             name = f"{directory}/{name}"
         choices = sorted({name for conf in (CONF, *_config_dirs(arguments)) for name in _group_options(conf, group)})
         return f"{group}={name} does not exist.{did_you_mean(name, choices)}\nChoices of {group}: {', '.join(choices)}"
     if "override_grammar" in message and (wrong := next(filter(_unreadable, arguments), None)) is not None:
         key, _, value = wrong.partition("=")
-        return f"{wrong} cannot be read. A value like this one is written in quotes: {as_typed(key, value)}"
+        return f"{wrong} cannot be parsed. Quote this value: {as_typed(key, value)}"
     if found := re.search(r"Missing mandatory value: (\S+)", message):
-        return f"{found.group(1)} must be given: {found.group(1)}=…"
-    return f"{message}\nSee python train.py --help, or --cfg job for every option with its value."
+        return f"a value is missing. Give {found.group(1)}=…"
+    return f"{message}\nSee python train.py --help, or --cfg job for every option and its value."
 
 
 def _unreadable(argument: str) -> bool:
-    """Return True where an argument gives text to an option, but not in Hydra's grammar."""
+    """Return True if an argument assigns text to an option, but not in Hydra's grammar."""
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -47,18 +47,19 @@ def _unreadable(argument: str) -> bool:
 def _unknown_option(key: str, arguments: list[str]) -> str:
     if key.startswith("experiment/"):
         named = next((word for word in arguments if word.lstrip("+").startswith(f"{key}=")), f"{key}=…")
-        return f"{named} names no group: give experiment={named.partition('/')[2].replace('=', '/')}."
+        return f"{named} is not a group. Use experiment={named.partition('/')[2].replace('=', '/')}."
     name = key.split("@")[0]
     keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
-    if key in keys:  # but not with a choice that is swept over, or that is of the user's own
-        return f"there is no option {key} with some of the choices made here. Run those that have it by themselves."
+    if key in keys:  # a choice that is swept over, or the user's own, does not have it
+        return f"{key} does not exist for every choice made here. Run those that have it separately."
     node, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    chosen = any(name in argument for argument in arguments if argument.startswith("callbacks="))  # then it is misspelt
+    # If the callback is chosen, the rest of the key is misspelt.
+    chosen = any(name in argument for argument in arguments if argument.startswith("callbacks="))
     if node == "callbacks" and not chosen and (CONF / node / f"{name}.yaml").is_file():
-        return f"there is no option {key} without callbacks=[default,{name}]: add it."
+        return f"there is no option {key} without that callback. Add callbacks=[default,{name}]."
     groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
-    # A misspelt last part is found among the options of its node, and anything else among all of them.
+    # Search the options of the same node for a misspelt last part, then all options.
     parent = key.rpartition(".")[0]
     siblings = [k for k in keys if parent and k.startswith(parent + ".") and "." not in k[len(parent) + 1 :]]
     hint = did_you_mean(key, siblings) or did_you_mean(key, [*keys, *groups])
@@ -69,7 +70,7 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
 
 
 def _config_dirs(arguments: Sequence[str]) -> Iterator[Path]:
-    """Yield the user's own directories of configuration."""
+    """Yield the user's own configuration directories."""
     for flag, following in pairwise([*arguments, ""]):
         name, _, value = flag.partition("=")
         if name in ("--config-dir", "-cd"):
@@ -82,7 +83,7 @@ def _group_options(conf: Path, group: str) -> Iterator[str]:
 
 
 def _default_config(arguments: list[str], with_hydra: bool) -> DictConfig:
-    """Return the configuration with those group choices of the command line that exist."""
+    """Return the configuration with the existing group choices of the command line."""
     choices = []
     for argument in arguments:
         group, _, name = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whoever reads them meanwhile: text, JSON, CSV and PNG."""
+"""Files that are replaced atomically, so that readers never see part of one: text, JSON, CSV and PNG."""
 
 import csv
 import io
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` beside ``path`` and then puts it in its place."""
+    """Write ``text`` to ``path`` atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes ``content`` beside ``path`` and then puts it in its place."""
+    """Write ``content`` to ``path`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, sync=False) as file:  # small files, some of them written every other second
+    with replacing(path, sync=False) as file:  # small files, some of them written every two seconds
         file.write(content)
 
 
 @contextmanager
 def replacing(destination: Path, sync: bool = True) -> Iterator[BinaryIO]:
-    """Opens ``<destination>.part`` for writing, which becomes ``destination`` in one step when the block succeeds.
+    """Open ``<destination>.part`` for writing, and rename it to ``destination`` when the block succeeds.
 
-    When the block fails, Ctrl-C included, the part is removed and ``destination`` stays as it was. A stale part, left
-    by a killed process, is overwritten. Callers that may race hold a lock (``only_process``).
+    If the block fails, also by Ctrl-C, the part is removed and ``destination`` does not change. A stale part of a
+    killed process is overwritten. Callers that may race hold a lock (``only_writer``).
 
     Args:
-        sync: wait until the content is on the disk, against a loss of power.
+        sync: wait until the content is on the disk, to survive a loss of power.
 
     Raises:
-        OSError: the part cannot be written or renamed. It names ``destination``.
+        OSError: if the part cannot be written or renamed. It names ``destination``.
     """
     part = destination.with_name(destination.name + ".part")
     try:
@@ -51,20 +51,21 @@ def replacing(destination: Path, sync: bool = True) -> Iterator[BinaryIO]:
         os.replace(part, destination)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # an error of writing does not know the file
+        if isinstance(error, OSError) and error.filename is None:  # errors of write() lack the file name
             error.filename = str(destination)
         raise
 
 
 @contextmanager
 def only_writer(lock: Path, what: str, option: str) -> Iterator[None]:
-    """Makes the directory of ``lock`` and holds it: two writers would overwrite each other's files.
+    """Create the directory of ``lock`` and hold the lock: two writers would overwrite each other's files.
 
     Args:
-        what: the writer, such as "run"; ``option`` names another directory.
+        what: the writer, such as "run".
+        option: the option that sets another directory.
 
     Raises:
-        UserError: another process holds it.
+        UserError: if another process holds the lock.
     """
     from filelock import FileLock, Timeout  # Hydra imports our launcher at every start
 
@@ -74,7 +75,7 @@ def only_writer(lock: Path, what: str, option: str) -> Iterator[None]:
         held.acquire()
     except Timeout as error:
         raise UserError(
-            f"another {what} is writing into {lock.parent}. Wait for it, or give this one its own: {option}=…"
+            f"another {what} is writing into {lock.parent}. Wait for it, or give this one another directory: {option}=…"
         ) from error
     try:
         yield
@@ -83,24 +84,24 @@ def only_writer(lock: Path, what: str, option: str) -> Iterator[None]:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """``json.dumps`` with null in the place of numbers that are none."""
+    """Return JSON with null instead of NaN and infinities."""
     return json.dumps(_finite(value), allow_nan=False, **options)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return an object, or {} where the file is not there.
+    """Return the object in a JSON file, or {} if the file does not exist.
 
     Raises:
-        UserError: it holds something else. Nothing of ours leaves such a file.
+        UserError: if the file holds anything else, which no code of ours writes.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:  # no JSON, or bytes that are no text
+    except ValueError as error:  # invalid JSON or invalid UTF-8
         raise UserError(f"{path} is damaged: {error}. Delete it to continue without it.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no object. Delete it to continue without it.")
+        raise UserError(f"{path} is damaged: expected a JSON object. Delete it to continue without it.")
     return content
 
 
@@ -113,12 +114,12 @@ def _finite(value: Any) -> Any:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows of a table, the first with its columns."""
+    """Write the rows of a table; the first row holds the column names."""
     write_text(path, to_csv(rows))
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Return rows of a table, the first with its columns: numbers at full precision, None as an empty cell."""
+    """Return rows as CSV, the first with the column names: numbers at full precision, None as an empty cell."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
@@ -130,36 +131,36 @@ def write_png(path: Path, figure: "Figure") -> None:
 
 
 def to_png(figure: "Figure") -> bytes:
-    """Return a figure with all that stands beside its axes."""
+    """Return a figure as PNG, cropped to its content."""
     out = io.BytesIO()
     figure.savefig(out, dpi=110, format="png", bbox_inches="tight")
     return out.getvalue()
 
 
 def writable(out: Path) -> Path:
-    """The directory ``out``, its ~ expanded; it may be new, and is seen to be fit before anything is computed for it.
+    """Return the directory ``out`` with ~ expanded, after checking that it can be created and written.
 
     Raises:
-        UserError: it is a file, lies below one, or must not be written.
+        UserError: if it is a file, lies below one, or is not writable.
     """
     out = Path(os.path.expanduser(out))
     nearest = next(path for path in (out, *out.parents) if path.exists())
     if not nearest.is_dir():
-        raise UserError(f"out={out} cannot be written, {nearest} is a file: give a directory, which may be a new one.")
+        raise UserError(f"out={out} cannot be written: {nearest} is a file. Give a directory, which may be new.")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"out={out} cannot be written, {nearest} is not open to you: give another directory.")
+        raise UserError(f"out={out} cannot be written: no permission for {nearest}. Give another directory.")
     return out
 
 
 def cache_directory(given: Path | None = None) -> Path:
-    """Return the directory given, else ``$XDG_CACHE_HOME/gridlstm``, or ``~/.cache/gridlstm``.
+    """Return ``given``, or else ``$XDG_CACHE_HOME/gridlstm`` or ``~/.cache/gridlstm``.
 
     Raises:
-        OSError: there is no home directory.
+        OSError: if there is no home directory.
     """
     if given is not None:
         return given.expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if base.startswith("~"):
-        raise FileNotFoundError("no home directory: set XDG_CACHE_HOME")
+        raise FileNotFoundError("there is no home directory. Set XDG_CACHE_HOME")
     return Path(base) / "gridlstm"

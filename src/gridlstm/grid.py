@@ -30,15 +30,14 @@ class Dimension:
     """One dimension of a grid.
 
     Args:
-        name: as it is called in parameters and configuration, such as "time".
-        cell: the transform along it.
-        size: length of its hidden vectors.
-        untied_extent: None where blocks along it share their weights, else the number of blocks along it, each with
-            weights of its own.
-        tied: where another dimension is untied, its transform has one weight set all the same.
-        reverse: blocks pass on along it from the last coordinate to the first.
-        shares: the dimension whose weights it uses; None for its own (section 3.5).
-        regularizers: noise on it.
+        name: name in parameters and configuration, such as "time".
+        cell: the transform along this dimension.
+        size: length of the hidden vectors.
+        untied_extent: number of blocks along this dimension if each has its own weights; None if they share weights.
+        tied: use one weight set for this dimension's transform even if another dimension is untied.
+        reverse: run from the last coordinate to the first.
+        shares: name of the dimension whose weights to use; None for own weights (section 3.5).
+        regularizers: noise on this dimension.
     """
 
     name: str
@@ -54,17 +53,17 @@ class Dimension:
 class Vectors(nn.ParameterDict):
     """A cell's parameters besides weight and bias, called like a ``Transform``."""
 
-    __call__ = nn.Module.__call__  # which a ParameterDict refuses
+    __call__ = nn.Module.__call__  # ParameterDict's own raises
 
     def forward(self) -> None:
-        """Be called."""
+        """Do nothing: calling the module runs its hooks."""
 
 
 class Transform(Configured):
     """The parameters of one dimension's transform.
 
-    ``weight`` is (*untied extents, weight_rows, D), packed in the cell's gate order, its columns in the order of the
-    grid's dimensions; ``bias``, where the cell has one, is (*untied extents, num_gates * d); ``vectors`` are the cell's
+    ``weight`` is (*untied extents, weight_rows, D): rows in the cell's gate order, columns in the order of the grid's
+    dimensions. ``bias`` is (*untied extents, num_gates * d), or None if the cell has none. ``vectors`` are the cell's
     other parameters, (*untied extents, length).
 
     Args:
@@ -79,7 +78,7 @@ class Transform(Configured):
         self.own = own
         self.weight = nn.Parameter(torch.empty(*copies, cell.weight_rows(size), fan_in))
         self.bias = nn.Parameter(torch.empty(*copies, cell.num_gates * size)) if cell.has_bias else None
-        # As pairs: it would sort the names of a mapping, and cells take their vectors in an order of their own.
+        # Pairs, because ParameterDict sorts the keys of a mapping, and cells define the order of their vectors.
         self.vectors = Vectors(
             [(name, nn.Parameter(torch.empty(*copies, length))) for name, length in cell.vector_lengths(size).items()]
         )
@@ -93,18 +92,18 @@ class Transform(Configured):
         return {} if self.cell.has_bias else {"constant gate biases": self.cell.constants}
 
     def forward(self) -> None:
-        """Be called, once before ``packed``, so that hooks set the parameters anew: pruning, spectral and weight norm.
+        """Do nothing: calling the module before ``packed`` runs the hooks of pruning, spectral and weight norm.
 
-        Nothing is returned, as torch's trackers of modules cannot follow parameters that are handed on as they are.
+        Returns None because torch's module trackers cannot follow parameters returned unchanged.
         """
         self.vectors()
 
     def packed(self, copies: tuple[int, ...], own: slice | None = None) -> Weights:
-        """What a sweep needs of it.
+        """Return the weights as a sweep takes them.
 
         Args:
-            copies: the untied extents of the grid; one weight set stands for all of them.
-            own: the columns of another dimension that uses these weights.
+            copies: untied extents of the grid; a single weight set is expanded to all of them.
+            own: the columns of H of another dimension that uses these weights.
         """
         weight = self.cell.expand_weight(self.weight, own or self.own)
         bias: Tensor | None = self.bias
@@ -125,14 +124,14 @@ class Grid(nn.Module):
 
     Args:
         dimensions: in the order of the coordinates.
-        priority: names of the dimensions that are computed after all others, in that order (section 3.2); () for none.
-        sweep: how to compute it: "auto" takes the fastest, "reference" plain loops, "wavefront" whole diagonals,
-            "recompute" the latter with a third of the saved memory (three sevenths with priority), "layer-major" layer
-            after layer, for weights untied along the last dimension, "half-step" both stages of a priority at once. All
+        priority: names of dimensions to compute after all others, in this order (section 3.2); () for none.
+        sweep: algorithm: "auto" (the fastest), "reference" (plain loops), "wavefront" (whole diagonals), "recompute"
+            (wavefront with a third of the saved memory, three sevenths with priority), "layer-major" (layer after
+            layer, for weights untied along the last dimension) or "half-step" (both stages of a priority at once). All
             give the same numbers; only "reference" can be differentiated twice.
 
     Attributes:
-        progress: share of the training that is done, 0 to 1, for regularizers with a schedule; whoever trains sets it.
+        progress: completed share of the training, 0 to 1, for regularizers with a schedule; the training code sets it.
     """
 
     def __init__(
@@ -169,13 +168,13 @@ class Grid(nn.Module):
     def forward(
         self, sides: Sequence[tuple[Tensor, Tensor]], extents: Sequence[int], masks: Sequence[Masks] | None = None
     ) -> list[HiddenMemory]:
-        """What leaves the grid along each dimension, given what enters: see ``scan``.
+        """Return the outputs of the grid along each dimension, given its inputs: see ``scan``.
 
-        Coordinates of sides and masks are those of the data, whatever the directions. Sides may be plain tuples, and
-        floats of masks have any precision.
+        Sides and masks use the coordinates of the data, also for reversed dimensions. Sides may be plain tuples, and
+        float masks may have any precision.
 
         Raises:
-            UserError: when shapes, data types or devices of sides or masks do not fit the grid.
+            UserError: if shapes, data types or devices of sides or masks do not fit the grid.
         """
         entering = pairs(sides)
         for transform in self.transforms.values():
@@ -185,7 +184,7 @@ class Grid(nn.Module):
             for source, own in zip(self.sources, columns_of(self.block), strict=True)
         ]
         if autocast_type(weights[0].weight) is not None:
-            # States and sums stay in the weights' precision; the sweep lowers the products alone.
+            # States and sums stay in the weights' precision; the sweep lowers only the products.
             entering = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in entering]
         check_sides(self.block, entering, extents)
         self._check_weights(weights[0].weight, entering[0].h, extents)
@@ -204,22 +203,22 @@ class Grid(nn.Module):
         return self._flip_sides(leaving) if self.reversed else leaving
 
     def _check_weights(self, weight: Tensor, like: Tensor, extents: Sequence[int]) -> None:
-        """Raises UserError unless the weights are as the sides and there are as many as untied blocks."""
+        """Raise UserError unless the weights have the sides' type and device, and one copy per untied block."""
         if (like.dtype, like.device) != (weight.dtype, weight.device):
             raise UserError(
                 f"expected sides as {weight.dtype} on {weight.device} like the weights, got {like.dtype} on "
-                f"{like.device}: use x.to(...)."
+                f"{like.device}. Convert them with .to(...)."
             )
         if (found := tuple(extents[axis] for axis in self.block.untied)) != self.copies:
             raise UserError(
                 f"expected extents {self.copies} along the untied dimensions {self.block.untied}, "
-                f"where every block has weights of its own, got {found}."
+                f"where every block has its own weights, got {found}."
             )
 
     def _with_noise(
         self, masks: Sequence[Masks] | None, extents: Sequence[int], like: Tensor
     ) -> Sequence[Masks] | None:
-        """The given masks together with those that the regularizers draw."""
+        """Combine the given masks with those that the regularizers draw."""
         if not any(self.regularizers):
             return masks
         combined = []
@@ -235,7 +234,7 @@ class Grid(nn.Module):
         return combined
 
     def _flip_sides(self, sides: Sequence[HiddenMemory]) -> list[HiddenMemory]:
-        """A reversed dimension is an ordinary one in mirrored coordinates. A side lacks its own dimension's axis."""
+        """Mirror the coordinates of reversed dimensions. A side has no axis for its own dimension."""
         axes = [[n - (n > own) for n in self.reversed if n != own] for own in range(len(sides))]
         return [HiddenMemory(h.flip(at), m.flip(at)) for (h, m), at in zip(sides, axes, strict=True)]
 
@@ -250,13 +249,13 @@ class Grid(nn.Module):
 
 
 def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) -> None:
-    """Raises UserError unless names are clear, cells are cells, and noise and weights that are shared fit them."""
+    """Raise UserError unless names are valid and unique, cells are cells, and noise and shared weights fit them."""
     taken = nn.ModuleDict()
     for d in dimensions:
         if not isinstance(d.name, str) or not d.name or "." in d.name or hasattr(taken, d.name):
             raise UserError(
-                f"the name of a dimension must be a word without dots that torch.nn.ModuleDict has not taken, such as "
-                f"'time', got {d.name!r}."
+                f"the name of a dimension must be a word without dots that is no attribute of torch.nn.ModuleDict, "
+                f"such as 'time', got {d.name!r}."
             )
     names = [d.name for d in dimensions]
     if not names or len(set(names)) < len(names):
@@ -269,11 +268,11 @@ def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) 
         for regularizer in d.regularizers:
             if isinstance(regularizer, Zoneout) and regularizer.m > 0 and d.cell.memory_size(d.size) == 0:
                 raise UserError(
-                    f"dimension {d.name!r} has no memory for zoneout to hold back: expected m=0 or a cell with memory, "
+                    f"dimension {d.name!r} has no memory for zoneout to keep: expected m=0 or a cell with memory, "
                     f"got m={regularizer.m} and {d.cell}."
                 )
     if isinstance(priority, str) or not isinstance(priority, Sequence):
-        raise UserError(f"priority must be a list of names of dimensions, such as ['depth'], got {priority!r}.")
+        raise UserError(f"priority must be a list of dimension names, such as ['depth'], got {priority!r}.")
     if unknown := [name for name in priority if name not in names]:
         raise UserError(f"priority must name dimensions of the grid ({', '.join(names)}), got {unknown[0]!r}.")
     if len(set(priority)) < len(priority):
@@ -284,7 +283,7 @@ def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) 
             continue
         if (owner := owners.get(d.shares)) is None:
             raise UserError(
-                f"dimension {d.name!r}: shares must name a dimension with weights of its own "
+                f"dimension {d.name!r}: shares must name a dimension with its own weights "
                 f"({', '.join(owners)}), got {d.shares!r}."
             )
         if (owner.size, owner.cell) != (d.size, d.cell):
@@ -294,6 +293,6 @@ def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) 
             )
         if owner.tied != d.tied:
             raise UserError(
-                f"dimension {d.name!r} shares the weights of {owner.name!r}, which are tied or not for both: expected "
+                f"dimension {d.name!r} shares the weights of {owner.name!r}, so it must be tied like it: expected "
                 f"tied={owner.tied}, got tied={d.tied}."
             )

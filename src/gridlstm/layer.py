@@ -1,4 +1,4 @@
-"""A Grid LSTM over time and depth, to be used where ``torch.nn.LSTM`` would be.
+"""A Grid LSTM over time and depth, used like ``torch.nn.LSTM``.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -18,16 +18,15 @@ from gridlstm.time_depth import TimeDepthGrid
 
 
 class GridLSTMState(NamedTuple):
-    """What leaves the grid along each dimension. Only ``time`` enters the next call; ``depth`` may be None there."""
+    """Outputs of the grid along each dimension. The next call reads only ``time``; ``depth`` may be None there."""
 
     time: HiddenMemory
     """h and m of every layer after the last step, (L, B, d) each"""
     depth: HiddenMemory | None = None
-    """h and m above the top layer at every step, (T, B, d) each; its h is the output"""
+    """h and m that leave the top layer at every step, (T, B, d) each; h is the output"""
 
 
-# A state is kept beside a state_dict. Tuples of tensors are safe; whole modules, torch's own among them, torch.load
-# takes from trusted files alone.
+# Users save a state beside a state_dict, and torch.load rejects unknown classes by default. These hold tensors only.
 torch.serialization.add_safe_globals([GridLSTMState, HiddenMemory])
 
 
@@ -49,15 +48,14 @@ class GridLSTM(nn.Module):
     ======================================  ======================  =================================================
 
     ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o). Other differences: the state is a ``GridLSTMState``;
-    options after ``num_layers`` go by name; biases and the output equation belong to the cells (``time``, ``depth``);
-    there is no bidirectional or projected form; a packed sequence is a
-    padded one with ``lengths``.
+    arguments after ``num_layers`` are keyword-only; biases and the output equation belong to the cells (``time``,
+    ``depth``); there is no bidirectional or projected form; a padded batch with ``lengths`` replaces packed sequences.
 
     Args:
         input_size: features per step.
         hidden_size: d.
         num_layers: L.
-        batch_first: x and output are (B, T, ...) instead of (T, B, ...). States never are.
+        batch_first: x and output are (B, T, ...) instead of (T, B, ...). The layout of states does not change.
         time: the cell along time.
         depth: the cell along depth.
         tied, shared, priority, sweep, time_regularizers, depth_regularizers, dropout: see
@@ -99,20 +97,20 @@ class GridLSTM(nn.Module):
     def forward(
         self, x: Tensor, state: GridLSTMState | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, GridLSTMState]:
-        """Runs the grid over a sequence, or a padded batch of sequences.
+        """Run the grid over a sequence, or a padded batch of sequences.
 
         Args:
             x: (T, B, input_size), with ``batch_first`` (B, T, input_size); or one sequence, (T, input_size).
-            state: what a previous call returned; None for zeros. For one sequence its tensors lack the batch axis.
-            lengths: (B,) whole numbers from 1 to T, on x's device or the CPU: the steps of each row that count. What
-                follows them changes nothing: the state of time is that of the row's last step, outputs behind it are 0.
+            state: the state of a previous call; None for zeros. For one sequence its tensors have no batch axis.
+            lengths: (B,) integers from 1 to T, on x's device or the CPU: number of valid steps in each row. Padding
+                has no effect: the time state is that of the row's last valid step, and outputs after it are 0.
 
         Returns:
             The top h of every step, shaped as x but with d features, and the state.
 
         Raises:
-            UserError: when the rank, size, data type or device of x, of the state or of the lengths does not fit. Of x
-                and the weights, autocast makes all floats but float64 one type.
+            UserError: if the rank, size, data type or device of x, the state or the lengths does not fit. Under
+                autocast, x and the weights may have different float types, except float64.
         """
         self._check_input(x)
         batched = x.dim() == 3
@@ -123,7 +121,7 @@ class GridLSTM(nn.Module):
         before = self._incoming(state, x, batched)
         padding = None if lengths is None else self._padding(lengths, x, batched)  # (T, B)
         if padding is not None:
-            x = x.masked_fill(padding[..., None], 0)  # it may be anything, also NaN
+            x = x.masked_fill(padding[..., None], 0)  # padding may hold any value, including NaN
         bottom = self.input(x).split([self.hidden_size, self.memory_sizes[1]], dim=-1)
         held = None if padding is None else padding[:, None, :, None]
         time, depth = self.grid.over(before, HiddenMemory(*bottom), held)
@@ -132,7 +130,7 @@ class GridLSTM(nn.Module):
         if not batched:
             time, depth = (HiddenMemory(h.squeeze(1), m.squeeze(1)) for h, m in (time, depth))
         output = depth.h.transpose(0, 1) if batched and self.batch_first else depth.h
-        # Whoever changes the output in place does not change the state.
+        # Cloned, so that changing the output in place does not change the state.
         return output, GridLSTMState(time, HiddenMemory(depth.h.clone(), depth.m))
 
     # nn.Module's own __call__ is untyped.
@@ -144,8 +142,8 @@ class GridLSTM(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise UserError(
-                f"expected x as a tensor, got {type(x).__name__}; "
-                f"a packed sequence goes through pad_packed_sequence, which returns the lengths for this call too."
+                f"expected x as a tensor, got {type(x).__name__}. "
+                f"Unpack a packed sequence with pad_packed_sequence, and pass the lengths that it returns."
             )
         layout = "(B, T, input_size)" if self.batch_first else "(T, B, input_size)"
         steps = 1 if self.batch_first and x.dim() == 3 else 0
@@ -157,12 +155,12 @@ class GridLSTM(nn.Module):
         check_factor("x", x, self.input.weight)
 
     def _padding(self, lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
-        """Which steps do not count: (T, B)."""
+        """Return a (T, B) mask that is True at padded steps."""
         T, B = x.shape[:2]
         fits = isinstance(lengths, Tensor) and batched and tuple(lengths.shape) == (B,)
-        fits = fits and lengths.device in (x.device, torch.device("cpu"))  # where pad_packed_sequence has them
+        fits = fits and lengths.device in (x.device, torch.device("cpu"))  # pad_packed_sequence returns CPU lengths
         fits = fits and lengths.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-        # An exported program takes other lengths, which cannot be looked at here, and others have no values.
+        # Unchecked while tracing or exporting, as the program will take other lengths, and for tensors without values.
         unseen = fits and (needs_plain_ops(x) or needs_plain_ops(lengths))
         if not fits or not (unseen or ((lengths >= 1) & (lengths.long() <= T)).all()):
             got = f"{lengths!r}"
@@ -176,16 +174,16 @@ class GridLSTM(nn.Module):
         return torch.arange(T, device=x.device)[:, None] >= lengths.to(x.device)
 
     def _incoming(self, state: GridLSTMState | None, x: Tensor, batched: bool) -> HiddenMemory:
-        """The (L, B, size) hidden and memory vectors before the first step."""
+        """Return the (L, B, size) hidden and memory vectors before the first step."""
         B, weight = x.shape[1], self.input.weight
         sizes = (self.hidden_size, self.memory_sizes[0])
         if state is None:
             return HiddenMemory(*(weight.new_zeros(self.num_layers, B, size) for size in sizes))
-        # Also as plain tuples, as of code that detaches whatever state there is.
+        # Plain tuples are accepted too: generic code that detaches states returns them.
         if not isinstance(state, tuple) or not (state and isinstance(state[0], tuple) and len(state[0]) == 2):
             raise UserError(
                 f"expected the state that a call returned, or GridLSTMState(HiddenMemory(h, m)), got "
-                f"{type(state).__name__}: torch.nn.LSTM's (h, c) has only one dimension's vectors."
+                f"{type(state).__name__}. The (h, c) of torch.nn.LSTM covers one dimension only."
             )
         for name, value, size in zip(("h", "m"), state[0], sizes, strict=True):
             expected = (self.num_layers, B, size) if batched else (self.num_layers, size)

@@ -1,7 +1,7 @@
 """The multidimensional LSTM (Graves et al. 2007, arXiv 0705.2011), equation 4 of the Grid LSTM paper.
 
 Shape legend: N dimensions, B batch rows, d hidden size, G = (N + 3) d pre-activations of a block. Packed gate order:
-(u, f_1, ..., f_N, o, c), which for N = 1 is the LSTM's.
+(u, f_1, ..., f_N, o, c); for N = 1 it is that of the LSTM.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ Place = tuple[int, ...]
 
 
 def md_block(z: Tensor, memories: Sequence[Tensor], output: str) -> HiddenMemory:
-    """m' = f_1 . m_1 + ... + f_N . m_N + u . c, and h' as in ``LSTM``; both go on along every dimension.
+    """Return m' = f_1 . m_1 + ... + f_N . m_N + u . c and h' as in ``LSTM``; every dimension gets the same two.
 
     Args:
         z: (..., G).
-        memories: what comes in along each dimension, (..., d) each.
+        memories: incoming memory of each dimension, (..., d) each.
         output: "paper" or "standard".
     """
     u, *forget, o, c = z.chunk(len(memories) + 3, dim=-1)
@@ -40,12 +40,12 @@ def md_block(z: Tensor, memories: Sequence[Tensor], output: str) -> HiddenMemory
 def md_scan(
     z: Tensor, weight: Tensor, sides: Sequence[HiddenMemory], extents: Sequence[int], output: str
 ) -> HiddenMemory:
-    """The recurrence in plain loops: the specification.
+    """Compute the recurrence in plain loops: the specification.
 
     Args:
-        z: what the block of each place adds to W [h_1; ...; h_N]: (*extents, B, G), or (G,) for all alike.
+        z: added to W [h_1; ...; h_N] in each block: (*extents, B, G), or (G,) for the same in all.
         weight: W, (G, N d).
-        sides: what enters along each dimension, h and m (*extents without that one, B, d).
+        sides: inputs along each dimension, h and m (*extents without that one, B, d).
         extents: number of blocks along each dimension.
         output: "paper" or "standard".
 
@@ -67,7 +67,7 @@ def md_scan(
 def md_wavefront(
     z: Tensor, weight: Tensor, sides: Sequence[HiddenMemory], extents: Sequence[int], output: str
 ) -> HiddenMemory:
-    """The same by diagonals: blocks whose coordinates have the same sum need each other's results not."""
+    """Compute ``md_scan`` by diagonals: blocks with the same sum of coordinates do not depend on each other."""
     N = len(extents)
     flat = [HiddenMemory(*(x.flatten(0, N - 2) if N > 1 else x[None] for x in side)) for side in sides]
     everywhere = z if z.dim() == 1 else z.flatten(0, N - 1)
@@ -88,17 +88,17 @@ def md_wavefront(
 
 class _Diagonal(NamedTuple):
     blocks: Tensor
-    """(r,) places, in row-major numbers."""
+    """(r,) row-major numbers of the blocks."""
     entries: list[Tensor]
-    """For each dimension the rows of its side that enter here."""
+    """For each dimension, the rows of its side that enter here."""
     sources: list[Tensor]
-    """For each dimension (r,): where each block's incoming vectors are among the last diagonal's and the entries."""
+    """For each dimension, (r,) indices of each block's incoming vectors in [last diagonal; entries]."""
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is made in an evaluation is kept, and may serve a training
+@torch.inference_mode(False)  # training may later use cached tensors that an evaluation made
 def _plan(extents: tuple[int, ...], device: torch.device) -> tuple[list[_Diagonal], Tensor]:
-    """All diagonals, and where each block is among all of theirs."""
+    """Return all diagonals, and the index of each block in their concatenation."""
     places = list(product(*map(range, extents)))
     number = {place: k for k, place in enumerate(places)}
     by_sum = sorted(places, key=sum)
@@ -139,20 +139,20 @@ SWEEPS: dict[str, Callable[..., HiddenMemory]] = {"auto": md_wavefront, "referen
 class MDLSTM(Configured):
     """One layer of multidimensional LSTM blocks over a grid of 1 to 3 dimensions.
 
-    At every place, H = [x; h_1; ...; h_N] with h_n from the neighbour before it along dimension n;
-    u, f_1, ..., f_N, o = sigma(W H), c = tanh(W_c H), m' = sum_n f_n . m_n + u . c, and one h' and m' for all.
+    In every block, H = [x; h_1; ...; h_N] with h_n from the preceding neighbour along dimension n;
+    u, f_1, ..., f_N, o = sigma(W H), c = tanh(W_c H), m' = sum_n f_n . m_n + u . c. All dimensions share one h' and m'.
 
     The memories are summed, so m' may grow with the number of paths through the grid, (n_1 + n_2)! / (n_1! n_2!) in
-    two dimensions: what the Grid LSTM paper holds against it (section 2.3). Graves et al. add peepholes.
+    two dimensions. The Grid LSTM paper names this as its weakness (section 2.3). Graves et al. add peepholes.
 
     Args:
-        input_size: length of x; 0 for a layer that reads its sides alone.
+        input_size: length of x; 0 for a layer that reads only its sides.
         hidden_size: d.
         dimensions: N.
-        cell: output equation, biases and start of each gate. Every forget gate has the forget bias.
-        reverse: for each dimension, whether its neighbour "before" is the one with the larger coordinate; () for none.
-            2^N such layers see the whole of an image.
-        sweep: "auto" for diagonals, "reference" for plain loops; the same numbers.
+        cell: output equation, biases and initial values of each gate. Every forget gate has the forget bias.
+        reverse: for each dimension, true to run from the largest coordinate to the smallest; () for none. 2^N such
+            layers together see a whole image.
+        sweep: "auto" for diagonals, "reference" for plain loops; both give the same numbers.
     """
 
     def __init__(
@@ -168,12 +168,12 @@ class MDLSTM(Configured):
         if dimensions not in (1, 2, 3):
             raise UserError(f"dimensions must be 1, 2 or 3, got {dimensions!r}.")
         check_at_least_one(hidden_size=hidden_size)
-        if input_size != 0:  # which leaves the sides alone
+        if input_size != 0:  # 0: the layer reads only its sides
             check_at_least_one(input_size=input_size)
         if type(cell) is not LSTM:
             raise UserError(f"a multidimensional LSTM is made of LSTM cells, got {type(cell).__name__}.")
         if reverse and len(reverse) != dimensions:
-            raise UserError(f"reverse must say yes or no for {dimensions} dimensions, got {len(reverse)} values.")
+            raise UserError(f"reverse must have {dimensions} values, one per dimension, got {len(reverse)}.")
         if sweep not in SWEEPS:
             raise UserError(f"sweep must be auto or reference, got {sweep!r}.")
         self.input_size = input_size
@@ -202,15 +202,16 @@ class MDLSTM(Configured):
         return torch.cat([self.weight.new_full((self.hidden_size,), x) for x in numbers])
 
     def forward(self, x: Tensor, sides: Sequence[HiddenMemory] | None = None) -> HiddenMemory:
-        """h and m of every block, (*extents, B, d).
+        """Return h and m of every block, (*extents, B, d).
 
         Args:
             x: (*extents, B, input_size).
-            sides: what enters the grid along each dimension, h and m (*extents without that one, B, d); None for zeros.
-                Coordinates are those of the data, whatever the directions.
+            sides: inputs of the grid along each dimension, h and m (*extents without that one, B, d); None for zeros.
+                They use the coordinates of the data, also for reversed dimensions.
 
         Raises:
-            UserError: when shapes, data types or devices do not fit. Autocast makes all floats but float64 one type.
+            UserError: if shapes, data types or devices do not fit. Under autocast, x may have another float type than
+                the weights, except float64.
         """
         *extents, B, length = x.shape if x.dim() == self.N + 2 else (0, 0, -1)
         if length != self.input_size or min(extents) < 1:
@@ -222,13 +223,13 @@ class MDLSTM(Configured):
         if sides is None:
             sides = [HiddenMemory(self.weight.new_zeros(shape), self.weight.new_zeros(shape)) for shape in shapes]
         if len(sides) != self.N:
-            raise UserError(f"expected {self.N} sides, one a dimension, got {len(sides)}.")
+            raise UserError(f"expected {self.N} sides, one per dimension, got {len(sides)}.")
         for n, (side, shape) in enumerate(zip(pairs(sides), shapes, strict=True)):
             if any(tuple(each.shape) != shape for each in side):
                 raise UserError(f"side {n}: expected h and m of shape {shape}, got {[tuple(e.shape) for e in side]}.")
             for each in side:
                 check_factor(f"side {n}", each, self.weight)
-        if self.input_size:  # else x has no numbers
+        if self.input_size:  # otherwise x is empty
             check_factor("x", x, self.weight)
         if self.reversed:
             x, sides = x.flip(self.reversed), self._flip_sides(sides)
@@ -244,6 +245,6 @@ class MDLSTM(Configured):
         return cast(HiddenMemory, super().__call__(x, sides))
 
     def _flip_sides(self, sides: Sequence[HiddenMemory]) -> list[HiddenMemory]:
-        """A reversed dimension is an ordinary one in mirrored coordinates. A side lacks its own dimension's axis."""
+        """Mirror the coordinates of reversed dimensions. A side has no axis for its own dimension."""
         axes = [[n - (n > own) for n in self.reversed if n != own] for own in range(self.N)]
         return [HiddenMemory(h.flip(at), m.flip(at)) for (h, m), at in zip(sides, axes, strict=True)]

@@ -1,4 +1,4 @@
-"""Metrics as ratios of sums, exact over batches of any size and over any number of ranks."""
+"""Metrics as ratios of sums, exact for batches of any size and any number of ranks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ class RatioOfSums(Metric):
     """sum of numerators / sum of denominators: never a mean of means.
 
     Args:
-        unit: what the ratio is divided by; ``math.log(2)`` turns nats into bits.
+        unit: divisor of the ratio; ``math.log(2)`` converts nats to bits.
     """
 
     full_state_update = False
@@ -27,29 +27,29 @@ class RatioOfSums(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[..., Tensor], exclude_state: Sequence[str] = ()) -> "RatioOfSums":
-        """Moves to a device, never to another type: a network in half precision does not count in it."""
+        """Move to a device but keep the data type: a network in half precision must not count in half precision."""
         super()._apply(fn, exclude_state)
         self.total = self.total.double()
         self._defaults["total"] = torch.zeros((), dtype=torch.float64)
         return self
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
-        """Adds a sum and the number of its terms."""
+        """Add a sum and the number of its terms."""
         self.total += total
         self.count += count
 
     def compute(self) -> Tensor:
-        """The ratio; NaN over nothing."""
+        """Return the ratio; NaN if nothing was added."""
         return self.total / self.count / self.unit
 
 
 class Perplexity(RatioOfSums):
-    """exp of the mean nats: among how many equally probable symbols a model is undecided."""
+    """exp of the mean nats: the number of equally probable symbols with the same uncertainty."""
 
     def compute(self) -> Tensor:
         return super().compute().exp()
 
 
 def bits() -> RatioOfSums:
-    """Return a metric of bits per symbol, from sums of nats."""
+    """Return a metric of bits per symbol that takes sums of nats."""
     return RatioOfSums(unit=math.log(2))

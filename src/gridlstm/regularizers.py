@@ -1,6 +1,6 @@
 """Noise on one dimension of a grid, as masks that are drawn before the sweep.
 
-So the recomputing sweep, every schedule and every rank with the same seed see the same numbers.
+Drawing first gives the recomputing sweep, every schedule and every rank with the same seed the same numbers.
 
 Shape legend: B batch rows, d size of the dimension; masks are (*extents, B, d) or broadcast to it.
 """
@@ -18,23 +18,23 @@ from gridlstm.scan import Masks
 
 @dataclass(frozen=True)
 class Draw:
-    """What a mask depends on."""
+    """Sizes and settings for drawing a mask."""
 
     n: int
-    """The dimension; its own axis is axis n."""
+    """Index of the dimension, and of its axis."""
     extents: tuple[int, ...]
     B: int
     size: int
     memory_size: int
     like: Tensor
-    """Device and data type."""
+    """A tensor with the device and data type of the mask."""
     training: bool
     progress: float
-    """Share of the training that is done, 0 to 1."""
+    """Completed share of the training, 0 to 1."""
 
     def bernoulli(self, p: float, *shape: int) -> Tensor:
-        """True with probability p."""
-        default = torch.get_default_dtype()  # a half's numbers are 1/256 or 1/1024 apart
+        """Return booleans that are True with probability p."""
+        default = torch.get_default_dtype()  # random 16-bit floats are 1/256 or 1/1024 apart: too coarse for p
         return torch.rand(shape, device=self.like.device, dtype=torch.float32 if default.itemsize < 4 else default) < p
 
 
@@ -43,7 +43,7 @@ class Regularizer(ABC):
 
     @abstractmethod
     def masks(self, draw: Draw) -> Masks:
-        """Masks; ``Masks()`` for none."""
+        """Return the masks; ``Masks()`` for none."""
 
 
 def _check_probability(name: str, p: float) -> None:
@@ -53,7 +53,7 @@ def _check_probability(name: str, p: float) -> None:
 
 @dataclass(frozen=True)
 class Dropout(Regularizer):
-    """Drops elements of h where matrix products read it, afresh in every block (Zaremba et al. 2014 on depth).
+    """Drops elements of h where matrix products read it, with a new mask in every block (Zaremba et al. 2014 on depth).
 
     Kept elements are divided by 1 - p, so evaluation needs no change.
     """
@@ -64,7 +64,7 @@ class Dropout(Regularizer):
         _check_probability("dropout p", self.p)
 
     def shape(self, draw: Draw) -> tuple[int, ...]:
-        """Of the mask."""
+        """Return the shape of the mask."""
         return (*draw.extents, draw.B, draw.size)
 
     def masks(self, draw: Draw) -> Masks:
@@ -75,8 +75,10 @@ class Dropout(Regularizer):
 
 @dataclass(frozen=True)
 class VariationalDropout(Dropout):
-    """Dropout with one mask for all steps along the dimension (Gal and Ghahramani 2016): on time, each layer has its
-    own mask, the same at every step."""
+    """Dropout with one mask for all steps along the dimension (Gal and Ghahramani 2016).
+
+    Along time, each layer has its own mask, the same at every step.
+    """
 
     def shape(self, draw: Draw) -> tuple[int, ...]:
         return (*(1 if n == draw.n else extent for n, extent in enumerate(draw.extents)), draw.B, draw.size)
@@ -84,13 +86,13 @@ class VariationalDropout(Dropout):
 
 @dataclass(frozen=True)
 class FrameDropout(Regularizer):
-    """Dropout of whole vectors with the schedule of Cheng, Povey et al. 2017: one number a step decides.
+    """Dropout of whole vectors with the schedule of Cheng, Povey et al. 2017: one random number per step decides.
 
     The vector h that the matrix products read is zero with probability p and unchanged otherwise, without rescaling.
-    Kaldi's per-frame dropout differs: it zeroes the gates i, f and o of a frame, each by a number of its own.
+    Kaldi's per-frame dropout differs: it zeroes the gates i, f and o of a frame, each by its own random number.
 
     Args:
-        schedule: (share of training done, p) pairs with rising shares; p is linear in between.
+        schedule: (completed share of training, p) pairs with rising shares; p is linear in between.
     """
 
     schedule: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.2, 0.0), (0.5, 0.3), (1.0, 0.0))
@@ -103,7 +105,7 @@ class FrameDropout(Regularizer):
             _check_probability("schedule p", p)
 
     def probability(self, progress: float) -> float:
-        """p at this share of the training."""
+        """Return p at this share of the training."""
         before = [point for point in self.schedule if point[0] <= progress]
         after = [point for point in self.schedule if point[0] > progress]
         if not before or not after:
@@ -120,7 +122,7 @@ class FrameDropout(Regularizer):
 
 @dataclass(frozen=True)
 class Zoneout(Regularizer):
-    """Elements of h and m keep their previous value (Krueger et al. 2017); in evaluation, their expectation.
+    """Keeps the previous value of random elements of h and m (Krueger et al. 2017); uses expectations in evaluation.
 
     Args:
         h: probability for hidden elements.
@@ -146,7 +148,7 @@ class Zoneout(Regularizer):
 
 
 def combine(masks: Sequence[Masks]) -> Masks:
-    """All of them at once: factors multiply, and what one holds back stays held back."""
+    """Combine masks: factors multiply, and an element that any mask keeps is kept."""
 
     def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         if a is None or b is None:

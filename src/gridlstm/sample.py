@@ -12,31 +12,31 @@ from gridlstm.errors import UserError
 
 PARSER = Parser(
     "sample",
-    "Write a text with a language model, to stdout as it is made. Needs the checkpoint in its run, not the text.",
+    "Write a text with a language model, streamed to stdout. Needs the checkpoint's run directory, not the corpus.",
     others="none",
 )
 _add = PARSER.add_argument
 _add("--ckpt", required=True, type=Path, help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt")
-_add("--prime", help="what the model reads first, and the output begins with; without it, a symbol drawn uniformly")
+_add("--prime", help="text that the model reads first and the output begins with (a symbol drawn uniformly)")
 _add(
     "--length",
     type=whole,
-    help="symbols to write after that: characters, bytes or words (2000); bytes that are no UTF-8 become �",
+    help="symbols to write after the prime: characters, bytes or words (2000); bytes that are no UTF-8 become �",
 )
 _add(
     "--temperature", type=number,
-    help="above 0: below 1 the likely becomes likelier, above 1 all becomes more alike (1)",
+    help="above 0: below 1 favours likely symbols, above 1 makes all more equal (1)",
 )  # fmt: skip
-_add("--argmax", type=true_or_false, metavar="true|false", help="always the most probable symbol (false)")
+_add("--argmax", type=true_or_false, metavar="true|false", help="always write the most probable symbol (false)")
 _add("--top-k", type=whole, help="draw from the k most probable symbols")
 _add("--top-p", type=number, help="draw from the most probable symbols that sum to p")
 _add("--stop", help="end after this string")
-_add("--samples", type=whole, help="how many texts; each has a seed of its own, seed, seed + 1, … (1)")
+_add("--samples", type=whole, help="number of texts, with the seeds seed, seed + 1, … (1)")
 _add("--seed", type=whole, help="the same seed writes the same text (1)")
 _add("--device", help="cpu or cuda (cpu)")
 _add(
     "--trust", type=packages, metavar="PACKAGE[,…]",
-    help="packages beside gridlstm whose code the run may name: those of your own models",
+    help="packages besides gridlstm whose code the run may use: those of your own models",
 )  # fmt: skip
 
 
@@ -55,12 +55,12 @@ def write_samples(
     device: str = "cpu",
     trust: Sequence[str] = (),
 ) -> None:
-    """Writes texts piece by piece: see ``USAGE``.
+    """Write texts piece by piece; the options of ``PARSER`` describe the arguments.
 
     Raises:
-        UserError: no language model's checkpoint, a prime of unknown symbols, a value out of range.
+        UserError: if the checkpoint has no language model, the prime unknown symbols, or a value is out of range.
     """
-    # Imported here, so that --help need not wait for torch.
+    # Imported here, so that --help does not wait for torch.
     import torch
 
     from gridlstm.data.spec import Spec
@@ -70,34 +70,34 @@ def write_samples(
 
     for name, value in {"length": length, "samples": samples}.items():
         if not 1 <= value < 2**62:
-            raise UserError(f"{name} must be at least 1, and below 2^62, got {value}.")
+            raise UserError(f"{name} must be at least 1 and below 2^62, got {value}.")
     if not 0 <= seed < 2**63 - samples:
-        raise UserError(f"seed must be 0 or more, and below 2^63 also for the last of {samples} samples, got {seed}.")
+        raise UserError(f"seed must be 0 or more and below 2^63 - samples (samples={samples}), got {seed}.")
     if stop == "":
-        raise UserError("stop must not be empty: leave it out to write until length.")
+        raise UserError("stop must not be empty. Remove it to write the full length.")
     if argmax and (temperature, top_k, top_p) != (1.0, None, None):
-        raise UserError("argmax=true draws nothing: leave temperature, top_k and top_p out.")
-    next_probabilities(torch.zeros(1), temperature, top_k, top_p)  # refuses values before anything is read
+        raise UserError("argmax=true draws nothing. Remove temperature, top_k and top_p.")
+    next_probabilities(torch.zeros(1), temperature, top_k, top_p)  # checks the values before anything is read
     config = load_config(checkpoint, [], trust)
     content = load_content(checkpoint)
     symbols = vocabulary(config, content)
     if symbols is None:
         raise UserError(
-            f"{checkpoint} holds no symbols of a text, so it has nothing to write. Give one that a language model's "
-            f"run wrote; this one lies in a run of task={config.run.task}."
+            f"{checkpoint} has no text vocabulary: it belongs to a run of task={config.run.task}. "
+            f"Expected the checkpoint of a language model."
         )
     ids = symbols.encode(prime, "the prime").tolist()
     if argmax and samples > 1 and prime:
-        raise UserError(f"argmax=true draws nothing: all {samples} samples would be the same. Leave samples out.")
+        raise UserError(f"argmax=true draws nothing: all {samples} samples would be the same. Remove samples.")
     if prime and not ids:
-        raise UserError(f"prime={prime!r} holds no {symbols.level} to begin with: leave it out, or give one.")
+        raise UserError(f"prime={prime!r} contains no {symbols.level}. Remove it, or give at least one.")
     task = make_sequence_task(config, Spec(len(symbols), len(symbols), sequence_length=1))
     load_weights(task, content["state_dict"])
     try:
         if torch.device(device).type == "meta":
-            raise RuntimeError("it only knows sizes")
+            raise RuntimeError("its tensors have no values")
         task.eval().to(device)
-    except (RuntimeError, AssertionError) as error:  # no such device, or torch without it
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
         raise UserError(
             f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
         ) from error
@@ -105,7 +105,7 @@ def write_samples(
         generator = torch.Generator().manual_seed(seed + n)
         begin = ids or torch.randint(len(symbols), (1,), generator=generator).tolist()
         drawn = sample(task, begin, generator, temperature, top_k, top_p, argmax)
-        # Drawn before the prime is written, or what the first pass logs would stand inside the text.
+        # Drawn before the prime is written, so that messages of the first pass do not appear inside the text.
         first = next(drawn)
         if n:
             write("\n\n---\n\n")
@@ -117,8 +117,8 @@ def write_samples(
 
 
 def _until(stop: str, prime: int, pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces up to the end of the first ``stop`` that does not lie in the prime, of so many characters."""
-    written, tail = 0, ""  # in which the string may have begun
+    """Yield pieces up to the end of the first ``stop`` after the prime, which has ``prime`` characters."""
+    written, tail = 0, ""  # the tail may hold the beginning of the string
     for piece in pieces:
         text = tail + piece
         earliest = max(prime - written, 0) + len(tail) - len(stop) + 1
@@ -132,7 +132,7 @@ def _until(stop: str, prime: int, pieces: Iterable[str]) -> Iterator[str]:
 def _run(given: dict[str, Any], others: list[str]) -> None:
     checkpoint = given.pop("ckpt").expanduser()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a symbol
+        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show a symbol
 
     def write(piece: str) -> None:
         sys.stdout.write(piece)
@@ -142,7 +142,7 @@ def _run(given: dict[str, Any], others: list[str]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     run_command(PARSER, _run)
 
 

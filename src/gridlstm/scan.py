@@ -22,12 +22,12 @@ class Block:
     """The structure of one block, the same everywhere in the grid.
 
     Args:
-        cells: one a dimension.
-        sizes: d_n, one a dimension.
+        cells: one per dimension.
+        sizes: d_n, one per dimension.
         stages: the order in which a block computes its dimensions. Dimensions of one stage see the same H; those of a
             later stage see the h' of all earlier ones. ``((0, 1),)`` is equation 5; ``((0,), (1,))`` is equation 6
             with dimension 1 prioritised.
-        untied: the axes along which every position has weights of its own; along all others they are shared.
+        untied: the axes along which every position has its own weights; along all others weights are shared.
     """
 
     cells: tuple[Cell, ...]
@@ -37,7 +37,7 @@ class Block:
 
 
 def columns_of(block: Block) -> list[slice]:
-    """The columns of H = [h_1; ...; h_N] that hold each h_n."""
+    """Return the columns of H = [h_1; ...; h_N] that hold each h_n."""
     ends = list(accumulate(block.sizes))
     return [slice(end - size, end) for end, size in zip(ends, block.sizes, strict=True)]
 
@@ -53,8 +53,8 @@ class Weights(NamedTuple):
     """The cell's other parameters, each (*extents of the untied axes, length)"""
 
     def copies(self, axes: int) -> list["Weights"]:
-        """The weights of every position of the untied axes, in lexicographic order."""
-        # Cut apart once: indexing inside the sweep would fill a whole gradient with zeros for every block.
+        """Return the weights of every position of the untied axes, in lexicographic order."""
+        # Unbound once: indexing inside the sweep would fill a whole gradient with zeros for every block.
         weights, *vectors = (x.reshape(-1, *x.shape[axes:]).unbind() for x in (self.weight, *self.vectors))
         biases = [None] * len(weights) if self.bias is None else self.bias.reshape(-1, self.bias.shape[-1]).unbind()
         return [
@@ -64,11 +64,11 @@ class Weights(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What is done to one dimension from outside, drawn before the sweep.
+    """Masks on one dimension, drawn before the sweep.
 
-    Each is (*extents, B, size) or broadcasts to it. ``keep_h`` and ``keep_m`` hold back a step: h' becomes
-    keep_h . h + (1 - keep_h) . h', likewise m'. Booleans choose (padding in a batch of unequal lengths, zoneout),
-    floats mix (zoneout's expectation). ``drop`` multiplies h where matrix products read it, and nowhere else.
+    Each is (*extents, B, size) or broadcasts to it. ``keep_h`` and ``keep_m`` keep previous values: h' becomes
+    keep_h . h + (1 - keep_h) . h', likewise m'. Booleans select (padding in a batch of unequal lengths, zoneout),
+    floats mix (zoneout's expectation). ``drop`` multiplies h only where matrix products read it.
     """
 
     keep_h: Tensor | None = None
@@ -76,12 +76,12 @@ class Masks(NamedTuple):
     drop: Tensor | None = None
 
     def in_type(self, dtype: torch.dtype) -> "Masks":
-        """The same, with floats of this type."""
+        """Return the masks with floats converted to this type."""
         return Masks(*(x.to(dtype) if x is not None and x.is_floating_point() else x for x in self))
 
 
 def mix(keep: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
-    """What remains of a step that is held back."""
+    """Return keep . old + (1 - keep) . new; ``new`` if ``keep`` is None."""
     if keep is None:
         return new
     if keep.dtype == torch.bool:
@@ -90,7 +90,7 @@ def mix(keep: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
 
 
 def held(keep: Tensor, old: Tensor) -> Tensor:
-    """Return the part of ``old`` in ``mix``, which is also the part of a gradient that goes past the step."""
+    """Return the share of ``old`` in ``mix``; applied to a gradient, the part that bypasses the step."""
     return torch.where(keep, old, 0) if keep.dtype == torch.bool else keep * old
 
 
@@ -100,18 +100,18 @@ def apply_block(
     incoming: Sequence[HiddenMemory],
     masks: Sequence[Masks] | None = None,
 ) -> list[HiddenMemory]:
-    """One block, equations 5 and 6: (h'_n, m'_n) = LSTM(H, m_n, W_n) with H = [h_1; ...; h_N].
+    """Compute one block, equations 5 and 6: (h'_n, m'_n) = LSTM(H, m_n, W_n) with H = [h_1; ...; h_N].
 
     Every transform reads the same H but its own memory. A prioritised dimension is computed later and reads
     H' = [h_1; h'_2; ...], in which the dimensions of earlier stages are already updated.
 
     Args:
-        weights: one a dimension, (num_gates * d_n, D).
-        incoming: one a dimension, h (B, d_n) and m (B, memory size).
-        masks: one a dimension, for this block: (B, d_n) each.
+        weights: one per dimension, (num_gates * d_n, D).
+        incoming: one per dimension, h (B, d_n) and m (B, memory size).
+        masks: one per dimension, for this block: (B, d_n) each.
 
     Returns:
-        What leaves the block along each dimension, shaped as what entered.
+        The outgoing vectors of each dimension, shaped like the incoming ones.
     """
     masks = masks or [Masks()] * len(incoming)
     hidden = [h for h, _ in incoming]
@@ -122,7 +122,7 @@ def apply_block(
             [h if mask.drop is None else h * mask.drop for h, mask in zip(hidden, masks, strict=True)], dim=-1
         )
         for n in stage:
-            # Autocast lowers the product alone.
+            # Autocast lowers only the product.
             z = F.linear(H, weights[n].weight, weights[n].bias).to(H.dtype)  # (B, num_gates * d_n)
             h, m = block.cells[n].pointwise(z, *incoming[n], *weights[n].vectors)
             outgoing[n] = HiddenMemory(mix(masks[n].keep_h, incoming[n].h, h), mix(masks[n].keep_m, incoming[n].m, m))
@@ -132,7 +132,7 @@ def apply_block(
 
 
 def expand_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], B: int) -> list[Masks]:
-    """Every mask at its full size, (*extents, B, size)."""
+    """Expand every mask to its full size, (*extents, B, size)."""
 
     def expand(mask: Tensor | None, size: int) -> Tensor | None:
         return None if mask is None else mask.expand(*extents, B, size)
@@ -150,21 +150,21 @@ def scan(
     extents: Sequence[int],
     masks: Sequence[Masks] | None = None,
 ) -> list[HiddenMemory]:
-    """Sweeps the grid from its origin to the opposite corner, one block after the other.
+    """Sweep the grid from its origin to the opposite corner, one block after the other.
 
     Args:
-        weights: one a dimension.
-        sides: what enters the grid along each dimension: h (*extents without n, B, d_n), m likewise. In a grid of
-            time and depth, ``sides[0]`` (L, B, d) is the initial state of the L layers and ``sides[1]`` (T, B, d) the
+        weights: one per dimension.
+        sides: inputs of the grid along each dimension: h (*extents without n, B, d_n), m likewise. In a grid of time
+            and depth, ``sides[0]`` (L, B, d) is the initial state of the L layers and ``sides[1]`` (T, B, d) the
             projected inputs of the T steps.
         extents: number of blocks along each dimension.
-        masks: one a dimension; None for none.
+        masks: one per dimension; None for none.
 
     Returns:
-        What leaves the grid along each dimension, shaped as what entered.
+        The outputs of the grid along each dimension, shaped like the sides.
     """
     N = len(extents)
-    edges: dict[tuple[int, tuple[int, ...]], HiddenMemory] = {}  # what enters block `place` along dimension n
+    edges: dict[tuple[int, tuple[int, ...]], HiddenMemory] = {}  # input of block `place` along dimension n
     for n in range(N):
         for rest in product(*(range(extent) for axis, extent in enumerate(extents) if axis != n)):
             edges[n, (*rest[:n], 0, *rest[n:])] = HiddenMemory(sides[n].h[rest], sides[n].m[rest])

@@ -1,4 +1,4 @@
-"""Learning rates that PyTorch's schedulers do not describe."""
+"""Learning rate schedules that PyTorch does not have."""
 
 import math
 
@@ -10,24 +10,24 @@ from gridlstm.errors import UserError
 
 
 class Cosine(LRScheduler):
-    """Up to the optimiser's lr over the first part of the training, then down, both along half a cosine.
+    """Warm-up to the optimiser's lr over the first part of the training, then decay, each along half a cosine.
 
-    With p the share of the training that is done, w = ``warmup`` and C(a, b, x) = b + (a - b) (1 + cos(pi x)) / 2:
+    With p the completed share of the training, w = ``warmup`` and C(a, b, x) = b + (a - b) (1 + cos(pi x)) / 2:
 
         lr C(start, 1, p / w)                    while p < w
         lr C(1, end, (p - w) / (1 - w))          after that
 
-    It is one cycle of Smith and Topin 2018 (arXiv 1708.07120) without its momentum. PyTorch's ``OneCycleLR`` and
-    ``CosineAnnealingLR`` count steps; a run that ends by the clock does not know how many it will have, and its
+    This is one cycle of Smith and Topin 2018 (arXiv 1708.07120) without its momentum schedule. PyTorch's ``OneCycleLR``
+    and ``CosineAnnealingLR`` count steps. A run with a time limit does not know its number of steps in advance, so its
     schedule follows the clock, as in Geiping and Goldstein 2023 (arXiv 2212.14034).
 
     Args:
         warmup: share of the training, 0 for none.
-        start: share of lr at the beginning of the warm-up.
-        end: share of lr at the end.
+        start: fraction of lr at the beginning of the warm-up.
+        end: fraction of lr at the end.
 
     Raises:
-        UserError: a share out of range.
+        UserError: if a value is out of range.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float, start: float, end: float) -> None:
@@ -47,7 +47,7 @@ class Cosine(LRScheduler):
         return [lr * self.factor(self.progress) for lr in self.base_lrs]
 
     def factor(self, progress: float) -> float:
-        """The share of lr at a share of the training."""
+        """Return the fraction of lr at a completed share of the training."""
         if progress < self.warmup:
             return _half_cosine(self.start, 1.0, progress / self.warmup)
         return _half_cosine(1.0, self.end, min(1.0, (progress - self.warmup) / (1 - self.warmup)))
@@ -62,11 +62,11 @@ class EpochDecay(LambdaLR):
 
     Args:
         gamma: the factor.
-        first_epoch: the epoch at whose end the rate is multiplied for the first time, counted from 1.
-        steps_per_epoch: optimiser steps, also parts of one; the run fills in its data's where it is None.
+        first_epoch: the epoch, counted from 1, at whose end the learning rate is first multiplied.
+        steps_per_epoch: optimiser steps, may be fractional; for None, the run passes the number of its data.
 
     Raises:
-        UserError: a value out of range, or data without epochs.
+        UserError: if a value is out of range, or the data has no epochs.
     """
 
     def __init__(self, optimizer: Optimizer, gamma: float, first_epoch: int, steps_per_epoch: float | None) -> None:
@@ -75,7 +75,7 @@ class EpochDecay(LambdaLR):
         if first_epoch < 1:
             raise UserError(f"scheduler.first_epoch must be at least 1, got {first_epoch}.")
         if steps_per_epoch is None:
-            raise UserError("this task's data has no epochs: say what one is, such as scheduler.steps_per_epoch=1000.")
+            raise UserError("this task's data has no epochs. Set their length, such as scheduler.steps_per_epoch=1000.")
         if not 0 < steps_per_epoch < math.inf:
             raise UserError(f"scheduler.steps_per_epoch must be above 0, got {steps_per_epoch}.")
         super().__init__(optimizer, lambda step: gamma ** max(0, math.floor(step / steps_per_epoch) - first_epoch + 1))

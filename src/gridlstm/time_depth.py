@@ -22,11 +22,11 @@ class TimeDepthGrid(Grid):
     """Grid of a cell along time and one along depth.
 
     ``tied=True`` is the paper's "tied 2-LSTM": one weight set for the time transform and one for the depth transform,
-    both shared by all layers. Other choices of section 3.5: ``tied=False``, weights of its own for every layer;
+    both shared by all layers. Other choices of section 3.5: ``tied=False``, separate weights for every layer;
     ``tied=["depth"]``, only the depth transform shared by all layers; ``shared=True``, one set for time and depth too.
 
     Args:
-        hidden_size: d, of both dimensions.
+        hidden_size: d, the same along both dimensions.
         num_layers: L, the blocks along depth.
         time: the cell along time.
         depth: the cell along depth.
@@ -37,11 +37,11 @@ class TimeDepthGrid(Grid):
         sweep: see ``gridlstm.grid.Grid``.
         time_regularizers: noise along time, such as zoneout or variational dropout.
         depth_regularizers: noise along depth, such as dropout.
-        dropout: probability with which elements of a layer's h along depth are dropped for the next layer and for the
-            output. ``Dropout`` among the regularizers acts on the projected input as well, and not on the output.
+        dropout: probability of dropping elements of a layer's h along depth for the next layer and for the output.
+            ``Dropout`` as a regularizer also acts on the projected input, but not on the output.
 
     Raises:
-        UserError: an option is out of its range, or two do not go together.
+        UserError: if an option is out of range, or two options are incompatible.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TimeDepthGrid(Grid):
         if unknown := tied_names - set(_NAMES):
             raise UserError(f"tied must be true, false or a list of time and depth, got {unknown.pop()!r} in it.")
         if shared and len(tied_names) == 1:
-            raise UserError("shared=true is one weight set, tied for time and depth alike: choose tied=true or false.")
+            raise UserError("shared=true has one weight set for time and depth. Expected tied=true or tied=false.")
         along_time = Dimension(
             "time", time, hidden_size, tied="time" in tied_names, regularizers=tuple(time_regularizers)
         )
@@ -93,15 +93,15 @@ class TimeDepthGrid(Grid):
 
         Args:
             before: (L, B, ·) vectors of every layer before the first step.
-            bottom: (T, B, ·) vectors that enter at the bottom of depth.
-            held: (T, 1, B, 1), True where time stands still.
+            bottom: (T, B, ·) vectors that enter the first layer.
+            held: (T, 1, B, 1), True at steps that must not change the state along time.
 
         Returns:
-            The vectors of every layer after the last step, and those above the top layer at every step.
+            The vectors of every layer after the last step, and those that leave the top layer at every step.
         """
         masks = None if held is None else [Masks(held, held), Masks()]
         if self.dropout and self.training:
-            # What each layer but the first reads from below.
+            # Acts on the input from below of each layer except the first.
             drop = bottom.h.new_ones(bottom.h.shape[0], self.num_layers, *bottom.h.shape[1:])
             drop[:, 1:] = F.dropout(drop[:, 1:], self.dropout)
             masks = [masks[0] if masks else Masks(), Masks(drop=drop)]

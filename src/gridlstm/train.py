@@ -1,4 +1,4 @@
-"""The training command: ``python train.py``, or where only the wheel is installed, ``python -m gridlstm.train``."""
+"""The training command: ``python train.py``, or ``python -m gridlstm.train`` if only the wheel is installed."""
 
 import os
 import shutil
@@ -21,9 +21,9 @@ from gridlstm.training.arguments import with_kept
 from gridlstm.training.validate import check_start
 
 _SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
-"""Flags of Hydra that print something and run nothing."""
+"""Hydra flags that print something and run nothing."""
 
-# Read only for --help.
+# Used only by --help.
 OmegaConf.register_new_resolver("gridlstm.models", MATRIX.read_text, replace=True)
 
 
@@ -31,21 +31,21 @@ OmegaConf.register_new_resolver("gridlstm.models", MATRIX.read_text, replace=Tru
 def _job(cfg: DictConfig) -> float:
     try:
         check_start(cfg)
-        # Imported here, so that --help, --cfg and a misspelt option need not wait for torch.
+        # Imported here, so that --help, --cfg and a misspelt option do not wait for torch.
         from gridlstm.training.job import run_job
 
         return run_job(cfg)
     except (UserError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode == RunMode.RUN:
-            if "TORCHELASTIC_RUN_ID" not in os.environ:  # whose ranks share the directory, and may not all be here yet
+            if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's ranks share the directory and may start later
                 _remove_empty(Path(HydraConfig.get().runtime.output_dir))
             reason = error if isinstance(error, UserError) else explain(error, sys.argv[1:])
-            sys.exit(f"error: {reason}")  # past Hydra, which would print the command line's options once more
+            sys.exit(f"error: {reason}")  # a raised error would make Hydra print the command line's options too
         raise
 
 
 def _remove_empty(directory: Path) -> None:
-    """Removes the directory of a run that was refused, where nothing but Hydra's own files is in it."""
+    """Remove the directory of a run that did not start, if it contains only Hydra's own files."""
     if {path.name for path in directory.iterdir()} <= {".hydra", "train.log"}:
         shutil.rmtree(directory)
         for parent in directory.parents:
@@ -55,11 +55,11 @@ def _remove_empty(directory: Path) -> None:
 
 
 def main() -> None:
-    """Runs the command line; an error of the user's is one message on stderr and exit status 1."""
-    # Hydra then lets exceptions through, instead of printing half a traceback and hiding the type.
+    """Run the command line; print a user error as one message on stderr and exit with status 1."""
+    # With this, Hydra passes exceptions on instead of printing half a traceback and hiding their type.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     prepare()
-    if _SHOWING.intersection(sys.argv):  # a reader such as head may have enough; nothing else can be cut off then
+    if _SHOWING.intersection(sys.argv):  # end quietly if a reader such as head closes the pipe; no run is lost
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         _take_up()
@@ -75,13 +75,11 @@ def main() -> None:
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise
-        sys.exit(
-            "error: a group cannot be null; leave out single nodes instead, such as callbacks.learning_curve=null."
-        )
+        sys.exit("error: a group cannot be null. Remove single nodes instead, such as callbacks.learning_curve=null.")
 
 
 def _take_up() -> None:
-    """Put the options of a run that is resumed before those of the command line, also in the record of that."""
+    """Prepend the options of a resumed run to those of the command line, in sys.argv and sys.orig_argv."""
     arguments = with_kept(sys.argv[1:])
     first = len(sys.orig_argv) - len(sys.argv) + 1
     sys.argv[1:] = sys.orig_argv[first:] = arguments

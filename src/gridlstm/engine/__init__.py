@@ -1,1 +1,1 @@
-"""The fast sweeps. ``gridlstm.scan`` is what they must equal; nothing outside needs more of them than ``dispatch``."""
+"""The fast sweeps. They must equal ``gridlstm.scan``; other code uses them through ``dispatch``."""

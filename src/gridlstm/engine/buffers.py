@@ -1,7 +1,7 @@
-"""What a wavefront sweep keeps: how dimensions are packed, and the buffers that blocks read and write.
+"""Buffers of a sweep, which blocks read and write, and the layout of packed dimensions.
 
 Shape legend: B batch rows, d_n size of dimension n, D = d_1 + ... + d_N, C blocks of the grid, r blocks of one
-diagonal, G packed gates of all dimensions of one stage. Buffers are (rows, B, ...), a row as in ``plan.Plan``.
+diagonal, G packed gates of all dimensions of one stage. Buffers are (rows, B, ...), with rows as in ``plan.Plan``.
 """
 
 import ctypes
@@ -20,32 +20,32 @@ _MADV_HUGEPAGE = 14
 
 
 def empty(*shape: int, like: Tensor) -> Tensor:
-    """``like.new_empty(shape)``, in huge pages where it is large, on the CPU, and Linux grants them.
+    """Return ``like.new_empty(shape)``, in huge pages if it is large, on the CPU, and Linux provides them.
 
-    Buffers of 100 MB are new at every step, and touching fresh 4 KB pages costs more than the pointwise arithmetic.
+    Every step allocates new buffers of 100 MB, and touching new 4 KB pages costs more than the pointwise arithmetic.
     """
     buffer = like.new_empty(shape)
     start = -(-buffer.data_ptr() // HUGE_PAGE) * HUGE_PAGE if buffer.device.type == "cpu" else 0
     length = (buffer.data_ptr() + buffer.nbytes - start) // HUGE_PAGE * HUGE_PAGE if start else 0
     if length > 0 and sys.platform == "linux":
-        # Advice only: where it is refused, pages stay small.
+        # Advice only: if Linux ignores it, pages stay small.
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_HUGEPAGE)
     return buffer
 
 
 def empty_stages(widths: Sequence[int], rows: int, B: int, like: Tensor) -> list[Tensor]:
-    """``stages_of`` a storage of their own."""
+    """Return ``stages_of`` a new storage."""
     return stages_of(empty(rows * B * sum(widths), like=like), widths, rows, B)
 
 
 def stages_of(storage: Tensor, widths: Sequence[int], rows: int, B: int) -> list[Tensor]:
-    """(rows, B, width) for each stage, which lie in one flat storage with the last stage first: see ``half_step``."""
+    """Return (rows, B, width) views for each stage of one flat storage, the last stage first: see ``half_step``."""
     pieces = storage.split([rows * B * width for width in reversed(widths)])
     return [piece.view(rows, B, width) for piece, width in zip(reversed(pieces), widths, strict=True)]
 
 
 class Layout:
-    """Where each dimension stands in the packed buffers."""
+    """Positions of the dimensions in the packed buffers."""
 
     def __init__(
         self,
@@ -58,16 +58,16 @@ class Layout:
     ) -> None:
         self.block = block
         self.extents = extents
-        self.product_dtype = product_dtype  # the type of products, where it is not that of the tensors
+        self.product_dtype = product_dtype  # type of products; None for that of the tensors
         self.B = B
         self.D = sum(block.sizes)
         self.columns = columns_of(block)
         self.stage_of = {n: k for k, stage in enumerate(block.stages) for n in stage}
         pace = tuple(self.stage_of[n] + 1 for n in range(len(extents))) if order == "half-step" else None
         self.plan: Plan = plan(extents, block.untied, device, order, pace)
-        # Stages of two diagonals are under way at once in half-steps; elsewhere one diagonal or layer at a time.
+        # Half-steps compute stages of two diagonals at once; other orders, one diagonal or layer at a time.
         self.at_once = self.plan.blocks if order == "half-step" else self.plan.largest
-        self.gates: dict[int, slice] = {}  # of each dimension within its stage
+        self.gates: dict[int, slice] = {}  # each dimension's columns within its stage
         self.num_gates: list[int] = []  # G of each stage
         for stage in block.stages:
             G = 0
@@ -79,7 +79,7 @@ class Layout:
 
     @property
     def product_flops(self) -> float:
-        """Arithmetic of most matrix products: on a diagonal, or in the chain of a layer."""
+        """Arithmetic of a typical matrix product: on a diagonal, or in the chain of a layer."""
         plan = self.plan
         if plan.layers:
             steps = sum(len(diagonals) for _, diagonals in plan.layers)
@@ -90,12 +90,12 @@ class Layout:
         return 2 * self.B * inner * outer * plan.blocks / steps
 
     def pack_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Each stage's weights as (copies, G, D)."""
+        """Return each stage's weights as (copies, G, D)."""
         packed = [torch.cat([weights[n] for n in stage], dim=-2) for stage in self.block.stages]
         return [weight.reshape(-1, *weight.shape[-2:]).to(self.product_dtype or weight.dtype) for weight in packed]
 
     def pack_weights_transposed(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Each stage's weights as contiguous (copies, D, G): products with few rows are faster on this layout."""
+        """Return each stage's weights as contiguous (copies, D, G), which makes products with few rows faster."""
         packed = []
         for stage, G in zip(self.block.stages, self.num_gates, strict=True):
             weight = weights[stage[0]].new_empty(*weights[stage[0]].shape[:-2], self.D, G)
@@ -105,7 +105,7 @@ class Layout:
         return packed
 
     def pack_biases(self, biases: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:
-        """Each stage's biases as (copies, G), zero for a dimension without; None where no dimension has one."""
+        """Return each stage's biases as (copies, G), zero for a dimension without one; None if no dimension has one."""
         packed: list[Tensor | None] = []
         for stage, G in zip(self.block.stages, self.num_gates, strict=True):
             present = [(n, bias) for n in stage if (bias := biases[n]) is not None]
@@ -123,16 +123,16 @@ class Buffers:
     """The slots of a sweep.
 
     Attributes:
-        X: for each stage what its product multiplies, (rows, B, D): slots that predecessors fill. A dimension of an
-            earlier stage appears there already updated.
+        X: input of each stage's product, (rows, B, D): slots that predecessors fill. Dimensions of earlier stages are
+            already updated in it.
         M: each dimension's incoming memory, (rows, B, memory size).
-        Z: each stage's pre-activations, then what a cell keeps of them, then their gradients: (C, B, G). A sweep that
-            keeps nothing for a backward pass has room for ``layout.at_once`` blocks alone: see ``begin``.
+        Z: each stage's pre-activations, later the values that a cell keeps, then their gradients: (C, B, G). A sweep
+            that saves nothing for a backward pass has room for only ``layout.at_once`` blocks: see ``begin``.
         vectors: each dimension's other parameters, (copies, length).
-        drop: factors of what products read, (C, B, D); None for none.
+        drop: factors on the inputs of products, (C, B, D); None for none.
         keep: each dimension's (keep_h, keep_m), (C, B, size); None for none.
-        dH: gradient of what enters each block and of what leaves the grid, (rows, B, D); in the backward pass.
-        dM: likewise of the memories.
+        dH: gradients of the inputs of each block and of the outputs of the grid, (rows, B, D); in the backward pass.
+        dM: the same for memories.
         grad_vectors: gradients of ``vectors``.
     """
 
@@ -147,7 +147,7 @@ class Buffers:
     ) -> None:
         self.layout = layout
         self.X, self.M, self.Z = X, M, Z
-        self.first = 0  # the row that stands first in Z
+        self.first = 0  # number of the first row in Z
         self.vectors = [tuple(x.reshape(-1, x.shape[-1]) for x in own) for own in vectors]
         self.drop: Tensor | None = None
         self.keep: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(M)
@@ -158,7 +158,7 @@ class Buffers:
         self.grad_vectors: list[tuple[Tensor, ...]]
 
     def _order_masks(self, masks: Sequence[Masks]) -> None:
-        """From coordinates to rows."""
+        """Reorder masks from coordinates to rows."""
         layout, order = self.layout, self.layout.plan.order
         expanded = expand_masks(layout.block, masks, layout.extents, layout.B)
 
@@ -173,25 +173,25 @@ class Buffers:
                     self.drop[:, :, columns] = drop
 
     def zero_vector_gradients(self) -> None:
-        """Begin ``grad_vectors``, in double precision on a CPU: they sum rows of all blocks, which may be millions."""
+        """Set ``grad_vectors`` to zero, in double precision on a CPU: they may sum over millions of rows."""
         exact = torch.float64 if self.X[0].device.type == "cpu" else None
         self.grad_vectors = [tuple(x.new_zeros(x.shape, dtype=exact) for x in own) for own in self.vectors]
 
     def begin(self, rows: slice) -> None:
-        """These rows are computed next; where Z has no room for all, they take the place of those before."""
+        """Announce the rows to compute next; if Z has no room for all rows, they overwrite the previous ones."""
         if len(self.Z[0]) < self.layout.plan.blocks:
             self.first = rows.start
 
     def z(self, k: int, rows: slice) -> Tensor:
-        """Stage k's part of Z: (r, B, G)."""
+        """Return stage k's part of Z: (r, B, G)."""
         return self.Z[k][rows.start - self.first : rows.stop - self.first]
 
     def operand(self, k: int, rows: slice) -> Tensor:
-        """What stage k's product multiplies: (r, B, D)."""
+        """Return the input of stage k's product: (r, B, D)."""
         return self.X[k][rows] if self.drop is None else self.X[k][rows] * self.drop[rows]
 
     def inputs(self, n: int, rows: slice) -> Inputs:
-        """What the cell of dimension n reads in these blocks, blocks and batch rows in one."""
+        """Return the inputs of dimension n's cell in these blocks; blocks and batch rows share one axis."""
         k, copies = self.layout.stage_of[n], self.layout.plan.copy_of[rows]
         vectors = tuple(
             x[0] if len(x) == 1 else x[copies].repeat_interleave(self.layout.B, dim=0) for x in self.vectors[n]
@@ -207,7 +207,7 @@ class Buffers:
         )
 
     def add_vector_gradients(self, n: int, rows: slice, gradients: Sequence[Tensor]) -> None:
-        """Adds what ``inputs``' vectors receive."""
+        """Add gradients with respect to the vectors of ``inputs``."""
         for total, gradient in zip(self.grad_vectors[n], gradients, strict=True):
             if len(total) == 1:
                 total[0] += gradient
@@ -216,13 +216,13 @@ class Buffers:
                 total.index_add_(0, self.layout.plan.copy_of[rows], by_block.to(total.dtype))
 
     def vector_gradients(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Return all dimensions' ``grad_vectors`` in one list, shaped as the vectors."""
+        """Return all dimensions' ``grad_vectors`` in one list, shaped like the vectors."""
         flat = [gradient for own in self.grad_vectors for gradient in own]
         return [gradient.view(x.shape).to(x.dtype) for gradient, x in zip(flat, vectors, strict=True)]
 
 
 def put(buffer: Tensor, to: Runs | Tensor, values: Tensor) -> None:
-    """buffer (rows, B, d) <- values (r, B, d) at the successors' rows."""
+    """Write values (r, B, d) to the successors' rows of a buffer (rows, B, d)."""
     if isinstance(to, Tensor):
         buffer.index_copy_(0, to, values)
     else:
@@ -231,7 +231,7 @@ def put(buffer: Tensor, to: Runs | Tensor, values: Tensor) -> None:
 
 
 def take(buffer: Tensor, at: Runs | Tensor) -> Tensor:
-    """The successors' rows of a buffer in the order of the diagonal: (r, B, d), a view where possible."""
+    """Return the successors' rows of a buffer in the order of the diagonal: (r, B, d), a view if possible."""
     if isinstance(at, Tensor):
         return buffer.index_select(0, at)
     if len(at) == 1:

@@ -1,4 +1,4 @@
-"""Builds the engine's C and C++ sources with the machine's own compiler, once, into the user's cache."""
+"""Compilation of the engine's C and C++ sources with the machine's compiler, once, into the user's cache."""
 
 import ctypes
 import hashlib
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 class NotBuiltError(Exception):
-    """There is no compiler, or it refused. The message says why."""
+    """The compiler is missing or failed. The message says why."""
 
 
 def load(
@@ -24,14 +24,14 @@ def load(
     """Load the library of these sources, from the cache after the first time (a build takes under a second).
 
     Args:
-        name: the first part of the library's file name.
-        compilers: commands, of which the first that is installed is taken.
-        sources: what is compiled.
-        flags: come after the sources, so that libraries may be among them.
+        name: first part of the library's file name.
+        compilers: commands; the first that is installed is used.
+        sources: files to compile.
+        flags: passed after the sources, so that they may include libraries.
         headers: other files that the result depends on.
 
     Raises:
-        NotBuiltError: without a compiler, a home directory or room for the result.
+        NotBuiltError: if the compiler, a home directory or disk space for the result is missing.
     """
     compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
@@ -42,7 +42,7 @@ def load(
         built = cache_directory() / f"{name}-{key}.so"
         if not built.exists():
             built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Built aside and renamed, so that processes that start together never load half a file.
+            # Built elsewhere and renamed, so that processes that start together never load half a file.
             with tempfile.TemporaryDirectory(dir=built.parent) as directory:
                 fresh = Path(directory) / built.name
                 command = [compiler, "-shared", "-fPIC", "-o", str(fresh), *map(str, sources), *flags]
@@ -51,14 +51,14 @@ def load(
         return ctypes.CDLL(str(built))
     except subprocess.CalledProcessError as error:
         raise NotBuiltError(next(iter(error.stderr.strip().splitlines()[-1:]), str(error))) from error
-    except OSError as error:  # also where there is no home directory
+    except OSError as error:  # also without a home directory
         raise NotBuiltError(str(error)) from error
 
 
 def _processor() -> str:
-    """Describe what -march=native depends on: different machines may share a home directory."""
+    """Return the processor's model and flags, on which -march=native depends: machines may share a home directory."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()
-    kinds = ("model", "flags", "Features", "CPU ")  # of x86 and ARM
+    kinds = ("model", "flags", "Features", "CPU ")  # for x86 and ARM
     return "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(kinds)}))

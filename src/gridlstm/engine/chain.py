@@ -1,9 +1,9 @@
-"""A chain of LSTM cells along time whose steps are fed from outside: one layer of a stacked LSTM.
+"""A chain of LSTM cells along time whose steps read an outside input: one layer of a stacked LSTM.
 
-As in ``gridlstm.engine.packed``: what the steps are fed is one product over all of them, a step's own product is added
-to it in place, and the weight gradient is formed from all steps at once, outside the chain.
+As in ``gridlstm.engine.packed``, the input of all steps is one product, each step adds its recurrent product in place,
+and the weight gradient is computed for all steps at once, outside the chain.
 
-Shape legend: B batch rows, T time steps, e size of what feeds a step, d hidden size, G = num_gates * d.
+Shape legend: B batch rows, T time steps, e input size of a step, d hidden size, G = num_gates * d.
 """
 
 from typing import Any, NamedTuple
@@ -20,16 +20,16 @@ from gridlstm.scan import Block, Weights
 
 
 class Chained(NamedTuple):
-    """What a chain returns."""
+    """Results of a chain."""
 
     outputs: Tensor
     """(T, B, d) h' of every step"""
     last: HiddenMemory
-    """of the last step"""
+    """h' and m' of the last step"""
 
 
 def reference_chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory) -> Chained:
-    """(h', m') = cell(H, m) with H = [x_t; h], t = 1, …, T, in a plain loop.
+    """Compute (h', m') = cell(H, m) with H = [x_t; h] for t = 1, …, T in a plain loop.
 
     Args:
         cell: the transform.
@@ -40,7 +40,7 @@ def reference_chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory
     from_outside, from_before = weights.weight.split([x.shape[-1], start.h.shape[-1]], dim=-1)
     h, m = start
     outputs = []
-    # Autocast lowers the products alone. No step of the first waits for another.
+    # Autocast lowers only the products. The first is computed for all steps at once.
     for z in F.linear(x, from_outside, weights.bias).to(h.dtype):
         h, m = cell.pointwise(z + F.linear(h, from_before).to(h.dtype), h, m, *weights.vectors)
         outputs.append(h)
@@ -49,12 +49,12 @@ def reference_chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory
 
 @as_it_is
 def chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory) -> Chained:
-    """As ``reference_chain``, and equal to it in value and gradient. Under autocast, products run in its type.
+    """Compute ``reference_chain`` faster, equal in value and gradient. Under autocast, products run in its type.
 
-    For cells whose gradient reaches h through the matrix product alone, as an LSTM's does.
+    For cells whose gradient reaches h only through the matrix product, such as the LSTM.
 
     Raises:
-        UserError: when a second derivative is asked for (``create_graph=True``).
+        UserError: if a second derivative is requested (``create_graph=True``).
     """
     device, product_dtype = x.device.type, autocast_type(start.h)
     with torch.autocast(device, enabled=False):
@@ -79,7 +79,7 @@ class _Chain(torch.autograd.Function):
         (T, B, _), d = x.shape, h.shape[-1]
         block = Block((cell,), (d,), ((0,),))
         layout = Layout(block, (T,), B, x.device, "diagonal", product_dtype)
-        # Row t is what step t reads; what leaves the last one follows.
+        # Row t is the input of step t; row T the output of the last step.
         X, M, Z = empty(T + 1, B, d, like=h), empty(T + 1, B, m.shape[-1], like=m), empty(T, B, len(weight), like=h)
         X[0], M[0] = h, m
         buffers = Buffers(layout, [X], [M], [Z], [vectors], None)
@@ -87,7 +87,7 @@ class _Chain(torch.autograd.Function):
         (step,) = steps(buffers)
         recurrent = _recurrent(weight, d, product_dtype).t().contiguous()  # for products with few rows
         with fastest_product(h, layout.product_flops):
-            # Cut apart at once: in small networks, indexing takes as long as the product.
+            # Unbound once: in small networks, indexing takes as long as the product.
             for step_t, h_t, z_t in zip(layout.plan.diagonals, X[:T].unbind(), Z.unbind(), strict=True):
                 multiply(h_t, recurrent, z_t, product_dtype, add=True)
                 step.forward(step_t)
@@ -101,9 +101,9 @@ class _Chain(torch.autograd.Function):
         check_backward("the fast loop has", grads)
         layout: Layout = ctx.layout
         gates, x, weight, bias, X, M, *vectors = ctx.saved_tensors
-        X, M = X.contiguous(), M.contiguous()  # whatever hooks on saved tensors made of their strides
+        X, M = X.contiguous(), M.contiguous()  # hooks on saved tensors may have changed the strides
         (T, B, e), d, product_dtype = x.shape, X.shape[-1], layout.product_dtype
-        # The first backward pass turns the kept gates into their gradients, or a copy of them; see ``engine.packed``.
+        # The first backward pass overwrites the kept gates, or a copy, with their gradients; see ``engine.packed``.
         kept, exact = ctx.has_gates, X.dtype == torch.float64
         ctx.has_gates = kept and exact
         if kept:
@@ -143,7 +143,7 @@ class _Chain(torch.autograd.Function):
 
 
 def _feed(buffers: Buffers, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Z <- what is fed to all steps."""
+    """Write the outside input of all steps into Z."""
     product_dtype, (Z,) = buffers.layout.product_dtype, buffers.Z
     from_outside = weight[:, : x.shape[-1]].to(product_dtype or weight.dtype)
     with fastest_product(x, 2 * len(Z) * buffers.layout.B * from_outside.numel()):
@@ -151,5 +151,5 @@ def _feed(buffers: Buffers, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
 
 
 def _recurrent(weight: Tensor, d: int, product_dtype: torch.dtype | None) -> Tensor:
-    """The columns that h is multiplied by: (G, d)."""
+    """Return the columns that multiply h: (G, d)."""
     return weight[:, -d:].to(product_dtype or weight.dtype).contiguous()

@@ -1,7 +1,7 @@
-"""What is chosen by measuring this machine. Choices change speed, and results by float32 rounding alone.
+"""Choices made by measuring this machine. They change speed, and results only by float32 rounding.
 
-A run that must repeat bit for bit stores ``current()`` in its checkpoint and calls ``force`` with it when it resumes;
-ranks of one job call ``force`` with the first rank's.
+To repeat bit for bit, a run stores ``current()`` in its checkpoint and passes it to ``force`` when it resumes; the
+ranks of one job pass the first rank's choices.
 """
 
 import logging
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choices:
-    """Plain values, so that ``dataclasses.asdict`` fits into a checkpoint.
+    """The choices as plain values, so that ``dataclasses.asdict`` fits into a checkpoint.
 
     Args:
-        product: of float32 matrices on the CPU.
-        pointwise: of LSTM cells in float32 on the CPU.
+        product: matrix product for float32 on the CPU.
+        pointwise: pointwise step of LSTM cells for float32 on the CPU.
     """
 
     product: Product
@@ -28,13 +28,13 @@ class Choices:
 
 
 def current() -> Choices:
-    """The choices in use; measures what has not been measured."""
+    """Return the choices in use, after measuring any that are not yet measured."""
     return Choices(matmul.product(), fused.pointwise_step())
 
 
 def force(choices: Choices) -> None:
-    """Uses these from now on. What this machine does not have is logged and replaced."""
+    """Use these choices from now on; log and replace any that this machine does not support."""
     matmul.force_product(choices.product)
     fused.force_pointwise_step(choices.pointwise)
     if current() != choices:
-        log.warning("asked for %s, this machine offers %s: results will differ by rounding", choices, current())
+        log.warning("this machine has %s instead of %s: results will differ by rounding", current(), choices)

@@ -1,4 +1,4 @@
-"""Picks the sweep. All sweeps give the same values and gradients, so this is a matter of speed alone."""
+"""Choice of the sweep. All sweeps give the same values and gradients; they differ only in speed."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -30,56 +30,57 @@ ChainName = Literal["auto", "reference"]
 
 
 def check_sweep_name(name: str, names: Any = SweepName) -> None:
-    """Raises UserError unless ``name`` is one of ``names``, ``SweepName`` or ``ChainName``."""
+    """Raise UserError unless ``name`` is one of ``names``, ``SweepName`` or ``ChainName``."""
     if name not in get_args(names):
         raise UserError(f"sweep must be one of {', '.join(get_args(names))}, got {name!r}.")
 
 
 def check_sweep_fits(name: SweepName, block: Block) -> None:
-    """Refuses what only some blocks allow.
+    """Check that a sweep supports the block.
 
     Raises:
-        UserError: when "layer-major" or "half-step" is asked of a block that needs another order.
+        UserError: if the sweep is "layer-major" or "half-step" and the block needs another order.
     """
     if name == "half-step" and not half_step_fits(block):
         raise UserError(
-            "sweep=half-step needs two stages with equally many gates, as priority makes them, and tied weights: "
-            "choose sweep=auto, set priority or tie the weights."
+            "sweep=half-step needs two stages with equally many gates, which priority creates, and tied weights. "
+            "Use sweep=auto, set priority or tie the weights."
         )
     if name == "layer-major" and not layer_major_fits(block):
         raise UserError(
             "sweep=layer-major needs at least two dimensions, the last of them computed in the last stage, and weights "
-            "untied along no other: choose sweep=auto, change priority or tie the weights."
+            "untied along no other. Use sweep=auto, change priority or tie the weights."
         )
 
 
 def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Tensor) -> Sweep:
-    """The sweep to run: the named one, or with "auto" the fastest known for this grid on this device. Where plain
-    operations are needed, the reference.
+    """Return the named sweep, or for "auto" the fastest known one for this grid on this device.
+
+    If plain operations are needed, return the reference.
 
     Args:
-        like: any tensor that enters the grid, (..., B, size).
+        like: any input tensor of the grid, (..., B, size).
 
     Raises:
         UserError: see ``check_sweep_fits``.
     """
-    # Again: the name may be another one than when the grid was made.
+    # Checked again, because the name may have changed since the grid was built.
     check_sweep_fits(name, block)
     check_fixed(extents)
     if needs_plain_ops(like):
         return scan
     if name == "auto":
         name = "layer-major" if _prefers_layers(block, extents, like) else "wavefront"
-        if not torch.compiler.is_compiling():  # a compiled caller would be cut in two here
+        if not torch.compiler.is_compiling():  # logging would break the compiled graph in two
             _log_once(f"sweep: {name} (auto)")
     return SWEEPS[name]
 
 
 def chain_named(name: ChainName, cell: Cell, x: Tensor) -> Callable[[Any, Weights, Tensor, HiddenMemory], Chained]:
-    """How a layer of a stacked network is computed: by the plain loop, or with "auto" by the fast one where it pays.
+    """Return the function that computes a layer of a stacked network: for "auto" the fast loop if it is faster.
 
     Args:
-        x: what enters the layer, (T, B, e).
+        x: input of the layer, (T, B, e).
 
     Raises:
         UserError: see ``check_fixed``.
@@ -90,42 +91,43 @@ def chain_named(name: ChainName, cell: Cell, x: Tensor) -> Callable[[Any, Weight
 
 
 def check_fixed(extents: Sequence[int]) -> None:
-    """Raise UserError unless these are numbers, and not what stands for any number in a traced program."""
+    """Raise UserError if extents are symbolic, as in a traced program, instead of fixed numbers."""
     if any(type(extent) is not int for extent in extents):
         raise UserError(
             f"a traced program unrolls all blocks and steps. Expected fixed numbers of them, got {tuple(extents)}. Use "
-            f"torch.export.export, with a fixed number of steps (its batch may be dynamic), not torch.jit.trace."
+            f"torch.export.export with a fixed number of steps (its batch may be dynamic) instead of torch.jit.trace."
         )
 
 
 def needs_plain_ops(like: Tensor) -> bool:
-    """Whether plain operations are needed: by torch.export, torch.func, a tracer or derivatives in forward mode, or as
-    tensors have no memory.
+    """Return True if only plain operations work: in torch.export, torch.func, tracers and forward-mode derivatives, and
+    for tensors without memory.
     """
     if torch.compiler.is_exporting():
         return True
-    if torch.compiler.is_dynamo_compiling():  # the fast sweeps run as they are
+    if torch.compiler.is_dynamo_compiling():  # the fast sweeps run uncompiled
         return False
     modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
     return (
         bool(torch._C._are_functorch_transforms_active())
         or like.device.type == "meta"
-        or type(like) not in (Tensor, Parameter)  # such as FakeTensorMode's
+        or type(like) not in (Tensor, Parameter)  # such as FakeTensor
         or any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
-        or torch.autograd.forward_ad._current_level >= 0  # hand-written gradients go backward alone
+        or torch.autograd.forward_ad._current_level >= 0  # hand-written gradients have no forward mode
     )
 
 
 def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:
-    """Untied weights leave a diagonal with products of B rows each, where a layer has one with all its rows.
+    """Return True if "layer-major" is expected to be faster than "wavefront".
 
-    But a layer takes as many steps, one after the other, as a whole grid of diagonals: it pays only where a step's
-    arithmetic outweighs its start. That was measured on CPUs alone.
+    With untied weights, a diagonal has separate products of B rows, and a layer one product of all its rows. But one
+    layer takes as many sequential steps as a whole grid of diagonals, so it is faster only if a step's arithmetic
+    outweighs the overhead of starting it. Measured only on CPUs.
     """
     if not block.untied or not layer_major_fits(block) or like.device.type != "cpu":
         return False
     width, (*outer, _) = sum(block.sizes[:-1]), extents
-    blocks_at_once = prod(outer) / (sum(outer) - len(outer) + 1)  # of a diagonal of average length
+    blocks_at_once = prod(outer) / (sum(outer) - len(outer) + 1)  # in a diagonal of average length
     return 2 * like.shape[-2] * blocks_at_once * width * 4 * width > STEP_FLOPS
 
 
@@ -133,8 +135,8 @@ def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:
 # diagonals 2.6 times as fast; 20x64 T12 B15: equal; 43x100 T42 B15: layers 1.3 times).
 STEP_FLOPS = 1e6
 
-# Below, what a layer costs to set up decides: 15 rows of 45 units take 520 microseconds instead of 430 at 2 steps, 600
-# instead of 660 at 4. Cells whose gradient is left to autograd are as fast or up to 3 times faster in the plain loop.
+# With fewer steps, the set-up of a layer dominates: 15 rows of 45 units take 520 microseconds instead of 430 at 2
+# steps, 600 instead of 660 at 4. Cells that use autograd are as fast or up to 3 times faster in the plain loop.
 CHAIN_STEPS = 4
 
 SWEEPS: dict[SweepName, Sweep] = {
@@ -152,7 +154,7 @@ def _log_once(message: str) -> None:
 
 
 def pairs(sides: Sequence[tuple[Tensor, Tensor]]) -> list[HiddenMemory]:
-    """Plain tuples as what they stand for. Raises UserError for sides that are no pairs of tensors."""
+    """Return plain tuples as HiddenMemory. Raise UserError unless every side is a pair of tensors."""
     for n, side in enumerate(sides):
         if not isinstance(side, tuple | list) or [isinstance(x, Tensor) for x in side] != [True, True]:
             got = [type(x).__name__ for x in side] if isinstance(side, tuple | list) else type(side).__name__
@@ -161,7 +163,7 @@ def pairs(sides: Sequence[tuple[Tensor, Tensor]]) -> list[HiddenMemory]:
 
 
 def check_sides(block: Block, sides: Sequence[HiddenMemory], extents: Sequence[int]) -> None:
-    """Raises UserError unless what enters the grid fits it."""
+    """Raise UserError unless the sides fit the grid."""
     N = len(block.cells)
     if len(extents) != N or len(sides) != N or min(extents) < 1:
         raise UserError(
@@ -185,8 +187,9 @@ def check_sides(block: Block, sides: Sequence[HiddenMemory], extents: Sequence[i
 
 
 def check_weights(name: str, weights: Weights, like: Tensor) -> None:
-    """Raise UserError unless a transform's weight and bias are on the device and of the type of ``like``, or of one
-    that autocast makes the same: copying them into buffers would convert them without a word.
+    """Raise UserError unless a transform's weight and bias have the device and type of ``like``, up to autocast.
+
+    Copying them into buffers would convert them silently.
     """
     check_factor(f"the weight of {name}", weights.weight, like)
     if weights.bias is not None:
@@ -194,20 +197,20 @@ def check_weights(name: str, weights: Weights, like: Tensor) -> None:
 
 
 def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], like: Tensor) -> None:
-    """Raises UserError unless there is one for each dimension and each fits the grid.
+    """Raise UserError unless there is one mask for each dimension and each fits the grid.
 
     Args:
-        like: any tensor that enters the grid, (..., B, size).
+        like: any input tensor of the grid, (..., B, size).
     """
     if len(masks) != len(block.cells):
-        raise UserError(f"expected {len(block.cells)} masks, one a dimension, got {len(masks)}.")
+        raise UserError(f"expected {len(block.cells)} masks, one per dimension, got {len(masks)}.")
     for n, (mask, size, cell) in enumerate(zip(masks, block.sizes, block.cells, strict=True)):
         for name, x, length in zip(mask._fields, mask, (size, cell.memory_size(size), size), strict=True):
             if x is None:
                 continue
             if x.dtype != torch.bool and not x.is_floating_point():
                 raise UserError(
-                    f"masks of dimension {n}: expected {name} of booleans or floats, got {x.dtype}: convert it by "
+                    f"masks of dimension {n}: expected {name} of booleans or floats, got {x.dtype}. Convert it with "
                     f".bool() or .float()."
                 )
             shape = (*extents, like.shape[-2], length)
@@ -218,4 +221,4 @@ def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], li
                     f"broadcasts to it, on {like.device}, got {tuple(x.shape)} on {x.device}."
                 )
             if x.requires_grad:
-                raise UserError(f"masks of dimension {n}: {name} gets no gradient: pass {name}.detach().")
+                raise UserError(f"masks of dimension {n}: {name} cannot get a gradient. Pass {name}.detach().")

@@ -1,7 +1,7 @@
 /* Equations 1 to 3 and their derivatives for one diagonal of a grid, in one pass over memory.
  *
- * z holds the pre-activations (u, f, o, c), which the forward pass replaces by the gates and the backward pass by the
- * gradients of the pre-activations.
+ * z holds the pre-activations (u, f, o, c). The forward pass replaces them by the gates, and the backward pass replaces
+ * the gates by the gradients of the pre-activations.
  */
 #include "fused.h"
 
@@ -65,8 +65,8 @@ static void forward_part(const Dimension *self, int64_t row, int64_t next, int64
     store(self->h[0] + next * self->h_stride + i, new_h, n);
 }
 
-/* Where a step is held back, the slots hold mixtures: the step's own results are formed again. The caller adds
- * held(dh') to the gradient of h. */
+/* With keep masks the slots hold mixtures, so the step's own results are computed again. The caller adds held(dh') to
+ * the gradient of h. */
 static void backward_part(const Dimension *self, int64_t row, int64_t next, int64_t i, int64_t n) {
     const int64_t d = self->d;
     float *z = self->z + row * self->z_stride + i;
@@ -75,7 +75,7 @@ static void backward_part(const Dimension *self, int64_t row, int64_t next, int6
     load(old_m, self->m + row * d + i, n);
     load(dh, self->grad_h + next * self->h_stride + i, n);
     load(new_dm, self->grad_m + next * d + i, n);
-    float past_h[V], past_m[V] = {0}; /* the caller sees to what goes past h */
+    float past_h[V], past_m[V] = {0}; /* the caller adds the part of h that bypasses the step */
     if (self->keep_h || self->keep_m) {
         for (int j = 0; j < V; j++) {
             new_m[j] = gates[1][j] * old_m[j] + gates[0][j] * gates[3][j];
@@ -115,7 +115,7 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
     }
 }
 
-/* As lstm_forward, but only z is written. */
+/* Like lstm_forward, but writes only z. */
 void lstm_gates(const Dimension *self, int64_t first, int64_t count) {
     const int64_t B = self->B, d = self->d, full = d - d % V;
 #pragma omp parallel for num_threads(self->threads) if (shared(self, count))

@@ -1,6 +1,6 @@
-/* What fused.c and fused_layer_norm.c share: the description of one dimension of a sweep, vectors, sigma and tanh.
+/* Shared by fused.c and fused_layer_norm.c: the description of one dimension of a sweep, vectors, sigma and tanh.
  *
- * Rows are as in plan.py: block k of the diagonal reads row k of every buffer and writes what leaves it to row
+ * Rows are as in plan.py: block k of the diagonal reads row k of every buffer and writes its outputs to row
  * successor[k].
  */
 #ifndef GRIDLSTM_FUSED_H
@@ -10,24 +10,24 @@
 #include <stdint.h>
 #include <string.h>
 
-#define V 16 /* elements a step; a constant, so that the compiler turns every loop over them into vectors */
+#define V 16 /* elements per step; a constant, so that the compiler vectorises every loop over them */
 #define MOST_STAGES 8
 
 typedef struct {
     float *z;                   /* (C, B, z_stride), at this dimension's first gate */
     float *m;                   /* (rows, B, d) */
-    float *h[MOST_STAGES];      /* (rows, B, h_stride) what each stage multiplies, at this dimension's first column */
+    float *h[MOST_STAGES];      /* (rows, B, h_stride) input of each stage, at this dimension's first column */
     const int64_t *successor;   /* (C,) */
-    float *grad_h;              /* as h; backward only, like all that follow */
+    float *grad_h;              /* as h; this and the fields below: backward only */
     float *grad_m;              /* as m */
     const float *later;         /* (r, B, h_stride) gradients of h' from later stages of the same block, or NULL */
     const float *keep_h;        /* (C, B, d), or NULL: h' becomes keep_h h + (1 - keep_h) h' */
     const float *keep_m;        /* likewise */
     int64_t z_stride, h_stride, B, d;
-    int32_t stages;             /* how many h there are */
-    int32_t stage;              /* this dimension's: h' goes to the successor's row of h[0..stage], to its own after */
+    int32_t stages;             /* number of h */
+    int32_t stage;              /* of this dimension: h' goes to the successor's row of h[0..stage], own row after */
     int32_t standard;           /* h' = o tanh(m') instead of tanh(o m') */
-    int32_t choose_h;           /* keep_h is of 0 and 1, and what it does not choose does not count, NaN included */
+    int32_t choose_h;           /* keep_h is 0 or 1, and the value not chosen has no effect, even if NaN */
     int32_t choose_m;           /* likewise */
     int32_t threads;
 } Dimension;
@@ -71,7 +71,7 @@ static inline float tanh_(float x) {
     return p / (p + 2.0f);
 }
 
-/* Vectors of V elements at any place, n of which exist: the last ones of a row, and all where steps are held back. */
+/* Vectors of V elements, of which n exist: used at the end of a row, and everywhere if there are keep masks. */
 static inline void load(float *to, const float *from, int64_t n) {
     if (n == V) {
         memcpy(to, from, V * sizeof(float));
@@ -85,7 +85,7 @@ static inline void store(float *to, const float *from, int64_t n) {
     memcpy(to, from, (n == V ? V : n) * sizeof(float));
 }
 
-/* A step that is held back is held(old) + taken(new); the gradient of old is held(grad), that of new taken(grad). */
+/* With a keep mask the result is held(old) + taken(new); the gradient of old is held(grad), of new taken(grad). */
 static inline float held(int choose, float keep, float old) {
     return choose ? (keep != 0.0f ? old : 0.0f) : keep * old;
 }
@@ -115,7 +115,7 @@ static inline void split(int choose, const float *restrict keep, float *restrict
         }
 }
 
-/* The gates become the gradients of what sigma and tanh were taken of, from those of the output gate and of m'. */
+/* Replaces the gates by the gradients of their pre-activations, given those of the output gate and of m'. */
 static inline void gates_backward(float *restrict u, float *restrict f, float *restrict o, float *restrict c,
                                   const float *restrict m, const float *restrict d_o, const float *restrict d_m,
                                   float *restrict dm, int64_t n) {
@@ -129,7 +129,7 @@ static inline void gates_backward(float *restrict u, float *restrict f, float *r
     }
 }
 
-/* Whether so many blocks are enough work for several threads. */
+/* True if this many blocks are enough work for several threads. */
 static inline int shared(const Dimension *self, int64_t count) {
     return self->threads > 1 && count * self->B * self->d > 16384;
 }

@@ -1,9 +1,7 @@
 """The pointwise step of an LSTM, plain or with layer normalisation, in one pass over memory.
 
-C, built with the machine's own compiler.
-
-Nothing depends on it: without a compiler, in another precision or on another device, ``steps.EagerStep`` computes the
-same numbers to float32 rounding.
+In C, built with the machine's own compiler. It is optional: without a compiler, in another precision or on another
+device, ``steps.EagerStep`` computes the same numbers up to float32 rounding.
 """
 
 import ctypes
@@ -81,11 +79,11 @@ class Norm(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """Return the built source; None without a compiler."""
+    """Return the compiled library; None if it cannot be built."""
     try:
         loaded = load("fused", ("cc", "gcc"), SOURCES, FLAGS, headers=(HEADER,))
     except NotBuiltError as error:
-        log.info("pointwise: the fused step could not be built (%s), plain PyTorch instead", error)
+        log.info("pointwise: the fused step could not be built (%s), using plain PyTorch instead", error)
         return None
     rows = [ctypes.c_int64, ctypes.c_int64]
     for function in (loaded.lstm_forward, loaded.lstm_gates, loaded.lstm_backward):
@@ -99,18 +97,18 @@ def library() -> ctypes.CDLL | None:
 
 
 def pointwise_step() -> PointwiseStep:
-    """The step in use: fused wherever it can be built, unless ``force_pointwise_step`` said otherwise."""
+    """Return the step in use: fused if it can be built, unless ``force_pointwise_step`` chose another."""
     return "eager" if _forced == "eager" or library() is None else "fused"
 
 
 def force_pointwise_step(name: PointwiseStep) -> None:
-    """Uses this step from now on, as far as it can be built."""
+    """Use this step from now on, if it can be built."""
     global _forced
     _forced = name
 
 
 def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
-    """The compiled step of this dimension, None where there is none."""
+    """Return the compiled step of this dimension, or None if there is none."""
     cell, stages = buffers.layout.block.cells[n], len(buffers.X)
     like = buffers.X[0]
     if stages > MOST_STAGES or not can_fuse(cell, like):
@@ -121,10 +119,10 @@ def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
 
 
 def can_fuse(cell: Cell, like: Tensor) -> bool:
-    """Whether there is a compiled step for this cell in this precision on this device."""
+    """Return True if there is a compiled step for this cell in this precision on this device."""
     return (
         type(cell) in (LSTM, LayerNormLSTM)
-        and type(like) is Tensor  # others, such as those of FakeTensorMode, have no memory to point to
+        and type(like) is Tensor  # others, such as FakeTensor, have no memory to point to
         and like.dtype == torch.float32
         and like.device.type == "cpu"
         and pointwise_step() == "fused"
@@ -132,7 +130,7 @@ def can_fuse(cell: Cell, like: Tensor) -> bool:
 
 
 class FusedStep:
-    """The LSTM of one dimension. Pointers stay valid because the buffers are held."""
+    """The LSTM of one dimension. Pointers stay valid because the step holds references to the buffers."""
 
     def __init__(self, n: int, buffers: Buffers, backward: bool) -> None:
         layout = buffers.layout
@@ -149,7 +147,7 @@ class FusedStep:
         self.later_stride = layout.B * layout.D * Z.element_size()
         self.z_stride = layout.B * Z.shape[-1] * Z.element_size()
         self.z = Z.data_ptr() + layout.gates[n].start * Z.element_size()
-        # Booleans as 0 and 1. Held here, because the source sees an address alone.
+        # Booleans as 0 and 1. Referenced here, because the C code has only an address.
         keep_h, keep_m = self.keep = [
             None if keep is None else keep.to(torch.float32).contiguous() for keep in buffers.keep[n]
         ]
@@ -177,7 +175,7 @@ class FusedStep:
         )
 
     def forward(self, diagonal: Diagonal) -> None:
-        # Rows count from the first one of all buffers, also where Z holds only those of this diagonal.
+        # Rows count from the first one of all buffers, even if Z holds only those of this diagonal.
         self.dimension.z = self.z - self.buffers.first * self.z_stride
         self.run_forward(diagonal.rows.start, diagonal.size)
 
@@ -196,11 +194,11 @@ class FusedStep:
         return held(keep_h[diagonal.rows], take(self.buffers.dH[:, :, self.columns], diagonal.successors[self.n]))
 
     def run_forward(self, first: int, count: int) -> None:
-        """The source's forward pass over these blocks."""
+        """Call the C forward pass on these blocks."""
         self.library.lstm_forward(self.dimension, first, count)
 
     def run_backward(self, first: int, count: int) -> None:
-        """Its backward pass."""
+        """Call the C backward pass on these blocks."""
         self.library.lstm_backward(self.dimension, first, count)
 
 
@@ -234,7 +232,7 @@ class FusedLayerNorm(FusedStep):
         )
 
     def restore(self, rows: slice) -> None:
-        """The backward pass reads the pre-activations themselves."""
+        """Do nothing: the backward pass reads the pre-activations."""
 
     def run_forward(self, first: int, count: int) -> None:
         self.library.layer_norm_forward(self.dimension, self.norm, first, count)

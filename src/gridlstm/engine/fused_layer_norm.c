@@ -3,8 +3,8 @@
  *     g = alpha(gain_g n_g + shift_g), n_g = LN(z_g), for the gates u, f, o and the candidate c
  *     m' = f m + u c, y = gain_m LN(m') + shift_m, h' = tanh(o y), or o tanh(y)
  *
- * z keeps the pre-activations; the backward pass forms everything else again, row by row in the cache, which takes less
- * time than to keep and read statistics, normalised values and gates, and replaces z by its gradient.
+ * z keeps the pre-activations. The backward pass computes everything else again, row by row in the cache, which takes
+ * less time than saving and reading statistics, normalised values and gates, and replaces z by its gradient.
  */
 #include <omp.h>
 
@@ -18,17 +18,17 @@ typedef struct {
     const int64_t *copy_of;         /* (C,) the weight copy of each block */
     float *scratch;                 /* (threads, SCRATCH, d) */
     double *sums;                   /* (threads, 2, copies, PARTS, d), 0 between calls; backward only */
-    double *grad_gain, *grad_shift; /* (copies, PARTS, d), to which is added; backward only. In double precision, as
-                                       rows may be millions. */
+    double *grad_gain, *grad_shift; /* (copies, PARTS, d), accumulated; backward only. In double precision, because
+                                       there may be millions of rows. */
     int64_t copies;
     float epsilon;
 } Norm;
 
-/* What a row needs: the gates, the normalised values, and what they were divided by. */
+/* Values of a row: the gates, the normalised values, and their divisors. */
 typedef struct {
     float *gates;  /* (4, d) */
     float *normal; /* (PARTS, d) */
-    float *new_m;  /* (d,) before it is held back */
+    float *new_m;  /* (d,) before the keep mask */
     float *y;      /* (d,) */
     float *work;   /* (d,) */
     float scale[PARTS];
@@ -70,7 +70,7 @@ static float normalise(const float *restrict x, float *restrict normal, int64_t 
     return scale;
 }
 
-/* dx of normal = LN(x) and of y = gain normal + shift, from dy, which is overwritten; adds to the gradients of both. */
+/* Replaces dy by dx, for y = gain normal + shift and normal = LN(x); adds to the gradients of gain and shift. */
 static void normalise_backward(float *restrict dy, const float *restrict normal, const float *restrict gain,
                                float scale, double *restrict d_gain, double *restrict d_shift, float *restrict dx,
                                int64_t d, int add) {
@@ -97,7 +97,7 @@ static void normalise_backward(float *restrict dy, const float *restrict normal,
         for (int64_t i = 0; i < d; i++) dx[i] = scale * (dy[i] - mean - normal[i] * product);
 }
 
-/* Everything up to y, from z and m. */
+/* Computes everything up to y from z and m. */
 static void step(Row *row, const Norm *norm, const float *gain, const float *shift, const float *restrict z,
                  const float *restrict m, int64_t d) {
     for (int g = 0; g < 4; g++) row->scale[g] = normalise(z + g * d, row->normal + g * d, d, norm->epsilon);
@@ -164,7 +164,7 @@ static void backward_row(const Dimension *self, const Norm *norm, float *scratch
     step(&row, norm, gain, norm->shift + copy, z, m, d);
     float *restrict u = row.gates, *restrict f = u + d, *restrict o = u + 2 * d, *restrict c = u + 3 * d;
     float *restrict y = row.y, *restrict d_o = row.work, *restrict d_m = row.new_m;
-    /* Gradients take the places of values: y's own, the output gate's in work, the memory's in new_m. */
+    /* Gradients overwrite values: that of y in y, of the output gate in work, of the memory in new_m. */
     for (int64_t i = 0; i < d; i++) {
         float grad = keep_h ? taken(self->choose_h, keep_h[i], dh[i]) : dh[i];
         if (self->standard) {
@@ -200,7 +200,7 @@ void layer_norm_backward(const Dimension *self, const Norm *norm, int64_t first,
     const int several = shared(self, count);
 #pragma omp parallel for num_threads(self->threads) schedule(static) if (several)
     for (int64_t r = 0; r < count * B; r++) {
-        /* Threads add up by themselves, and their sums in their order: equal from run to run. */
+        /* Each thread has its own sums, which are added in a fixed order: equal from run to run. */
         const int thread = omp_get_thread_num();
         double *sums = norm->sums + thread * 2 * length;
         backward_row(self, norm, norm->scratch + thread * SCRATCH * d, several ? sums : norm->grad_gain,

@@ -1,11 +1,10 @@
-"""Two stages in one product, for a priority whose steps are too small to keep a device busy.
+"""Two stages in one product, for grids with priority whose steps are too small to keep a device busy.
 
-A diagonal with priority takes two products, one after the other: the second stage waits for the first one's h'. But
-the second stage of a diagonal and the first stage of the next one do not wait for each other, if the prioritised
-dimensions go at half the pace: block p is in group s = sum_n pace_n p_n, where pace_n is 1 for a dimension of the first
-stage and 2 for one of the second, and step s computes the first stage of group s together with the second stage of
-group s - 1, as a batch of two products. That makes T + 2 L - 1 steps, of a grid of time and depth, instead of
-2 (T + L - 1).
+A diagonal with priority takes two sequential products, because the second stage needs the first stage's h'. But the
+second stage of a diagonal and the first stage of the next are independent if the prioritised dimensions advance at half
+the pace. Block p is in group s = sum_n pace_n p_n, where pace_n is 1 for a dimension of the first stage and 2 for one
+of the second. Step s computes the first stage of group s together with the second stage of group s - 1, as a batch of
+two products. A grid of time and depth then takes T + 2 L - 1 steps instead of 2 (T + L - 1).
 
 Shape legend: as in ``gridlstm.engine.buffers``.
 """
@@ -23,13 +22,13 @@ from gridlstm.scan import Block
 
 
 def half_step_fits(block: Block) -> bool:
-    """Whether there are two stages with equally many gates, and one weight copy."""
+    """Return True if the block has two stages with equally many gates, and one weight copy."""
     gates = [sum(block.cells[n].num_gates * block.sizes[n] for n in stage) for stage in block.stages]
     return len(gates) == 2 and gates[0] == gates[1] and not block.untied
 
 
 class HalfStep:
-    """The schedule. Wherever two things are stacked, the later stage's comes first: see ``_window``."""
+    """The schedule. In every stack of two, the later stage comes first: see ``_window``."""
 
     order: Order = "half-step"
 
@@ -60,7 +59,7 @@ class HalfStep:
             for k, group in ((1, late), (0, early)):
                 if group is None:
                     continue
-                # Until their stage a dimension's columns collect the gradient of the block's own h'.
+                # Before its stage, a dimension's columns collect the gradient of the block's own h'.
                 here = dH[group.rows]
                 own = [
                     (layout.columns[n], pointwise[n].backward(group, here if k == 0 else None))
@@ -85,10 +84,10 @@ class HalfStep:
 
 
 def _pipeline(layout: Layout) -> list[tuple[Diagonal | None, Diagonal | None]]:
-    """(late, early) of every step: the group whose second stage is due, and the one whose first stage is."""
+    """Return (late, early) for every step: the group to compute the second stage of, and that for the first stage."""
     groups: list[Diagonal | None] = list(layout.plan.diagonals)
     if all(layout.extents[n] == 1 for n in layout.block.stages[0]):
-        # Nothing goes at full pace, so every second group is empty.
+        # No dimension advances at full pace, so every second group is empty.
         groups = [slot for group in groups for slot in (group, None)]
     return list(zip([None, *groups], [*groups, None], strict=True))
 
@@ -98,22 +97,22 @@ def _later_first(stages: Sequence[Tensor]) -> Tensor:
 
 
 def _shared(late: Diagonal | None, early: Diagonal | None, buffers: Buffers) -> int:
-    """How many blocks of both groups go into the batch of two: as many as the smaller one has."""
+    """Return the number of blocks of each group in the batch of two: the size of the smaller group."""
     return 0 if late is None or early is None or buffers.drop is not None else min(late.size, early.size)
 
 
 def _rest(late: Diagonal | None, early: Diagonal | None, shared: int) -> Iterator[tuple[int, slice]]:
-    """The stage and the rows of what the batch leaves."""
+    """Yield the stage and the rows of the blocks that are not in the batch."""
     for k, group in ((1, late), (0, early)):
         if group is not None and group.size > shared:
             yield k, slice(group.rows.start + shared, group.rows.stop)
 
 
 def _window(late: Diagonal | None, early: Diagonal | None, shared: int, first: Tensor, second: Tensor) -> Tensor:
-    """Rows of two stages as one batch, (2, shared * B, width), without copying.
+    """Return rows of two stages as one batch, (2, shared * B, width), without copying.
 
-    Both stages lie in one storage, the later one first (``Buffers``), and its group's rows before the other group's: so
-    the distance between the two is positive, as a stride must be.
+    Both stages share one storage with the later one first (``Buffers``), and the rows of its group come before those of
+    the other group. So the distance between the two is positive, as a stride must be.
     """
     assert late is not None
     assert early is not None

@@ -1,10 +1,9 @@
-"""Layer after layer along the last axis, such as depth.
+"""The sweep layer after layer along the last axis, such as depth.
 
-The memory of the last dimension never crosses a layer. So within a layer only the other dimensions form a chain, and
-only through their own columns of H: the last dimension's share of their pre-activations, and the whole last dimension,
-are products over all rows of the layer. Of a 2-D block's arithmetic three quarters are in such products. With weights
-untied along the last axis, where a diagonal of the grid has products of B rows only, this is much faster; with tied
-weights a diagonal is better.
+Within a layer, only the other dimensions form a chain, and only through their own columns of H. The last dimension's
+share of their pre-activations, and the whole last dimension, are products over all rows of the layer: three quarters of
+a 2-D block's arithmetic. With weights untied along the last axis, where the products of a diagonal have only B rows,
+this is much faster; with tied weights, a diagonal is faster.
 
 Shape legend: as in ``gridlstm.engine.buffers``; a layer has r blocks.
 """
@@ -21,13 +20,13 @@ from gridlstm.scan import Block
 
 
 def layer_major_fits(block: Block) -> bool:
-    """Whether the last dimension can wait until a layer's other dimensions are done."""
+    """Return True if the last dimension can be computed after a layer's other dimensions."""
     last = len(block.cells) - 1
     return last > 0 and last in block.stages[-1] and set(block.untied) <= {last}
 
 
 class _Layer:
-    """One layer's products, with the weights as they came: packing all layers' would cost as much as a small batch."""
+    """Products of one layer, with unpacked weights: packing those of all layers would take as long as a small batch."""
 
     def __init__(
         self, buffers: Buffers, layer: Diagonal, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
@@ -42,16 +41,16 @@ class _Layer:
         self.biases = [None if bias is None else bias.reshape(-1, bias.shape[-1])[copy] for bias in biases]
 
     def z(self, n: int, rows: slice) -> Tensor:
-        """Dimension n's part of Z, blocks and batch rows in one: (r B, G_n)."""
+        """Return dimension n's part of Z with one axis for blocks and batch rows: (r B, G_n)."""
         layout = self.buffers.layout
         return self.buffers.z(layout.stage_of[n], rows)[:, :, layout.gates[n]].flatten(0, 1)
 
     def read(self, n: int, rows: slice, part: slice) -> Tensor:
-        """Some columns of what dimension n's product multiplies: (r B, columns)."""
+        """Return some columns of the input of dimension n's product: (r B, columns)."""
         return self.buffers.operand(self.buffers.layout.stage_of[n], rows).flatten(0, 1)[:, part]
 
     def give_back(self, n: int, rows: slice, part: slice, weight: Tensor, add: bool = True) -> None:
-        """dH of some columns += the gradient that dimension n's product, (G_n, columns) of its weights, hands down."""
+        """Add to some columns of dH the gradient through dimension n's product, with weights (G_n, columns)."""
         dz, buffers = self.z(n, rows), self.buffers
         if buffers.drop is None:
             multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.product_dtype, add)
@@ -75,10 +74,10 @@ class LayerMajor:
             buffers.begin(group.rows)
             layer = _Layer(buffers, group, weights, biases)
             for n in range(last):
-                # Contiguous, or oneDNN's product copies it transposed, which takes longer.
+                # Contiguous, because oneDNN would otherwise make a transposed copy, which takes longer.
                 x, weight = layer.read(n, group.rows, columns), layer.weights[n][:, columns].contiguous()
                 affine(x, weight.t(), layer.biases[n], layer.z(n, group.rows), layer.product_dtype)
-            # Contiguous and transposed, because every step of the chain multiplies few rows by them.
+            # Contiguous and transposed, because every step of the chain multiplies few rows by it.
             recurrent = [layer.weights[n][:, before].t().contiguous() for n in range(last)]
             for diagonal in diagonals:
                 for stage in layout.block.stages:
@@ -106,7 +105,7 @@ class LayerMajor:
                 here = dH[diagonal.rows]
                 for k in range(len(stages) - 1, -1, -1):
                     for n in (n for n in stages[k] if n != last):
-                        # Until a dimension's stage its columns hold the gradient of the block's own h'.
+                        # Before its stage, a dimension's columns hold the gradient of the block's own h'.
                         later = here if k < layout.stage_of[last] else None
                         own = pointwise[n].backward(diagonal, later)
                         if later is not None:

@@ -1,8 +1,8 @@
 """The fastest exact float32 matrix product of this CPU.
 
 On some CPUs PyTorch's own float32 product runs at half the rate that oneDNN reaches with the same accuracy. Both are
-measured, once per process, and oneDNN is taken only where it is exact and clearly faster. It is called by itself
-(onednn.cpp): the switch that makes ``torch.mm`` take it holds for the whole process, and so for unrelated threads.
+measured, once per process, and oneDNN is used only if it is exact and clearly faster. It is called directly
+(onednn.cpp), because the switch that makes ``torch.mm`` use it is process-wide and would affect unrelated threads.
 """
 
 import ctypes
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 Product = Literal["native", "onednn"]
 
-# Relative to the norm of the result. float32 gives 1e-7 to 1e-6, bfloat16 3e-3.
+# Largest error relative to the norm of the result. float32 gives 1e-7 to 1e-6, bfloat16 3e-3.
 EXACT = 1e-5
-# A smaller gain may be noise. Ranks and resumed runs do not measure: they use the first rank's, or the stored, choice.
+# A smaller gain may be noise. Ranks and resumed runs do not measure: they use the first rank's or the stored choice.
 WORTHWHILE = 1.05
-# (rows, columns, inner): a step of a chain and a diagonal. oneDNN may win at few rows and merely draw at many.
+# (rows, columns, inner): a step of a chain and a diagonal. oneDNN may be faster at few rows but only equal at many.
 PROBED = ((15, 1600, 400), (256, 1024, 512))
-# Below so much arithmetic oneDNN's overhead of a call decides, some 10 microseconds.
+# Below this arithmetic, the overhead of calling oneDNN dominates, about 10 microseconds.
 SMALL = 4e6
-# A single product of so much is left to PyTorch's own, as torch.mm does with oneDNN's.
+# A single product of at most this size uses PyTorch's own, as torch.mm does.
 TINY = 16**3
 
 _chosen: Product | None = None
@@ -43,7 +43,7 @@ _choosing = threading.Lock()
 
 
 class _InUse(threading.local):
-    """What each thread multiplies with at this moment."""
+    """The product that each thread currently uses."""
 
     product: Product = "native"
 
@@ -52,7 +52,7 @@ _in_use = _InUse()
 
 
 def product() -> Product:
-    """Return the product in use, measured at the first call unless ``force_product`` came before."""
+    """Return the product in use; the first call measures it, unless ``force_product`` was called before."""
     global _chosen
     with _choosing:  # two threads that both measure may choose differently
         if _chosen is None:
@@ -61,13 +61,13 @@ def product() -> Product:
 
 
 def force_product(name: Product) -> None:
-    """Uses this product from now on, without measuring its speed; the native one where oneDNN's is not exact here."""
+    """Use this product from now on without measuring its speed; the native one if oneDNN's is not exact here."""
     global _chosen
     _chosen = name if name == "native" or onednn_is_exact() else "native"
 
 
 def autocast_type(like: Tensor) -> torch.dtype | None:
-    """The type in which autocast multiplies tensors like this one; None where it does not, as in float64."""
+    """Return the type in which autocast multiplies tensors like this one; None if it does not, as in float64."""
     device = like.device.type
     if like.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None
@@ -75,24 +75,24 @@ def autocast_type(like: Tensor) -> torch.dtype | None:
 
 
 def check_device(name: str, x: Tensor, weight: Tensor) -> None:
-    """Raises UserError unless both are on one device."""
+    """Raise UserError unless both are on one device."""
     if x.device != weight.device:
-        raise UserError(f"expected {name} on {weight.device} like the weights, got {x.device}: move it by .to(...).")
+        raise UserError(f"expected {name} on {weight.device} like the weights, got {x.device}. Move it with .to(...).")
 
 
 def check_factor(name: str, x: Tensor, weight: Tensor) -> None:
-    """Raises UserError unless both are on one device and of one type, or of two that autocast makes one."""
+    """Raise UserError unless both are on one device and have one type, or two types that autocast converts to one."""
     check_device(name, x, weight)
     if x.dtype == weight.dtype:
         return
     if not (x.is_floating_point() and autocast_type(x) and autocast_type(weight)):
         raise UserError(
-            f"expected {name} of type {weight.dtype} like the weights, got {x.dtype}: convert it by .to(...)."
+            f"expected {name} of type {weight.dtype} like the weights, got {x.dtype}. Convert it with .to(...)."
         )
 
 
 def multiply(x: Tensor, y: Tensor, out: Tensor, product_dtype: torch.dtype | None, add: bool = False) -> Tensor:
-    """out = x y, or out += x y: matrices or batches of them.
+    """Compute out = x y, or with ``add`` out += x y, for matrices or batches of matrices.
 
     Args:
         product_dtype: the type to multiply in, which also rounds the product; None for that of ``out``.
@@ -108,7 +108,7 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, product_dtype: torch.dtype | Non
 
 
 def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, product_dtype: torch.dtype | None) -> None:
-    """out = x y + bias; ``product_dtype`` as for ``multiply``, the bias is added in the type of ``out``."""
+    """Compute out = x y + bias; ``product_dtype`` as for ``multiply``, the bias is added in the type of ``out``."""
     if bias is None or product_dtype is not None:
         multiply(x, y, out, product_dtype)
         if bias is not None:
@@ -124,10 +124,10 @@ def fastest_product(like: Tensor, flops: float) -> Iterator[None]:
     """Run ``multiply`` and ``affine`` of tensors like this one with ``product()``, in this thread.
 
     Args:
-        flops: arithmetic of most of the products.
+        flops: arithmetic of a typical product.
     """
     probed = like.dtype == torch.float32 and like.device.type == "cpu" and flops >= SMALL
-    # Whoever counts operations sees those of PyTorch alone.
+    # Operation counters see only PyTorch's operations, so oneDNN is not used under one.
     seen = torch._C._len_torch_dispatch_stack() > 0
     with using(product() if probed and not seen and torch.backends.mkldnn.enabled else "native"):
         yield
@@ -145,14 +145,14 @@ def using(name: Product) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _onednn() -> Callable[[int, int, int, float], bytes | None] | None:
-    """Load onednn.cpp; None where it cannot be built."""
+    """Load onednn.cpp; return None if it cannot be built."""
     if not torch.backends.mkldnn.is_available():
         return None
     torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         library = load("onednn", ("c++", "g++"), (HERE / "onednn.cpp",), ("-O1", "-Wl,--no-undefined", str(torch_cpu)))
     except NotBuiltError as error:
-        log.info("matrix product: oneDNN's could not be built (%s), PyTorch's own instead", error)
+        log.info("matrix product: oneDNN's could not be built (%s), using PyTorch's own instead", error)
         return None
     function: Any = library.onednn_product
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float]
@@ -169,13 +169,13 @@ def _multiply_by_onednn(x: Tensor, y: Tensor, out: Tensor, add: bool) -> Tensor:
 
 
 def onednn_is_exact() -> bool:
-    """Return whether oneDNN's product is here and has float32's accuracy."""
+    """Return True if oneDNN's product is available and has the accuracy of float32."""
     return _onednn() is not None and _relative_error() < EXACT
 
 
 def _problem(rows: int, columns: int, inner: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    # Whatever type and device are the default.
+    # Independent of the default type and device.
     x, weight = (
         torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
         for shape in ((rows, inner), (inner, columns))
@@ -192,7 +192,7 @@ def _relative_error() -> float:
 
 
 def _speedup(rows: int, columns: int, inner: int) -> float:
-    """Of oneDNN over PyTorch's own: both in alternation, the best of several."""
+    """Return the speedup of oneDNN over PyTorch's own product, from the best of several alternating runs."""
     x, weight = _problem(rows, columns, inner)
     out = x.new_empty(rows, columns)
     best: dict[Product, float] = {"native": float("inf"), "onednn": float("inf")}
@@ -203,9 +203,9 @@ def _speedup(rows: int, columns: int, inner: int) -> float:
     return best["native"] / best["onednn"]
 
 
-@_disable_current_modes()  # a counter of operations sees those of its user alone
+@_disable_current_modes()  # hides the probe from operation counters
 def _probe() -> Product:
-    """Some 0.1 seconds in all."""
+    """Measure both products, in about 0.1 seconds, and return the one to use."""
     if _onednn() is None:
         return "native"
     error, speedup = _relative_error(), math.prod(_speedup(*shape) for shape in PROBED) ** (1 / len(PROBED))

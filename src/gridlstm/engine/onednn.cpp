@@ -1,9 +1,9 @@
-/* PyTorch's own oneDNN product, called by itself.
+/* PyTorch's own oneDNN product, called directly.
  *
- * torch.mm takes it for float32 only while a switch of the whole process is turned, which changes the products of other
- * threads too. The declaration stands in for <ATen/native/mkldnn/Matmul.h>, whose headers take half a minute to compile:
- * where PyTorch has no such function, this does not link, and the native product is kept. A tensor is one pointer, to
- * what Python knows as Tensor._cdata.
+ * torch.mm uses it for float32 only with a process-wide switch, which would change the products of other threads too.
+ * The declaration replaces <ATen/native/mkldnn/Matmul.h>, whose headers take half a minute to compile. If PyTorch has
+ * no such function, this does not link, and the native product is used. A tensor is one pointer, the value that Python
+ * has as Tensor._cdata.
  */
 #include <exception>
 #include <string>
@@ -16,7 +16,7 @@ void mkldnn_matmul(const Tensor &x, const Tensor &y, const Tensor &out, float be
 }  // namespace native
 }  // namespace at
 
-/* out = x y + beta out. Returns NULL, or what went wrong: an exception must not reach the caller, which is no C++. */
+/* out = x y + beta out. Returns NULL or an error message: an exception must not reach the caller, which is not C++. */
 extern "C" const char *onednn_product(void *x, void *y, void *out, float beta) {
     thread_local std::string message;
     try {

@@ -1,10 +1,10 @@
-"""The fast sweeps as one differentiable function: buffers, weight gradients and what is saved between the passes.
+"""The fast sweeps as one differentiable function: buffers, weight gradients and tensors saved between the passes.
 
 It equals ``gridlstm.scan.scan`` in value and in every gradient; only the order of sums differs. Three things make it
-fast. Blocks that do not wait for each other form one matrix product per stage, for all dimensions of the stage
-together. A block writes what leaves it where its successor reads it, so nothing is gathered or concatenated between
-products. Gradients of the pre-activations are kept, and the weight gradient is formed from all of them at once, outside
-the chain of dependent steps.
+fast. Independent blocks form one matrix product per stage, for all dimensions of the stage together. A block writes its
+outputs where its successors read them, so nothing is gathered or concatenated between products. Gradients of the
+pre-activations are kept, and the weight gradient is computed from all of them at once, outside the chain of dependent
+steps.
 
 Shape legend: as in ``gridlstm.engine.buffers``.
 """
@@ -26,9 +26,9 @@ from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights
 
 as_it_is = torch.compiler.disable(
-    reason="buffers are filled in place, in part by compiled C: leave fullgraph out, or choose sweep=reference"
+    reason="buffers are filled in place, partly by compiled C. Remove fullgraph, or use sweep=reference"
 )
-"""What a compiled caller runs without compiling it."""
+"""Decorator for functions that torch.compile must run uncompiled."""
 
 
 class Schedule(Protocol):
@@ -37,10 +37,10 @@ class Schedule(Protocol):
     order: Order
 
     def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        """Fills Z and all slots from what enters the grid."""
+        """Fill Z and all slots, given the inputs of the grid."""
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
-        """From the gradients of what leaves the grid, those of all pre-activations (into Z) and of all slots."""
+        """Compute gradients of all pre-activations (into Z) and slots, given those of the grid's outputs."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Packed:
 
     Args:
         schedule: the order of computation.
-        recompute: save no gates, 2 D numbers instead of 6 D for LSTM cells; the backward pass computes them again in
-            one product over all blocks, equal to rounding.
+        recompute: do not save gates, 2 D numbers instead of 6 D for LSTM cells; the backward pass computes them again
+            in one product over all blocks, equal up to rounding.
 
-    Under autocast, matrix products run in its type; states, weights and their gradients stay as they are.
+    Under autocast, matrix products run in its type; states, weights and their gradients keep theirs.
     """
 
     schedule: Schedule
@@ -69,10 +69,10 @@ class Packed:
         extents: Sequence[int],
         masks: Sequence[Masks] | None = None,
     ) -> list[HiddenMemory]:
-        """What leaves the grid, and gradients of weights and sides.
+        """Return the outputs of the grid, differentiable with respect to weights and sides.
 
         Raises:
-            UserError: when a second derivative is asked for (``create_graph=True``).
+            UserError: if a second derivative is requested (``create_graph=True``).
         """
         N, device, product_dtype = len(extents), sides[0].h.device.type, autocast_type(sides[0].h)
         keep_gates = torch.is_grad_enabled() and not self.recompute
@@ -94,20 +94,20 @@ class Packed:
 
 
 def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
-    """Each dimension's pointwise step."""
+    """Return each dimension's pointwise step."""
     return [fused_step(n, buffers, backward) or EagerStep(n, buffers) for n in range(len(buffers.layout.block.cells))]
 
 
 def check_backward(what_has: str, grads: Sequence[Tensor]) -> None:
-    """Raises UserError for what hand-written backward passes cannot do: be differentiated, take batched gradients."""
+    """Raise UserError for second derivatives and batched gradients, which hand-written backward passes lack."""
     if torch.is_grad_enabled():
-        raise UserError(f"{what_has} no second derivatives: choose sweep=reference to differentiate twice.")
+        raise UserError(f"{what_has} no second derivatives. Use sweep=reference to differentiate twice.")
     if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
-        raise UserError(f"{what_has} no batched gradients (is_grads_batched, vectorize=True): choose sweep=reference.")
+        raise UserError(f"{what_has} no batched gradients (is_grads_batched, vectorize=True). Use sweep=reference.")
 
 
 def _by_dimension(block: Block, vectors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Cuts the flat list of all cells' vectors apart."""
+    """Split the flat list of all cells' vectors by dimension."""
     rest, result = list(vectors), []
     for cell, size in zip(block.cells, block.sizes, strict=True):
         count = len(cell.vector_lengths(size))
@@ -150,7 +150,7 @@ class _PackedSweep(torch.autograd.Function):
 
         ctx.schedule, ctx.layout, ctx.masked, ctx.has_gates = schedule, layout, masks is not None, keep_gates
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
-        # Masks too, so that one that is changed before the backward pass is noticed.
+        # Masks too, so that autograd detects changes to them before the backward pass.
         flat = [x for mask in masks or () for x in mask]
         ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *flat, gates if keep_gates else None)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
@@ -171,15 +171,15 @@ class _PackedSweep(torch.autograd.Function):
             masks = [Masks(*saved[i : i + 3]) for i in range(len(saved) - 3 * N, len(saved), 3)]
             saved = saved[: -3 * N]
         weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
-        # Whatever hooks on saved tensors made of their strides.
+        # Hooks on saved tensors may have changed the strides.
         X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
-        # The first backward pass turns the kept gates into their gradients; a second one through the same graph
-        # (retain_graph) computes them again, by other products, and so with other roundings. In double precision, in
-        # which gradients are checked and must be the same each time, it is a copy that is turned.
+        # The first backward pass overwrites the kept gates with their gradients. A second one through the same graph
+        # (retain_graph) computes the gates again, by other products, so with other roundings. In double precision,
+        # where gradient checks need the same result each time, a copy is overwritten instead.
         kept, exact = ctx.has_gates, X[0].dtype == torch.float64
         ctx.has_gates = kept and exact
         if kept:
-            # Of a version of its own: as a saved tensor that was changed, it would be refused to the second.
+            # .data has its own version counter: otherwise the second pass would fail on a modified saved tensor.
             own = gates.clone() if exact else gates.data.contiguous()
             Z = stages_of(own, layout.num_gates, C, B)
         else:
@@ -207,12 +207,12 @@ class _PackedSweep(torch.autograd.Function):
 
 
 def _rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
-    """A view of contiguous rows, a copy of others."""
+    """Return a view of contiguous rows, or a copy of other rows."""
     return buffer[rows] if isinstance(rows, slice) else buffer.index_select(0, rows)
 
 
 def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-    """What the forward pass left in Z. With all slots filled no block waits for another: one product a weight copy."""
+    """Fill Z as the forward pass did. With all slots filled, blocks are independent: one product per weight copy."""
     layout = buffers.layout
     packed, bias = layout.pack_weights(weights), layout.pack_biases(biases, buffers.X[0])
     everything = slice(0, layout.plan.blocks)
@@ -231,11 +231,11 @@ def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence
 def _weight_gradients(
     buffers: Buffers, weights: Sequence[Tensor], trained: Sequence[bool], biases: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """dW = sum over all blocks and rows of dz H^T, one product for each weight copy; db = sum of dz.
+    """Return dW = sum over all blocks and rows of dz H^T, one product for each weight copy, and db = sum of dz.
 
     Args:
-        trained: whether each dimension's weight is, as those of a frozen network are not.
-        biases: the learned ones, None for a constant.
+        trained: for each dimension, false if its weight is frozen.
+        biases: the learned biases, None for a constant.
     """
     layout = buffers.layout
     N, C, by_copy = len(weights), layout.plan.blocks, layout.plan.by_copy

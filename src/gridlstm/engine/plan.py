@@ -1,9 +1,9 @@
-"""The order in which a fast sweep visits a grid, and where every block's results go.
+"""The order in which a fast sweep visits a grid, and the rows that every block's results go to.
 
 All blocks whose coordinates have the same sum depend only on blocks of smaller sums, so they are computed at once.
-Blocks are numbered in the order of computation: block number k owns row k of every buffer, and the rows of blocks that
-are computed together are contiguous, so that one matrix product serves them without copying and without a wasted row.
-What leaves the grid goes to rows behind the last block's.
+Blocks are numbered in the order of computation: block k owns row k of every buffer, and the rows of blocks that are
+computed together are contiguous, so one matrix product covers them without copying and without a wasted row. Outputs of
+the grid go to the rows after the last block's.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor
 Order = Literal["diagonal", "layer", "half-step"]
 Place = tuple[int, ...]
 Runs = tuple[tuple[slice, slice], ...]
-"""Contiguous pieces of a diagonal, each with the contiguous rows to which it goes."""
+"""Contiguous pieces of a diagonal, each with its contiguous target rows."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Diagonal:
     """Blocks that are computed together.
 
     Args:
-        rows: their rows.
-        successors: for each dimension, where (h'_n, m'_n) goes: a few contiguous runs, or where there are more than
-            two, which takes at least three dimensions, one row number a block.
+        rows: rows of these blocks.
+        successors: for each dimension, target rows of (h'_n, m'_n): one or two contiguous runs, or for more runs, which
+            need at least three dimensions, one row number per block.
         copies: (weight copy, number of consecutive blocks that use it) in the order of the rows.
     """
 
@@ -43,7 +43,7 @@ class Diagonal:
 
     @property
     def batched_copies(self) -> slice | None:
-        """The weight copies, where they are consecutive and serve equally many blocks."""
+        """The weight copies, if they are consecutive and each is used by equally many blocks; else None."""
         numbers, counts = zip(*self.copies, strict=True)
         if len(set(counts)) > 1 or numbers[-1] - numbers[0] != len(numbers) - 1:
             return None
@@ -56,11 +56,11 @@ class Plan:
 
     Args:
         blocks: number of blocks, C.
-        exits: for each dimension, the number of blocks at its far side: rows [C, C + exits) take what leaves there.
-        diagonals: in the order "diagonal", groups of blocks that do not wait for each other, in the order of the rows.
+        exits: for each dimension, the number of blocks at its far side: rows [C, C + exits) hold the outputs there.
+        diagonals: in the order "diagonal", groups of independent blocks, in the order of the rows.
         layers: in the order "layer", for each position along the last axis all its blocks, and their diagonals.
         entries: for each dimension, the rows of the blocks at its near side, in the order of ``sides``.
-        successors: for each dimension, the row to which each block's (h'_n, m'_n) goes: (C,).
+        successors: for each dimension, the target row of each block's (h'_n, m'_n): (C,).
         order: each block's number in lexicographic order of its coordinates: (C,).
         copy_of: the weight copy of each block: (C,).
         by_copy: rows of each weight copy's blocks.
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Rows of a buffer that also holds what leaves the grid."""
+        """Rows of a buffer that also holds the outputs of the grid."""
         return self.blocks + max(self.exits)
 
     @property
@@ -88,7 +88,7 @@ class Plan:
 
 
 def _runs(targets: list[int]) -> Runs:
-    """[7, 8, 9, 4] -> the pieces (0..3 to 7..10) and (3..4 to 4..5)."""
+    """Split target rows into contiguous pieces: [7, 8, 9, 4] gives (0..3 to 7..10) and (3..4 to 4..5)."""
     starts = [0, *(i for i in range(1, len(targets)) if targets[i] != targets[i - 1] + 1), len(targets)]
     return tuple((slice(a, b), slice(targets[a], targets[a] + b - a)) for a, b in pairwise(starts))
 
@@ -101,12 +101,12 @@ def plan(
     order: Order,
     pace: tuple[int, ...] | None = None,
 ) -> Plan:
-    """Numbers the blocks of a grid.
+    """Number the blocks of a grid.
 
     Args:
         extents: number of blocks along each dimension, all positive.
-        untied: axes along which weights differ; blocks of one diagonal that share weights are kept together.
-        device: where row numbers are used.
+        untied: axes along which weights differ; blocks of one diagonal that share weights are adjacent.
+        device: device of the row numbers.
         order: "diagonal" and "half-step" go by the sum of all coordinates, "layer" by the last one, then by the sum of
             the others.
         pace: the weight of each coordinate in that sum; None for 1.

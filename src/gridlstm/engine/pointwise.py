@@ -13,7 +13,7 @@ from gridlstm.scan import mix
 
 
 class Inputs(NamedTuple):
-    """What the pointwise part of a cell reads."""
+    """Inputs of the pointwise part of a cell."""
 
     z: Tensor
     """(R, G)"""
@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
 
 
 class PointwiseGradient(NamedTuple):
-    """Gradients of one pointwise step, shaped as the inputs."""
+    """Gradients of one pointwise step, shaped like the inputs."""
 
     z: Tensor
     h: Tensor | None
@@ -40,20 +40,20 @@ class PointwiseGradient(NamedTuple):
 
 
 class Pointwise(Protocol):
-    """A cell's pointwise function and its gradient. Both may overwrite ``z``, which is theirs until both have run."""
+    """A cell's pointwise function and its gradient. Both may overwrite ``z``; no other code reads it in between."""
 
     def forward(self, inputs: Inputs) -> HiddenMemory:
-        """(h', m'); leaves in ``z`` what ``backward`` reads there."""
+        """Return (h', m'), and write into ``z`` the values that ``backward`` reads."""
 
     def restore(self, inputs: Inputs) -> None:
-        """Leaves in ``z`` what ``forward`` left there."""
+        """Write into ``z`` the same values as ``forward``."""
 
     def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
-        """Gradients with respect to the inputs from those with respect to ``new`` = (h', m')."""
+        """Return gradients with respect to the inputs, given those with respect to ``new`` = (h', m')."""
 
 
 class LSTMPointwise:
-    """Equations 1 to 3 and their derivatives, written out. ``z`` is replaced by the gates (u, f, o, c)."""
+    """Equations 1 to 3 and their hand-written derivatives. Replaces ``z`` by the gates (u, f, o, c)."""
 
     def __init__(self, cell: LSTM) -> None:
         self.paper = cell.output == "paper"
@@ -90,7 +90,7 @@ class LSTMPointwise:
 
 
 class LocalAutograd:
-    """Any cell: its pointwise function runs again, inside an autograd graph of this one step."""
+    """Any cell: the backward pass runs its pointwise function again, in an autograd graph of this one step."""
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -101,7 +101,7 @@ class LocalAutograd:
         return HiddenMemory(mix(keep_h, h, new_h), mix(keep_m, m, new_m))
 
     def restore(self, inputs: Inputs) -> None:
-        """``forward`` leaves z as it is."""
+        """Do nothing: ``forward`` does not change ``z``."""
 
     def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
         with torch.enable_grad():
@@ -120,9 +120,9 @@ class LocalAutograd:
 
 
 def pointwise(cell: Cell, held_back: bool) -> Pointwise:
-    """The hand-written gradient where there is one.
+    """Return the pointwise step of a cell, with the hand-written gradient if there is one.
 
     Args:
-        held_back: whether the dimension has ``keep`` masks.
+        held_back: true if the dimension has ``keep`` masks.
     """
     return LSTMPointwise(cell) if type(cell) is LSTM and not held_back else LocalAutograd(cell)

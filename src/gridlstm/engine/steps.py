@@ -17,16 +17,16 @@ class Step(Protocol):
     """Reads and writes the buffers of a sweep for one dimension."""
 
     def forward(self, diagonal: Diagonal) -> None:
-        """From z and m of the diagonal's blocks, writes h' and m' where successors read them."""
+        """Compute h' and m' from z and m of the diagonal's blocks, and write them where successors read them."""
 
     def restore(self, rows: slice) -> None:
-        """As ``forward`` where every slot is filled already: only z becomes what ``backward`` reads there."""
+        """Write into z the values that ``backward`` reads, as ``forward`` does; all slots are already filled."""
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
-        """Replaces z by its gradient and writes the gradient of m; returns that of h, (r, B, d_n), if the cell has one.
+        """Replace z by its gradient, write the gradient of m, and return that of h, (r, B, d_n), if the cell has one.
 
         Args:
-            later: (r, B, D) gradients of h' that later stages of the same blocks contribute; None for none.
+            later: (r, B, D) gradients of h' from later stages of the same blocks; None for none.
         """
 
 

@@ -1,4 +1,4 @@
-"""The diagonal wavefront: all blocks whose coordinates have the same sum at once, for any number of dimensions.
+"""The diagonal wavefront: computes all blocks with the same sum of coordinates at once, in any number of dimensions.
 
 Shape legend: as in ``gridlstm.engine.buffers``.
 """
@@ -37,8 +37,8 @@ class Wavefront:
         for diagonal in reversed(layout.plan.diagonals):
             here = dH[diagonal.rows]
             for k in range(last, -1, -1):
-                # The columns of dimension n collect the gradient of the block's own h'_n until its stage, and after
-                # it that of the incoming h_n.
+                # Before the stage of dimension n, its columns collect the gradient of the block's own h'_n; after it,
+                # that of the incoming h_n.
                 later = here if k < last else None
                 direct = [(layout.columns[n], pointwise[n].backward(diagonal, later)) for n in stages[k]]
                 if later is not None:
@@ -59,7 +59,7 @@ class Wavefront:
 def _product(
     diagonal: Diagonal, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool = False
 ) -> None:
-    """out (r, B, j) = x (r, B, i) times each block's copy of weight (copies, i, j), plus its bias or what is there."""
+    """Compute out (r, B, j) = x (r, B, i) times each block's copy of weight (copies, i, j), plus bias or ``out``."""
     product_dtype = None if weight.dtype == x.dtype else weight.dtype
     batched = diagonal.batched_copies
     if batched is not None and len(diagonal.copies) > 1:

@@ -1,1 +1,1 @@
-"""Looking inside a network: gradients, memory cells, gates, and the 1-LSTM as an activation function."""
+"""Analysis of networks: gradients, memory cells, gates, and the 1-LSTM as an activation function."""

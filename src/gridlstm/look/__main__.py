@@ -15,58 +15,58 @@ log = logging.getLogger(__name__)
 
 PARSER = Parser(
     "look",
-    """Look inside networks and write pictures with their numbers as CSV: beside the run of a checkpoint, or into look/.
+    """Look inside networks and write pictures with their numbers as CSV, into a checkpoint's run directory or look/.
 
   gradients    norms of dL_T/dh_i through time and depth. With --ckpt A,B,…: at the start and after training, on test
-               data, --steps 500 of a text, or all of a shorter one; networks of one name are numbered in this order.
-               Without: new networks, --model grid2d,stacked_lstm,… --steps 500 --layers 100, and train.py's options of
-               a network
-  cells        memory cells of a character model over --symbols 40000 of its test text, or all of a shorter one: which
-               follow URLs, quotes, mark-up, …, the text coloured by them, and how long a value survives from layer to
-               layer
-  gates        how often gates are shut or open, by layer; --symbols 10000 of a text, or all of a shorter one; of other
-               tasks, as many steps of test batches
+               data, --steps 500 of a text or all of a shorter one; networks of the same name are numbered in order.
+               Without: new networks, --model grid2d,stacked_lstm,… --steps 500 --layers 100, and train.py's network
+               options
+  cells        memory cells of a character model over --symbols 40000 of its test text or all of a shorter one: which
+               cells follow URLs, quotes, markup, …, the text coloured by them, and how long a value survives from layer
+               to layer
+  gates        how often gates are closed or open, by layer; --symbols 10000 of a text or all of a shorter one; for
+               other tasks, as many steps of test batches
   activation   the 1-LSTM as an activation function; --memory=-2,-1,0,1,2 --weights 1,2,3,4 (of u, f, o, c), or seed=1
-               for four draws
+               for four random sets
 
 With --ckpt, key=value are options of its run, such as task.path=other.txt.""",
     others="key=value",
 )
 PARSER.add_argument("--what", required=True, help="gradients, cells, gates or activation")
 PARSER.add_argument("--ckpt", metavar="CHECKPOINT[,…]", help="files in run directories")
-PARSER.add_argument("--out", metavar="DIRECTORY", help="where pictures and tables go")
+PARSER.add_argument("--out", metavar="DIRECTORY", help="directory of pictures and tables")
 for name, what in (
-    ("steps", "time steps"), ("layers", "of new networks"), ("model", "new networks, with commas between them"),
-    ("symbols", "of a text"), ("memory", "numbers, with commas between them"), ("weights", "four numbers"),
-    ("trust", "packages beside gridlstm whose code the run may name: your own models and tasks"),
+    ("steps", "time steps"), ("layers", "layers of new networks"), ("model", "new networks, separated by commas"),
+    ("symbols", "symbols of a text"), ("memory", "numbers, separated by commas"), ("weights", "four numbers"),
+    ("trust", "packages besides gridlstm whose code the run may use: your own models and tasks"),
 ):  # fmt: skip
     PARSER.add_argument(f"--{name}", help=what)
 
 STEPS, ROWS = 10_000, 10
-"""Steps over which gates are counted, and the streams into which a text is cut for that."""
+"""Steps over which gates are counted, and the number of streams that a text is split into for it."""
 
 _MOST = 1_000_000
-"""Steps or layers of a new network."""
+"""Largest number of steps or layers of a new network."""
 _LARGEST = 1e30
-"""Well below where single precision ends."""
+"""Largest number accepted, well below the limit of single precision."""
 
 
 def look(given: dict[str, str]) -> list[Path]:
-    """Does what the options say; see ``PARSER``.
+    """Run the look command with the given options; see ``PARSER``.
 
     Returns:
-        The files that were written.
+        The files written.
 
     Raises:
-        UserError: options that are missing or do not fit, a network that cannot be looked into or is too large for the
-            memory, or a place that cannot be written.
+        UserError: if options are missing or invalid, the network is unsupported or too large for the memory, or the
+            directory is not writable.
     """
     what = given.pop("what", None)
     if what not in ("gradients", "cells", "gates", "activation"):
         raise UserError(f"what must be gradients, cells, gates or activation, got {what!r}.")
     named = checkpoint_paths(given.pop("ckpt")) if "ckpt" in given else []
     if what in ("cells", "gates") and len(named) != 1:
-        raise UserError(f"what={what} needs one checkpoint: ckpt=outputs/…/checkpoints/best.ckpt")
+        raise UserError(f"what={what} needs one checkpoint. Give ckpt=outputs/…/checkpoints/best.ckpt.")
     out = writable(Path(given.pop("out")) if "out" in given else _beside(named))
     with within_memory("Give fewer units, layers, steps or symbols."):
         if what == "activation":
@@ -80,7 +80,7 @@ def _beside(checkpoints: list[Path]) -> Path:
     from gridlstm.training.compatibility import run_directory
 
     if len(checkpoints) > 1:
-        raise UserError("several checkpoints together need a place of their own: out=DIRECTORY.")
+        raise UserError("there is no default directory for several checkpoints. Give out=DIRECTORY.")
     directory = run_directory(checkpoints[0]) if checkpoints else None
     return Path("look") if directory is None else directory / "look"
 
@@ -89,9 +89,9 @@ def _activation(checkpoints: list[Path], out: Path, given: dict[str, str]) -> li
     from gridlstm.look.activation import panels, write
 
     if checkpoints:
-        raise UserError("what=activation is about a single unit: give weights=, and no ckpt.")
+        raise UserError("what=activation shows a single unit without a checkpoint. Replace ckpt by weights.")
     if "weights" in given and "seed" in given:
-        raise UserError("seed draws weights, which weights gives: leave one of them out.")
+        raise UserError("weights and seed exclude each other: seed draws weights. Remove one of them.")
     seed = _whole(given, "seed", 1, 2**63 - 1)
     weights = _numbers(given, "weights", None)
     memory = _numbers(given, "memory", "-2,-1,0,1,2")
@@ -108,7 +108,7 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
     steps = _whole(given, "steps", 500, _MOST) if "steps" in given or not checkpoints else None
     if checkpoints:
         if refused := [key for key in ("model", "layers") if key in given]:
-            raise UserError(f"{refused[0]} is the checkpoint's own: leave it out.")
+            raise UserError(f"{refused[0]} is fixed by the checkpoint. Remove it.")
         trust = packages(given.pop("trust", ""))
         runs = [load(path, _words(given), trust) for path in checkpoints]
         names = [run.name for run in runs]
@@ -118,11 +118,11 @@ def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> lis
         ]
         return write(curves_of_trained(runs, steps), out)
     if "model" not in given:
-        raise UserError("what=gradients needs ckpt=… or model=grid2d,stacked_lstm,…")
+        raise UserError("what=gradients needs networks. Give ckpt=… or model=grid2d,stacked_lstm,….")
     assert steps is not None, "it has a default"
     for key in given:
         if key in ("model.num_layers", "task.network.num_layers"):
-            raise UserError(f"{key} is chosen by layers, 2 for gradients through time: give layers= instead.")
+            raise UserError(f"{key} cannot be set here. Give layers=… instead (gradients through time use 2 layers).")
         if role(key) not in (Role.NETWORK, Role.START, Role.SEED, Role.SPEED) or key == "init_from":
             raise UserError(f"{key} has no effect on a new network. Remove it.")
     models, layers = given.pop("model").split(","), _whole(given, "layers", 100, _MOST)
@@ -157,9 +157,7 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
         x, _ = windows(text, rows, symbols // rows)
         batches = iter([(x, torch.ones_like(x, dtype=torch.bool))])
     elif asked is not None:
-        raise UserError(
-            f"symbols is for texts; of other tasks, test batches of about {STEPS:,} steps are looked at: leave it out."
-        )
+        raise UserError(f"symbols is only for texts; other tasks use test batches of about {STEPS:,} steps. Remove it.")
     else:
         batches = sequences(trained.data, STEPS)
     with watching(trained.task.model, vectors=False) as seen:
@@ -167,7 +165,7 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     others = [name for name, cell in cells.items() if type(cell) not in COUNTED]
     if len(others) < len(cells):
         for name in others:
-            log.info("%s is left out, its cell has no gates u, f and o: %s", name, type(cells.pop(name)).__name__)
+            log.info("%s is skipped, its cell has no gates u, f and o: %s", name, type(cells.pop(name)).__name__)
     parts = []
     for x, inside in batches:
         recorded = record(trained.task.model, x, {"time": ["z"], "depth": ["z"]})
@@ -178,17 +176,17 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
 
 
 def _symbols(asked: int | None, text: "Text", default: int) -> int:
-    """Return how many symbols are looked at."""
+    """Return the number of symbols to analyse."""
     most = len(text.ids) - 1
     if asked is not None and asked > most:
-        raise UserError(f"the test split has {most:,} symbols to look at, and symbols={asked}: ask for fewer.")
+        raise UserError(f"symbols must be at most {most:,}, the length of the test split less one, got {asked}.")
     return min(default, most) if asked is None else asked
 
 
 def _whole(given: dict[str, str], name: str, default: int, most: int | None = None) -> int:
     text = given.pop(name, str(default))
     if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
-        above = "" if most is None else f", and at most {most:,}"
+        above = "" if most is None else f" and at most {most:,}"
         raise UserError(f"{name} must be a whole number of at least 1{above}, got {text!r}.")
     return int(text)
 
@@ -202,7 +200,7 @@ def _numbers(given: dict[str, str], name: str, default: str | None) -> list[floa
         return numbers
     except ValueError as error:
         raise UserError(
-            f"{name} must be numbers of at most {_LARGEST:g} with commas between them, got {text!r}."
+            f"{name} must be numbers of at most {_LARGEST:g}, separated by commas, got {text!r}."
         ) from error
 
 
@@ -216,7 +214,7 @@ def _nothing_else(given: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     run_command(PARSER, _run)
 
 

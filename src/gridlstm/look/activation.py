@@ -16,7 +16,7 @@ DRAWS = 4
 
 
 def responses(weights: Tensor, memory: Tensor, h: Tensor, cell: LSTM) -> Tensor:
-    """h' (len(memory), len(h)) of a single unit: (h', m') = LSTM(h, m, W) with W (4,) = (w_u, w_f, w_o, w_c).
+    """Return h' (len(memory), len(h)) of a single unit: (h', m') = LSTM(h, m, W) with W (4,) = (w_u, w_f, w_o, w_c).
 
     For the paper's cell h' = tanh(sigma(w_o h) (sigma(w_f h + b) m + sigma(w_u h) tanh(w_c h))), b the forget bias.
     """
@@ -27,10 +27,10 @@ def responses(weights: Tensor, memory: Tensor, h: Tensor, cell: LSTM) -> Tensor:
 
 
 def panels(weights: Sequence[float] | None, seed: int) -> list[Tensor]:
-    """The given weights, or four draws of a normal distribution.
+    """Return the given weights, or four sets drawn from a normal distribution.
 
     Raises:
-        UserError: not four weights.
+        UserError: if there are not four weights.
     """
     if weights is None:
         return list(torch.randn(DRAWS, 4, generator=torch.Generator().manual_seed(seed)) * 2)
@@ -40,7 +40,7 @@ def panels(weights: Sequence[float] | None, seed: int) -> list[Tensor]:
 
 
 def write(drawn: Sequence[Tensor], memory: Sequence[float], out: Path) -> list[Path]:
-    """Writes activation.csv and activation.png, of the paper's cell without forget bias."""
+    """Write activation.csv and activation.png for the paper's cell without forget bias."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

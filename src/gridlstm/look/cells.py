@@ -1,4 +1,4 @@
-"""Memory cells over a text: which follow what, and what of the input is left at each layer.
+"""Memory cells over a text: the labels that they follow, and how much of the input remains at each layer.
 
 Shape legend: N characters, B batch rows, T time steps, L layers, d hidden size.
 """
@@ -28,17 +28,15 @@ log = logging.getLogger(__name__)
 CHUNK = 500
 """Steps recorded at a time."""
 MOST = 2**29
-"""Values of one vector over all steps, 2 GiB."""
+"""Largest number of values of one vector over all steps, 2 GiB."""
 
 
 @torch.no_grad()
 def record(model: SequenceModel, x: Tensor, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Tensor]]:
-    """By dimension, those of "z", "h" and "m" of every block that are named, (T, L, B, …) each.
-
-    The state is carried through x (B, T).
+    """Run a model over x (B, T) and return, by dimension, the named ones of "z", "h" and "m", (T, L, B, …) each.
 
     Raises:
-        UserError: the model's cells cannot be seen, or have more than ``MOST`` values.
+        UserError: if the model's cells cannot be recorded, or have more than ``MOST`` values.
     """
     state, found = None, dict[str, dict[str, Tensor]]()
     for start, chunk in zip(range(0, x.shape[1], CHUNK), x.split(CHUNK, dim=1), strict=True):
@@ -52,8 +50,8 @@ def record(model: SequenceModel, x: Tensor, names: Mapping[str, Sequence[str]]) 
                     size = (x.shape[1], *part.shape[1:])
                     if math.prod(size) > MOST:
                         raise UserError(
-                            f"{x.numel():,} symbols are {math.prod(size):,} values of {name} along {dimension}, and at "
-                            f"most {MOST:,} are looked at: lower symbols=."
+                            f"{x.numel():,} symbols give {math.prod(size):,} values of {name} along {dimension}. "
+                            f"Expected at most {MOST:,}. Give a smaller symbols=…"
                         )
                     whole[name] = part.new_empty(size)
                 whole[name][start : start + len(part)] = part
@@ -61,34 +59,34 @@ def record(model: SequenceModel, x: Tensor, names: Mapping[str, Sequence[str]]) 
 
 
 LEAST = 100
-"""Symbols that are looked at."""
+"""Smallest number of symbols."""
 SURVIVAL = ("survival.csv", "survival.png")
 
 
 def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
-    """Writes cells.csv, cells.png, cells.html, memories.npz, and of a grid survival.csv and survival.png.
+    """Write cells.csv, cells.png, cells.html, memories.npz, and for a grid survival.csv and survival.png.
 
     Args:
-        symbols: of the test split's beginning.
+        symbols: number of symbols, from the beginning of the test split.
 
     Raises:
-        UserError: no character model, too short a text, or a model whose cells cannot be seen.
+        UserError: if it is no character model, the text is too short, or the model's cells cannot be recorded.
     """
     text = text_of(trained)
     if (most := len(text.ids) - 1) < LEAST:
         raise UserError(
-            f"the test split has {most} symbols to look at, and a correlation over fewer than {LEAST} says nothing: "
-            f"give a longer text, task.path=…"
+            f"the test split has {most} symbols for correlations, which need at least {LEAST}. "
+            f"Give a longer text: task.path=…"
         )
     if symbols < LEAST:
-        raise UserError(f"symbols must be at least {LEAST}, or a correlation says nothing; got {symbols}.")
+        raise UserError(f"symbols must be at least {LEAST} for a meaningful correlation, got {symbols}.")
     model = trained.task.model
     x, _ = windows(text, 1, symbols)
     letters, places = characters(text.vocabulary, x[0].tolist())
     seen = record(model, x, {"time": ["m"], "depth": ["h", "m"]})
     memories = {name: each["m"][places, :, 0].float().numpy() for name, each in seen.items() if each["m"].shape[-1]}
     if not memories:
-        raise UserError("there is no memory cell in this network.")
+        raise UserError("this network has no memory cells. Give the checkpoint of another one.")
     known = labels(letters)
     ranked = rank(memories, known)
     columns = ["label", "dimension", "layer", "unit", "r of the half it was chosen on", "r of the other half"]
@@ -100,16 +98,16 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
     write_bytes(paths[3], _archive(letters, memories))
     if isinstance(model, Grid2d) and model.memory_at_ends and "depth" in memories:
         return paths + _survival(model, x, seen["depth"], out)
-    for name in SURVIVAL:  # of another network, whose pictures lay here before
+    for name in SURVIVAL:  # files of another network, written here earlier
         (out / name).unlink(missing_ok=True)
-    log.info("nothing enters a memory at the bottom of this network: no survival.csv")
+    log.info("no survival.csv: this network has no memory whose first layer reads the input")
     return paths
 
 
 def _archive(text: str, memories: dict[str, Array]) -> bytes:
-    """Every cell's value at every character, by dimension (N, L, d), and the text's code points (N,)."""
+    """Return every cell's value at every character, by dimension (N, L, d), and the text's code points (N,) as .npz."""
     out = io.BytesIO()
-    codes = np.array([ord(c) for c in text], dtype=np.uint32)  # as an array of strings NumPy would lose a NUL
+    codes = np.array([ord(c) for c in text], dtype=np.uint32)  # NumPy's strings would lose a NUL
     np.savez_compressed(out, text=codes, **memories)  # type: ignore[arg-type]  # typed for other keywords
     return out.getvalue()
 
@@ -132,7 +130,7 @@ def _survival(model: Grid2d, x: Tensor, depth: dict[str, Tensor], out: Path) -> 
         axes.fill_between(layers, quartiles[0], quartiles[2], alpha=0.2)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("|r| with what entered at the bottom")
+    axes.set_ylabel("|r| with the input of the first layer")
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 3000
-"""Characters of the page, of each label."""
+"""Characters per label in the page."""
 WIDTH, LINES = 96, 2
-"""Characters of the picture."""
+"""Characters per line and lines per label in the picture."""
 LEVELS = 10
-"""Shades to each side of a cell's mean; the last one begins at two standard deviations."""
+"""Shades on each side of a cell's mean; the last one begins at two standard deviations."""
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>memory cells over text</title><style>
@@ -33,7 +33,7 @@ u { text-decoration-thickness: 2px; } h2 { font-size: 1.1rem; }
 
 
 def shades(values: Array) -> Array:
-    """-LEVELS … LEVELS, whole numbers: how far each value (N,) lies from the mean, up to two standard deviations."""
+    """Return each value's (N,) distance from the mean as an integer, ±LEVELS at two standard deviations or more."""
     spread = values.std()
     if spread == 0:
         return np.zeros(len(values))
@@ -42,7 +42,7 @@ def shades(values: Array) -> Array:
 
 
 def telling(label: Array, length: int) -> slice:
-    """Where, in the second half, so many characters have a label that varies most; the first such place."""
+    """Return the first range of ``length`` characters in the second half over which the label varies most."""
     half = len(label) // 2
     latest = max(half, len(label) - length)
     starts = [*range(half, latest, max(1, length // 4)), latest]
@@ -51,15 +51,15 @@ def telling(label: Array, length: int) -> slice:
 
 
 def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best: Sequence[Ranked]) -> str:
-    """A page without anything from elsewhere: for each label the best cell's colours over a part of the held-out half.
+    """Return a self-contained HTML page: for each label, the best cell's colours over a part of the held-out half.
 
-    Red: above the cell's mean, blue: below it. Where the label is 0 or 1, what has it is underlined. The characters
-    stand in their order from left to right, also those of a script that is written from the right.
+    Red: above the cell's mean, blue: below it. If the label is 0 or 1, characters with label 1 are underlined.
+    Characters are in order from left to right, even those of right-to-left scripts.
 
     Args:
         memories: by dimension, (N, L, d).
         known: labels, (N,) each.
-        best: one cell a label.
+        best: one cell per label.
     """
     colours = []
     for level in range(1, LEVELS + 1):
@@ -70,8 +70,8 @@ def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best
         ]
     parts = [_HEAD, "\n".join(colours), "</style></head><body><h1>Memory cells over text</h1>"]
     parts.append("<p>Each part shows the cell that follows a label best: chosen by its correlation r on the first ")
-    parts.append("half of the text, shown on the second. Red: above the cell's mean; blue: below; underlined: what ")
-    parts.append("has the label.</p>")
+    parts.append("half of the text, shown on the second. Red: above the cell's mean; blue: below; underlined: ")
+    parts.append("characters with the label.</p>")
     if not best:
         parts.append("<p>No label varies in both halves of this text.</p>")
     for cell in best:
@@ -79,7 +79,7 @@ def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best
         values = shades(memories[cell.dimension][:, cell.layer, cell.unit])[where]
         label = known[cell.label]
         marked = (label[where] == 1) & (label.max() <= 1)
-        # A browser leaves out a line end that comes first in <pre>.
+        # Browsers drop a line end at the beginning of <pre>.
         parts.append(f"<h2>{html.escape(cell.label)}: {title(cell)}</h2><pre>\n")
         for (shade, mark), group in groupby(zip(values, marked, text[where], strict=True), key=lambda each: each[:2]):
             written = html.escape("".join(_visible(char) for _, _, char in group))
@@ -91,7 +91,7 @@ def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best
 
 
 def _visible(char: str) -> str:
-    """Return the character, or a � for one that is no text, or that turns the direction of the text after it."""
+    """Return the character, or a � for a control character or one that changes the direction of following text."""
     controls = unicodedata.category(char) == "Cc" and char not in "\n\t"
     return "\ufffd" if controls or unicodedata.bidirectional(char) in _TURNING else char
 
@@ -101,13 +101,13 @@ _TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "P
 
 
 def title(cell: Ranked) -> str:
-    """The cell in words."""
+    """Return a title that names the cell and its correlations."""
     where = f"{cell.dimension}, layer {cell.layer + 1}, unit {cell.unit}"
     return f"{where}: r = {cell.held_out:.2f} ({cell.chosen:.2f} where chosen)"
 
 
 def picture(text: str, memories: dict[str, Array], known: Mapping[str, Array], best: Sequence[Ranked]) -> "Figure":
-    """The same for two lines of text a label; what has the label is bold, what the font lacks is a �."""
+    """Draw ``page`` with two lines of text per label; labelled characters are bold, those not in the font a �."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.font_manager import findfont, get_font

@@ -1,4 +1,4 @@
-"""The picture of vanishing gradients: contributions through time and depth, of new and of trained networks."""
+"""The picture of vanishing gradients: contributions through time and depth, for new and trained networks."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +20,16 @@ from gridlstm.tasks.sequence import SequenceTask
 log = logging.getLogger(__name__)
 
 ROWS = 8
-"""Sequences whose norms are averaged, at most."""
+"""Largest number of sequences to average norms over."""
 SYMBOLS = 64
-"""Distinct symbols that a new network reads, uniform and independent; or numbers, -1 and 1, where it has no time."""
+"""Distinct symbols that a new network reads, uniform and independent; without time, length of a vector of -1 and 1."""
 TIME_LAYERS = 2
-"""Layers of a new network whose gradient through time is taken."""
+"""Layers of a new network for gradients through time."""
 BEFORE = 10
-"""Steps that a new network of many layers has read."""
+"""Steps that a new network has read before gradients through depth are taken."""
 
 SINGLE = 1e-45
-"""The smallest number of single precision, where the picture ends; the table goes on."""
+"""The smallest number of single precision: lower bound of the picture, but not of the table."""
 
 
 class Curve(NamedTuple):
@@ -44,12 +44,12 @@ class Curve(NamedTuple):
 
 
 def curves_of_new(models: Sequence[str], steps: int, layers: int, overrides: Sequence[str]) -> list[Curve]:
-    """Of networks before training: ``steps`` through time with 2 layers, and ``layers`` through depth.
+    """Return curves of untrained networks: ``steps`` through time with 2 layers, and ``layers`` through depth.
 
-    What cannot be seen of a network is left out, with a line in the log.
+    Curves that a network does not support are skipped and logged.
 
     Raises:
-        UserError: no such model, or nothing can be seen of any.
+        UserError: if a model does not exist, or no network supports any curve.
     """
     curves = []
     for name in models:
@@ -69,16 +69,15 @@ def curves_of_new(models: Sequence[str], steps: int, layers: int, overrides: Seq
 
 
 def curves_of_trained(runs: Sequence[Trained], steps: int | None) -> list[Curve]:
-    """Of networks of checkpoints, each as its run began and as it is, on its own test data.
+    """Return curves of trained networks, at the start and the end of their runs, on their own test data.
 
-    What cannot be seen of a network is left out, with a line in the log.
+    Curves that a network does not support are skipped and logged.
 
     Args:
-        steps: of a text, up to its loss (500, or all of a shorter one); other tasks have sequences of their own.
+        steps: length of a piece of text (500, or all of a shorter text); None for other tasks, whose data has a length.
 
     Raises:
-        UserError: ``steps`` where sequences have a length, or more of them than the text, or nothing can be seen of any
-            network.
+        UserError: if ``steps`` is given for data with a length, or exceeds the text, or no network supports any curve.
     """
     curves = []
     for run in runs:
@@ -86,11 +85,11 @@ def curves_of_trained(runs: Sequence[Trained], steps: int | None) -> list[Curve]
             text = text_of(run)
             x, targets = windows(text, ROWS, steps or max(1, min(500, len(text.ids) - 1)))
         elif steps is not None:
-            raise UserError(f"the sequences of {type(run.data).__name__} have a length of their own: leave steps out.")
+            raise UserError(f"the sequences of {type(run.data).__name__} have a fixed length. Remove steps.")
         else:
             batch = next(test_batches(run.data))
-            last = int(batch.answer_mask.any(0).nonzero().max())  # the last answer that is judged
-            rows = batch.answer_mask[:, last].nonzero()[:ROWS, 0]  # of the sequences that are so long
+            last = int(batch.answer_mask.any(0).nonzero().max())  # step of the last scored answer
+            rows = batch.answer_mask[:, last].nonzero()[:ROWS, 0]  # sequences that reach it
             x, targets = batch.inputs[rows, : last + 1], batch.targets[rows, last]
         stages = {"start": run.start, "trained": run.task}
         if not isinstance(run.task.model, EachStep):
@@ -101,7 +100,7 @@ def curves_of_trained(runs: Sequence[Trained], steps: int | None) -> list[Curve]
 
 
 def _curves(name: str, along: str, stages: Mapping[str, SequenceTask], x: Tensor, targets: Tensor) -> list[Curve]:
-    """One of every stage of a network; none, with a line in the log, where it cannot be seen."""
+    """Return one curve per stage of a network; if the network does not support it, log that and return none."""
     through = _through_time if along == "time" else _through_depth
     try:
         return [Curve(name, stage, along, through(task, x, targets)) for stage, task in stages.items()]
@@ -112,13 +111,10 @@ def _curves(name: str, along: str, stages: Mapping[str, SequenceTask], x: Tensor
 
 def _check_some(curves: Sequence[Curve], names: Sequence[str]) -> None:
     if not curves:
-        raise UserError(
-            f"expected a network of which the state or the layers can be seen, got {', '.join(names)}: give another "
-            f"one, such as a grid or a stacked LSTM."
-        )
+        raise UserError(f"none of these models exposes gradients: {', '.join(names)}. Use a grid or a stacked LSTM.")
 
 
-# In double precision: what vanishes is far below what single precision can hold.
+# In double precision: vanishing gradients are far below the range of single precision.
 def _through_time(task: SequenceTask, x: Tensor, targets: Tensor) -> Contributions:
     task.double()
     return through_time(task.model, task.head, _double(x), targets)
@@ -126,7 +122,7 @@ def _through_time(task: SequenceTask, x: Tensor, targets: Tensor) -> Contributio
 
 def _through_depth(task: SequenceTask, x: Tensor, targets: Tensor) -> Contributions:
     task.double()
-    if isinstance(task.model, EachStep):  # a network without time, whose last step stands by itself
+    if isinstance(task.model, EachStep):  # a network without time: the last step is independent of the others
         return through_depth(task.model.model, task.head, _double(x[:, -1]), targets)
     return through_depth(task.model, task.head, _double(x), targets)
 
@@ -136,7 +132,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 def write(curves: Sequence[Curve], out: Path) -> list[Path]:
-    """Writes gradients.csv and gradients.png."""
+    """Write gradients.csv and gradients.png."""
     columns = ["model", "stage", "along", "index", "back", "norm of dL/dh", "norm of dL/dm"]
     paths = [out / "gradients.csv", out / "gradients.png"]
     write_csv(paths[0], [columns, *_rows(curves)])
@@ -159,7 +155,7 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
     stages = list(dict.fromkeys(curve.stage for curve in curves))
     alongs = [along for along in ("time", "depth") if any(curve.along == along for curve in curves)]
     models = list(dict.fromkeys(curve.model for curve in curves))
-    # Side by side: before and after training, or, of new networks alone, time and depth.
+    # Side by side: before and after training, or for new networks time and depth.
     shape = (len(alongs), len(stages)) if len(stages) > 1 else (1, len(alongs))
     figure = Figure(figsize=(5.5 * shape[1], 4 * shape[0]), layout="constrained")
     axes_of = dict(
@@ -174,7 +170,7 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
         back = [len(h) - i - (along == "depth") for i in range(len(h))]
         for norms, style in ((h, "-"), (m, "--")):
             if norms is not None:
-                positive = norms.where(norms > 0, torch.nan)  # a logarithm has no place for what vanished altogether
+                positive = norms.where(norms > 0, torch.nan)  # a logarithmic axis cannot show 0
                 axes.plot(back, positive.tolist(), style, color=colour, label=model if style == "-" else None)
     for (along, stage), axes in axes_of.items():
         if along == "depth":

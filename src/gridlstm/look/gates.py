@@ -1,4 +1,4 @@
-"""How often gates are shut or open: the saturation of Karpathy et al. 2015 (arXiv 1506.02078, figure 2).
+"""Frequency of closed and open gates: the saturation of Karpathy et al. 2015 (arXiv 1506.02078, figure 2).
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -17,7 +17,7 @@ from gridlstm.files import write_csv, write_png
 
 LEFT, RIGHT = 0.1, 0.9
 COUNTED = (LSTM, LayerNormLSTM, CoupledLSTM)
-"""Cells with gates u, f and o that follow from z alone."""
+"""Cells with gates u, f and o that depend only on z."""
 
 
 class Saturation(NamedTuple):
@@ -32,10 +32,10 @@ class Saturation(NamedTuple):
 
 
 def gates(cell: Cell, z: Tensor) -> dict[str, Tensor]:
-    """The gates of a cell by name, each (..., d), from what ``watch.Seen`` has of its z, (..., num_gates * d).
+    """Return a cell's gates by name, each (..., d), given its z from ``watch.Seen``, (..., num_gates * d).
 
     Raises:
-        UserError: the cell has no u, f, o gates that follow from z alone.
+        UserError: if the cell has no gates u, f and o that depend only on z.
     """
     if type(cell) in (LSTM, LayerNormLSTM):
         u, f, o, _ = lstm_gates(z)
@@ -44,12 +44,12 @@ def gates(cell: Cell, z: Tensor) -> dict[str, Tensor]:
         f, o, _ = z.chunk(3, dim=-1)
         return {"u": 1 - f.sigmoid(), "f": f.sigmoid(), "o": o.sigmoid()}
     raise UserError(
-        f"gates are counted in LSTM, LayerNormLSTM and CoupledLSTM cells, and {type(cell).__name__} is another."
+        f"gates cannot be counted in {type(cell).__name__} cells. Expected LSTM, LayerNormLSTM or CoupledLSTM."
     )
 
 
 def saturation(dimension: str, cell: Cell, z: Tensor) -> list[Saturation]:
-    """Of every gate, over all steps and rows of z (T, L, B, num_gates * d)."""
+    """Return the saturation of every gate over all steps and rows of z (T, L, B, num_gates * d)."""
     return [
         Saturation(dimension, name, (g < LEFT).double().mean((0, 2)), (g > RIGHT).double().mean((0, 2)))
         for name, g in gates(cell, z).items()
@@ -57,12 +57,12 @@ def saturation(dimension: str, cell: Cell, z: Tensor) -> list[Saturation]:
 
 
 def of_sequences(z: Tensor, inside: Tensor) -> Tensor:
-    """Those of z (T, L, B, num_gates * d) whose step is inside (B, T), as steps of one row."""
+    """Return the entries of z (T, L, B, num_gates * d) at steps inside sequences (B, T), as steps of one row."""
     return z.transpose(1, 2)[inside.T][:, :, None]
 
 
 def joined(parts: Sequence[tuple[int, list[Saturation]]]) -> list[Saturation]:
-    """Of all steps of several parts, from how many each has and what was found there."""
+    """Combine several parts, each given as its number of steps and its saturations, into means over all steps."""
     steps = torch.tensor([count for count, _ in parts], dtype=torch.double)
 
     def mean(shares: list[Tensor]) -> Tensor:
@@ -75,7 +75,7 @@ def joined(parts: Sequence[tuple[int, list[Saturation]]]) -> list[Saturation]:
 
 
 def write(found: list[Saturation], out: Path) -> list[Path]:
-    """Writes gates.csv by layer, gate_units.csv by unit, and gates.png."""
+    """Write gates.csv by layer, gate_units.csv by unit, and gates.png."""
     paths = [out / "gates.csv", out / "gate_units.csv", out / "gates.png"]
     shares = [f"share < {LEFT}", f"share > {RIGHT}"]
     write_csv(paths[0], [["dimension", "layer", "gate", *shares], *_by_layer(found)])

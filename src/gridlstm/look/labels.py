@@ -1,4 +1,4 @@
-"""What is known of every character of a text from the text alone."""
+"""Labels of every character of a text, computed from the text."""
 
 import codecs
 import re
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 
-_OPEN, _CLOSE = "(?:<|&lt;)", "(?:>|&gt;)"  # a dump of MediaWiki escapes the mark-up of its pages
+_OPEN, _CLOSE = "(?:<|&lt;)", "(?:>|&gt;)"  # MediaWiki dumps escape the markup of pages
 SPANS = {
-    # Without the mark that ends the sentence or the quotation around it.
+    # Excludes punctuation that ends the surrounding sentence or quotation.
     "URL": r"(?:(?:https?|ftp)://|www\.)(?:(?!&quot;|&[lg]t;)[^\s<>\[\]|{}\"])*(?:(?!&quot;|&[lg]t;)[^\s<>\[\]|{}\".,;:!?')])",
     "quotes": r'"[^"\n]*"|&quot;(?:(?!&quot;)[^\n])*&quot;|“[^”\n]*”',
     "comment": rf"{_OPEN}!--.*?--{_CLOSE}|/\*.*?\*/",
     "markup": rf"\[\[[^\[\]]*\]\]|\{{\{{[^{{}}]*\}}\}}|{_OPEN}/?[A-Za-z](?:(?!&[lg]t;)[^<>\n])*{_CLOSE}",
 }
-"""Regular expressions of spans of text; a character is labelled 1 inside of one, its ends among it, and else 0."""
+"""Regular expressions of spans of text; characters inside a span, including its ends, are labelled 1, others 0."""
 
 
 def labels(text: str) -> dict[str, NDArray[np.float64]]:
-    """(len(text),) each: 0 or 1 for spans, digits and upper case; characters since the last line break."""
+    """Return labels (len(text),) by name: 0 or 1 for spans, digits and upper case; position after the last line end."""
     found = {}
     for name, pattern in SPANS.items():
         inside = np.zeros(len(text))
@@ -38,23 +38,23 @@ def labels(text: str) -> dict[str, NDArray[np.float64]]:
 
 
 def characters(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[str, NDArray[np.int64]]:
-    """The text of symbols, and for each of its characters the place of its last symbol.
+    """Return the text of symbols, and for each of its characters the index of its last symbol.
 
-    Bytes that are no UTF-8 become the replacement character.
+    Invalid UTF-8 becomes the replacement character.
 
     Raises:
-        UserError: the symbols are neither bytes nor characters.
+        UserError: if the symbols are neither bytes nor characters.
     """
     codes = [vocabulary.symbols[i] for i in ids]
     if vocabulary.level == "char":
         return "".join(map(chr, codes)), np.arange(len(codes))
     if vocabulary.level != "byte":
-        raise UserError(f"cells are looked at by bytes or characters, and the level here is {vocabulary.level}.")
+        raise UserError(f"what=cells needs a model of bytes or characters, got task.data.level={vocabulary.level}.")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, places = "", list[int]()
     for place, code in enumerate(codes):
-        new = decoder.decode(bytes([code]))  # two, where a byte breaks off a character: the first is the place before's
+        new = decoder.decode(bytes([code]))  # two if the byte breaks off a character; the first belongs one place back
         text += new
-        last = place - len(decoder.getstate()[0])  # the byte may begin a character of its own, which is not there yet
+        last = place - len(decoder.getstate()[0])  # the byte may begin a character that is not complete yet
         places += range(last - len(new) + 1, last + 1)
     return text, np.array(places, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Networks to look into: trained ones with their data, or new ones."""
+"""Networks to analyse: trained ones with their data, or new ones."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,25 +36,25 @@ class Text(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A checkpoint, and what it was trained on."""
+    """A checkpoint and its training data."""
 
     name: str
     data: SequenceData
     start: SequenceTask
-    """as the run began"""
+    """at the start of the run"""
     task: SequenceTask
-    """as the checkpoint has it"""
+    """in the checkpoint"""
 
 
 def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) -> Trained:
     """Load a checkpoint inside its run directory, on the CPU.
 
     Args:
-        trust: packages whose code the run may name; see ``gridlstm.training.trust``.
+        trust: packages whose code the run may use; see ``gridlstm.training.trust``.
 
     Raises:
-        UserError: no such checkpoint or option, code that is not trusted, another text, or weights that do not fit or
-            are not finite.
+        UserError: if a checkpoint or option does not exist, code is not trusted, the text has changed, or weights do
+            not fit or are not finite.
     """
     cfg = load_config(checkpoint, overrides, trust)
     seed_everything(cfg.seed, verbose=False)
@@ -67,7 +67,7 @@ def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) 
         if Path(origin).is_file():
             init_from(start, data, Path(origin))
         else:
-            log.warning("init_from=%s is no file any more: what is shown as the start is untrained", origin)
+            log.warning("init_from=%s does not exist any more: the network shown as the start is untrained", origin)
     task = make_sequence_task(cfg, data.spec)
     load_weights(task, content["state_dict"])
     return Trained(cfg.run.model, data, start.eval(), task.eval())
@@ -77,21 +77,21 @@ def _check_finite(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         if not value.isfinite().all():
             raise UserError(
-                f"the weights of {checkpoint} are not finite, the first of them {name}, so nothing can be seen: give "
-                f"best.ckpt, or another from before the training diverged."
+                f"the weights of {checkpoint} are not finite, the first of them {name}. Give best.ckpt, or another "
+                f"checkpoint from before the training diverged."
             )
 
 
 def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
-    """A network of conf/model as training would begin with it, and a read-out.
+    """Build a network of conf/model, with a read-out, as at the start of training.
 
     Args:
-        overrides: as of train.py, such as "model.hidden_size=32" and "seed=2".
+        overrides: options as for train.py, such as "model.hidden_size=32" and "seed=2".
 
     Raises:
-        UserError: there is no such model or option, or seed is no such number.
+        UserError: if the model or an option does not exist, or seed is invalid.
     """
-    # A task's network names sizes and forget bias; memorization's are those of a deep grid.
+    # task.network sets default sizes and the forget bias; those of memorization suit a deep grid.
     words = ["task=memorization", f"model={model}", *overrides]
     try:
         cfg: DictConfig = compose(*words)
@@ -107,25 +107,25 @@ def text_of(trained: Trained) -> Text:
     """Return the text of a character model.
 
     Raises:
-        UserError: its data is none.
+        UserError: if its data is not a text.
     """
     if (vocabulary := trained.data.vocabulary) is None:
         raise UserError(
-            f"this needs a checkpoint of a text (task=text, enwik8, text8, penn_treebank or hub), and the data here is "
-            f"{trained.data.called}: give another checkpoint."
+            f"the checkpoint's data is {trained.data.called}. Expected a text (task=text, enwik8, text8, "
+            f"penn_treebank or hub). Give another checkpoint."
         )
     return Text(trained.data.text("test"), vocabulary)
 
 
 def windows(text: Text, rows: int, length: int) -> tuple[Tensor, Tensor]:
-    """Return (rows, length) symbols, from places evenly apart, and the (rows,) symbols that follow.
+    """Return (rows, length) symbols from evenly spaced positions, and the (rows,) symbols that follow.
 
     Raises:
-        UserError: the text is too short.
+        UserError: if the text is too short.
     """
     if len(text.ids) <= length:
         raise UserError(
-            f"the test split has {len(text.ids):,} symbols, and steps={length} needs {length + 1:,}: ask for fewer."
+            f"the test split has {len(text.ids):,} symbols, but steps={length} needs {length + 1:,}. Give fewer steps."
         )
     starts = np.linspace(0, len(text.ids) - length - 1, rows).astype(np.int64)
     symbols = np.asarray(text.ids)[starts[:, None] + np.arange(length + 1)].astype(np.int64)
@@ -134,20 +134,20 @@ def windows(text: Text, rows: int, length: int) -> tuple[Tensor, Tensor]:
 
 
 def test_batches(data: SequenceData) -> Iterator[Batch]:
-    """The batches of the test split."""
+    """Yield the batches of the test split."""
     for drawn in data.test_dataloader():
         yield data.on_after_batch_transfer(drawn, 0)
 
 
 def sequences(data: SequenceData, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs of the test split, (B, T) or (B, T, input_size), and which of their steps are no padding, (B, T) bool.
+    """Yield inputs of the test split, (B, T) or (B, T, input_size), and a (B, T) mask that is False at padding.
 
     Args:
-        steps: after so many, the batch that holds the last of them is the last.
+        steps: stop after the batch that contains this many steps in total.
     """
     for batch in test_batches(data):
         number = torch.arange(1, batch.loss_mask.shape[1] + 1)
-        inside = number <= (batch.loss_mask * number).amax(dim=1, keepdim=True)  # up to the last that the loss covers
+        inside = number <= (batch.loss_mask * number).amax(dim=1, keepdim=True)  # up to the last step in the loss
         yield batch.inputs, inside
         steps -= int(inside.sum())
         if steps <= 0:

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 Array = NDArray[np.floating[Any]]
 BEST = 20
-"""Cells kept of each label."""
+"""Cells kept per label."""
 
 
 class Ranked(NamedTuple):
@@ -26,13 +26,13 @@ class Ranked(NamedTuple):
     """from 0"""
     unit: int
     chosen: float
-    """correlation on the first half, by which it was chosen"""
+    """correlation on the first half, used to choose the cell"""
     held_out: float
-    """on the second half"""
+    """correlation on the second half"""
 
 
 def correlations(values: Array, labels: Array) -> Array:
-    """Pearson's r (C, K) of every column of values (N, C) with every column of labels (N, K); 0 for a constant."""
+    """Return Pearson's r (C, K) of every column of values (N, C) and every column of labels (N, K); 0 for constants."""
 
     def standardised(x: Array) -> Array:
         centred = x - x.mean(0)
@@ -44,11 +44,11 @@ def correlations(values: Array, labels: Array) -> Array:
 
 
 def rank(memories: dict[str, Array], known: Mapping[str, Array]) -> list[Ranked]:
-    """The cells that follow each label best.
+    """Return the cells that follow each label best.
 
-    Each label's are chosen by |r| on the first half of the text, and stand in that order; what counts is r on the
-    second. To order by the second would be to choose once more, by what is to judge the choice.
-    A label that does not vary in both halves is left out, with a line in the log.
+    Cells are chosen and ordered by |r| on the first half of the text; the result is r on the second half. Ordering by
+    the second half would select cells by the data that evaluates the selection. A label that does not vary in both
+    halves is skipped and logged.
 
     Args:
         memories: by dimension, (N, L, d).
@@ -58,13 +58,13 @@ def rank(memories: dict[str, Array], known: Mapping[str, Array]) -> list[Ranked]
     varying = []
     for label, column in known.items():
         if np.ptp(column[:half]) == 0 or np.ptp(column[half:]) == 0:
-            log.info("%s: does not vary in both halves of this text, so no cell is ranked by it", label)
+            log.info("%s: skipped, because it does not vary in both halves of this text", label)
         else:
             varying.append(label)
     if not varying:
         return []
     columns = np.stack([known[label] for label in varying], axis=1)  # (N, K)
-    # Layer by layer: copies in double precision of all cells of a large network would not fit in memory.
+    # Layer by layer: double-precision copies of all cells of a large network would not fit in memory.
     cells, by_layer = [], []
     for dimension, m in memories.items():
         for layer in range(m.shape[1]):
@@ -82,7 +82,7 @@ def rank(memories: dict[str, Array], known: Mapping[str, Array]) -> list[Ranked]
 
 
 def survival(entering: Array, leaving: Array) -> Array:
-    """(L, d): r, over the text, of what leaves layer l (N, L, d) with what entered at the bottom (N, d), by unit."""
+    """Return (L, d) correlations over the text, by unit, of each layer's output (N, L, d) with the input (N, d)."""
     d = entering.shape[1]
     by_layer = [
         correlations(leaving[:, layer], entering)[np.arange(d), np.arange(d)] for layer in range(leaving.shape[1])

@@ -1,4 +1,4 @@
-"""Sees what every cell of a network computes, block by block, in the graph of its gradients.
+"""Recording of every cell's computation, block by block and differentiable.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size, G gates of a cell.
 """
@@ -25,9 +25,9 @@ class Seen(NamedTuple):
     """One call of a cell."""
 
     z: Tensor
-    """(B, G d) pre-activations, normalised where the cell does so"""
+    """(B, G d) pre-activations, after the cell's normalisation if it has one"""
     h: Tensor
-    """(B, d) what leaves the block"""
+    """(B, d) output of the block"""
     m: Tensor
     """(B, memory size)"""
 
@@ -38,11 +38,11 @@ class Dimension:
 
     cell: Cell
     layer_major: bool
-    """Whether all steps of a layer came before the next layer; else all layers of a step."""
+    """True if all steps of a layer run before the next layer; otherwise all layers of a step run first."""
     calls: list[Seen] = field(default_factory=list)
 
     def by_step(self, steps: int) -> list[list[Seen]]:
-        """``calls[t][l]`` of a sequence of so many steps."""
+        """Return ``calls[t][l]`` for a sequence of this many steps."""
         if self.layer_major:
             return [self.calls[t::steps] for t in range(steps)]
         layers = len(self.calls) // steps
@@ -51,10 +51,10 @@ class Dimension:
 
 @dataclass(frozen=True)
 class _Watched(Cell):
-    """A cell that notes what it computes.
+    """A cell that records its calls.
 
-    What it hands on are copies, which the rest of the network alone reads: the gradient with respect to one of them is
-    that of the vector between two blocks, without the way by which h' itself depends on m'.
+    It passes copies on, which only the rest of the network reads. The gradient with respect to a copy is that of the
+    vector between two blocks, without the part through the dependence of h' on m'.
     """
 
     seen: Dimension
@@ -76,16 +76,16 @@ class _Watched(Cell):
 
 @contextmanager
 def watching(model: nn.Module, vectors: bool = True) -> Iterator[dict[str, Dimension]]:
-    """Inside, a grid runs its reference sweep and a stacked LSTM its plain loop, and every cell is noted.
+    """Record every cell inside the block; a grid uses its reference sweep there, a stacked LSTM its plain loop.
 
     Args:
-        vectors: whether h and m are of interest; else z alone is.
+        vectors: true if h and m will be used; false if only z.
 
     Yields:
-        By name, "time" and "depth", the dimensions that have a cell; they fill as the model runs.
+        The dimensions that have a cell by name, "time" and "depth"; they fill as the model runs.
 
     Raises:
-        UserError: another kind of model, or one that mixes h and m with older ones after a cell has made them.
+        UserError: if the kind of model is not supported, or it mixes a cell's new h and m with earlier ones.
     """
     if isinstance(model, EachStep):
         model = model.model
@@ -100,12 +100,12 @@ def watching(model: nn.Module, vectors: bool = True) -> Iterator[dict[str, Dimen
         return
     if not isinstance(model, Grid2d | Grid1d):
         raise UserError(
-            f"cells can be watched in grids of time and depth, grids of depth alone and stacked LSTMs, and "
-            f"{type(model).__name__} is none."
+            f"the cells of {type(model).__name__} cannot be recorded. Expected a grid (model=grid1d or grid2d) or a "
+            f"stacked LSTM."
         )
     grid = model.grid
     if vectors and any(isinstance(each, Zoneout) for own in grid.regularizers for each in own):
-        raise UserError("Zoneout mixes a cell's h and m with those before: they cannot be watched, what=gates can.")
+        raise UserError("Zoneout mixes a cell's h and m with earlier ones, so they cannot be recorded. Use what=gates.")
     block, sweep = grid.block, grid.sweep
     names = ("time", "depth") if isinstance(model, Grid2d) else ("depth",)
     seen = {name: Dimension(cell, layer_major=False) for name, cell in zip(names, block.cells, strict=True)}
@@ -117,5 +117,5 @@ def watching(model: nn.Module, vectors: bool = True) -> Iterator[dict[str, Dimen
 
 
 def stacked(calls: list[list[Seen]], name: str) -> Tensor:
-    """(T, L, B, ...) of "z", "h" or "m"."""
+    """Return (T, L, B, ...) of "z", "h" or "m"."""
     return torch.stack([torch.stack([getattr(seen, name) for seen in step]) for step in calls])

@@ -1,4 +1,4 @@
-"""The contract of every model, and the projection by which data enters one.
+"""Base classes of models, and their input projections.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -23,35 +23,35 @@ class Model(nn.Module):
     """A network without vocabulary, loss or logging."""
 
     output_size: int
-    """Length of what it returns for one place."""
+    """Length of the output vector of one step."""
     init_bound: float | None = None
-    """Where a model has started its weights in U(-init_bound, init_bound), the read-out starts there too."""
+    """If set, the model started its weights in U(-init_bound, init_bound), and the read-out does too."""
 
     def set_progress(self, share: float) -> None:
-        """Take the share of the training that is done, 0 to 1, before each training batch: noise may depend on it."""
+        """Take the completed share of the training, 0 to 1, before each training batch: noise may depend on it."""
 
 
 class SequenceModel(Model):
     """``forward(x, state) -> (y, state)``: no vocabulary, no loss, no logging.
 
     x is (B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats; y is
-    (B, T, output_size). ``state=None`` starts from ``initial_state``; the state that comes back goes with the next
-    call, so a sequence given in pieces yields what it yields whole. Unrolling keeps nothing on the module.
+    (B, T, output_size). ``state=None`` starts from ``initial_state``. If each call gets the state that the previous one
+    returned, a sequence in pieces gives the same result as the whole. The module itself stores no state.
     """
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first step, on the module's device and in its dtype."""
+        """Return the state before the first step, on the module's device and in its dtype."""
         raise NotImplementedError(f"{type(self).__name__} must define initial_state")
 
     def state_before(self, state: S | None, batch_size: int) -> S:
-        """The state before the first step: the given one, also as a plain tuple, or for None the initial one.
+        """Return the given state, which may be a plain tuple, or for None the initial state.
 
         Raises:
-            UserError: when the number, the shapes, the data types or the device of its tensors do not fit.
+            UserError: if the number, shapes, data types or device of its tensors do not fit.
         """
         if state is None:
             return self.initial_state(batch_size)
-        expected = self.initial_state(0)  # has all but the rows, and takes no memory
+        expected = self.initial_state(0)  # has no rows, so takes no memory
         names = expected._fields
         if not isinstance(state, tuple | list) or len(state) != len(names):
             got = f"{len(state)} values" if isinstance(state, tuple | list) else type(state).__name__
@@ -69,7 +69,7 @@ class SequenceModel(Model):
 
 
 class VectorModel(Model):
-    """``forward(x) -> y``: a network of depth alone, without time and so without state.
+    """``forward(x) -> y``: a network along depth only, without time and so without state.
 
     x is (B, input_size) floats, the whole input at once, such as the bits of a string; y is (B, output_size).
     """
@@ -83,16 +83,16 @@ class VectorModel(Model):
 
 
 def check_sizes(input_size: int, hidden_size: int, num_layers: int) -> None:
-    """Raises UserError for a network without inputs, units or layers."""
+    """Raise UserError for a network without inputs, units or layers."""
     check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
 
 
 @torch.no_grad()
 def start_weights_within(model: nn.Module, bound: float) -> None:
-    """Initialises every weight with U(-bound, bound); biases stay.
+    """Initialise every weight with U(-bound, bound) and leave biases unchanged.
 
     Raises:
-        UserError: the bound is not above 0 and finite.
+        UserError: if the bound is not above 0 and finite.
     """
     check_above_zero(init_bound=bound)
     for name, parameter in model.named_parameters():
@@ -115,21 +115,21 @@ class InputProjection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        # A one-hot product sums a single term, so its fan-in is 1: projections start with unit variance.
+        # A one-hot product has a single term, so its fan-in is 1: projections start with unit variance.
         nn.init.normal_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T) or (B, T, input_size) -> (B, T, output_size).
+        """Project (B, T) symbols or (B, T, input_size) floats to (B, T, output_size).
 
         Raises:
-            UserError: when the shape, data type or device of x does not fit, or a symbol is out of range. Autocast
-                makes all floats but float64 one type.
+            UserError: if the shape, data type or device of x does not fit, or a symbol is out of range. Under autocast,
+                x may have another float type than the weights, except float64.
         """
         if x.dim() == 2 and x.dtype in (torch.int64, torch.int32):
             check_device("x", x, self.weight)
             try:
                 return F.embedding(x, self.weight)
-            except IndexError as error:  # of the CPU; a GPU says so when it is next waited for
+            except IndexError as error:  # on the CPU; a GPU reports it at the next synchronisation
                 low, high = (int(value) for value in x.aminmax())
                 raise UserError(f"expected symbols from 0 to {self.input_size - 1}, got {low} to {high}.") from error
         if x.dim() == 3 and x.shape[-1] == self.input_size and x.is_floating_point():
@@ -154,14 +154,14 @@ class VectorProjection(nn.Linear):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        fan_in_uniform(self.weight, 1.0)  # inputs of unit variance, such as -1 and 1, are projected to unit variance
+        fan_in_uniform(self.weight, 1.0)  # projects inputs of unit variance, such as -1 and 1, to unit variance
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, input_size) -> (B, output_size).
+        """Project (B, input_size) to (B, output_size).
 
         Raises:
-            UserError: when the shape, data type or device of x does not fit. Autocast makes all floats but float64 one
-                type.
+            UserError: if the shape, data type or device of x does not fit. Under autocast, x may have another float
+                type than the weights, except float64.
         """
         if x.dim() != 2 or x.shape[-1] != self.in_features or not x.is_floating_point():
             raise UserError(f"expected floats (B, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}.")

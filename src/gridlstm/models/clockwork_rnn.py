@@ -1,4 +1,4 @@
-"""The clockwork RNN (Koutnik, Greff, Gomez, Schmidhuber 2014, arXiv 1402.3511): parts of the state tick slower.
+"""The clockwork RNN (Koutnik, Greff, Gomez, Schmidhuber 2014, arXiv 1402.3511): modules that update at different rates.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size, g modules.
 """
@@ -17,27 +17,27 @@ from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 
 
 class ClockworkRNNState(NamedTuple):
-    """What travels along time."""
+    """State carried between time steps."""
 
     h: Tensor
     """(L, B, d)"""
     clock: Tensor
-    """(1, B) int64: the number t of the next step. Every row has its own, because rows may start afresh alone."""
+    """(1, B) int64: the number t of the next step. One per row, because rows may be reset separately."""
 
 
 class ClockworkRNN(Configured, SequenceModel):
-    """CW-RNN: hidden units in g modules, of which module i is computed only at steps t with t mod T_i = 0.
+    """CW-RNN: hidden units in g modules; module i is updated only at steps t with t mod T_i = 0.
 
     h'_i = tanh(sum_{k >= i} W_H^{ik} h_k + W_I^i x + b_i) where t mod T_i = 0, else h'_i = h_i. Modules are ordered by
-    period, and a module sees itself and the slower ones alone: W_H is block upper triangular, and only its blocks are
-    parameters. The first step is t = 0, at which all modules are computed.
+    period, and a module sees only itself and slower ones: W_H is block upper triangular, and only its blocks are
+    parameters. The first step is t = 0, at which all modules are updated.
 
-    The paper has one layer; more are stacked, the second reading the first one's h'. All units are computed at every
-    step and those at rest then keep their value, so nothing of the time that the paper saves is saved here.
+    The paper has one layer; further layers are stacked, each reading the h' of the layer below. All units are computed
+    at every step, and inactive ones then keep their value, so the time that the paper saves is not saved here.
 
     Args:
         input_size: symbols, or features per step.
-        hidden_size: d, at least g; divided over the modules as evenly as it goes, the fastest getting the rest.
+        hidden_size: d, at least g; divided as evenly as possible over the modules, the fastest get the remainder.
         num_layers: L.
         periods: T_1 < ... < T_g; the paper's are powers of two.
     """
@@ -53,11 +53,11 @@ class ClockworkRNN(Configured, SequenceModel):
         check_sizes(input_size, hidden_size, num_layers)
         whole = all(type(period) is int for period in periods)
         if not periods or not whole or min(periods) < 1 or sorted(set(periods)) != list(periods):
-            raise UserError(f"periods must be whole numbers from 1 that grow, such as [1, 2, 4], got {list(periods)}.")
+            raise UserError(f"periods must be increasing whole numbers from 1, such as [1, 2, 4], got {list(periods)}.")
         if hidden_size < len(periods):
             raise UserError(
                 f"every module needs a unit: expected hidden_size of at least {len(periods)} for periods="
-                f"{list(periods)}, got {hidden_size}. Raise it, or give fewer periods."
+                f"{list(periods)}, got {hidden_size}. Increase it, or give fewer periods."
             )
         self.input_size = input_size
         self.output_size = self.hidden_size = hidden_size
@@ -92,7 +92,7 @@ class ClockworkRNN(Configured, SequenceModel):
 
 
 class _Layer(nn.Module):
-    """One layer over all time.
+    """One layer over all time steps.
 
     Args:
         sizes: units of the modules, the fastest first.
@@ -103,7 +103,7 @@ class _Layer(nn.Module):
         size = sum(sizes)
         self.from_below = nn.Linear(size, size)
         self.from_before = nn.ParameterList(torch.empty(rows, sum(sizes[module:])) for module, rows in enumerate(sizes))
-        """Row i of the block upper triangular W_H, from the diagonal on."""
+        """Row i of the block upper triangular W_H, starting at the diagonal."""
         with torch.no_grad():
             fan_in_uniform(self.from_below.weight, gain=0.5**0.5)
             self.from_below.bias.zero_()
@@ -111,7 +111,7 @@ class _Layer(nn.Module):
                 fan_in_uniform(row, gain=0.5**0.5)
 
     def forward(self, x: Tensor, h: Tensor, active: Tensor) -> Tensor:
-        """(T, B, d) hidden vectors of all steps."""
+        """Return the (T, B, d) hidden vectors of all steps."""
         size = h.shape[-1]
         weight = torch.cat([F.pad(row, (size - row.shape[1], 0)) for row in self.from_before])
         outputs = []

@@ -1,4 +1,4 @@
-"""The depth-gated LSTM (Yao, Cohn, Vylomova, Duh, Dyer 2015, arXiv 1508.03790): memory is handed up by a gate.
+"""The depth-gated LSTM (Yao, Cohn, Vylomova, Duh, Dyer 2015, arXiv 1508.03790): a gate passes memory up.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -14,7 +14,7 @@ from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 
 
 class DepthGatedLSTMState(NamedTuple):
-    """What travels along time: the hidden and memory vectors of every layer."""
+    """State carried between time steps: the hidden and memory vectors of every layer."""
 
     h: Tensor
     """(L, B, d)"""
@@ -23,7 +23,7 @@ class DepthGatedLSTMState(NamedTuple):
 
 
 class DepthGatedLSTM(SequenceModel):
-    """Stacked LSTM whose memory cells are joined along depth by a gate of their own, v.
+    """Stacked LSTM whose memory cells are connected along depth by an additional gate, v.
 
     Layer l reads x = h'^{l-1} and the memory below, m^- = m'^{l-1}; products "." are elementwise, w are vectors::
 
@@ -34,8 +34,8 @@ class DepthGatedLSTM(SequenceModel):
         o = sigma(W_o x + U_o h + w_o . m' + b_o)
         h' = o . tanh(m')
 
-    The first layer has no memory below: there m^- = W_0 x, and v has no term r. The paper's names of (u, v, m) are
-    (i, d, c). Cell-to-gate weights w are diagonal, as in Graves 2013 (arXiv 1308.0850), whose LSTM the paper extends.
+    The first layer has no memory below: there m^- = W_0 x, and v has no term r. The paper calls (u, v, m) (i, d, c).
+    Cell-to-gate weights w are diagonal, as in Graves 2013 (arXiv 1308.0850), whose LSTM the paper extends.
 
     Args:
         input_size: symbols, or features per step.
@@ -70,7 +70,7 @@ class DepthGatedLSTM(SequenceModel):
 
 
 class _Layer(nn.Module):
-    """One layer over all time. Packed order: u, f, o, c, v; peepholes of u, f, v, o."""
+    """One layer over all time steps. Packed order: u, f, o, c, v; peepholes of u, f, v, o."""
 
     def __init__(self, size: int, first: bool, forget_bias: float) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class _Layer(nn.Module):
                 fan_in_uniform(self.memory_below.weight, gain=1.0)
 
     def forward(self, x: Tensor, below: Tensor | None, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, B, d) hidden and memory vectors of all steps, from those of the layer below."""
+        """Return the (T, B, d) hidden and memory vectors of all steps, given those of the layer below."""
         size = h.shape[-1]
-        z, z_v = self.from_below(x).split([4 * size, size], dim=-1)  # no step of it waits for another
+        z, z_v = self.from_below(x).split([4 * size, size], dim=-1)  # all steps at once: none depends on another
         if self.memory_below is not None:
             below = self.memory_below(x)
         else:

@@ -1,4 +1,4 @@
-"""The gated-feedback LSTM (Chung, Gulcehre, Cho, Bengio 2015, arXiv 1502.02367): every layer feeds back to every one.
+"""The gated-feedback LSTM (Chung, Gulcehre, Cho, Bengio 2015, arXiv 1502.02367): every layer feeds back to all layers.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -14,7 +14,7 @@ from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 
 
 class GatedFeedbackLSTMState(NamedTuple):
-    """What travels along time: the hidden and memory vectors of every layer."""
+    """State carried between time steps: the hidden and memory vectors of every layer."""
 
     h: Tensor
     """(L, B, d)"""
@@ -23,18 +23,18 @@ class GatedFeedbackLSTMState(NamedTuple):
 
 
 class GatedFeedbackLSTM(SequenceModel):
-    """GF-LSTM, of the paper's networks the best: the candidate of layer j sees the last hidden vectors of all layers.
+    """GF-LSTM, the best of the paper's networks: the candidate of layer j sees the last hidden vectors of all layers.
 
-    A scalar, the global reset gate g^{i->j}, weighs what comes from layer i. With x = h'^{j-1}, and h* the hidden
-    vectors of all layers one step before, [h^1; ...; h^L]::
+    A scalar, the global reset gate g^{i->j}, weights the input from layer i. With x = h'^{j-1}, and h* the hidden
+    vectors of all layers at the previous step, [h^1; ...; h^L]::
 
         g^{i->j} = sigma(w^{i->j} x + r^{i->j} h* + b)                           for every i
-        (u, f, o) = sigma(W_{u,f,o} x + U_{u,f,o} h^j + b_{u,f,o})               the layer's own h alone
+        (u, f, o) = sigma(W_{u,f,o} x + U_{u,f,o} h^j + b_{u,f,o})               only the layer's own h
         c = tanh(W_c x + sum_i g^{i->j} U_c^{i->j} h^i + b_c)
         m' = f . m + u . c
         h' = o . tanh(m')
 
-    The paper's name of r is u_g. It writes no biases.
+    The paper calls r u_g and has no biases.
 
     Args:
         input_size: symbols, or features per step.
@@ -77,7 +77,7 @@ class GatedFeedbackLSTM(SequenceModel):
     def forward(self, x: Tensor, state: GatedFeedbackLSTMState | None = None) -> tuple[Tensor, GatedFeedbackLSTMState]:
         L, d = self.num_layers, self.hidden_size
         below, biases = self.from_below.unbind(), self.bias.unbind()
-        # One product a step holds all that is known before it: what layer i says to every layer and to itself.
+        # One product per step computes everything that depends on the previous step: feedback and recurrent terms.
         recurrent = torch.cat([self.feedback, self.from_before], dim=1).transpose(1, 2)  # (L, d, (L + 3) d)
         resets = self.reset.flatten(0, 1)  # (L L, L d)
         bottom = F.linear(self.input(x).transpose(0, 1), below[0], biases[0])  # (T, B, 4d + L)

@@ -1,4 +1,4 @@
-"""The 1-LSTM: a grid of depth alone, the network of the paper's parity experiment, and its feed-forward rivals.
+"""The 1-LSTM: a grid with only a depth dimension, the network of the paper's parity experiment, and its alternatives.
 
 Shape legend: B batch rows, L layers, d hidden size.
 """
@@ -16,12 +16,12 @@ from gridlstm.models.base import VectorModel, VectorProjection, check_sizes
 class Grid1d(VectorModel):
     """A feed-forward network whose layers are transforms along depth: (h', m') = LSTM(h, m, W), each W (4d, d).
 
-    The whole input is projected, without bias, into the h and the m that enter the first layer; both leave the last
-    one and are the output, y = [h; m] of length 2d (section 3 of arXiv 1507.01526, with N = 1).
+    The whole input is projected, without bias, into the h and m of the first layer; the output is the h and m of the
+    last layer, y = [h; m] of length 2d (section 3 of arXiv 1507.01526, with N = 1).
 
-    Cells without memory make other networks of depth of it, whose output is h alone: ``NonLSTM`` the fully connected
-    network h' = alpha(W h + b), ``Highway`` the highway network (Srivastava et al. 2015). So all of them differ in what
-    a layer does, and in nothing else.
+    Cells without memory give other feed-forward networks, whose output is only h: ``NonLSTM`` the fully connected
+    network h' = alpha(W h + b), ``Highway`` the highway network (Srivastava et al. 2015). These networks differ only in
+    the computation of a layer.
 
     Args:
         input_size: length of the input vector.

@@ -1,4 +1,4 @@
-"""The 2-LSTM as a model of tasks: symbols or vectors in, [h; m] out.
+"""The 2-LSTM as a model for tasks: symbols or vectors in, [h; m] out.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -17,7 +17,7 @@ from gridlstm.time_depth import TimeDepthGrid
 
 
 class Grid2dState(NamedTuple):
-    """What travels along time: the hidden and memory vectors of every layer."""
+    """State carried between time steps: the hidden and memory vectors of every layer."""
 
     h: Tensor
     """(L, B, d)"""
@@ -28,19 +28,19 @@ class Grid2dState(NamedTuple):
 class Grid2d(SequenceModel):
     """Grid of LSTM cells along time and along depth.
 
-    Each step's input is projected into the hidden and the memory vector that enter at the bottom of the depth
-    dimension; what leaves at the top, both hidden and memory, is the output: y = [h; m] of length 2d.
+    Each step's input is projected into the hidden and memory vectors that enter the first layer along depth. The output
+    is the hidden and memory vectors that leave the last: y = [h; m] of length 2d.
 
-    The tied one has 16.8 M parameters at 6 x 1000 with 205 symbols, whatever the depth.
+    The tied network of 1,000 units with 205 symbols has 16.8 M parameters at any depth.
 
     Args:
         input_size: symbols, or features per step.
         hidden_size, num_layers, time, depth, tied, shared, priority, sweep, time_regularizers, depth_regularizers,
             dropout: see ``gridlstm.time_depth.TimeDepthGrid``.
         memory_at_ends: project the input into the memory too, and make the top memory part of the output, as the paper
-            does. False, as in much public code: depth's memory starts at 0, and y is the top h alone.
-        init_bound: start all weights in U(-init_bound, init_bound), those of a task's read-out too; None for each
-            cell's own start.
+            does. False, as in much public code: depth's memory starts at 0, and y is only the top h.
+        init_bound: initialise all weights in U(-init_bound, init_bound), including those of a task's read-out; None
+            for the initialisation of each cell.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A multidimensional LSTM over time and depth: the network that the paper sets the 2-D grid against (section 2.3).
+"""A multidimensional LSTM over time and depth, which the paper compares with the 2-D grid (section 2.3).
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -17,14 +17,14 @@ from gridlstm.models.grid2d import Grid2dState
 class MDLSTM2d(SequenceModel):
     """``Grid2d`` with the block of ``MDLSTM``: H = [h_time; h_depth], m' = f_1 . m_time + f_2 . m_depth + u . c.
 
-    Input and output are the grid's: each step is projected into the h and m that enter below, and y = [h; m] of the
-    top. All blocks share one set of 10 d^2 weights.
+    Input and output are as in ``Grid2d``: each step is projected into the h and m that enter the first layer, and
+    y = [h; m] of the last. All blocks share one set of 10 d^2 weights.
 
     Args:
         input_size: symbols, or features per step.
         hidden_size: d.
         num_layers: L, the blocks along depth.
-        cell: output equation, biases and start of each gate.
+        cell: output equation, biases and initial values of each gate.
         sweep: see ``MDLSTM``.
     """
 

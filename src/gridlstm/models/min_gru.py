@@ -14,21 +14,21 @@ from gridlstm.models.residual import ResidualBlock, reset_linear
 
 
 class MinGRUState(NamedTuple):
-    """What travels along time."""
+    """State carried between time steps."""
 
     h: Tensor
     """(L, B, d)"""
 
 
 class MinGRU(SequenceModel):
-    """Pre-norm blocks (``ResidualBlock``) of minGRU, the paper's GRU whose gate does not see h, and a norm at the top::
+    """Pre-norm blocks (``ResidualBlock``) of minGRU, a GRU whose gate does not depend on h, and a final layer norm::
 
         z = sigma(W_z x + b_z)
         h' = (1 - z) . h + z . g(W_h x + b_h),   g(a) = a + 1/2 where a >= 0, else sigma(a)
 
-    from h = g(0) = 1/2. g, which keeps h positive, is that of the paper's log-space form (its appendix B). Because z
-    and g do not wait for h, all steps are computed in about log2 T rounds (``linear_scan``), not in log space: the
-    products of 1 - z that a scan by doubling needs lie between 0 and 1, and nothing is divided.
+    starting from h = g(0) = 1/2. The function g, which keeps h positive, is that of the paper's log-space form
+    (appendix B). Because z and g do not depend on h, all steps are computed in about log2 T rounds (``linear_scan``).
+    Log space is not needed: the scan by doubling multiplies factors 1 - z between 0 and 1, and divides nothing.
 
     Args:
         input_size: symbols, or features per step.
@@ -61,7 +61,7 @@ class MinGRU(SequenceModel):
 
 
 class _Mixer(nn.Module):
-    """minGRU itself; what it adds to the residual stream is not scaled down with depth."""
+    """minGRU itself; its addition to the residual stream is not scaled down with depth."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Mixer(nn.Module):
         reset_linear(self.gate_and_candidate, gain=1.0)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        # Autocast lowers the product alone: what is summed over time stays as precise as the state.
+        # Autocast lowers only the product: sums over time stay as precise as the state.
         z, candidate = self.gate_and_candidate(x).to(h.dtype).chunk(2, dim=-1)
         positive = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
         y = linear_scan((-z).sigmoid(), z.sigmoid() * positive, h)
@@ -77,10 +77,10 @@ class _Mixer(nn.Module):
 
 
 def linear_scan(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-    """h_t = a_t . h_{t-1} + b_t for all t, in about log2 T rounds; its gradient is the same scan backwards.
+    """Compute h_t = a_t . h_{t-1} + b_t for all t, in about log2 T rounds; its gradient is the same scan backwards.
 
     Args:
-        a: (B, T, d), best between 0 and 1: their products are formed.
+        a: (B, T, d), best between 0 and 1, because they are multiplied with each other.
         b: (B, T, d)
         h: (B, d), before the first step.
 
@@ -88,17 +88,17 @@ def linear_scan(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         (B, T, d)
     """
     if needs_plain_ops(b):
-        return _by_doubling(a, _begun(a, b, h))
+        return _by_doubling(a, _with_start(a, b, h))
     return _LinearScan.apply(a, b, h)
 
 
-def _begun(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-    """b with what comes of h in its first step: the same scan from zero."""
+def _with_start(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """Add a_1 . h to the first step of b, so that a scan from zero gives the same result."""
     return torch.cat([torch.addcmul(b[:, :1], a[:, :1], h[:, None]), b[:, 1:]], dim=1)
 
 
 def _by_doubling(a: Tensor, b: Tensor) -> Tensor:
-    """``linear_scan`` from zero: after the round of n, step t sums the last 2n of its terms."""
+    """Compute ``linear_scan`` from zero: after the round of n, step t holds the sum of its last 2n terms."""
     n = 1
     while n < a.shape[1]:
         b = torch.cat([b[:, :n], torch.addcmul(b[:, n:], a[:, n:], b[:, :-n])], dim=1)
@@ -108,17 +108,17 @@ def _by_doubling(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _LinearScan(torch.autograd.Function):
-    """Keeps a and h alone, where autograd would keep every round."""
+    """Saves only a, h and the result for the backward pass; autograd would save every round."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-        y = _by_doubling(a, _begun(a, b, h))
+        y = _by_doubling(a, _with_start(a, b, h))
         ctx.save_for_backward(a, y, h)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # With G_t the gradient of everything by h_t: G_t = g_t + a_{t+1} . G_{t+1}.
+        # With G_t the total gradient with respect to h_t: G_t = g_t + a_{t+1} . G_{t+1}.
         a, y, h = ctx.saved_tensors
         zero = torch.zeros_like(a[:, :1])
         later = torch.cat([zero, a.flip(1)[:, :-1]], dim=1)

@@ -1,4 +1,4 @@
-"""The vanilla recurrent network and the GRU: PyTorch's own modules on the contract of this package.
+"""The vanilla recurrent network and the GRU: PyTorch's own modules as models of this package.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
@@ -12,16 +12,16 @@ from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 
 
 class HiddenState(NamedTuple):
-    """What travels along time in a network without memory vectors."""
+    """State carried between time steps in a network without memory vectors."""
 
     h: Tensor
     """(L, B, d)"""
 
 
 class Recurrent(SequenceModel):
-    """L layers of a module of ``torch.nn``; the first reads the projected input, each other the h' of the one below.
+    """L layers of a module of ``torch.nn``; the first reads the projected input, the others the h' of the layer below.
 
-    The output is the top h', of length d. Weights start as PyTorch's, in U(-1/sqrt(d), 1/sqrt(d)).
+    The output is the top h', of length d. PyTorch initialises the weights in U(-1/sqrt(d), 1/sqrt(d)).
 
     Args:
         input_size: symbols, or features per step.
@@ -37,8 +37,8 @@ class Recurrent(SequenceModel):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        # There is no dropout in it, and cuDNN keeps what a backward pass needs only in training mode: dynamic
-        # evaluation takes gradients of a network in evaluation mode.
+        # cuDNN saves tensors for the backward pass only in training mode, and dynamic evaluation takes gradients in
+        # evaluation mode. The layers have no dropout, so results do not change.
         self.layers.train()
         return self
 
@@ -49,12 +49,12 @@ class Recurrent(SequenceModel):
         y = self.input(x)
         state = self.state_before(state, len(y))
         y, h = self.layers(y, state.h.contiguous())
-        # Autocast lowers what the kernel returns; a state stays as precise as it was.
+        # Under autocast the kernel returns lower precision; the state keeps its own.
         return y, HiddenState(h.to(state.h.dtype))
 
 
 class RNN(Recurrent):
-    """Vanilla (Elman 1990) network: h' = alpha(W x + b + V h + c), 2 d^2 weights a layer.
+    """Vanilla (Elman 1990) network: h' = alpha(W x + b + V h + c), 2 d^2 weights per layer.
 
     Args:
         input_size: symbols, or features per step.
@@ -75,7 +75,7 @@ class RNN(Recurrent):
 
 
 class GRU(Recurrent):
-    """Gated recurrent units (Cho et al. 2014), reset after the product as in cuDNN, 6 d^2 weights a layer:
+    """Gated recurrent units (Cho et al. 2014), reset after the product as in cuDNN, 6 d^2 weights per layer:
 
     r = sigma(W_r x + V_r h + b_r), s = sigma(W_s x + V_s h + b_s), n = tanh(W_n x + b_n + r . (V_n h + c_n)),
     h' = (1 - s) . n + s . h.

@@ -14,7 +14,7 @@ from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
 
 
 class RecurrentHighwayState(NamedTuple):
-    """What travels along time: one vector, whatever the depth."""
+    """State carried between time steps: one vector at any depth."""
 
     s: Tensor
     """(1, B, d)"""
@@ -23,7 +23,7 @@ class RecurrentHighwayState(NamedTuple):
 class RecurrentHighway(SequenceModel):
     """L highway layers between one step and the next, equations 6 to 9, with the carry gate coupled: c = 1 - t.
 
-    With s_0 the last s_L, and l = 1 ... L (the input enters the first layer alone)::
+    With s_0 the previous step's s_L, and l = 1 ... L (only the first layer reads the input)::
 
         h_l = tanh (W_H x [l = 1] + R_{H_l} s_{l-1} + b_{H_l})
         t_l = sigma(W_T x [l = 1] + R_{T_l} s_{l-1} + b_{T_l})
@@ -35,7 +35,7 @@ class RecurrentHighway(SequenceModel):
         input_size: symbols, or features per step.
         hidden_size: d.
         num_layers: L, the paper's recurrence depth.
-        transform_bias: the initial b_T; below zero, the state is carried at first.
+        transform_bias: the initial b_T; below zero, layers initially carry the state through.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int, transform_bias: float = -2.0) -> None:

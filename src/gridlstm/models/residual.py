@@ -1,4 +1,4 @@
-"""The pre-norm residual block (Vaswani et al. 2017; normalised first: Xiong et al. 2020, arXiv 2002.04745)."""
+"""The residual block (Vaswani et al. 2017) in pre-norm form (Xiong et al. 2020, arXiv 2002.04745)."""
 
 from typing import Any, cast
 
@@ -12,10 +12,10 @@ class ResidualBlock(nn.Module):
     """y = x + mixer(norm(x)), then y + W_2 gelu(W_1 norm(y) + b_1) + b_2 with an inner length of 4 d.
 
     Args:
-        mixer: (normalised x (B, T, d), state) -> (B, T, d) and state; the only part that joins time steps.
+        mixer: (normalised x (B, T, d), state) -> (B, T, d) and state; the only part that connects time steps.
         hidden_size: d.
-        num_layers: blocks on top of each other: what each feed-forward part adds starts smaller by its root, so that
-            the sum does not grow with depth (Radford et al. 2019).
+        num_layers: number of stacked blocks. Initial outputs of feed-forward parts are scaled by (2 num_layers)^-1/2,
+            so that the sum does not grow with depth (Radford et al. 2019).
     """
 
     def __init__(self, mixer: nn.Module, hidden_size: int, num_layers: int) -> None:
@@ -37,6 +37,6 @@ class ResidualBlock(nn.Module):
 
 @torch.no_grad()
 def reset_linear(layer: nn.Linear, gain: float) -> None:
-    """Uniform weights with variance gain^2 / fan-in, no bias."""
+    """Initialise weights uniformly with variance gain^2 / fan-in, and the bias with 0."""
     fan_in_uniform(layer.weight, gain)
     layer.bias.zero_()

@@ -19,7 +19,7 @@ from gridlstm.scan import Weights
 
 
 class StackedLSTMState(NamedTuple):
-    """What travels along time: the hidden and memory vectors of every layer."""
+    """State carried between time steps: the hidden and memory vectors of every layer."""
 
     h: Tensor
     """(L, B, d)"""
@@ -28,13 +28,13 @@ class StackedLSTMState(NamedTuple):
 
 
 class StackedLSTM(SequenceModel):
-    """L layers of (h', m') = LSTM(H, m, W) with H = [x; h], x the layer below's h' (the first: the projected input).
+    """L layers of (h', m') = LSTM(H, m, W) with H = [x; h], x the h' of the layer below or the projected input.
 
     The output is the top h', of length d. Each layer has 8 d^2 weights.
 
-    The usual LSTM, ``LSTM(output="standard")``, runs on the kernel of ``torch.nn.LSTM`` (oneDNN, cuDNN), but not under
-    autocast; every other cell, the paper's included, in this package's loop over time. cuDNN may round its products to
-    TF32 (``torch.backends.cudnn.allow_tf32``, on by default); else which of the two runs is a matter of speed alone.
+    The usual LSTM, ``LSTM(output="standard")``, runs on the kernel of ``torch.nn.LSTM`` (oneDNN, cuDNN), except under
+    autocast. Every other cell, including the paper's, runs in this package's loop over time. cuDNN may round its
+    products to TF32 (``torch.backends.cudnn.allow_tf32``, on by default); otherwise the two differ only in speed.
 
     Args:
         input_size: symbols, or features per step.
@@ -42,11 +42,11 @@ class StackedLSTM(SequenceModel):
         num_layers: L.
         time: the cell along time.
         tied: share one weight set over all layers.
-        dropout: probability with which elements of a layer's h' are dropped for the next layer and for the output, not
-            for the next step (Zaremba et al. 2014).
+        dropout: probability of dropping elements of a layer's h' for the next layer and for the output, not for the
+            next step (Zaremba et al. 2014).
         sweep: "auto", or "reference" for the plain loop, which can be differentiated twice.
-        init_bound: start all weights in U(-init_bound, init_bound), those of a task's read-out too; None for the cell's
-            own start.
+        init_bound: initialise all weights in U(-init_bound, init_bound), including those of a task's read-out; None
+            for the initialisation of the cell.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class StackedLSTM(SequenceModel):
 
     def forward(self, x: Tensor, state: StackedLSTMState | None = None) -> tuple[Tensor, StackedLSTMState]:
         y = self.input(x).transpose(0, 1)  # (T, B, d)
-        state = self.state_before(state, y.shape[1])  # the kernel would read it without looking
+        state = self.state_before(state, y.shape[1])  # the kernel does not check it
         self.layers()
         packed = self.layers.packed(() if self.tied else (self.num_layers,))
         check_weights("the layers", packed, self.input.weight)
         copies = packed.copies(0 if self.tied else 1)
         layers = copies * self.num_layers if self.tied else copies
         usual = type(self.cell) is LSTM and self.cell.output == "standard"
-        # Under autocast the kernel would keep its memory in half precision from step to step.
+        # Under autocast the kernel would carry its memory in half precision.
         if self.sweep == "auto" and usual and autocast_type(state.h) is None and not needs_plain_ops(y):
             return self._by_kernel(y, state, layers)
         run = chain_named(self.sweep, self.cell, y)
@@ -114,12 +114,12 @@ class StackedLSTM(SequenceModel):
         return y.transpose(0, 1), StackedLSTMState(*(torch.stack(x) for x in zip(*last, strict=True)))
 
     def _by_kernel(self, y: Tensor, state: StackedLSTMState, layers: list[Weights]) -> tuple[Tensor, StackedLSTMState]:
-        """The rest of ``forward`` by the kernel of ``torch.nn.LSTM``."""
+        """Complete ``forward`` with the kernel of ``torch.nn.LSTM``."""
         flat = []
         for weight, bias, _ in layers:
             flat += _torch_order(weight).split(self.hidden_size, dim=-1)
             if bias is not None:
-                flat += [_torch_order(bias), torch.zeros_like(bias)]  # torch adds two
+                flat += [_torch_order(bias), torch.zeros_like(bias)]  # torch has two biases and adds them
         y, h, m = torch.lstm(
             y,
             tuple(x.contiguous() for x in state),
@@ -127,7 +127,7 @@ class StackedLSTM(SequenceModel):
             has_biases=len(flat) > 2 * self.num_layers,
             num_layers=self.num_layers,
             dropout=self.dropout if self.training else 0.0,
-            train=self.training or torch.is_grad_enabled(),  # cuDNN keeps what a backward pass needs only then
+            train=self.training or torch.is_grad_enabled(),  # else cuDNN saves nothing for the backward pass
             bidirectional=False,
             batch_first=False,
         )
@@ -135,6 +135,6 @@ class StackedLSTM(SequenceModel):
 
 
 def _torch_order(packed: Tensor) -> Tensor:
-    """Gates (u, f, o, c) -> (u, f, c, o)."""
+    """Reorder gates from (u, f, o, c) to (u, f, c, o)."""
     u, f, o, c = packed.chunk(4)
     return torch.cat([u, f, c, o])

@@ -1,4 +1,4 @@
-"""A small causal transformer, the reference point of today: attention over a window of past symbols.
+"""A small causal transformer, today's reference model: attention over a window of past symbols.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size, n heads, e length of a head, W window, P = W - 1.
 """
@@ -16,34 +16,34 @@ from gridlstm.models.residual import ResidualBlock, reset_linear
 
 
 class TransformerState(NamedTuple):
-    """The last P keys and values of every layer, the latest last."""
+    """The last P keys and values of every layer, oldest first."""
 
     keys: Tensor
     """(L, B, n, P, e), before rotation"""
     values: Tensor
     """(L, B, n, P, e)"""
     length: Tensor
-    """(1, B) int64: how many of the P are filled."""
+    """(1, B) int64: number of valid ones among the P."""
 
 
 class Transformer(SequenceModel):
-    """Pre-norm blocks (``ResidualBlock``) of causal attention over the last W steps, and a norm at the top.
+    """Pre-norm blocks (``ResidualBlock``) of causal attention over the last W steps, and a final layer norm.
 
     For each head, step t attends to the steps s with t - W < s <= t (Vaswani et al. 2017, arXiv 1706.03762)::
 
         q_t, k_s, v_s = R(t) W_q x_t, R(s) W_k x_s, W_v x_s
         y_t = sum_s softmax_s(q_t . k_s / sqrt(e)) v_s
 
-    with biases, the heads joined by W_o. R(t) turns components i and i + e/2 of a vector as a plane by the angle
-    t 10000^{-2i/e} (rotary positions, Su et al. 2021, arXiv 2104.09864), so scores depend on t - s alone. The state
-    carries the keys and values of the last W - 1 steps: a sequence in pieces is computed as if whole.
+    with biases; W_o combines the heads. R(t) rotates the plane of components i and i + e/2 by the angle
+    t 10000^{-2i/e} (rotary positions, Su et al. 2021, arXiv 2104.09864), so scores depend only on t - s. The state
+    carries the keys and values of the last W - 1 steps: a sequence in pieces gives the same result as the whole.
 
     Args:
         input_size: symbols, or features per step.
         hidden_size: d.
         num_layers: L.
-        num_heads: n. A head's length e is the least even number with n e >= d.
-        window: W, the steps that one layer looks back, its own included.
+        num_heads: n. A head's length e is the smallest even number with n e >= d.
+        window: W, the number of steps that one layer sees, including the current one.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Transformer(SequenceModel):
         y = self.input(x)  # (B, T, d)
         fresh = state is None
         state = self.state_before(state, len(y))
-        past = 0 if fresh else self.window - 1  # of an empty past, nothing needs to be masked
+        past = 0 if fresh else self.window - 1  # without a past, no past keys need a mask
         visible = self._visible(y.shape[1], past, state.length[0])
         rotation = _rotation(past + y.shape[1], self.head_size, y)
         keys, values = [], []
@@ -84,14 +84,14 @@ class Transformer(SequenceModel):
         return self.norm(y), TransformerState(torch.stack(keys), torch.stack(values), length)
 
     def _visible(self, steps: int, past: int, length: Tensor) -> Tensor:
-        """(B, 1, T, past + T) bool: which keys each query attends to."""
+        """Return the (B, 1, T, past + T) mask of keys that each query attends to."""
         key = torch.arange(past + steps, device=length.device)
         query = key[past:, None]
         inside = (key <= query) & (key > query - self.window)  # (T, past + T)
         return inside & (key >= past - length[:, None, None, None])
 
     def _last(self, cached: Tensor, new: Tensor) -> Tensor:
-        """The last P of the cached and the new, which include the cached wherever that has been read."""
+        """Return the last P keys or values; ``new`` already includes ``cached`` if there was a past."""
         joined = new if new.shape[2] >= self.window - 1 else torch.cat([cached.to(new.dtype), new], dim=2)
         return joined[:, :, joined.shape[2] - (self.window - 1) :].to(cached.dtype)
 
@@ -108,7 +108,7 @@ class _Attention(nn.Module):
     def forward(
         self, x: Tensor, past_keys: Tensor, past_values: Tensor, visible: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, T, d), and all keys and values (B, n, past + T, e)."""
+        """Return the output (B, T, d), and all keys and values (B, n, past + T, e)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_size)).permute(2, 0, 3, 1, 4)
         k, v = torch.cat([past_keys.to(k.dtype), k], dim=2), torch.cat([past_values.to(v.dtype), v], dim=2)
         queries = [part[-x.shape[1] :] for part in rotation]
@@ -117,7 +117,7 @@ class _Attention(nn.Module):
 
 
 def _rotation(steps: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (steps, e / 2) of the rotary angles."""
+    """Return cosines and sines (steps, e / 2) of the rotary angles."""
     half = torch.arange(head_size // 2, device=like.device, dtype=torch.float64)
     angle = torch.arange(steps, device=like.device)[:, None] * 10000.0 ** (-2 * half / head_size)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)

@@ -1,1 +1,1 @@
-"""python -m gridlstm.verify: random networks, computed by every sweep and by a loop that shares no code with them."""
+"""python -m gridlstm.verify: compare every sweep on random networks with a loop that shares no code with them."""

@@ -1,9 +1,9 @@
-"""python -m gridlstm.verify --seconds 3600: random networks, computed by every sweep and by a loop of their equations.
+"""python -m gridlstm.verify --seconds 3600: compare every sweep on random networks with a loop of their equations.
 
-Values and gradients of both must agree: in float64 to 1e-11, in float32 and under bfloat16 autocast as closely as the
-loop itself agrees with float64. Dimensions, cells, sizes, tied and shared weights, priorities, directions, masks,
-frozen parameters, carried states, NaN, threads and the engine's choices are drawn. A case that differs is printed with
-its seed.
+Values and gradients must agree: in float64 to 1e-11, in float32 and under bfloat16 autocast as closely as the loop
+itself agrees with float64. Dimensions, cells, sizes, tied and shared weights, priorities, directions, masks, frozen
+parameters, carried states, NaN, threads and the engine's choices are random. A case that differs is printed with its
+seed.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from gridlstm.verify.compare import differences
 
 
 def seed_of_today() -> int:
-    """Return a seed that is another one each day, with room for a million cases before the next day's."""
+    """Return a seed that changes each day, with room for a million cases before the next day's."""
     return datetime.now(UTC).date().toordinal() * 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare until the time or the cases are used up; exit with status 1 at the first case that differs."""
+    """Compare until the time or the number of cases is used up; exit with status 1 at the first case that differs."""
     parser = argparse.ArgumentParser(
         prog="python -m gridlstm.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long; the case at hand is finished")
-    parser.add_argument("--cases", type=int, help="how many at most; without it, as many as the time allows")
-    parser.add_argument("--seed", type=int, default=seed_of_today(), help="of the first case; without it, today's")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit; the current case is finished")
+    parser.add_argument("--cases", type=int, help="largest number of cases (as many as the time allows)")
+    parser.add_argument("--seed", type=int, default=seed_of_today(), help="seed of the first case (one per day)")
     options = parser.parse_args(arguments)
     if options.seed < 0 or options.seconds <= 0 or (options.cases is not None and options.cases < 1):
         parser.error("the seed must be at least 0, seconds above 0 and cases at least 1")
@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         case = draw(options.seed + count)
         if found := differences(case):
             print(f"{case}\n\n" + "\n".join(found))
-            sys.exit(f"\nerror: repeat it by python -m gridlstm.verify --cases 1 --seed {case.seed}")
+            sys.exit(f"\nerror: a case differs. Repeat it with python -m gridlstm.verify --cases 1 --seed {case.seed}")
         count += 1
         if (passed := time.monotonic() - start) - said > 60:
             said = passed
             print(f"{count:,} cases in {passed / 60:.0f} minutes, none differs", flush=True)
-    print(f"{count:,} cases from seed {options.seed} on, none differs")
+    print(f"{count:,} cases starting at seed {options.seed}, none differs")
 
 
 if __name__ == "__main__":

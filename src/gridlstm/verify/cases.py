@@ -1,4 +1,4 @@
-"""Random networks with their inputs, each from one number.
+"""Random networks with their inputs, each determined by one number.
 
 Shape legend: N dimensions, B batch rows.
 """
@@ -24,25 +24,25 @@ from gridlstm.models.stacked_lstm import StackedLSTM
 from gridlstm.scan import Masks
 
 Precision = Literal["float64", "float32", "bfloat16"]
-"""bfloat16 is float32 under autocast."""
+"""Here bfloat16 means float32 under autocast."""
 
 LONGEST = {1: 7, 2: 6, 3: 3, 4: 2}
-"""The most blocks along each of N dimensions."""
+"""Largest number of blocks along each of N dimensions."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a network and its inputs are made from.
+    """Description of a network and its inputs.
 
     Args:
-        seed: of this case; all numbers follow from it.
+        seed: seed of this case; it determines all numbers.
         precision: the type of numbers.
-        threads: of PyTorch.
-        product: how large matrices are multiplied.
-        pointwise: how cells are computed.
-        frozen: the share of parameters and inputs that get no gradient.
-        twice: go backward a second time through the same graph.
-        poisoned: a NaN enters in the first batch row.
+        threads: number of PyTorch's threads.
+        product: product used for large matrices.
+        pointwise: pointwise step used for cells.
+        frozen: share of parameters and inputs without gradients.
+        twice: run a second backward pass through the same graph.
+        poisoned: put a NaN into the first batch row.
     """
 
     seed: int
@@ -62,7 +62,7 @@ class GridCase(Case):
 
     Args:
         masked: "keep" for booleans, "mix" for floats, "drop", or several.
-        cut: a dimension and a place along it: the grid is computed in two pieces, with the state carried.
+        cut: a dimension and a position along it, at which the grid is computed in two pieces with a carried state.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -72,7 +72,7 @@ class GridCase(Case):
     cut: tuple[int, int] | None
 
     def network(self, sweep: SweepName) -> Grid:
-        """Make the grid with random parameters in double precision."""
+        """Build the grid with random parameters in double precision."""
         grid = Grid(self.dimensions, self.priority, sweep)
         _randomise(grid, self.seed)
         return grid
@@ -88,7 +88,7 @@ class GridCase(Case):
         return ["auto", "reference", "wavefront", "recompute", *more]
 
     def sides(self) -> list[tuple[Tensor, Tensor]]:
-        """Draw what enters, in double precision."""
+        """Draw the sides in double precision."""
         generator = torch.Generator().manual_seed(self.seed + 1)
 
         def draw(n: int, length: int) -> Tensor:
@@ -113,7 +113,7 @@ class GridCase(Case):
             h, m = (torch.rand(shape, dtype=torch.float64, generator=generator) for shape in shapes.values())
             drop = torch.rand(shapes["h"], dtype=torch.float64, generator=generator)
             mask = Masks(drop=2 * drop.round() if "drop" in self.masked else None)
-            if "mix" in self.masked:  # with some of exactly 0 and 1
+            if "mix" in self.masked:  # includes exact 0 and 1
                 mask = mask._replace(keep_h=(3 * h - 1).clamp(0, 1), keep_m=(3 * m - 1).clamp(0, 1))
             if "keep" in self.masked:
                 mask = mask._replace(keep_h=h < 0.3, keep_m=m < 0.3)
@@ -134,13 +134,13 @@ class StackedCase(Case):
     symbols = 5
 
     def network(self, sweep: ChainName) -> StackedLSTM:
-        """Make the network with random parameters in double precision."""
+        """Build the network with random parameters in double precision."""
         model = StackedLSTM(self.symbols, self.size, self.num_layers, time=self.cell, tied=self.tied, sweep=sweep)
         _randomise(model, self.seed)
         return model
 
     def sweeps(self) -> list[ChainName]:
-        """Return the ways to compute it."""
+        """Return the algorithms to compare."""
         return ["auto", "reference"]
 
     def inputs(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -160,7 +160,7 @@ def draw(seed: int) -> GridCase | StackedCase:
     """Draw a case."""
     r = random.Random(seed)
     precision: Precision = r.choice(["float64", "float64", "float32", "bfloat16"])
-    large = precision != "float64" and r.random() < 0.1  # enough for oneDNN's product and several threads
+    large = precision != "float64" and r.random() < 0.1  # large enough for oneDNN's product and several threads
     base = Case(
         seed,
         precision,
@@ -192,7 +192,7 @@ def _grid_case(r: random.Random, base: Case, large: bool) -> GridCase:
     N = 2 if large else r.choice([1, 2, 2, 2, 3, 3, 4])
     extents = tuple(r.randint(1, 3 if large else LONGEST[N]) for _ in range(N))
     untied = r.choice([(), (), (N - 1,), tuple(n for n in range(N) if r.random() < 0.4)])
-    alike = r.random() < 0.4  # as shared weights and half-steps need it
+    alike = r.random() < 0.4  # needed for shared weights and half-steps
     size = r.randint(48, 130) if large else r.choice([1, 2, 3, 5, 16, 17])
     cell, dimensions = _cell(r, base.precision, size), list[Dimension]()
     for n in range(N):
@@ -228,7 +228,7 @@ def _cell(r: random.Random, precision: Precision, size: int) -> Cell:
     output: Literal["paper", "standard"] = r.choice(["paper", "standard"])
     bias, constant = r.random() < 0.5, r.choice([0.0, 0.1, 1.5])
     activations: Sequence[object] = ["identity", "tanh", "sigmoid", F.silu]
-    if precision == "float64":  # elsewhere its kink falls on either side of a rounding
+    if precision == "float64":  # in lower precision, rounding may cross the kink of relu
         activations = [*activations, "relu"]
     cells: list[Cell] = [
         LSTM(output, bias, constant),
@@ -239,7 +239,7 @@ def _cell(r: random.Random, precision: Precision, size: int) -> Cell:
         NonLSTM(r.choice(activations), bias),  # type: ignore[arg-type]
         Highway(r.choice(activations)),  # type: ignore[arg-type]
     ]
-    if size > 2:  # two numbers that are nearly equal are normalised to anything
+    if size > 2:  # normalising two nearly equal numbers amplifies rounding without limit
         cells += [LayerNormLSTM(output, epsilon=r.choice([1e-5, 0.1]))] * 2
     return r.choice(cells)
 

@@ -1,4 +1,4 @@
-"""One case by every sweep and by the loop."""
+"""Comparison of every sweep with the loop on one case."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,18 +17,18 @@ from gridlstm.verify import loop
 from gridlstm.verify.cases import Case, GridCase, StackedCase
 
 Result = dict[str, Tensor]
-"""Values, and "gradient of …" what."""
+"""Values and gradients by name; names of gradients begin with "gradient of"."""
 
 EXACT = 1e-11
-"""Largest difference in float64, of numbers of order 1 or relative to the largest."""
+"""Largest difference in float64, absolute for numbers up to 1 and relative to the largest above."""
 TIMES = 8.0
-"""Largest ratio of a sweep's error to that of the loop in the same precision, or of a shaken loop."""
+"""Largest ratio of a sweep's error to that of the loop in the same precision, or of a perturbed loop."""
 SHAKES = 8
-"""Loops whose numbers are off by a rounding each: the loop alone may be exact by luck where a network amplifies it."""
+"""Number of loops with rounding errors added: one loop may be exact by chance in a network that amplifies errors."""
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
-"""Rounding errors of single numbers, relative."""
+"""Relative rounding error of a single number."""
 ROUNDING = {"float32": 2e-6, "bfloat16": 2e-2}
-"""Relative to the norm: what a sweep may be off by where the loop happens to be exact."""
+"""Error relative to the norm that a sweep may have even if the loop is exact by chance."""
 
 
 def differences(case: GridCase | StackedCase) -> list[str]:
@@ -55,7 +55,7 @@ def _lines(case: GridCase | StackedCase, exact: Result, others: Sequence[Result]
 
 @contextmanager
 def _choices_of(case: Case) -> Iterator[None]:
-    """Compute with the case's threads and choices of the engine, as far as they are here."""
+    """Compute with the case's threads and engine choices, if this machine supports them."""
     threads, before = torch.get_num_threads(), choices.current()
     torch.set_num_threads(case.threads)
     fused.force_pointwise_step(case.pointwise)
@@ -69,9 +69,9 @@ def _choices_of(case: Case) -> Iterator[None]:
 
 
 def _differs(case: Case, found: Tensor, exact: Tensor, others: Sequence[Tensor]) -> str | None:
-    """Return in what a tensor differs; None for nothing. ``others`` are the loop's in the case's precision."""
+    """Return how a tensor differs, or None if it agrees. ``others`` are the loop's in the case's precision."""
     if found.shape != exact.shape:
-        return f"has the shape {tuple(found.shape)} for {tuple(exact.shape)}"
+        return f"has the shape {tuple(found.shape)} instead of {tuple(exact.shape)}"
     if not torch.equal(found.isnan(), exact.isnan()):
         return f"is NaN in {int(found.isnan().sum())} places, and should be in {int(exact.isnan().sum())}"
     found, exact = found.detach().double().nan_to_num(0.0), exact.detach().nan_to_num(0.0)
@@ -86,20 +86,20 @@ def _differs(case: Case, found: Tensor, exact: Tensor, others: Sequence[Tensor])
 
 
 def _leaves(case: Case, parameters: Sequence[tuple[str, Tensor]], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Ask for gradients of all parameters and inputs but a share; return those that get one."""
+    """Request gradients of all parameters and inputs except a frozen share; return those with gradients."""
     everything = {**dict(parameters), **inputs}
     chosen = torch.rand(len(everything), generator=torch.Generator().manual_seed(case.seed + 3)) >= case.frozen
     if case.poisoned:
-        chosen[:] = False  # 0 times NaN is NaN: what is left of gradients depends on the order of products
+        chosen[:] = False  # 0 times NaN is NaN, so gradients would depend on the order of products
     for x, trained in zip(everything.values(), chosen.tolist(), strict=True):
         x.requires_grad_(trained)
     return {name: x for name, x in everything.items() if x.requires_grad}
 
 
 def _with_gradients(case: Case, values: Result, leaves: dict[str, Tensor]) -> Iterator[tuple[str, Result]]:
-    """Yield values with the gradients of a random projection of them, and again where the case goes backward twice."""
+    """Yield values with the gradients of a random projection of them, twice if the case has two backward passes."""
     generator = torch.Generator().manual_seed(case.seed + 4)
-    # Drawn for all, so that they do not depend on which of them have gradients.
+    # Drawn for all values, so that they do not depend on the set of values with gradients.
     weights = [torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x.dtype) for x in values.values()]
     outputs = [(x, weight) for x, weight in zip(values.values(), weights, strict=True) if x.requires_grad]
     for suffix in ("", ", second backward pass") if case.twice else ("",):
@@ -121,7 +121,7 @@ def _by_loop(case: GridCase | StackedCase, dtype: torch.dtype, shake: int = 0) -
     """Return the loop's values and gradients.
 
     Args:
-        shake: a seed for roundings of all parameters and inputs; 0 for none.
+        shake: seed for rounding errors added to all parameters and inputs; 0 for none.
     """
     network = case.network("reference").to(dtype)
     generator = torch.Generator().manual_seed(shake)
@@ -176,8 +176,8 @@ def _grid(case: GridCase, grid: Grid) -> tuple[Result, dict[str, Tensor]]:
 def _in_pieces(
     case: GridCase, grid: Grid, sides: Sequence[HiddenMemory], masks: Sequence[Masks] | None, along: int, place: int
 ) -> list[HiddenMemory]:
-    """Return what leaves a grid that is computed up to a place along one dimension, and then from there on."""
-    axes = [along - (along > n) for n in range(len(sides))]  # of a side, which lacks its own dimension's
+    """Return the outputs of a grid that is computed in two pieces, cut at a position along one dimension."""
+    axes = [along - (along > n) for n in range(len(sides))]  # a side has no axis for its own dimension
     others = [n for n in range(len(sides)) if n != along]
     backwards = case.dimensions[along].reverse
     carried, pieces = sides[along], []

@@ -1,7 +1,7 @@
-"""The equations of all cells and the order of a grid, written down a second time: one block after the other.
+"""A second implementation of the equations of all cells and the order of a grid, one block after the other.
 
-Of the package only the configuration is read, so that a mistake in ``scan``, ``cell`` or ``cells`` shows too. Gradients
-are autograd's.
+It uses only the package's configuration classes, so that a mistake in ``scan``, ``cell`` or ``cells`` shows too.
+Autograd computes the gradients.
 
 Shape legend: N dimensions, B batch rows, d size of a dimension, D = the sum of all sizes.
 """
@@ -23,7 +23,7 @@ Pair = tuple[Tensor, Tensor]
 Product = Callable[[Tensor, Tensor], Tensor]
 """H (B, D), W (rows, D) -> H W^T (B, rows)"""
 Parameters = Mapping[str, Tensor]
-"""weight, bias and vectors of one transform, of one position."""
+"""Weight, bias and vectors of one transform at one position."""
 
 
 def plain_product(H: Tensor, W: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def plain_product(H: Tensor, W: Tensor) -> Tensor:
 
 
 def lowered_product(H: Tensor, W: Tensor) -> Tensor:
-    """Return the product of factors that are rounded to bfloat16, as autocast does, rounded in its turn."""
+    """Return the product of factors rounded to bfloat16, itself rounded to bfloat16, as under autocast."""
     return torch.einsum("bi,ji->bj", H.bfloat16(), W.bfloat16()).float()
 
 
@@ -118,12 +118,12 @@ def grid(
     masks: Sequence[Masks] | None,
     multiply: Product = plain_product,
 ) -> list[Pair]:
-    """Return what leaves a grid along each dimension, asking every block for what enters it.
+    """Return the outputs of a grid along each dimension, computed recursively from the last blocks.
 
     Args:
         parameters: by the names of ``Grid``, such as "transforms.time.weight".
-        sides: what enters along each dimension: h (*extents of the others, B, d) and m.
-        masks: one a dimension, each of full size.
+        sides: inputs along each dimension: h (*extents of the others, B, d) and m.
+        masks: one per dimension, each of full size.
     """
     N, names = len(dimensions), [d.name for d in dimensions]
     ends = [sum(d.size for d in dimensions[: n + 1]) for n in range(N)]
@@ -196,7 +196,7 @@ def stacked(
     """Return the output (B, T, d) and the last h and m (L, B, ...) of a stacked LSTM.
 
     Args:
-        parameters: by the names of ``StackedLSTM``; with tied layers they have no axis of layers.
+        parameters: by the names of ``StackedLSTM``; without an axis for layers if these are tied.
         x: (B, T) symbols.
     """
     d = state[0].shape[2]
