@@ -34,7 +34,7 @@ LAYERS = [
     ["multirun"],
     ["report"],
     ["dashboard"],
-    ["train", "evaluate", "sample", "bench", "verify", "list", "doctor", "__main__"],
+    ["train", "evaluate", "sample", "bench", "verify", "list", "doctor", "publish", "__main__"],
     ["look"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}

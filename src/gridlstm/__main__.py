@@ -9,6 +9,7 @@ COMMANDS = {
     "report": "put the runs of a sweep into tables, curves and one page: multirun/…",
     "look": "draw gradients, memory cells and gates of a network: what=gradients model=grid2d",
     "dashboard": "make a W&B workspace of a sweep: multirun/…",
+    "publish": "write a network as files to hand on: ckpt=outputs/…/best.ckpt out=DIRECTORY",
     "list": "list models, their tasks, parameters and FLOPs",
     "bench": "measure the speed of the sweeps on this machine",
     "verify": "compare the fast sweeps with the equations in plain loops on random networks",

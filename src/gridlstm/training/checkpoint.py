@@ -1,5 +1,6 @@
 """What a checkpoint and the run directory above it say: configuration, weights, vocabulary."""
 
+import json
 import logging
 import pickle
 from collections.abc import Sequence
@@ -126,6 +127,8 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no checkpoint of a run.
     """
+    if checkpoint.suffix == ".safetensors":
+        return _load_published(checkpoint)
     check_intact(checkpoint)
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -141,6 +144,25 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} is no checkpoint of a run. Give one such as outputs/…/checkpoints/best.ckpt.")
     with_text_state(content)
     return cast(dict[str, Any], content)
+
+
+def _load_published(file: Path) -> dict[str, Any]:
+    """Return what ``python -m gridlstm.publish`` has written: weights and the state of the data.
+
+    Raises:
+        UserError: the file is damaged, or other software wrote it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dictionary
+            data = json.loads((opened.metadata() or {})["data"])
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}. Copy it again from where it was published.") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file} was not written by python -m gridlstm.publish. Give a file that was.") from error
+    return {"state_dict": weights, **data}
 
 
 def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:

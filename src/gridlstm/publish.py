@@ -1,0 +1,124 @@
+"""Write a trained network as files to hand on: ``python -m gridlstm.publish ckpt=…/best.ckpt out=DIRECTORY``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gridlstm.command import Parser, run_command
+from gridlstm.errors import UserError
+from gridlstm.files import read_json, replacing, writable, write_text
+from gridlstm.options import Role, leaves, role
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+PARSER = Parser(
+    "publish",
+    """Write the network of a checkpoint as files to hand on: model.safetensors, its configuration and a model card,
+README.md. They hold no optimiser, no code and no path of this machine. evaluate, sample and look take
+ckpt=DIRECTORY/model.safetensors wherever the directory lies.""",
+    others="none",
+)
+PARSER.add_argument("--ckpt", required=True, type=Path, metavar="CHECKPOINT", help="a file in a run directory")
+PARSER.add_argument("--out", required=True, type=Path, metavar="DIRECTORY", help="where the files go")
+
+WEIGHTS = "model.safetensors"
+
+
+def publish(checkpoint: Path, out: Path) -> list[Path]:
+    """Write weights, configuration and model card of a checkpoint into ``out``; return the files.
+
+    Raises:
+        UserError: there is no such checkpoint, its run directory lacks a file, or ``out`` cannot be written.
+    """
+    from omegaconf import OmegaConf
+    from safetensors.torch import save
+
+    from gridlstm.training.checkpoint import data_state, load_content, load_source
+    from gridlstm.training.compatibility import run_directory
+    from gridlstm.training.stored import read_config
+
+    source = load_source(checkpoint)
+    directory = run_directory(checkpoint)
+    assert directory is not None, "load_source refuses it"
+    content = load_content(checkpoint)
+    result = read_json(directory / "result.json")
+    out = writable(out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = read_config(directory / "config.yaml")
+    kind = str(source.task.data._target_).rpartition(".")[2]
+    weights = {name: value.contiguous() for name, value in content["state_dict"].items()}
+    files = [out / name for name in (WEIGHTS, "config.yaml", "config_source.yaml", "README.md")]
+    with replacing(files[0]) as file:
+        file.write(save(weights, {"data": json.dumps({kind: data_state(source, content)})}))
+    write_text(files[1], OmegaConf.to_yaml(_without_places(config, config)))
+    write_text(files[2], OmegaConf.to_yaml(_without_places(source, config)))
+    write_text(files[3], _card(result, sum(value.numel() for value in weights.values())))
+    return files
+
+
+def _without_places(config: "DictConfig", resolved: "DictConfig") -> "DictConfig":
+    """Return a configuration in which paths of texts are their names, and no option is a place on this machine."""
+    from omegaconf import OmegaConf
+
+    config = config.copy()
+    own = str(resolved.run.dir)
+    for key, value in leaves(OmegaConf.to_container(config)):
+        if not isinstance(value, str) or "${" in value:
+            continue
+        if role(key) is Role.SOURCE and Path(value).is_absolute():
+            OmegaConf.update(config, key, Path(value).name)
+        elif role(key) is Role.PLACE and Path(value).is_absolute():
+            OmegaConf.update(config, key, "data" if key.endswith("data_dir") else None)
+        elif value == own or value.startswith(f"{own}/"):
+            OmegaConf.update(config, key, "." + value.removeprefix(own))
+    config.run.arguments = []
+    config.init_from = None
+    return config
+
+
+def _card(result: dict[str, Any], parameters: int) -> str:
+    """Return the model card: what was trained, what it reached, where it comes from, and how to use it."""
+    scores = {f"best {name}": value for name, value in result.get("best", {}).items() if name != "checkpoint"}
+    scores |= result.get("test", {})
+    facts = {
+        "model, task": f"{result.get('model')}, {result.get('task')}",
+        "parameters": f"{parameters:,}",
+        "training samples": f"{result['samples']:,}" if "samples" in result else None,
+        **{name: f"{value:.6g}" for name, value in scores.items() if isinstance(value, int | float)},
+        "seed": result.get("seed"),
+        "commit": result.get("commit"),
+        "versions": ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items()),
+        "device": result.get("device"),
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value not in (None, ""))
+    return f"""# {result.get("model")} on {result.get("task")}
+
+A network trained by gridlstm, which implements Grid Long Short-Term Memory (Kalchbrenner, Danihelka, Graves 2015,
+arXiv 1507.01526).
+
+| | |
+| --- | --- |
+{rows}
+
+`config.yaml` has every option. `model.safetensors` holds the weights; its metadata holds the symbols of a text.
+
+    python -m gridlstm.evaluate ckpt={WEIGHTS} split=test
+    python -m gridlstm.look what=gradients ckpt={WEIGHTS}
+"""
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(PARSER, _run)
+
+
+def _run(given: dict[str, Any], others: list[str]) -> None:
+    if others:
+        raise UserError(f"publish takes ckpt and out alone, got {others[0]}. Remove it.")
+    for path in publish(given["ckpt"].expanduser(), given["out"].expanduser()):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A network that is published gives the same numbers from its files alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+from tests.conftest import ROOT, run_python
+
+from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
+from gridlstm.publish import publish
+from gridlstm.training.checkpoint import load_content
+from gridlstm.training.job import run_job
+
+Job = Callable[..., DictConfig]
+
+
+def test_evaluation_of_the_files_equals_that_of_the_checkpoint(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    files = publish(checkpoint, tmp_path / "public")
+    assert [file.name for file in files] == ["model.safetensors", "config.yaml", "config_source.yaml", "README.md"]
+    moved = (tmp_path / "public").rename(tmp_path / "elsewhere") / "model.safetensors"
+    assert evaluate(moved, "test", []) == evaluate(checkpoint, "test", [])
+    assert evaluate(moved, "test", ["task.data.num_test=7"]) != evaluate(checkpoint, "test", [])
+
+
+def test_a_language_model_brings_its_symbols(job: Job, tmp_path: Path, text_file: Path) -> None:
+    run_job(job("stages=[fit]", task="text"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    published = publish(checkpoint, tmp_path / "public")[0]
+    here = [f"task.path={text_file}"]
+    assert evaluate(published, "test", here) == evaluate(checkpoint, "test", [])
+    done = run_python("-m", "gridlstm.sample", f"ckpt={published}", "length=20", "seed=1", check=True)
+    own = run_python("-m", "gridlstm.sample", f"ckpt={checkpoint}", "length=20", "seed=1", check=True)
+    assert done.stdout == own.stdout
+
+
+def test_no_file_names_a_place_on_this_machine(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]", task="text"))
+    files = publish(tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "public")
+    for file in files:
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+        assert str(ROOT).encode() not in file.read_bytes(), file.name
+
+
+def test_the_card_says_what_was_reached(job: Job, tmp_path: Path) -> None:
+    run_job(job())
+    card = publish(tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "public")[-1].read_text()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert f"| test/accuracy | {result['test']['test/accuracy']:.6g} |" in card
+    assert f"| commit | {result['commit']} |" in card
+    assert "python -m gridlstm.evaluate ckpt=model.safetensors" in card
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not at all")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_content(broken)
+    save_file({"x": zeros(1)}, foreign := tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match=r"was not written by python -m gridlstm\.publish"):
+        load_content(foreign)
