@@ -1,4 +1,4 @@
-"""The paper's equations, written out once more in NumPy float64 without looking at the package, as an oracle."""
+"""Cells and sweeps against an independent implementation of the paper's equations in NumPy float64."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.scan import Block, Weights, apply_block, scan
 
-# Both sides compute in float64 and differ by the order of sums alone.
+# Both sides compute in float64 and differ only by the order of sums.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
@@ -20,7 +20,7 @@ def sigma(z: np.ndarray) -> np.ndarray:
 
 
 def lstm(H: np.ndarray, m: np.ndarray, W: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equations 1 to 3 for column vectors; W is cut as [W^u; W^f; W^o; W^c]."""
+    """Compute equations 1 to 3 for column vectors; W is split as [W^u; W^f; W^o; W^c]."""
     d = m.shape[0]
     W_u, W_f, W_o, W_c = W[0:d], W[d : 2 * d], W[2 * d : 3 * d], W[3 * d : 4 * d]
     g_u = sigma(W_u @ H + b[0:d])
@@ -34,7 +34,7 @@ def lstm(H: np.ndarray, m: np.ndarray, W: np.ndarray, b: np.ndarray) -> tuple[np
 def random_block(
     sizes: tuple[int, ...], seed: int = 0
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """W, b, h, m of one block, a list entry a dimension."""
+    """Return W, b, h, m of one block as lists with one entry per dimension."""
     rng = np.random.default_rng(seed)
     D = sum(sizes)
     return (
@@ -66,7 +66,7 @@ def test_lstm_transform_is_equations_1_to_3() -> None:
 
 
 def test_gates_are_packed_u_f_o_c() -> None:
-    # One gate at a time is driven to saturation; the paper's equations then say what must come out.
+    # One gate at a time is saturated; the paper's equations then determine the result.
     d, m = 2, torch.tensor([[0.3, -0.8]], dtype=torch.float64)
     h = torch.zeros_like(m)
 
@@ -139,7 +139,7 @@ def test_scan_connects_blocks_along_both_axes() -> None:
         assert_equal(HiddenMemory(out_depth.h[t], out_depth.m[t]), *depth[t, L])
 
 
-def test_forget_bias_acts_alike_as_constant_and_as_initial_value() -> None:
+def test_forget_bias_as_constant_equals_forget_bias_as_initial_value() -> None:
     results = []
     for bias in (False, True):
         torch.manual_seed(0)

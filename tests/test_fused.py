@@ -1,4 +1,4 @@
-"""The compiled pointwise step computes what plain PyTorch computes, to float32 rounding."""
+"""The compiled pointwise step equals plain PyTorch up to float32 rounding."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,7 +37,7 @@ def run(
     scale: float,
     sweep: Sweep = wavefront,
 ) -> list[Tensor]:
-    """Values and gradients of a grid of 4 x 3."""
+    """Return values and gradients of a grid of 4 x 3."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -58,7 +58,7 @@ needs_compiler = pytest.mark.skipif(fused.library() is None, reason="no C compil
 
 
 @needs_compiler
-@pytest.mark.parametrize("d", [1, 15, 16, 17, 33])  # around the vector length of the source
+@pytest.mark.parametrize("d", [1, 15, 16, 17, 33])  # around the vector length of the C code
 @pytest.mark.parametrize("stages", [((0, 1),), ((0,), (1,)), ((1,), (0,))])
 @pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront])
 @pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
@@ -77,7 +77,7 @@ def test_fused_step_equals_float64(cell: LSTM, d: int, stages: tuple[tuple[int, 
 @pytest.mark.parametrize("d", [5, 32])
 @pytest.mark.parametrize("kind", ["padding", "zoneout", "mixture", "memory"])
 @pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
-def test_held_back_steps_equal_float64(cell: LSTM, kind: str, d: int, sweep: Sweep) -> None:
+def test_masked_steps_equal_float64(cell: LSTM, kind: str, d: int, sweep: Sweep) -> None:
     generator = torch.Generator().manual_seed(1)
     keep = torch.rand(2, 4, 3, 2, d, generator=generator)
     h, m = {
@@ -141,7 +141,7 @@ def test_nan_stays_nan_in_its_own_row(cell: LSTM, value: float) -> None:
 @pytest.mark.parametrize("sweep", [wavefront, layer_major])
 @pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
 def test_masks_let_nan_through_where_the_reference_does(cell: LSTM, sweep: Sweep, kind: torch.dtype) -> None:
-    """Booleans choose, so what they do not choose does not count; floats mix, and 0 times NaN is NaN."""
+    """Booleans choose, so the other value has no effect; floats mix, and 0 times NaN is NaN."""
     block = Block((cell, cell), (20, 20), ((0, 1),))
     generator = torch.Generator().manual_seed(0)
     vectors = tuple(torch.ones(length) for length in cell.vector_lengths(20).values())
@@ -164,8 +164,8 @@ def test_masks_let_nan_through_where_the_reference_does(cell: LSTM, sweep: Sweep
 
 @needs_compiler
 @pytest.mark.parametrize(("run", "threads"), [(wavefront, 1), (wavefront, 2), (scan, 1)])
-def test_gradients_of_gain_and_shift_are_as_precise_for_many_rows(run: Sweep, threads: int) -> None:
-    """One number of float32 to which row after row is added would be off by 5e-6 after 40,000."""
+def test_gradients_of_gain_and_shift_stay_precise_for_many_rows(run: Sweep, threads: int) -> None:
+    """Adding 40,000 rows one after the other in float32 would give an error of 5e-6."""
     block = Block((LayerNormLSTM(),), (4,), ((0,),))
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(*shape, generator=generator) for shape in ((16, 4), (20,), (20,), (20_000, 4), (20_000, 4))]
@@ -185,10 +185,10 @@ def test_gradients_of_gain_and_shift_are_as_precise_for_many_rows(run: Sweep, th
 @needs_compiler
 @pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
 @pytest.mark.parametrize("untied", [(), (1,)])
-def test_threads_share_the_rows(cell: LSTM, untied: tuple[int, ...]) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(cell: LSTM, untied: tuple[int, ...]) -> None:
     before, results = torch.get_num_threads(), []
     generator = torch.Generator().manual_seed(0)
-    # The widest diagonal has 12 x 16 rows of 100: enough for the step to be shared.
+    # The widest diagonal has 12 x 16 rows of 100: enough for several threads.
     block = Block((cell, cell), (100, 100), ((0, 1),), untied)
     copies = (12,) * len(untied)
 
@@ -224,7 +224,7 @@ def test_without_a_compiler_the_numbers_are_the_same(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("fresh_library")
-def test_source_that_does_not_build_is_reported_and_survived(
+def test_a_failed_build_is_logged_and_falls_back(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = tmp_path / "broken.c"
@@ -237,10 +237,8 @@ def test_source_that_does_not_build_is_reported_and_survived(
 
 
 @pytest.mark.usefixtures("fresh_library")
-def test_a_user_without_a_home_directory_is_survived(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As in a container that runs as a number that its password file does not have."""
+def test_a_missing_home_directory_falls_back(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As in a container whose user ID is not in its password file."""
 
     def unknown(uid: int) -> None:
         raise KeyError(uid)
@@ -253,7 +251,7 @@ def test_a_user_without_a_home_directory_is_survived(
     assert "there is no home directory. Set XDG_CACHE_HOME" in caplog.text
 
 
-def test_tensors_without_memory_are_computed_plainly() -> None:
+def test_tensors_without_memory_use_plain_operations() -> None:
     with FakeTensorMode():
         layer = GridLSTM(5, 4, 3)
         output, _ = layer(torch.randn(13, 2, 5))

@@ -1,4 +1,4 @@
-"""What the module adds to the sweeps: directions, shared weights and the choice of a sweep."""
+"""Features that the module adds to the sweeps: directions, shared weights and the choice of a sweep."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from gridlstm.grid import Dimension, Grid, Transform
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.scan import Masks
 
-# float64, other order of sums.
+# float64 with another order of sums.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
@@ -44,7 +44,7 @@ def test_reversed_dimension_reads_mirrored_data(reverse: tuple[bool, bool, bool]
     if reverse[2]:
         with torch.no_grad():
             for parameter in backward.parameters():
-                parameter.copy_(parameter.flip(0))  # untied along depth: weights belong to places, not to steps
+                parameter.copy_(parameter.flip(0))  # untied along depth: weights belong to positions, not to steps
     torch.manual_seed(1)
     sides = [random_side(4, 2, B, 2), random_side(3, 2, B, 3), random_side(3, 4, B, 2)]
     keep = torch.rand(3, 4, 1, B, 1) < 0.3
@@ -95,8 +95,8 @@ def test_dimensions_can_share_one_weight_set() -> None:
     )
 
 
-def test_a_shared_gru_keeps_each_dimension_s_own_h_apart() -> None:
-    """n = tanh(W_n x + b_n + r . (W_n h + c_n)) with h the own one, wherever the weights come from."""
+def test_a_shared_gru_separates_each_dimension_s_own_h() -> None:
+    """In n = tanh(W_n x + b_n + r . (W_n h + c_n)), h is the dimension's own, even with another's weights."""
     torch.manual_seed(0)
     grid = Grid([Dimension("a", GRU(), 2), Dimension("b", GRU(), 2, shares="a")]).double()
     transform = grid.transforms["a"]
@@ -128,18 +128,18 @@ def test_a_shared_gru_keeps_each_dimension_s_own_h_apart() -> None:
         (Dimension("keys", LSTM(), 3), "name of a dimension must be a word .* got 'keys'"),
     ],
 )
-def test_weights_that_cannot_be_shared_are_refused(second: Dimension, message: str) -> None:
+def test_weights_that_cannot_be_shared_raise(second: Dimension, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Grid([Dimension("a", LSTM(), 3), second])
 
 
-def test_a_priority_is_named_once() -> None:
+def test_naming_a_priority_twice_raises() -> None:
     with pytest.raises(UserError, match="each dimension once, got b, b"):
         Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority=("b", "b"))
 
 
-def test_a_priority_is_no_text() -> None:
-    """Whose letters would be names."""
+def test_a_string_as_priority_raises() -> None:
+    """Its letters would count as names."""
     with pytest.raises(UserError, match=r"priority must be a list of dimension names, .* got 'b'"):
         Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority="b")
 
@@ -152,7 +152,7 @@ def test_a_priority_is_no_text() -> None:
         ((torch.zeros(1, 2), None), r"pair of tensors, got \['Tensor', 'NoneType'\]"),
     ],
 )
-def test_what_is_no_side_is_refused(side: Any, message: str) -> None:
+def test_invalid_sides_raise(side: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Grid([Dimension("a", LSTM(), 2)])([side], (3,))
 
@@ -164,15 +164,15 @@ def test_sides_may_be_plain_tuples() -> None:
 
 @pytest.mark.parametrize("sweep", ["auto", "reference", "layer-major"])
 @pytest.mark.parametrize("extent", [2, 4])
-def test_untied_weights_fit_one_extent(sweep: SweepName, extent: int) -> None:
+def test_another_extent_than_that_of_untied_weights_raises(sweep: SweepName, extent: int) -> None:
     grid = Grid([Dimension("a", LSTM(), 2), Dimension("b", LSTM(), 2, untied_extent=3)], sweep=sweep).double()
     with pytest.raises(UserError, match=rf"expected extents \(3,\) along the untied dimensions.*got \({extent},\)"):
         grid([random_side(extent, 1, 2), random_side(5, 1, 2)], (5, extent))
 
 
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
-def test_sides_of_another_type_than_the_weights_are_refused(sweep: SweepName) -> None:
-    """Products in the weights' float32 would pass for float64."""
+def test_sides_of_another_type_than_the_weights_raise(sweep: SweepName) -> None:
+    """Otherwise products in the weights' float32 would look like float64."""
     grid = Grid([Dimension("a", LSTM(), 2)], sweep=sweep)
     with pytest.raises(UserError, match=r"expected sides as torch.float32 on cpu like the weights, got torch.float64"):
         grid([random_side(1, 2)], (3,))
@@ -197,7 +197,7 @@ def test_padding_changes_neither_outputs_nor_states() -> None:
             torch.testing.assert_close(HiddenMemory(*(x[:length, [row]] for x in top)), own_top, **EXACT)
 
 
-def test_every_choice_of_sweep_gives_the_same_numbers() -> None:
+def test_every_sweep_gives_the_same_numbers() -> None:
     x = torch.randint(5, (2, 3))
     results = {}
     for tied in (True, False):
@@ -208,7 +208,7 @@ def test_every_choice_of_sweep_gives_the_same_numbers() -> None:
         torch.testing.assert_close(results[tied, "wavefront"], results[tied, "reference"], **EXACT)
 
 
-def test_layer_major_is_refused_where_layers_depend_on_each_other() -> None:
+def test_layer_major_raises_if_layers_depend_on_each_other() -> None:
     with pytest.raises(UserError, match="sweep=layer-major needs"):
         Grid2d(5, 3, 2, priority="time", sweep="layer-major")
     model = Grid2d(5, 3, 2, priority="time")
@@ -230,14 +230,14 @@ def test_layer_major_is_refused_where_layers_depend_on_each_other() -> None:
         ([Masks(), Masks(drop=torch.ones(2).int())], "expected drop of booleans or floats, got torch.int32"),
     ],
 )
-def test_masks_that_do_not_fit_are_refused(masks: list[Masks], message: str) -> None:
+def test_invalid_masks_raise(masks: list[Masks], message: str) -> None:
     grid = Grid([Dimension("a", LSTM(), 2), Dimension("b", LSTM(), 2)]).double()
     with pytest.raises(UserError, match=message):
         grid([random_side(2, 4, 2), random_side(3, 4, 2)], (3, 2), masks)
 
 
 @pytest.mark.parametrize("sweep", ["reference", "wavefront"])
-def test_floats_of_masks_have_any_precision(sweep: SweepName) -> None:
+def test_float_masks_may_have_any_precision(sweep: SweepName) -> None:
     grid, side = Grid([Dimension("a", LSTM(), 2)], sweep=sweep), HiddenMemory(*torch.randn(2, 1, 2))
     keep, drop = torch.rand(2, 3, 1, 2, dtype=torch.float64)
     found = grid([side], (3,), [Masks(keep_h=keep, drop=drop)])
@@ -246,7 +246,7 @@ def test_floats_of_masks_have_any_precision(sweep: SweepName) -> None:
 
 
 @pytest.mark.parametrize("sweep", ["reference", "wavefront", "recompute"])
-def test_a_mask_that_is_changed_before_the_backward_pass_is_noticed(sweep: SweepName) -> None:
+def test_changing_a_mask_before_the_backward_pass_raises(sweep: SweepName) -> None:
     grid = Grid([Dimension("a", LSTM(), 2)], sweep=sweep).double()
     keep = torch.tensor([[[True]], [[False]]])
     out = grid([random_side(1, 2)], (2,), [Masks(keep_h=keep)])[0].h.sum()
@@ -273,8 +273,8 @@ class Scaled(NonLSTM):
         return HiddenMemory(scale * z + offset, m)
 
 
-def test_a_cell_is_given_its_vectors_in_its_own_order() -> None:
-    """And not in that of their names."""
+def test_a_cell_gets_its_vectors_in_its_own_order() -> None:
+    """The order is not that of the vectors' names."""
     grid = Grid([Dimension("time", Scaled(), 3)])
     transform = grid.transforms["time"]
     assert isinstance(transform, Transform)

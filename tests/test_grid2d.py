@@ -1,4 +1,4 @@
-"""Variants of the 2-D grid against the networks that they are said to be."""
+"""Variants of the 2-D grid against the networks that they claim to be."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from gridlstm.grid import Transform
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.stacked_lstm import StackedLSTM
 
-# float64, other order of sums.
+# float64 with another order of sums.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
@@ -27,7 +27,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cell", [LSTM(), LSTM("standard", bias=True), GRU()])
-def test_identity_depth_that_passes_on_what_time_made_is_the_stacked_lstm(cell: Cell, tied: bool) -> None:
+def test_identity_depth_can_equal_the_stacked_lstm(cell: Cell, tied: bool) -> None:
     """Section 3.3: h'_depth = V [h'_time; h_depth] with V = [I, 0]."""
     torch.manual_seed(0)
     stacked = StackedLSTM(5, 4, 3, time=cell, tied=tied).double()
@@ -49,7 +49,7 @@ def test_identity_depth_that_passes_on_what_time_made_is_the_stacked_lstm(cell: 
 
 
 @pytest.mark.parametrize("priority", [None, "depth"])
-def test_relu_depth_is_its_equations(priority: str | None) -> None:
+def test_relu_depth_equals_its_equations(priority: str | None) -> None:
     """Equations 1 to 3 along time, h' = relu(V H) along depth, block by block."""
     torch.manual_seed(0)
     model = Grid2d(5, 4, 3, depth=NonLSTM("relu"), priority=priority).double()
@@ -74,7 +74,7 @@ def test_relu_depth_is_its_equations(priority: str | None) -> None:
 
 @pytest.mark.parametrize("name", ["time", "depth"])
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
-def test_one_transform_can_be_tied_alone(name: str, sweep: str) -> None:
+def test_only_one_transform_can_be_tied(name: str, sweep: str) -> None:
     torch.manual_seed(0)
     tied = Grid2d(5, 4, 3, tied=[name], priority="depth", sweep=sweep).double()  # type: ignore[arg-type]
     untied = Grid2d(5, 4, 3, tied=False, priority="depth").double()
@@ -107,7 +107,7 @@ def test_time_and_depth_can_share_one_weight_set(tied: bool) -> None:
     torch.testing.assert_close(shared(x)[0], apart(x)[0], **EXACT)
 
 
-def test_without_memory_at_the_ends_it_starts_at_zero_and_is_not_read() -> None:
+def test_without_memory_at_ends_memory_starts_at_zero_and_is_not_read() -> None:
     torch.manual_seed(0)
     without, whole = (Grid2d(5, 4, 3, memory_at_ends=each).double() for each in (False, True))
     assert (without.output_size, whole.output_size) == (4, 8)
@@ -124,7 +124,7 @@ def test_dropout_acts_between_layers_and_on_the_output() -> None:
     x = torch.randint(5, (2, 6))
     exact, (y, state) = one.eval()(x), one.train()(x)
     h, m = y.split(40, dim=-1)
-    # A single layer: only its output is dropped.
+    # With a single layer, dropout acts only on its output.
     torch.testing.assert_close(tuple(state), tuple(exact[1]), **EXACT)
     torch.testing.assert_close(m, exact[0][..., 40:], **EXACT)
     torch.testing.assert_close(h, torch.where(h == 0, 0, 2 * exact[0][..., :40]), **EXACT)
@@ -136,7 +136,7 @@ def test_dropout_acts_between_layers_and_on_the_output() -> None:
     assert (state.h[1] - exact_state.h[1]).abs().max() > 0.01
 
 
-def test_choices_that_contradict_each_other_are_refused() -> None:
+def test_contradicting_options_raise() -> None:
     with pytest.raises(UserError, match="expected the same cell along time and depth"):
         Grid2d(5, 4, 3, depth=LSTM(forget_bias=3), shared=True)
     with pytest.raises(UserError, match="Expected tied=true or tied=false"):
@@ -146,12 +146,12 @@ def test_choices_that_contradict_each_other_are_refused() -> None:
 
 
 @pytest.mark.parametrize("tied", [None, 1, "depth"])
-def test_tied_is_yes_no_or_a_list(tied: object) -> None:
+def test_tied_must_be_a_boolean_or_a_list(tied: object) -> None:
     with pytest.raises(UserError, match=f"tied must be true, false or a list of time and depth, got {tied!r}"):
         Grid2d(5, 4, 3, tied=tied)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["time", "depth"])
-def test_what_is_no_cell_is_refused(name: str) -> None:
+def test_an_invalid_cell_raises(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} must be a cell, .* got None"):
         Grid2d(5, 4, 3, **{name: None})  # type: ignore[arg-type]

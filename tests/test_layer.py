@@ -1,4 +1,4 @@
-"""The layer behaves where torch.nn.LSTM would."""
+"""The layer can be used like torch.nn.LSTM."""
 
 import copy
 import io
@@ -34,7 +34,7 @@ def layer(**options: Any) -> GridLSTM:
     return GridLSTM(5, 4, 3, **options)
 
 
-def test_shapes_are_those_of_nn_lstm() -> None:
+def test_shapes_equal_those_of_nn_lstm() -> None:
     x = torch.randn(7, 2, 5)  # (T, B, input_size)
     output, state = layer()(x)
     assert output.shape == nn.LSTM(5, 4, 3)(x)[0].shape == (7, 2, 4)
@@ -56,7 +56,7 @@ def _slice(state: GridLSTMState) -> GridLSTMState:
 @pytest.mark.parametrize("sweep", ["auto", "reference", "recompute", "wavefront"])
 @pytest.mark.parametrize("time", [LSTM(bias=True), PeepholeLSTM()])
 def test_a_batch_may_be_empty(sweep: SweepName, time: LSTM) -> None:
-    """As for torch.nn.LSTM: what a rank is left with may have no rows."""
+    """As for torch.nn.LSTM: the last batch of a rank may have no rows."""
     model, x = layer(sweep=sweep, time=time), torch.zeros(7, 0, 5)
     output, state = model(x)
     assert output.shape == nn.LSTM(5, 4, 3)(x)[0].shape == (7, 0, 4)
@@ -81,8 +81,8 @@ def test_changing_the_output_in_place_changes_neither_state_nor_gradient(batch_f
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
-def test_transforms_of_two_data_types_are_refused(sweep: Any, part: str) -> None:
-    """Copied into one buffer they would be converted without a word."""
+def test_transforms_of_two_data_types_raise(sweep: Any, part: str) -> None:
+    """Copying them into one buffer would convert them silently."""
     grid, x = layer(sweep=sweep), torch.randn(7, 2, 5)
     parameter = grid.grid.transforms["depth"].get_parameter(part)
     parameter.data = parameter.data.double()
@@ -119,7 +119,7 @@ def test_state_continues_a_sequence() -> None:
         (torch.zeros(7, 2, 5, device="meta"), "expected x on cpu like the weights, got meta"),
     ],
 )
-def test_input_that_does_not_fit_is_refused(x: Tensor, message: str) -> None:
+def test_invalid_input_raises(x: Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         layer()(x)
 
@@ -131,7 +131,7 @@ def test_input_that_does_not_fit_is_refused(x: Tensor, message: str) -> None:
         (torch.zeros(3, 2, 4).double(), "time.h as torch.float32"),
     ],
 )
-def test_state_that_does_not_fit_is_refused(h: Tensor, message: str) -> None:
+def test_invalid_state_raises(h: Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         layer()(torch.zeros(7, 2, 5), GridLSTMState(HiddenMemory(h, h)))
 
@@ -158,7 +158,7 @@ def test_copies_and_state_dicts_compute_the_same() -> None:
     }
 
 
-def test_function_transforms_go_through_the_reference() -> None:
+def test_function_transforms_use_the_reference_sweep() -> None:
     x, model = torch.randn(3, 1, 5).double(), layer().double()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
@@ -179,7 +179,7 @@ def test_function_transforms_go_through_the_reference() -> None:
         lambda: MinGRU(5, 4, 2),
     ],
 )
-def test_derivatives_in_forward_mode_are_those_in_reverse_mode(make: Any) -> None:
+def test_forward_mode_derivatives_equal_reverse_mode(make: Any) -> None:
     model = make().double()
     x, direction = torch.randn(2, 6, 5, 5, dtype=torch.float64)
     y = model(x.requires_grad_())[0]
@@ -192,7 +192,7 @@ def test_derivatives_in_forward_mode_are_those_in_reverse_mode(make: Any) -> Non
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_autocast_leaves_double_precision_alone(tied: bool) -> None:
+def test_autocast_does_not_change_double_precision(tied: bool) -> None:
     grid = layer(tied=tied, sweep="wavefront").double()
     x = torch.randn(6, 2, 5, dtype=torch.float64)
     expected = grid(x)[0]
@@ -210,7 +210,7 @@ def test_tracers_record_plain_operations() -> None:
 
 
 @pytest.mark.parametrize("sweep", ["auto", "wavefront", "recompute", "layer-major"])
-def test_shapes_can_be_had_without_memory(sweep: SweepName) -> None:
+def test_shapes_can_be_computed_on_the_meta_device(sweep: SweepName) -> None:
     lengths = torch.tensor([1, 6])
     with torch.device("meta"):
         assert GridLSTM(5, 4, 3, sweep=sweep)(torch.randn(6, 2, 5), None, lengths)[0].shape == (6, 2, 4)
@@ -241,7 +241,7 @@ def test_gradients_do_not_depend_on_the_strides_that_hooks_return() -> None:
         lambda: StackedLSTM(5, 4, 3),
     ],
 )
-def test_activation_checkpointing_holds_nothing_and_changes_no_gradient(make: Any) -> None:
+def test_activation_checkpointing_saves_nothing_and_changes_no_gradient(make: Any) -> None:
     grid, x = make().double(), torch.randn(6, 2, 5, dtype=torch.float64, requires_grad=True)
     wanted = [x, *grid.parameters()]
     expected = torch.autograd.grad(grid(x)[0].sum(), wanted)
@@ -250,13 +250,13 @@ def test_activation_checkpointing_holds_nothing_and_changes_no_gradient(make: An
         lambda saved: held.append(saved.numel()) or saved, lambda saved: saved
     ):
         output = checkpoint(lambda x: grid(x)[0], x, use_reentrant=False)
-    for _ in range(2):  # the second computes the gates again, in sums of another order
+    for _ in range(2):  # the second pass computes the gates again, in another order of sums
         torch.testing.assert_close(torch.autograd.grad(output.sum(), wanted, retain_graph=True), expected)
     assert sum(held) <= x.numel()
 
 
 @pytest.mark.parametrize("make", [lambda: GridLSTM(5, 4, 3), lambda: StackedLSTM(5, 4, 3)])
-def test_of_frozen_weights_no_gradient_is_computed(make: Any) -> None:
+def test_frozen_weights_get_no_gradient(make: Any) -> None:
     network, x = make().double(), torch.randn(6, 2, 5, dtype=torch.float64, requires_grad=True)
 
     def flops() -> int:
@@ -272,7 +272,7 @@ def test_of_frozen_weights_no_gradient_is_computed(make: Any) -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_batched_gradients_name_the_sweep_that_has_them() -> None:
+def test_batched_gradients_raise_and_name_a_sweep_that_supports_them() -> None:
     x = torch.randn(3, 1, 5)
     with pytest.raises(UserError, match=r"have no batched gradients .* Use sweep=reference"):
         torch.autograd.functional.jacobian(lambda x: GridLSTM(5, 4, 2)(x)[0], x, vectorize=True)
@@ -281,8 +281,8 @@ def test_batched_gradients_name_the_sweep_that_has_them() -> None:
     torch.testing.assert_close(found, torch.autograd.functional.jacobian(lambda x: grid(x)[0], x))
 
 
-def test_vectors_of_another_type_are_computed_plainly() -> None:
-    """The compiled step reads float32 alone. Gains of 1 and shifts of 0 are what they were in half precision."""
+def test_vectors_of_another_type_use_plain_operations() -> None:
+    """The compiled step reads only float32. Gains of 1 and shifts of 0 are exact in half precision."""
     grid = GridLSTM(5, 8, 2, time=LayerNormLSTM(), depth=LayerNormLSTM())
     x = torch.randn(6, 2, 5)
     expected = grid(x)[0]
@@ -291,7 +291,7 @@ def test_vectors_of_another_type_are_computed_plainly() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_autocast_lowers_products_and_nothing_else(tied: bool) -> None:
+def test_autocast_lowers_only_products(tied: bool) -> None:
     x, model = torch.randn(6, 3, 5), layer(tied=tied)
     expected = [model(x)[0]]
     expected += torch.autograd.grad(expected[0].square().sum(), list(model.parameters()))
@@ -307,14 +307,14 @@ def test_autocast_lowers_products_and_nothing_else(tied: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
-def test_autocast_excuses_no_type_that_it_does_not_change(dtype: torch.dtype) -> None:
+def test_types_that_autocast_does_not_change_raise(dtype: torch.dtype) -> None:
     x = torch.zeros(7, 2, 5, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match=f"like the weights, got {dtype}"):
         layer()(x)
 
 
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
-def test_autocast_leaves_the_state_of_every_cell_in_float32(sweep: SweepName) -> None:
+def test_autocast_keeps_the_state_of_every_cell_in_float32(sweep: SweepName) -> None:
     model, x = layer(time=NonLSTM("tanh"), sweep=sweep), torch.randn(6, 3, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, state = model(x)
@@ -328,18 +328,18 @@ def test_export_keeps_the_numbers() -> None:
     torch.testing.assert_close(exported(x)[0], model(x)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_export_keeps_lengths_open() -> None:
+def test_export_accepts_other_lengths() -> None:
     x, model = torch.randn(4, 2, 5), layer()
     exported = torch.export.export(model, (x, None, torch.tensor([1, 4]))).module()
     lengths = torch.tensor([3, 2])
     torch.testing.assert_close(exported(x, None, lengths)[0], model(x, None, lengths)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the tracer, which is deprecated
+@pytest.mark.filterwarnings("ignore")  # the tracer is deprecated
 @pytest.mark.parametrize(
     "make", [lambda: GridLSTM(5, 4, 3), lambda: GridLSTM(5, 4, 3, sweep="reference"), lambda: StackedLSTM(5, 4, 3)]
 )
-def test_tracing_an_open_number_of_steps_is_refused_in_a_sentence(make: Any) -> None:
+def test_tracing_a_dynamic_number_of_steps_raises(make: Any) -> None:
     model, x = make(), torch.randn(2, 4, 5)
     words = r"a traced program unrolls all blocks and steps\. Expected fixed numbers of them, got .* torch\.export"
     with pytest.raises(UserError, match=words):
@@ -348,14 +348,14 @@ def test_tracing_an_open_number_of_steps_is_refused_in_a_sentence(make: Any) -> 
         torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO, 2: Dim.STATIC},))
 
 
-def test_export_keeps_the_batch_open() -> None:
+def test_export_accepts_other_batch_sizes() -> None:
     model = GridLSTM(5, 4, 2)
     exported = torch.export.export(model, (torch.randn(2, 2, 5),), dynamic_shapes=({1: Dim.DYNAMIC},)).module()
     x = torch.randn(2, 7, 5)
     torch.testing.assert_close(exported(x)[0], model(x)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_compiling_in_one_piece_needs_the_plain_loops_and_says_so() -> None:
+def test_compiling_with_fullgraph_needs_the_reference_sweep() -> None:
     x = torch.randn(6, 6, 5)
     for model in (GridLSTM(5, 4, 2), StackedLSTM(5, 4, 2)):
         with pytest.raises(torch._dynamo.exc.Unsupported, match="Remove fullgraph, or use sweep=reference"):
@@ -364,8 +364,8 @@ def test_compiling_in_one_piece_needs_the_plain_loops_and_says_so() -> None:
     torch.testing.assert_close(torch.compile(plain, fullgraph=True, backend="eager")(x), plain(x))
 
 
-def test_a_compiled_caller_runs_the_backward_pass_as_it_is() -> None:
-    """It fills buffers in place, in part by fused.c; compiled piece by piece it gains nothing and takes long."""
+def test_a_compiled_caller_runs_the_backward_pass_uncompiled() -> None:
+    """It fills buffers in place, partly by fused.c; compiling it in pieces takes long and gains nothing."""
     counter, loss = CompileCounter(), layer()(torch.randn(3, 2, 5))[0].sum()
     torch.compile(lambda: loss.backward(), backend=counter)()
     assert counter.frame_count == 0
@@ -389,7 +389,7 @@ def test_example_of_the_readme_runs() -> None:
     assert names["output"].shape == (8, 100, 64)
 
 
-def test_it_learns() -> None:
+def test_the_layer_learns_to_repeat_the_previous_input() -> None:
     torch.manual_seed(0)
     model = GridLSTM(1, 16, 2, batch_first=True, time=LSTM(bias=True), tied=True)
     head = nn.Linear(16, 1)
@@ -406,7 +406,7 @@ def test_it_learns() -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_what_is_passed_as_for_nn_lstm_but_means_something_else_is_refused() -> None:
+def test_arguments_with_another_meaning_in_nn_lstm_raise() -> None:
     layer = GridLSTM(3, 4, 2)
     x = torch.randn(5, 2, 3)
     with pytest.raises(TypeError, match="positional"):
@@ -423,10 +423,10 @@ def test_what_is_passed_as_for_nn_lstm_but_means_something_else_is_refused() -> 
 
 @pytest.mark.parametrize("options", [{}, {"priority": "depth"}, {"time": GRU()}, {"batch_first": True, "tied": True}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_padded_batch_equals_its_rows_one_by_one(options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_padded_batch_equals_its_rows_run_separately(options: dict[str, Any], dtype: torch.dtype) -> None:
     model, lengths = layer(**options).to(dtype), torch.tensor([7, 1, 4])
     x = torch.randn(3, 7, 5, dtype=dtype)
-    x[1, 1:] = float("nan")  # what is behind the end must not matter
+    x[1, 1:] = float("nan")  # padding must have no effect
     time_first = not options.get("batch_first")
 
     def run(rows: Tensor, *rest: Any) -> tuple[Tensor, GridLSTMState]:
@@ -461,13 +461,13 @@ def test_padded_batch_equals_its_rows_one_by_one(options: dict[str, Any], dtype:
         [1, 2],
     ],
 )
-def test_lengths_that_do_not_fit_are_refused(lengths: Any) -> None:
+def test_invalid_lengths_raise(lengths: Any) -> None:
     with pytest.raises(UserError, match="lengths as whole numbers from 1 to T=7, one for each of the 2 rows"):
         layer()(torch.zeros(7, 2, 5), None, lengths)
 
 
 def test_a_state_may_be_plain_tuples() -> None:
-    """As of the usual code that detaches whatever state there is."""
+    """Generic code that detaches states returns plain tuples."""
 
     def detached(state: Any) -> Any:
         return state.detach() if isinstance(state, Tensor) else tuple(detached(each) for each in state)
@@ -477,8 +477,8 @@ def test_a_state_may_be_plain_tuples() -> None:
     torch.testing.assert_close(grid(x, detached(state)), grid(x, state))
 
 
-def test_vectors_without_memory_are_refused_by_torch() -> None:
-    """The compiled step would read where there is nothing."""
+def test_vectors_on_the_meta_device_raise() -> None:
+    """The compiled step would read memory that does not exist."""
 
     def make() -> GridLSTM:
         return GridLSTM(5, 8, 2, time=LayerNormLSTM(), depth=LayerNormLSTM())
@@ -491,7 +491,7 @@ def test_vectors_without_memory_are_refused_by_torch() -> None:
         grid(torch.randn(6, 2, 5))
 
 
-def test_a_saved_state_is_loaded_by_weights_alone() -> None:
+def test_a_saved_state_loads_with_weights_only() -> None:
     file, grid, x = io.BytesIO(), layer(), torch.randn(6, 2, 5)
     state = grid(x)[1]
     torch.save({"weights": grid.state_dict(), "state": state}, file)
@@ -502,12 +502,12 @@ def test_a_saved_state_is_loaded_by_weights_alone() -> None:
     assert torch.equal(grid(x, loaded)[0], grid(x, state)[0])
 
 
-def test_a_cell_that_is_none_is_refused() -> None:
+def test_an_invalid_cell_raises() -> None:
     with pytest.raises(UserError, match=r"depth must be a cell, such as gridlstm\.cell\.LSTM\(\), got 'lstm'"):
         GridLSTM(3, 4, depth="lstm")  # type: ignore[arg-type]
 
 
-def test_gradcheck_of_the_layer_as_it_is() -> None:
+def test_gradcheck_of_the_default_layer() -> None:
     layer = GridLSTM(3, 4, 2).double()
     assert torch.autograd.gradcheck(
         lambda x: layer(x)[0], torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -523,8 +523,8 @@ def test_gradcheck_of_the_layer_as_it_is() -> None:
         {"tied": True, "time_regularizers": [Zoneout(0.2, 0.3)], "depth_regularizers": [Dropout(0.2)]},
     ],
 )
-def test_the_layer_and_the_model_are_one_network(options: dict[str, Any]) -> None:
-    """Where they differ is what enters and what leaves: the model's output has the top memory too."""
+def test_the_layer_and_the_model_compute_the_same(options: dict[str, Any]) -> None:
+    """They differ only in input and output: the model's output includes the top memory."""
     cell, x = LSTM(bias=True), torch.randn(2, 5, 3)
     layer = GridLSTM(3, 4, 2, batch_first=True, time=cell, depth=cell, **options)
     model = Grid2d(3, 4, 2, time=cell, depth=cell, **options)
