@@ -13,7 +13,11 @@ from gridlstm.cost import run_once
 from gridlstm.errors import UserError
 from gridlstm.grid import Grid, Transform
 from gridlstm.models.base import ImageModel
+from gridlstm.models.cnn import CNN
 from gridlstm.models.grid3d import CORNERS, Grid3d
+from gridlstm.models.mdlstm_image import MDLSTMImage
+from gridlstm.models.mlp import MLP
+from gridlstm.models.renet import ReNet
 from gridlstm.scan import scan
 
 MAKE: dict[str, Callable[[], ImageModel]] = {
@@ -21,6 +25,10 @@ MAKE: dict[str, Callable[[], ImageModel]] = {
     "grid3d relu depth": lambda: Grid3d(2, 6, 8, 4, 4, patch=2, depth=NonLSTM("relu"), priority="depth"),
     "grid3d identity depth": lambda: Grid3d(2, 6, 8, 4, 4, patch=2, depth=NonLSTM()),
     "grid3d gru": lambda: Grid3d(2, 6, 8, 4, 3, patch=2, space=GRU()),
+    "mdlstm_image": lambda: MDLSTMImage(2, 6, 8, 4, 4, patch=2),
+    "renet": lambda: ReNet(2, 6, 8, 4, 2, patch=2),
+    "cnn": lambda: CNN(2, 6, 8, 4, 3),
+    "mlp": lambda: MLP(2, 6, 8, 4, 3),
 }
 
 
@@ -98,7 +106,7 @@ def reach(model: ImageModel) -> Tensor:
     return (strength > 0).unflatten(0, y.shape[:2])
 
 
-@pytest.mark.parametrize("name", ["grid3d", "grid3d gru"])
+@pytest.mark.parametrize("name", ["grid3d", "grid3d gru", "mdlstm_image", "renet"])
 def test_every_patch_reaches_every_place(name: str) -> None:
     torch.manual_seed(0)
     assert reach(MAKE[name]().double()).all()
@@ -154,3 +162,80 @@ def test_what_is_no_option_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             Grid3d(**{**sizes, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_multidimensional_lstms_scan_as_their_plain_loops_do(corner: str) -> None:
+    torch.manual_seed(0)
+    fast = MDLSTMImage(2, 6, 8, 4, 2, patch=2, corners=[corner]).double()
+    slow = MDLSTMImage(2, 6, 8, 4, 2, patch=2, corners=[corner], sweep="reference").double()
+    slow.load_state_dict(fast.state_dict())
+    x = images().requires_grad_()
+    found, expected = (
+        [y, *torch.autograd.grad(y.square().sum(), [x, *m.parameters()])] for m in (fast, slow) for y in [m(x)]
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+    turned = [axis + 2 for axis, yes in enumerate(CORNERS[corner]) if yes]
+    if turned:  # scanning from a corner is scanning the turned image from the first one, inside patches too
+        first = MDLSTMImage(2, 6, 8, 4, 2, patch=1, corners=["top_left"]).double()
+        other = MDLSTMImage(2, 6, 8, 4, 2, patch=1, corners=[corner]).double()
+        other.load_state_dict(first.state_dict())
+        places = [axis - 1 for axis in turned]
+        torch.testing.assert_close(other(x), first(x.flip(turned)).flip(places), rtol=0, atol=1e-13)
+
+
+def test_renet_is_its_equations() -> None:
+    """Over columns down and up, then over the rows of that to the right and to the left, cell by cell."""
+    torch.manual_seed(0)
+    model = ReNet(2, 6, 8, 4, 1, patch=2).double()
+    x = images()
+
+    def both_ways(layer: torch.nn.Module, steps: list[Tensor]) -> list[Tensor]:
+        weights = dict(layer.named_parameters())
+        ways = []
+        for suffix, order in (("", range(len(steps))), ("_reverse", reversed(range(len(steps))))):
+            h = m = steps[0].new_zeros(len(x), 4)
+            outputs: dict[int, Tensor] = {}
+            for t in order:
+                z = F.linear(steps[t], weights[f"weight_ih_l0{suffix}"], weights[f"bias_ih_l0{suffix}"])
+                z = z + F.linear(h, weights[f"weight_hh_l0{suffix}"], weights[f"bias_hh_l0{suffix}"])
+                u, f, c, o = z.chunk(4, dim=-1)
+                m = f.sigmoid() * m + u.sigmoid() * c.tanh()
+                h = outputs[t] = o.sigmoid() * m.tanh()
+            ways.append(outputs)
+        return [torch.cat([ways[0][t], ways[1][t]], dim=-1) for t in range(len(steps))]
+
+    bottom = model.input(x)
+    columns = [both_ways(model.columns[0], list(bottom[:, j])) for j in range(4)]  # [X][Y]
+    rows = [both_ways(model.rows[0], [columns[j][i] for j in range(4)]) for i in range(3)]
+    expected = torch.stack([torch.stack(row) for row in rows]).permute(2, 0, 1, 3)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-13)
+
+
+def test_convolutions_stop_before_an_image_is_gone() -> None:
+    assert CNN(1, 28, 28, 4, 9).map_size == (1, 1)
+    with pytest.raises(
+        UserError, match=r"num_layers=10 halves an image of 28 x 28 pixels 5 times: give at most num_la.*=9"
+    ):
+        CNN(1, 28, 28, 4, 10)
+    assert CNN(1, 6, 8, 4, 4).output_size == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "multiplications"),
+    [
+        # Forward, and the gradients of the weights and of what is read, but for the pixels.
+        ("mlp", 2 * 96 * 4 + 3 * 2 * 4 * 4),
+        # 48 places, then 12: 2 channels to 4, 4 to 4, 4 to 8.
+        ("cnn", 9 * (48 * (2 * 2 * 4 + 3 * 4 * 4) + 12 * 3 * 4 * 8)),
+        # 12 places of 8 pixels to 8, then two layers of columns and rows, both ways: 4 gates of 8 + 4.
+        ("renet", 12 * (2 * 8 * 8 + 3 * 2 * 2 * 2 * 16 * 12)),
+        # 12 places of 8 pixels to 4, then four layers of 5 gates of 4 + 2 x 4; nothing asks for the gradient of zeros.
+        ("mdlstm_image", 12 * (2 * 8 * 4 + 3 * 4 * 20 * 12) - 4 * 20 * 8),
+    ],
+)
+def test_rivals_are_counted_in_full(name: str, multiplications: int) -> None:
+    model, rows = MAKE[name](), torch.zeros(1, 2, 6, 8)
+    run_once(model, rows)
+    assert run_once(model, rows).flops == 2 * multiplications

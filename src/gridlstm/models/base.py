@@ -3,6 +3,7 @@
 Shape legend: B batch rows, T time steps, L layers, d hidden size, (Y, X) rows and columns of places of an image.
 """
 
+from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -118,6 +119,14 @@ def start_weights_within(model: nn.Module, bound: float) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("weight"):
             parameter.uniform_(-bound, bound)
+
+
+def start_for_relu(layers: Iterable[nn.Linear | nn.Conv2d]) -> None:
+    """Initialise layers so that ReLUs keep the variance from each to the next (He et al. 2015), their biases with 0."""
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 class InputProjection(nn.Module):
