@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from tests.image_files import digits, idx, write_digits
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from gridlstm.config import choices, compose_model
 from gridlstm.data import image_files
@@ -26,7 +28,9 @@ from gridlstm.data.image_files import FILES, Cifar10, IdxFiles
 from gridlstm.data.images import ImageData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.training.build import make_data, make_task, unread_data
+from gridlstm.files import to_png
+from gridlstm.training.build import build, make_data, make_task, unread_data
+from gridlstm.training.callbacks import image_pictures
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
 from gridlstm.training.task_models import fits
@@ -43,7 +47,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image_job(job: Callable[..., DictConfig], directory: Path) -> Callable[..., DictConfig]:
     """Composes a toy job on small images."""
 
-    def make(*overrides: str, **options: str) -> DictConfig:
+    def make(*overrides: str, **options: Any) -> DictConfig:
         return job(f"data_dir={directory}", *SMALL, *overrides, task="mnist", model="grid3d", **options)
 
     return make
@@ -394,3 +398,46 @@ def test_the_papers_read_out_has_160_million_weights(image_job: Callable[..., Di
     with torch.device("meta"):
         head = make_task(cfg, spec).head
     assert head.hidden.weight.shape == (4096, 39_200)
+
+
+# Pictures.
+
+
+def test_a_run_leaves_pictures_of_its_batch_and_its_mistakes(
+    image_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_job(image_job(picture=True))
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.png")}
+    assert set(pictures) == {"training_batch.png", "confusion.png", "misclassified.png", "learning_curve.png"}
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    run_job(image_job("ckpt_path=last", "trainer.max_steps=6", "stages=[fit]", picture=True))
+    assert (tmp_path / "run" / "training_batch.png").read_bytes() == pictures["training_batch.png"]
+
+
+def test_mistakes_are_counted_and_the_worst_come_first(
+    image_job: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(image_pictures, "draw_confusion", lambda counts: drawn.update(counts=counts))
+    monkeypatch.setattr(image_pictures, "draw_images", lambda *shown: drawn.update(shown=shown))
+    monkeypatch.setattr(image_pictures, "write_png", lambda *_: None)
+    run = build(image_job("stages=[test]", picture=True))
+    run.trainer.test(run.task, run.data, verbose=False)
+    batch = next(iter(DataLoader(run.data.dataset("test"), batch_size=20, collate_fn=run.data.collate)))  # type: ignore[arg-type]
+    run.task.eval()
+    with torch.no_grad():
+        prediction = run.task.predict(batch, None)
+    found = prediction.outputs.argmax(-1)
+    wrong = (found != batch.targets).nonzero().flatten()
+    for row in range(10):
+        for column in range(10):
+            assert drawn["counts"][row, column] == ((batch.targets == row) & (found == column)).sum()
+    order = wrong[prediction.losses[wrong].argsort(descending=True, stable=True)]
+    shown, names = drawn["shown"]
+    assert torch.equal(shown, batch.images[order])
+    assert names == [f"{batch.targets[n]} as {found[n]}" for n in order]
+
+
+def test_colours_are_drawn_as_colours_and_blank_images_as_blank() -> None:
+    for images in (torch.rand(13, 3, 8, 8), torch.zeros(2, 1, 8, 8), torch.rand(1, 2, 8, 8)):
+        assert to_png(image_pictures.draw_images(images, ["x"] * len(images)))
