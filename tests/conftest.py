@@ -146,8 +146,8 @@ def _composed(*choices: str) -> DictConfig:
 
 @pytest.fixture(scope="session")
 def job_in(text_file: Path) -> Callable[..., DictConfig]:
-    """Composes a toy job whose run directory is below a given one, by default without the picture of its learning
-    curve, which takes as long as all the rest."""
+    """Composes a toy job whose run directory is below a given one, by default without pictures, such as that of
+    its learning curve, which take as long as all the rest."""
 
     def make(
         root: Path,
@@ -163,8 +163,9 @@ def job_in(text_file: Path) -> Callable[..., DictConfig]:
         cfg.run.dir = str(root / directory)
         if task == "text" and cfg.task.data.cache_dir is None:
             cfg.task.data.cache_dir = str(root / "cache")
-        if not picture and "learning_curve" in cfg.callbacks and "learning_curve" not in " ".join(overrides):
-            cfg.callbacks.learning_curve = None
+        for name in ("learning_curve", "image_pictures"):
+            if not picture and name in cfg.callbacks and name not in " ".join(overrides):
+                cfg.callbacks[name] = None
         return cfg
 
     return make

@@ -21,6 +21,8 @@ from gridlstm.config import choices, compose_model
 from gridlstm.data.addition import AdditionData
 from gridlstm.data.enwik8 import Enwik8
 from gridlstm.data.hub import Hub
+from gridlstm.data.image_files import Cifar10, IdxFiles, ImageSource
+from gridlstm.data.images import ImageData
 from gridlstm.data.memorization import MemorizationData
 from gridlstm.data.parity import ParityData
 from gridlstm.data.penn_treebank import PennTreebank
@@ -28,7 +30,7 @@ from gridlstm.data.text import TextData
 from gridlstm.data.text8 import Text8
 from gridlstm.data.text_file import File
 from gridlstm.errors import UserError
-from gridlstm.models.base import VectorModel
+from gridlstm.models.base import ImageModel, VectorModel
 from gridlstm.options import find, leaves
 from gridlstm.schedules import Cosine
 from gridlstm.train import CONF
@@ -95,6 +97,10 @@ def test_optuna_searches_as_the_task_is_judged(task: str, expected: str) -> None
 @pytest.mark.parametrize("file", [f for f in GROUPED if f.split("/")[0] in ("model", "transform")])
 def test_every_model_is_made(file: str) -> None:
     config = compose(*choice(file), "model.hidden_size=8", "model.num_layers=2", *RUN)
+    if issubclass(get_class(config.model._target_), ImageModel):
+        images = instantiate(config.model, channels=2, height=8, width=8, _convert_="all")(torch.ones(2, 2, 8, 8))
+        assert images.isfinite().all()
+        return
     model = instantiate(config.model, input_size=5, _convert_="all")
     y = model(torch.ones(2, 5)) if isinstance(model, VectorModel) else model(torch.zeros(2, 3, dtype=torch.int64))[0]
     assert y.isfinite().all()
@@ -162,12 +168,17 @@ def test_every_target_is_importable() -> None:
         ("text8", Text8),
         ("penn_treebank", PennTreebank),
         ("hub", Hub),
+        ("mnist", IdxFiles),
+        ("fashion_mnist", IdxFiles),
+        ("cifar10", Cifar10),
     ],
 )
 def test_every_task_names_its_data(task: str, kind: type) -> None:
     data = compose(f"task={task}").task.data
     assert get_class(data.source._target_ if "source" in data else data._target_) is kind
-    assert "source" not in data or get_class(data._target_) is TextData
+    assert "source" not in data or get_class(data._target_) is (
+        ImageData if issubclass(kind, ImageSource) else TextData
+    )
 
 
 def sweep(file: str) -> list[Override]:

@@ -20,8 +20,11 @@ from gridlstm.training.task_models import fits
 from gridlstm.training.validate import check
 
 MODELS = choices("model")
-TASKS = sorted(set(choices("task")) - {"enwik8", "text8", "penn_treebank", "hub"})
-"""Those that make or need no data set of their own; for the models the others are what text is."""
+TASKS = sorted(
+    set(choices("task")) - {"enwik8", "text8", "penn_treebank", "hub"} - {"mnist", "fashion_mnist", "cifar10"}
+)
+"""Those that make or need no data set of their own; for the models the other texts are what text is. Images have tests
+of their own."""
 
 
 @pytest.fixture(scope="module")

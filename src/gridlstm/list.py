@@ -25,6 +25,8 @@ OPTIONS_PAGE = CONF.parent / "docs" / "configuration.md"
 
 HIDDEN_SIZE, NUM_LAYERS, STEPS, BITS = 128, 2, 32, 64
 """What models are compared at; a model without time gets all bits at once."""
+PIXELS, CLASSES = 28, 10
+"""Of the images that models of images are compared at."""
 
 
 def matrix() -> str:
@@ -60,20 +62,22 @@ def _spec(cfg: DictConfig) -> "DataSpec | None":
 
 
 def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Of each model: name, what its file says of it, parameters, numbers of its state, FLOPs a step."""
-    from gridlstm.data.spec import Spec
+    """Of each model: name, what its file says of it, parameters, numbers of its state, FLOPs a step, or an image."""
+    from gridlstm.data.spec import ImageSpec, Spec
     from gridlstm.training.build import make_task
     from gridlstm.training.match import count_flops, count_parameters
     from gridlstm.training.task_models import fits
 
-    tasks = [compose(f"task={name}") for name in sorted(choices("task"), key=lambda name: name != "text")]
+    tasks = [
+        (compose("task=text"), Spec(SYMBOLS, SYMBOLS, STEPS)),
+        (compose("task=parity"), Spec(BITS, 2, 1, symbols=False)),
+        (compose("task=mnist"), ImageSpec(channels=1, height=PIXELS, width=PIXELS, classes=CLASSES)),
+    ]
     for model in models:
         node = compose_model(model)
-        cfg = next((cfg for cfg in tasks if fits(node, cfg.task)), None)
-        if cfg is None:
+        cfg, spec = next(((cfg, spec) for cfg, spec in tasks if fits(node, cfg.task)), (None, None))
+        if cfg is None or spec is None:
             continue
-        # Of the tasks, a text comes first: what has no use for it has none for time.
-        spec = Spec(SYMBOLS, SYMBOLS, STEPS) if cfg is tasks[0] else Spec(BITS, 2, 1, symbols=False)
         cfg.model = node
         cfg.model.hidden_size, cfg.model.num_layers = HIDDEN_SIZE, NUM_LAYERS
         state = make_task(cfg, spec).state_size
@@ -137,10 +141,11 @@ class's docstring; each is tested against a transcription of its equations or Py
 ## What they cost
 
 At hidden_size={HIDDEN_SIZE} and num_layers={NUM_LAYERS}, with {SYMBOLS} symbols in and out; for networks without time a
-vector of {BITS} numbers and 2 classes. Parameters include the projection of the input and the read-out. State: numbers
-that one sequence carries from step to step. FLOPs: of all matrix products for one more step of one sequence, forward
-and backward, after {STEPS} steps (attention grows with them), as they are computed: with the blocks of zeros that
-`grid2d_gru` and `clockwork_rnn` have in their matrices.
+vector of {BITS} numbers and 2 classes; for networks of images {PIXELS} x {PIXELS} pixels and {CLASSES} classes, read
+by the mean over all places and 256 ReLUs. Parameters include the projection of the input and the read-out. State:
+numbers that one sequence carries from step to step. FLOPs: of all matrix products for one more step of one sequence,
+forward and backward, after {STEPS} steps (attention grows with them), or for one image, as they are computed: with the
+blocks of zeros that `grid2d_gru` and `clockwork_rnn` have in their matrices.
 
 {table}
 

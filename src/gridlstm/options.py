@@ -43,6 +43,7 @@ ROLES: dict[str, Role] = {
     "task": Role.DATA,
     "task.network": Role.NETWORK,
     "task.objective": Role.NETWORK,
+    "task.objective.dropout": Role.TRAINING,
     "task.lr": Role.DEFAULT,  # of optimizer.lr
     "task.max_steps": Role.DEFAULT,  # of trainer.max_steps
     "task.val_every": Role.LENGTH,
@@ -63,6 +64,8 @@ ROLES: dict[str, Role] = {
     "task.data.curriculum": Role.TRAINING,
     "task.data.density": Role.TRAINING,
     "task.data.max_words": Role.TRAINING,
+    "task.data.max_shift": Role.TRAINING,
+    "task.data.max_rotation": Role.TRAINING,
     "task.data.val_symbols": Role.LENGTH,
     "task.data.num_test": Role.EVALUATION,
     "task.data.test_digits": Role.EVALUATION,
@@ -82,6 +85,7 @@ ROLES: dict[str, Role] = {
     "callbacks.engine_choices": Role.RECORD,
     "callbacks.progress_file": Role.RECORD,
     "callbacks.learning_curve": Role.RECORD,
+    "callbacks.image_pictures": Role.RECORD,
     "callbacks.progress": Role.DISPLAY,
     "callbacks.early_stopping.verbose": Role.DISPLAY,
     # lightning.Trainer

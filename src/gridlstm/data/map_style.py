@@ -14,6 +14,20 @@ from gridlstm.data.spec import DataSpec
 from gridlstm.errors import UserError
 
 
+class Drawn(int):
+    """The index of a training sample, and the epoch for which it is drawn: what is done to it may depend on both.
+
+    To a data set it is a number like any other.
+    """
+
+    epoch: int
+
+    def __new__(cls, index: int, epoch: int) -> "Drawn":
+        drawn = super().__new__(cls, index)
+        drawn.epoch = epoch
+        return drawn
+
+
 class MapData(SequenceData):
     """Samples of a map-style ``torch.utils.data.Dataset``.
 
@@ -24,7 +38,8 @@ class MapData(SequenceData):
 
     Evaluation: every sample once, a contiguous part on each rank.
 
-    Subclasses implement ``spec``, ``dataset`` and ``collate``; what they read, they read in ``setup``.
+    Subclasses implement ``spec``, ``dataset`` and ``collate``; what they read, they read in ``setup``. The data set
+    of the training is asked for samples by ``Drawn``.
 
     Args:
         batch_size, seed: see ``SequenceData``.
@@ -74,11 +89,11 @@ class _TrainingRows(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in itertools.count(self.first_batch):
-            yield [self._index(batch * self.batch_size + row) for row in self.rows]
+            yield [self._drawn(batch * self.batch_size + row) for row in self.rows]
 
-    def _index(self, place: int) -> int:
+    def _drawn(self, place: int) -> Drawn:
         epoch, place = divmod(place, self.samples)
-        return int(_order(self.seed, epoch, self.samples)[place])
+        return Drawn(int(_order(self.seed, epoch, self.samples)[place]), epoch)
 
 
 @lru_cache(maxsize=2)  # a batch may lie in two epochs

@@ -1,8 +1,9 @@
 """Base classes of models, and their input projections.
 
-Shape legend: B batch rows, T time steps, L layers, d hidden size.
+Shape legend: B batch rows, T time steps, L layers, d hidden size, (Y, X) rows and columns of places of an image.
 """
 
+from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -82,6 +83,26 @@ class VectorModel(Model):
         return cast(Tensor, super().__call__(x))
 
 
+class ImageModel(Model):
+    """``forward(images) -> y``: features at every place of a map over the image.
+
+    images is (B, channels, height, width) floats; y is (B, Y, X, output_size). Which places a task reads, all of them,
+    their mean or one, is the task's choice.
+    """
+
+    map_size: tuple[int, int]
+    """(Y, X)"""
+    last_place: tuple[int, int] | None = None
+    """The place where the last layer's scan ends, row and column; None for a model without such a place."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    # nn.Module's own __call__ is untyped.
+    def __call__(self, images: Tensor) -> Tensor:
+        return cast(Tensor, super().__call__(images))
+
+
 def check_sizes(input_size: int, hidden_size: int, num_layers: int) -> None:
     """Raise UserError for a network without inputs, units or layers."""
     check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
@@ -98,6 +119,14 @@ def start_weights_within(model: nn.Module, bound: float) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("weight"):
             parameter.uniform_(-bound, bound)
+
+
+def start_for_relu(layers: Iterable[nn.Linear | nn.Conv2d]) -> None:
+    """Initialise layers so that ReLUs keep the variance from each to the next (He et al. 2015), their biases with 0."""
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 class InputProjection(nn.Module):
@@ -167,3 +196,59 @@ class VectorProjection(nn.Linear):
             raise UserError(f"expected floats (B, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}.")
         check_factor("x", x, self.weight)
         return super().forward(x)
+
+
+def check_images(images: Tensor, channels: int, height: int, width: int, weight: Tensor) -> None:
+    """Raise UserError unless images are floats (B, channels, height, width), of the type and on the device of weight.
+
+    Autocast makes all floats but float64 one type.
+    """
+    if images.dim() != 4 or images.shape[1:] != (channels, height, width) or not images.is_floating_point():
+        raise UserError(
+            f"expected images (B, {channels}, {height}, {width}) of floats, got {images.dtype} of shape "
+            f"{tuple(images.shape)}."
+        )
+    check_factor("images", images, weight)
+
+
+class Patches(nn.Module):
+    """Cut an image into patches of p x p pixels without overlap, and project each to W x without bias.
+
+    Args:
+        channels, height, width: of the images.
+        patch: p, a divisor of height and width.
+        output_size: length of the projection.
+
+    Raises:
+        UserError: patches of this size do not cover the image.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, patch: int, output_size: int) -> None:
+        super().__init__()
+        check_at_least_one(channels=channels, height=height, width=width, patch=patch)
+        if height % patch or width % patch:
+            fitting = [str(p) for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+            raise UserError(
+                f"patch must divide the {height} x {width} pixels of an image, got {patch}: choose one of "
+                f"{', '.join(fitting)}."
+            )
+        self.image_size = channels, height, width
+        self.patch = patch
+        self.map_size = height // patch, width // patch
+        self.weight = nn.Parameter(torch.empty(output_size, channels * patch**2))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        fan_in_uniform(self.weight, 1.0)  # pixels of unit variance are projected to unit variance
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the projections (Y, X, B, output_size) of images (B, channels, height, width).
+
+        Raises:
+            UserError: see ``check_images``.
+        """
+        check_images(images, *self.image_size, self.weight)
+        (Y, X), p = self.map_size, self.patch
+        pixels = images.unflatten(3, (X, p)).unflatten(2, (Y, p)).permute(2, 4, 0, 1, 3, 5)  # (Y, X, B, channels, p, p)
+        return F.linear(pixels.flatten(3), self.weight)

@@ -171,10 +171,10 @@ class Task(L.LightningModule, ABC):
         """The names of the metrics, without the prefix of a stage."""
         return list(self._metrics("val"))
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return self._evaluate(batch, "val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return self._evaluate(batch, "test")
 
     def configure_optimizers(self) -> Any:
@@ -210,13 +210,13 @@ class Task(L.LightningModule, ABC):
     def _metrics(self, stage: str) -> dict[str, RatioOfSums]:
         return self.metrics[f"{stage}_"]  # type: ignore[return-value]  # a ModuleDict is not typed by its content
 
-    def _evaluate(self, batch: Any, stage: str) -> Tensor:
-        """Return the loss of every term."""
+    def _evaluate(self, batch: Any, stage: str) -> dict[str, Any]:
+        """Add a batch to the metrics of a stage, and return the fields of its ``Prediction``, for callbacks."""
         prediction = self.predict(batch, None if self.carried is None else self.carried.evaluation)
         if self.carried is not None:
             self.carried.evaluation = prediction.state
         self.update_metrics(self._metrics(stage), batch, prediction)
-        return prediction.losses
+        return prediction._asdict()
 
     def _log_metrics(self, stage: str) -> None:
         # Here and not at every batch: all ranks must log them, and one may have had no batch at all.

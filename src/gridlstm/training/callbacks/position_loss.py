@@ -34,12 +34,12 @@ class PositionLoss(Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        self._add(outputs, batch)
+        self._add(outputs["losses"], batch)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        self._add(outputs, batch)
+        self._add(outputs["losses"], batch)
 
     def _add(self, nats: Tensor, batch: Batch) -> None:
         rows, steps = nats.shape

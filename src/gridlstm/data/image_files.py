@@ -1,0 +1,302 @@
+"""Published sets of images: where their files are, what they hold, and their download by torchvision."""
+
+import gzip
+import hashlib
+import logging
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gridlstm.data.files import only_process
+from gridlstm.data.spec import ImageSpec
+from gridlstm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Images(NamedTuple):
+    """Images with one class each."""
+
+    images: Tensor
+    """(N, channels, height, width) uint8."""
+    targets: Tensor
+    """(N,) int64."""
+
+
+class ImageSource:
+    """A set of images in two parts, for training and for the test.
+
+    A source reads nothing when it is made.
+
+    Args:
+        data_dir: where it is looked for, and downloaded to.
+    """
+
+    name: str
+    """What messages call it."""
+    spec: ImageSpec
+    sizes: tuple[int, int]
+    """Images of the published set for training, and for the test."""
+
+    def __init__(self, data_dir: str) -> None:
+        self.data_dir = Path(data_dir).expanduser()
+
+    def check(self) -> None:
+        """Raise UserError where the set cannot be had, as far as that shows without reading or downloading."""
+
+    def prepare(self) -> None:
+        """Download the set where it is not in ``data_dir``.
+
+        Raises:
+            UserError: that cannot be done.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define prepare")
+
+    def read(self) -> tuple[Images, Images]:
+        """Return the images for training and for the test.
+
+        Raises:
+            UserError: a file is missing or damaged, or holds something else.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define read")
+
+
+class Kind(NamedTuple):
+    """A set of images in four idx files."""
+
+    folder: str
+    """A folder of ``data_dir``; torchvision's own is another."""
+    md5: Mapping[str, str]
+    """Of the packed files, as published."""
+
+
+FILES = (
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+)  # fmt: skip
+_IMAGES, _LABELS = 2051, 2049
+_HOLDS = {_IMAGES: "images", _LABELS: "labels"}
+
+
+class IdxFiles(ImageSource):
+    """MNIST (LeCun et al. 1998), or a set of the same form: 60,000 and 10,000 grey images of 28 x 28 pixels.
+
+    Four files, packed (.gz) or not, in ``data_dir``/mnist or where torchvision has them, ``data_dir``/MNIST/raw. Other
+    images of that size may stand in for the published ones; the log says so.
+
+    Args:
+        name: MNIST or FashionMNIST (Xiao et al. 2017).
+        data_dir: see ``ImageSource``.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    KINDS: ClassVar[Mapping[str, Kind]] = {
+        "MNIST": Kind(
+            "mnist",
+            {
+                FILES[0]: "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                FILES[1]: "d53e105ee54ea40749a09fcbcd1e9432",
+                FILES[2]: "9fb629c4189551a2d022fa330f9573f3",
+                FILES[3]: "ec29112dd5afa0611ce80d1b7f02629c",
+            },
+        ),
+        "FashionMNIST": Kind(
+            "fashion_mnist",
+            {
+                FILES[0]: "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                FILES[1]: "25c81989df183df01b3e8a0aad5dffbe",
+                FILES[2]: "bef4ecab320f06d8554ea6380940ec79",
+                FILES[3]: "bb300cfdad3c16e7a12a480ee83cd310",
+            },
+        ),
+    }
+
+    spec = ImageSpec(channels=1, height=28, width=28, classes=10)
+    sizes = (60_000, 10_000)
+
+    def __init__(self, name: str, data_dir: str) -> None:
+        super().__init__(data_dir)
+        if name not in self.KINDS:
+            raise ValueError(f"name must be one of {', '.join(self.KINDS)}, got {name!r}.")
+        self.name = name
+        self.folders = [self.data_dir / self.KINDS[name].folder, self.data_dir / name / "raw"]
+
+    def check(self) -> None:
+        if self._found() is None:
+            _check_torchvision(self.name, self._places)
+
+    def prepare(self) -> None:
+        if self._found() is not None:
+            return
+        _check_torchvision(self.name, self._places)
+        from torchvision import datasets
+
+        with _downloading(self.name, self.data_dir):
+            if self._found() is None:  # another process may have been faster
+                getattr(datasets, self.name)(str(self.data_dir), download=True)
+
+    def read(self) -> tuple[Images, Images]:
+        files = self._found()
+        if files is None:
+            raise UserError(f"{self.name} is not in {self._places}. Run again to download it.")
+        self._compare(files)
+        return self._read_part(*files[:2]), self._read_part(*files[2:])
+
+    @property
+    def _places(self) -> str:
+        return " or ".join(map(str, self.folders))
+
+    def _found(self) -> list[Path] | None:
+        """Return the four files of the first folder that has any; None where none has.
+
+        Raises:
+            UserError: it lacks some of them.
+        """
+        for folder in self.folders:
+            found = [next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None) for name in FILES]
+            if files := [file for file in found if file is not None]:
+                if missing := [name for name, file in zip(FILES, found, strict=True) if file is None]:
+                    raise UserError(
+                        f"{folder} lacks {', '.join(missing)} of {self.name}'s four files. Put them there, packed "
+                        f"(.gz) or not, or move the others away, and {self.name} is downloaded."
+                    )
+                return files
+        return None
+
+    def _compare(self, files: list[Path]) -> None:
+        """Log where packed files are not the published ones."""
+        expected = self.KINDS[self.name].md5
+        others = [
+            file.name
+            for name, file in zip(FILES, files, strict=True)
+            if file.suffix == ".gz" and hashlib.md5(file.read_bytes()).hexdigest() != expected[name]
+        ]
+        if others:
+            log.warning(
+                "some files of %s in %s are not the published ones, and results are about what they hold: %s",
+                self.name,
+                files[0].parent,
+                ", ".join(others),
+            )
+
+    def _read_part(self, images_file: Path, labels_file: Path) -> Images:
+        images, labels = self._read(images_file, _IMAGES), self._read(labels_file, _LABELS)
+        spec = self.spec
+        if images.shape[1:] != (spec.height, spec.width):
+            raise UserError(
+                f"{images_file} holds images of {images.shape[1]} x {images.shape[2]} pixels, expected {spec.height} x "
+                f"{spec.width}. {self._replace}"
+            )
+        if len(images) != len(labels):
+            raise UserError(
+                f"{images_file} holds {len(images):,} images and {labels_file} {len(labels):,} labels, expected as "
+                f"many. {self._replace}"
+            )
+        if len(labels) and int(labels.max()) >= spec.classes:
+            raise UserError(
+                f"{labels_file} holds the label {labels.max()}, expected 0 to {spec.classes - 1}. {self._replace}"
+            )
+        return Images(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
+
+    def _read(self, file: Path, expected: int) -> np.ndarray:
+        """Return what an idx file holds: four bytes that say what, its extents as big-endian words, its bytes."""
+        try:
+            content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{file} cannot be read: {error}. {self._replace}") from error
+        magic = int.from_bytes(content[:4], "big")
+        if magic != expected:
+            holds = f"holds {_HOLDS[magic]}" if magic in _HOLDS else f"begins with {content[:4].hex()}"
+            raise UserError(
+                f"{file} {holds}, expected {_HOLDS[expected]} (an idx file that begins with {expected:08x}). "
+                f"{self._replace}"
+            )
+        dimensions = magic & 0xFF
+        header = 4 + 4 * dimensions
+        extents = [int(x) for x in np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4")]
+        if len(content) != header + math.prod(extents):
+            raise UserError(
+                f"{file} has {len(content):,} bytes, expected {header + math.prod(extents):,} for "
+                f"{' x '.join(map(str, extents))} numbers. {self._replace}"
+            )
+        return np.frombuffer(content, np.uint8, offset=header).reshape(extents)
+
+    @property
+    def _replace(self) -> str:
+        return f"Put {self.name}'s own file there, or move its folder away, and {self.name} is downloaded."
+
+
+class Cifar10(ImageSource):
+    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 colour images of 32 x 32 pixels, as torchvision reads them.
+
+    In ``data_dir``/cifar-10-batches-py. Its files are pickles; they are read only if their MD5 is the published one.
+
+    Args:
+        data_dir: see ``ImageSource``.
+    """
+
+    name = "CIFAR-10"
+    spec = ImageSpec(channels=3, height=32, width=32, classes=10)
+    sizes = (50_000, 10_000)
+
+    def check(self) -> None:
+        _check_torchvision(self.name, str(self.data_dir / "cifar-10-batches-py"))
+
+    def prepare(self) -> None:
+        self.check()
+        from torchvision.datasets import CIFAR10
+
+        with _downloading(self.name, self.data_dir):
+            CIFAR10(str(self.data_dir), download=True)
+
+    def read(self) -> tuple[Images, Images]:
+        from torchvision.datasets import CIFAR10
+
+        try:
+            train, test = (CIFAR10(str(self.data_dir), train=train) for train in (True, False))
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.data_dir / CIFAR10.base_folder} is incomplete or damaged. Expected {self.name}'s own files. "
+                f"Remove it, and {self.name} is downloaded."
+            ) from error
+        return _of_torchvision(train), _of_torchvision(test)
+
+
+def _of_torchvision(part: Any) -> Images:
+    return Images(torch.from_numpy(part.data).movedim(3, 1).contiguous(), torch.tensor(part.targets))
+
+
+def _check_torchvision(name: str, places: str) -> None:
+    """Raise UserError unless the package is there that downloads the set."""
+    if find_spec("torchvision") is None:
+        raise UserError(
+            f"{name} is not in {places}, and torchvision, which reads and downloads it, is not installed. Put its "
+            f"files there, or give: pip install 'gridlstm[images]'"
+        )
+
+
+@contextmanager
+def _downloading(name: str, data_dir: Path) -> Iterator[None]:
+    """Let one process download at a time, and say in a sentence why it cannot.
+
+    Raises:
+        UserError: no connection, a wrong checksum, or a directory that cannot be written.
+    """
+    try:
+        with only_process(data_dir / f".{name}.lock", f"downloading {name}"):
+            yield
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{name} is not in {data_dir} and could not be downloaded there: {reason}. Put its files there by hand, or "
+            f"choose another directory with data_dir=…."
+        ) from error

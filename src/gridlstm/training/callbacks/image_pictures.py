@@ -1,0 +1,120 @@
+"""Pictures of a classifier of images: what it is trained on, what it takes for what, and where it is most wrong."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from gridlstm.data.base import ImageBatch
+from gridlstm.files import write_png
+from gridlstm.tasks.classify_image import ClassifyImage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS, SHOWN = 12, 96
+"""Images of one picture."""
+
+
+class ImagePictures(Callback):
+    """Draws training_batch.png at the first step, and after the test confusion.png and misclassified.png.
+
+    Runs of other tasks have none.
+
+    Args:
+        dir: the run directory.
+    """
+
+    def __init__(self, dir: str) -> None:
+        self.dir = Path(dir)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(pl_module, ClassifyImage) and trainer.is_global_zero and batch_idx == trainer.global_step == 0:
+            names = [str(target) for target in batch.targets[:SHOWN].tolist()]
+            write_png(self.dir / "training_batch.png", draw_images(batch.images[:SHOWN], names))
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, ClassifyImage):
+            self._counts = torch.zeros(pl_module.classes, pl_module.classes, dtype=torch.int64)
+            self._worst: dict[str, Tensor] = {}
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: ImageBatch, *_: Any
+    ) -> None:
+        if isinstance(pl_module, ClassifyImage):
+            self._add(outputs["outputs"].argmax(-1).cpu(), outputs["losses"].float().cpu(), batch)
+
+    def _add(self, found: Tensor, losses: Tensor, batch: ImageBatch) -> None:
+        classes, targets = len(self._counts), batch.targets.cpu()
+        self._counts += (targets * classes + found).bincount(minlength=classes**2).view(classes, classes)
+        # Of every rank as many, so that they can be gathered; what was classified right has no loss here.
+        losses = losses.masked_fill(found == targets, 0)
+        new = {"images": batch.images.float().cpu(), "targets": targets, "found": found, "losses": losses}
+        joined = {name: torch.cat([self._worst[name], x]) if self._worst else x for name, x in new.items()}
+        order = joined["losses"].argsort(descending=True, stable=True)[:SHOWN]
+        self._worst = {name: x[order] for name, x in joined.items()}
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, ClassifyImage) or not self._worst:
+            return
+        counts = trainer.strategy.reduce(self._counts.to(pl_module.device), reduce_op="sum").cpu()
+        worst = {}
+        for name, x in self._worst.items():
+            padded = torch.cat([x, x.new_zeros(SHOWN - len(x), *x.shape[1:])]).to(pl_module.device)
+            worst[name] = trainer.strategy.all_gather(padded).reshape(-1, *x.shape[1:]).cpu()
+        if not trainer.is_global_zero:
+            return
+        order = worst["losses"].argsort(descending=True, stable=True)[:SHOWN]
+        order = order[worst["losses"][order] > 0]
+        names = [
+            f"{target} as {found}" for target, found in zip(worst["targets"][order], worst["found"][order], strict=True)
+        ]
+        write_png(self.dir / "confusion.png", draw_confusion(counts))
+        if names:
+            write_png(self.dir / "misclassified.png", draw_images(worst["images"][order], names))
+
+
+def draw_images(images: Tensor, names: Sequence[str]) -> "Figure":
+    """Draw images (N, channels, height, width) in rows, each below its name; one scale of grey or colour for all."""
+    # Imported here: matplotlib takes half a second that no other part of a run needs.
+    from matplotlib.figure import Figure
+
+    low, high = images.min(), images.max()
+    shown = ((images.float() - low) / (high - low).clamp(min=1e-6)).cpu().movedim(1, -1).numpy()
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(0.7 * columns, 0.85 * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in every:
+        axes.set_axis_off()
+    for axes, image, name in zip(every, shown, names, strict=False):
+        # Three channels are a colour; of any other number, the first.
+        axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+        axes.set_title(name, fontsize=7, pad=2)
+    return figure
+
+
+def draw_confusion(counts: Tensor) -> "Figure":
+    """Draw how many images of each class (rows) were taken for each (columns); colours are of the mistakes."""
+    from matplotlib.figure import Figure
+
+    classes, wrong = len(counts), counts.clone().fill_diagonal_(0)
+    figure = Figure(figsize=(2 + 0.4 * classes, 1.6 + 0.4 * classes), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(wrong.numpy(), cmap="Reds", vmin=0, vmax=max(1, int(wrong.max())))
+    for row in range(classes):
+        for column in range(classes):
+            if counts[row, column]:
+                axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(classes))
+    axes.set_yticks(range(classes))
+    axes.set_xlabel("classified as")
+    axes.set_ylabel("class")
+    axes.set_title(f"{int(wrong.sum()):,} of {int(counts.sum()):,} wrong")
+    return figure

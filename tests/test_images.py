@@ -1,0 +1,445 @@
+"""Images from their files to a tested network."""
+
+import gzip
+import json
+import logging
+import pickle
+import shutil
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from tests.image_files import digits, idx, write_digits
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from gridlstm.config import choices, compose_model
+from gridlstm.data import image_files
+from gridlstm.data.augmentation import Augmentation
+from gridlstm.data.base import ImageBatch
+from gridlstm.data.image_files import FILES, Cifar10, IdxFiles
+from gridlstm.data.images import ImageData
+from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
+from gridlstm.files import to_png
+from gridlstm.training.build import build, make_data, make_task, unread_data
+from gridlstm.training.callbacks import image_pictures
+from gridlstm.training.checkpoint import load_content
+from gridlstm.training.job import run_job
+from gridlstm.training.task_models import fits
+
+SMALL = ["task.data.num_val=20", "task.data.batch_size=8", "model.patch=14"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def image_job(job: Callable[..., DictConfig], directory: Path) -> Callable[..., DictConfig]:
+    """Composes a toy job on small images."""
+
+    def make(*overrides: str, **options: Any) -> DictConfig:
+        return job(f"data_dir={directory}", *SMALL, *overrides, task="mnist", model="grid3d", **options)
+
+    return make
+
+
+def data(directory: Path, **options: float) -> ImageData:
+    given = {"batch_size": 8, "seed": 3, "num_val": 20, "max_shift": 2, "max_rotation": 15.0, **options}
+    made = ImageData(IdxFiles("MNIST", str(directory)), **given)  # type: ignore[arg-type]
+    made.setup("fit")
+    return made
+
+
+def on_rank(made: ImageData, rank: int, world_size: int) -> ImageData:
+    # What the data reads of a trainer, and no more.
+    made.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
+    return made
+
+
+def batches(made: ImageData, number: int, loader: str = "train") -> list[ImageBatch]:
+    return list(islice(getattr(made, f"{loader}_dataloader")(), number))
+
+
+# The files.
+
+
+def test_splits_are_the_first_and_the_last_training_images_and_the_test(directory: Path) -> None:
+    made = data(directory)
+    assert [len(made.dataset(split)) for split in ("train", "val", "test")] == [40, 20, 20]
+    assert made.batches_per_epoch == 5
+    val = torch.cat([batch.images for batch in batches(made, 9, "val")])
+    expected = (torch.from_numpy(digits(60, seed=1)[0][40:]).float()[:, None] - made.mean) / made.std
+    torch.testing.assert_close(val, expected, rtol=0, atol=1e-6)
+
+
+def test_pixels_have_mean_0_and_variance_1(directory: Path) -> None:
+    made = data(directory, max_shift=0, max_rotation=0.0)
+    pixels = torch.cat([batch.images for batch in batches(made, 5)])
+    assert abs(pixels.mean()) < 1e-5
+    assert abs(pixels.std(correction=0) - 1) < 1e-5
+
+
+def test_the_genuine_mnist_is_divided_as_in_the_paper(real_data: Path) -> None:
+    if not (real_data / "mnist").is_dir():
+        pytest.skip("MNIST is not in GRIDLSTM_DATA")
+    made = ImageData(IdxFiles("MNIST", str(real_data)), batch_size=128, seed=1, num_val=10_000)
+    made.setup("fit")
+    splits = {split: made.dataset(split).part for split in ("train", "val", "test")}
+    assert {split: len(part.images) for split, part in splits.items()} == {
+        "train": 50_000,
+        "val": 10_000,
+        "test": 10_000,
+    }
+    # Of the published test files.
+    assert splits["test"].targets.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert splits["train"].targets[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert (made.mean.item() / 255, made.std.item() / 255) == pytest.approx((0.1307, 0.3081), abs=1e-3)
+
+
+def test_files_may_be_unpacked_and_lie_where_torchvision_has_them(directory: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        (raw / name).write_bytes(gzip.decompress((directory / "mnist" / f"{name}.gz").read_bytes()))
+    source = IdxFiles("MNIST", str(tmp_path))
+    source.check()
+    for a, b in zip(source.read(), IdxFiles("MNIST", str(directory)).read(), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+
+
+IMAGES, LABELS = f"{FILES[0]}.gz", f"{FILES[1]}.gz"
+WHOLE = idx(digits(60, seed=1)[0])
+pack = partial(gzip.compress, mtime=0)  # whose time would make other names of the tests in each process
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (IMAGES, pack(WHOLE)[:-2000], "cannot be read: Compressed file ended before"),
+        (IMAGES, b"<html>404</html>", r"cannot be read: Not a gzipped file"),
+        (IMAGES, pack(WHOLE)[:-8] + bytes(8), "cannot be read: CRC check failed"),
+        (IMAGES, pack(WHOLE[:-5]), r"has 47,051 bytes, expected 47,056 for 60 x 28 x 28 numbers"),
+        (IMAGES, pack(WHOLE + b"x"), r"has 47,057 bytes, expected 47,056 for 60 x 28 x 28 numbers"),
+        (IMAGES, pack(b""), "begins with , expected images"),
+        (IMAGES, pack(WHOLE[:7]), "has 7 bytes, expected 16 for"),
+        (IMAGES, pack(b"\x89PNG and more"), "begins with 89504e47, expected images"),
+        (IMAGES, pack(idx(digits(60)[1])), r"holds labels, expected images \(an idx file that begins"),
+        (LABELS, pack(WHOLE), "holds images, expected labels"),
+        (IMAGES, pack(idx(np.zeros((60, 20, 28)))), "holds images of 20 x 28 pixels, expected 28 x 28"),
+        (IMAGES, pack(idx(np.zeros((59, 28, 28)))), "holds 59 images and .*60 labels, expected as many"),
+        (LABELS, pack(idx(np.full(60, 10))), "holds the label 10, expected 0 to 9"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_damaged_or_another_one_is_named_in_a_sentence(
+    name: str, content: bytes, words: str, directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(directory / "mnist", tmp_path / "mnist")
+    (tmp_path / "mnist" / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as refused:
+        data(tmp_path)
+    message = str(refused.value)
+    assert str(tmp_path / "mnist" / name) in message
+    assert message.endswith("Put MNIST's own file there, or move its folder away, and MNIST is downloaded.")
+    assert "\n" not in message
+
+
+def test_a_set_that_lacks_a_file_says_which(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory / "mnist", tmp_path / "mnist")
+    (tmp_path / "mnist" / LABELS).unlink()
+    with pytest.raises(UserError, match=rf"lacks {FILES[1]} of MNIST's four files\. Put them there"):
+        IdxFiles("MNIST", str(tmp_path)).check()
+
+
+def test_other_images_than_the_published_ones_are_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data(directory)
+    assert "and results are about what they hold: train-images-idx3-ubyte.gz, " in caplog.text
+
+
+def test_without_torchvision_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "find_spec", lambda name: None)
+    for source in (IdxFiles("FashionMNIST", str(tmp_path)), Cifar10(str(tmp_path))):
+        for refused in (source.check, source.prepare):
+            with pytest.raises(
+                UserError, match=r"torchvision, .*, is not installed\. .*pip install 'gridlstm\[images\]'"
+            ):
+                refused()
+
+
+def test_a_download_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Error downloading x:\nTried http://x, got:\n<urlopen error>")
+
+    for kind, source in (("MNIST", IdxFiles("MNIST", str(tmp_path))), ("CIFAR10", Cifar10(str(tmp_path)))):
+        monkeypatch.setattr(datasets, kind, fail)
+        with pytest.raises(
+            UserError, match=r"could not be downloaded there: Error downloading x: Tried .*data_dir=…\.$"
+        ):
+            source.prepare()
+
+
+def test_cifar_is_read_with_its_channels_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    source = Cifar10(str(tmp_path))
+    folder = tmp_path / datasets.CIFAR10.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3 * 32 * 32), np.uint8)
+    names = {"train_list": "data_batch_1", "test_list": "test_batch"}
+    for name in names.values():
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [3, 1, 4, 1]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["x"]}))
+    with pytest.raises(UserError, match="is incomplete or damaged"):
+        source.read()
+    for option, name in names.items():
+        monkeypatch.setattr(datasets.CIFAR10, option, [[name, None]])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    source.prepare()  # what is there is not downloaded
+    train, _ = source.read()
+    assert train.images.shape == (4, *(source.spec.channels, source.spec.height, source.spec.width))
+    assert train.images[2, 1, 5, 7] == pixels[2, 32 * 32 + 5 * 32 + 7]
+    assert train.targets.tolist() == [3, 1, 4, 1]
+
+
+def test_a_validation_split_leaves_images_to_train_on(directory: Path) -> None:
+    with pytest.raises(UserError, match="num_val=60 leaves none of the 60 training images of MNIST to train on"):
+        data(directory, num_val=60)
+
+
+# Augmentation.
+
+
+def test_a_shift_moves_pixels_and_fills_with_zeros() -> None:
+    change = Augmentation(max_shift=3)
+    images = torch.randint(256, (40, 2, 9, 7), dtype=torch.uint8)
+    sample = torch.arange(40) + 1000
+    down, right, _ = change.draw((5,), sample)
+    expected = torch.zeros_like(images)
+    for image, moved, i, j in zip(images, expected, down.tolist(), right.tolist(), strict=True):
+        for row in range(max(i, 0), min(9 + i, 9)):
+            for column in range(max(j, 0), min(7 + j, 7)):
+                moved[:, row, column] = image[:, row - i, column - j]
+    assert torch.equal(change(images, (5,), sample), expected)
+
+
+def test_all_shifts_and_angles_are_equally_likely() -> None:
+    down, right, angle = Augmentation(2, 10.0).draw((1,), torch.arange(25_000))
+    counts = (5 * (down + 2) + right + 2).bincount()
+    assert counts.shape == (25,)
+    assert counts.min() > 850  # 1000 expected, standard deviation 31
+    assert counts.max() < 1150
+    bins = torch.histc(angle.rad2deg(), bins=10, min=-10, max=10)
+    assert bins.min() > 2300  # 2500 expected, standard deviation 47
+    assert bins.sum() == 25_000
+
+
+def test_a_quarter_turn_turns_pixels_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    quarter = torch.tensor([torch.pi / 2], dtype=torch.float64)
+    still = torch.zeros(1, dtype=torch.int64)
+    monkeypatch.setattr(Augmentation, "draw", lambda *_: (still, still + 1, quarter))
+    image = torch.randint(256, (1, 1, 6, 6), dtype=torch.uint8)
+    moved = Augmentation(1, 90.0)(image, (0,), still)
+    turned = F.pad(torch.rot90(image.float(), -1, (2, 3)), (1, 0))[..., :6]  # then one pixel to the right
+    # Bilinear weights in float32.
+    torch.testing.assert_close(moved, turned, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 15.0])
+def test_a_change_depends_on_seed_epoch_and_image_alone(rotation: float, directory: Path) -> None:
+    made = data(directory, max_rotation=rotation)
+    dataset = made.dataset("train")
+    stream = list(islice(made.train_dataloader().batch_sampler, 12))  # two epochs of 40 and more
+    whole = batches(made, 12)
+    for drawn, batch in zip(stream, whole, strict=True):
+        for row, index in enumerate(drawn):
+            alone = made.collate(dataset.__getitems__([index]))
+            assert torch.equal(alone.images[0], batch.images[row])
+            assert alone.targets[0] == batch.targets[row]
+    seen = {
+        (int(index), index.epoch): image
+        for drawn, batch in zip(stream, whole, strict=True)
+        for index, image in zip(drawn, batch.images, strict=True)
+    }
+    assert any(not torch.equal(seen[n, 0], seen[n, 1]) for n in range(40)), "a new epoch has new changes"
+    other = batches(data(directory, max_rotation=rotation, seed=4), 1)[0]
+    assert not torch.equal(other.images, whole[0].images)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_and_a_resumed_run_see_the_same_images(world_size: int, directory: Path) -> None:
+    whole = batches(data(directory), 12)
+    ranks = [batches(on_rank(data(directory), rank, world_size), 12) for rank in range(world_size)]
+    resumed = data(directory)
+    resumed.load_state_dict({"batches_seen": 7, "crc32": resumed.crc32})
+    for n, batch in enumerate(whole):
+        assert torch.equal(torch.cat([rank[n].images for rank in ranks]), batch.images)
+        assert torch.equal(torch.cat([rank[n].targets for rank in ranks]), batch.targets)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches(resumed, 5), whole[7:], strict=True))
+
+
+def test_validation_and_test_images_are_not_changed(directory: Path) -> None:
+    for loader in ("val", "test"):
+        changed, plain = (batches(data(directory, max_shift=shift), 9, loader) for shift in (2, 0))
+        assert all(torch.equal(a.images, b.images) for a, b in zip(changed, plain, strict=True))
+
+
+def test_numbers_out_of_range_are_refused(directory: Path) -> None:
+    for options, words in (
+        ({"max_shift": -1}, "max_shift must be a number of pixels, 0 or more, got -1"),
+        ({"max_rotation": 200.0}, "max_rotation must be from 0 to 180 degrees, got 200"),
+        ({"num_val": 0}, "num_val must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            data(directory, **options)
+    with pytest.raises(ValueError, match=r"name must be one of MNIST, FashionMNIST, got 'EMNIST'"):
+        IdxFiles("EMNIST", str(directory))
+
+
+# The task.
+
+
+def test_a_run_is_trained_resumed_bit_for_bit_and_evaluated(
+    image_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    changes = ["task.data.max_rotation=10", "task.objective.dropout=0.3"]
+    run_job(image_job(*changes, directory="whole"))
+    run_job(image_job(*changes, "trainer.max_steps=2", "stages=[fit]", directory="parts"))
+    run_job(image_job(*changes, "ckpt_path=last", directory="parts"))
+    whole, parts = (load_content(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
+    assert whole["global_step"] == parts["global_step"] == 4
+    assert all(torch.equal(x, parts["state_dict"][name]) for name, x in whole["state_dict"].items())
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert result["test"]["test/error"] == pytest.approx(1 - result["test"]["test/accuracy"])
+    best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
+    assert evaluate(best, "test", []) == pytest.approx(result["test"], rel=1e-6)
+    assert "1x28x28 pixels x 8 rows a step, 10 classes" in caplog.text
+
+
+def test_a_small_grid_learns(image_job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    longer = ["trainer.max_steps=120", "task.val_every=60", "task.data.max_shift=1", "optimizer.lr=0.01"]
+    run_job(image_job(*longer, "model.hidden_size=16", "model.patch=7"))
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["test/error"] == 0
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    image_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_job(image_job("trainer.max_steps=2", "stages=[fit]"))
+    other = write_digits(tmp_path / "other", train=61)
+    with pytest.raises(UserError, match="the images of MNIST are not those that the checkpoint was trained on"):
+        run_job(image_job("ckpt_path=last", f"data_dir={other}"))
+    caplog.set_level(logging.WARNING)
+    evaluate(tmp_path / "run" / "checkpoints" / "last.ckpt", "test", [])
+    assert "is not what it was when the checkpoint was written" not in caplog.text
+
+
+@pytest.mark.parametrize("task", ["mnist", "fashion_mnist", "cifar10"])
+def test_every_model_of_images_takes_a_step(task: str, job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    cfg = job(f"data_dir={tmp_path}", task=task, model="grid3d")
+    fitting = [name for name in choices("model") if fits(compose_model(name), cfg.task)]
+    assert "grid3d" in fitting
+    spec = unread_data(cfg).expected_spec
+    assert spec is not None
+    batch = ImageBatch(torch.randn(2, *spec.example(1)[0].shape[1:]), torch.tensor([1, 2]))
+    for name in fitting:
+        cfg.model = compose_model(name)
+        cfg.model.hidden_size, cfg.model.num_layers = 4, 2
+        network = make_task(cfg, spec)
+        network.predict(batch, None).losses.sum().backward()
+        for key, parameter in network.named_parameters():
+            assert parameter.grad is not None, (name, key)
+            assert parameter.grad.abs().sum() > 0 or key.startswith("head.hidden"), (name, key)
+        assert network(batch.images).shape == (2, spec.classes)
+
+
+@pytest.mark.parametrize(("read", "features"), [("all", 7 * 7 * 16), ("pooled", 16), ("last_corner", 16)])
+@pytest.mark.parametrize("width", ["null", "5"])
+def test_read_outs_read_what_they_say(
+    read: str, features: int, width: str, image_job: Callable[..., DictConfig]
+) -> None:
+    cfg = image_job("model.patch=4", f"task.objective.read={read}", f"task.objective.width={width}")
+    task = make_task(cfg, make_data(cfg).spec).double()
+    x = torch.randn(2, 1, 28, 28, dtype=torch.float64)
+    y = task.model(x)  # 4 x 4 pixels a place; two layers: the last scan ends at the top left
+    seen: Tensor = {"all": y.flatten(1), "pooled": y.mean((1, 2)), "last_corner": y[:, 0, 0]}[read]
+    assert seen.shape == (2, features)
+    hidden, logits = task.head.hidden, task.head.logits
+    expected = logits(seen if hidden is None else torch.relu(hidden(seen)))
+    torch.testing.assert_close(task(x), expected, rtol=0, atol=1e-14)
+    assert (hidden is None) == (width == "null")
+
+
+def test_read_outs_that_are_none_are_refused(image_job: Callable[..., DictConfig]) -> None:
+    for option, words in (
+        ("read=centre", "task.objective.read must be all, pooled or last_corner, got 'centre'"),
+        ("width=0", "width must be a whole number of at least 1, got 0"),
+        ("dropout=1.0", r"dropout must be a probability in \[0, 1\), got 1"),
+    ):
+        cfg = image_job(f"task.objective.{option}")
+        with pytest.raises(UserError, match=words):
+            make_task(cfg, make_data(cfg).spec)
+
+
+def test_the_papers_read_out_has_160_million_weights(image_job: Callable[..., DictConfig]) -> None:
+    paper = ["model.hidden_size=100", "model.num_layers=4", "model.patch=2"]
+    cfg = image_job(*paper, "task.objective.read=all", "task.objective.width=4096")
+    spec = make_data(cfg).spec
+    with torch.device("meta"):
+        head = make_task(cfg, spec).head
+    assert head.hidden.weight.shape == (4096, 39_200)
+
+
+# Pictures.
+
+
+def test_a_run_leaves_pictures_of_its_batch_and_its_mistakes(
+    image_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_job(image_job(picture=True))
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.png")}
+    assert set(pictures) == {"training_batch.png", "confusion.png", "misclassified.png", "learning_curve.png"}
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    run_job(image_job("ckpt_path=last", "trainer.max_steps=6", "stages=[fit]", picture=True))
+    assert (tmp_path / "run" / "training_batch.png").read_bytes() == pictures["training_batch.png"]
+
+
+def test_mistakes_are_counted_and_the_worst_come_first(
+    image_job: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(image_pictures, "draw_confusion", lambda counts: drawn.update(counts=counts))
+    monkeypatch.setattr(image_pictures, "draw_images", lambda *shown: drawn.update(shown=shown))
+    monkeypatch.setattr(image_pictures, "write_png", lambda *_: None)
+    run = build(image_job("stages=[test]", picture=True))
+    run.trainer.test(run.task, run.data, verbose=False)
+    batch = next(iter(DataLoader(run.data.dataset("test"), batch_size=20, collate_fn=run.data.collate)))  # type: ignore[arg-type]
+    run.task.eval()
+    with torch.no_grad():
+        prediction = run.task.predict(batch, None)
+    found = prediction.outputs.argmax(-1)
+    wrong = (found != batch.targets).nonzero().flatten()
+    for row in range(10):
+        for column in range(10):
+            assert drawn["counts"][row, column] == ((batch.targets == row) & (found == column)).sum()
+    order = wrong[prediction.losses[wrong].argsort(descending=True, stable=True)]
+    shown, names = drawn["shown"]
+    assert torch.equal(shown, batch.images[order])
+    assert names == [f"{batch.targets[n]} as {found[n]}" for n in order]
+
+
+def test_colours_are_drawn_as_colours_and_blank_images_as_blank() -> None:
+    for images in (torch.rand(13, 3, 8, 8), torch.zeros(2, 1, 8, 8), torch.rand(1, 2, 8, 8)):
+        assert to_png(image_pictures.draw_images(images, ["x"] * len(images)))
