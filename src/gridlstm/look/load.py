@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from lightning import seed_everything
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -20,6 +21,7 @@ from gridlstm.data.spec import Spec
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.explain import explain
+from gridlstm.models.base import ImageModel
 from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.training.build import make_data, make_sequence_task
 from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
@@ -99,6 +101,8 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
         raise UserError(explain(error, words)) from error
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
+    if issubclass(get_object(cfg.model._target_), ImageModel):
+        raise UserError(f"model={model} does not read sequences. Look at a checkpoint of it, or give model=grid2d.")
     seed_everything(cfg.seed, verbose=False)
     return make_sequence_task(cfg, spec).eval()
 
