@@ -160,6 +160,24 @@ def test_a_set_that_lacks_a_file_says_which(directory: Path, tmp_path: Path) -> 
         IdxFiles("MNIST", str(tmp_path)).check()
 
 
+def test_a_download_that_was_cut_goes_on(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    shutil.copy(directory / "mnist" / IMAGES, raw)
+
+    def download(root: str, download: bool) -> None:
+        assert (root, download) == (str(tmp_path), True)
+        shutil.copytree(directory / "mnist", raw, dirs_exist_ok=True)
+
+    monkeypatch.setattr(datasets, "MNIST", download)
+    source = IdxFiles("MNIST", str(tmp_path))
+    with pytest.raises(UserError, match=r"MNIST is not in .* or .*raw\. Run again to download it\."):
+        source.read()
+    source.prepare()
+    assert len(source.read()[0].images) == 60
+
+
 def test_other_images_than_the_published_ones_are_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     data(directory)
     assert "and results are about what they hold: train-images-idx3-ubyte.gz, " in caplog.text
@@ -323,6 +341,8 @@ def test_a_run_is_trained_resumed_bit_for_bit_and_evaluated(
     assert result["test"]["test/error"] == pytest.approx(1 - result["test"]["test/accuracy"])
     best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
     assert evaluate(best, "test", []) == pytest.approx(result["test"], rel=1e-6)
+    with pytest.raises(UserError, match="split=all is for texts, MNIST has a test of its own: give split=val or"):
+        evaluate(best, "all", [])
     assert "1x28x28 pixels x 8 rows a step, 10 classes" in caplog.text
 
 
