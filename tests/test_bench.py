@@ -10,6 +10,7 @@ import torch
 
 from gridlstm import bench, contenders
 from gridlstm.cell import HiddenMemory
+from gridlstm.engine import dispatch
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan
 
@@ -81,3 +82,18 @@ def test_arithmetic_is_that_of_the_products() -> None:
     assert contenders.Shape((1, 1), 10, 1).flops(backward=False) == 2 * 2 * (40 * 20)
     assert contenders.Shape((1, 1), 10, 1).flops(backward=True) == 3 * 2 * 2 * (40 * 20)
     assert contenders.Shape((2, 1, 1), 10, 3).flops(backward=False) == 2 * 3 * 2 * 3 * (40 * 30)
+    assert contenders.Shape((2, 1, 1), 10, 3, corners=4).flops(backward=False) == 4 * 2 * 3 * 2 * 3 * (40 * 30)
+
+
+def test_a_network_of_images_is_timed_beside_its_products(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "IMAGES", contenders.Shape((4, 5, 1), 8, 2, corners=4))
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    bench.main(["--images", "--repeats", "1", "--dir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for words in ("4 corners of 4x5x1 d8 B2", "naive loop", "wavefront", "recompute", "product, float32, native"):
+        assert words in printed
+    monkeypatch.setitem(dispatch.SWEEPS, "wavefront", wrong)
+    with pytest.raises(UserError, match="sweep=wavefront differs from the reference"):
+        contenders.corners_contender("wavefront", bench.IMAGES)

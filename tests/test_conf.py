@@ -16,6 +16,7 @@ from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
+from tests.image_files import write_digits
 
 from gridlstm.config import choices, compose_model
 from gridlstm.data.addition import AdditionData
@@ -211,10 +212,16 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
             f"task.data.source.sha256={hashlib.sha256(content).hexdigest()}",
         ]
         data += ["task.data.splits=[0.9,0.05,0.05]"]
+    images = "override /task: mnist" in (CONF / f"{file}.yaml").read_text()
+    if images:
+        data = [f"data_dir={write_digits(tmp_path)}", "task.data.num_val=20"]
     run = build(compose(choice(file)[0], *point, *small, *names(file), *swept, f"run.dir={tmp_path}", *data))
     batch = run.data.on_after_batch_transfer(next(iter(run.data.val_dataloader())), 0)
-    logits, _ = run.task(batch.inputs[:2])
-    assert logits.shape == (len(batch.targets[:2]), batch.targets.shape[1], run.data.spec.output_size)
+    if images:
+        assert run.task(batch.images[:2]).shape == (2, 10)
+    else:
+        logits, _ = run.task(batch.inputs[:2])
+        assert logits.shape == (len(batch.targets[:2]), batch.targets.shape[1], run.data.spec.output_size)
     # A sweep over generated data without a criterion or a clock would train every network to the last sample.
     ended = [c for c in run.trainer.callbacks if isinstance(c, Criterion | Timer)]  # type: ignore[attr-defined]
     assert not point or ended or run.data.batches_per_epoch is not None

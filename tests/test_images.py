@@ -30,6 +30,8 @@ from gridlstm.data.images import ImageData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.files import to_png
+from gridlstm.look.__main__ import look
+from gridlstm.look.image import see
 from gridlstm.training.build import build, make_data, make_task, unread_data
 from gridlstm.training.callbacks import image_pictures
 from gridlstm.training.checkpoint import load_content
@@ -160,6 +162,24 @@ def test_a_set_that_lacks_a_file_says_which(directory: Path, tmp_path: Path) -> 
     (tmp_path / "mnist" / LABELS).unlink()
     with pytest.raises(UserError, match=rf"lacks {FILES[1]} of MNIST's four files\. Put them there"):
         IdxFiles("MNIST", str(tmp_path)).check()
+
+
+def test_a_download_that_was_cut_goes_on(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    shutil.copy(directory / "mnist" / IMAGES, raw)
+
+    def download(root: str, download: bool) -> None:
+        assert (root, download) == (str(tmp_path), True)
+        shutil.copytree(directory / "mnist", raw, dirs_exist_ok=True)
+
+    monkeypatch.setattr(datasets, "MNIST", download)
+    source = IdxFiles("MNIST", str(tmp_path))
+    with pytest.raises(UserError, match=r"MNIST is not in .* or .*raw\. Run again to download it\."):
+        source.read()
+    source.prepare()
+    assert len(source.read()[0].images) == 60
 
 
 def test_other_images_than_the_published_ones_are_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -325,6 +345,8 @@ def test_a_run_is_trained_resumed_bit_for_bit_and_evaluated(
     assert result["test"]["test/error"] == pytest.approx(1 - result["test"]["test/accuracy"])
     best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
     assert evaluate(best, "test", []) == pytest.approx(result["test"], rel=1e-6)
+    with pytest.raises(UserError, match="split=all is for texts, MNIST has a test of its own: give split=val or"):
+        evaluate(best, "all", [])
     assert "1x28x28 pixels x 8 rows a step, 10 classes" in caplog.text
 
 
@@ -443,3 +465,49 @@ def test_mistakes_are_counted_and_the_worst_come_first(
 def test_colours_are_drawn_as_colours_and_blank_images_as_blank() -> None:
     for images in (torch.rand(13, 3, 8, 8), torch.zeros(2, 1, 8, 8), torch.rand(1, 2, 8, 8)):
         assert to_png(image_pictures.draw_images(images, ["x"] * len(images)))
+
+
+@pytest.mark.parametrize("model", ["grid3d", "grid3d_relu_depth", "cnn"])
+def test_look_shows_what_a_choice_hangs_on(
+    model: str, job: Callable[..., DictConfig], directory: Path, tmp_path: Path
+) -> None:
+    patch = [] if model == "cnn" else ["model.patch=7"]
+    run_job(job(f"data_dir={directory}", *SMALL[:2], *patch, task="mnist", model=model))
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    table, picture = look({"what": "image", "ckpt": str(best), "images": "3"})
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(table.read_text().splitlines()) == 1 + (0 if model == "cnn" else 3 * 2 * 4 * 4)
+
+
+def test_gradients_over_an_image_are_those_of_the_chosen_logit(image_job: Callable[..., DictConfig]) -> None:
+    run = build(image_job("model.patch=7", "task.objective.read=last_corner"))
+    task = run.task.double()
+    batch = next(iter(run.data.test_dataloader()))
+    seen = see(task, ImageBatch(batch.images[:2].double(), batch.targets[:2]))
+    x = batch.images[:1].double()
+    logits = task(x)[0]
+    step = torch.zeros_like(x)
+    step[0, 0, 10, 12] = 1e-6
+    chosen = int(logits.argmax())
+    slope = (task(x + step)[0, chosen] - task(x - step)[0, chosen]) / 2e-6
+    assert seen.pixels[0, 10, 12].item() == pytest.approx(abs(slope.item()), rel=1e-5)
+    assert seen.chosen[0] == chosen
+    y = task.model(x)[0].detach()  # of the last layer: h and m of 8 units each
+    torch.testing.assert_close(seen.layers[-1].m[0], y[..., 8:].norm(dim=-1), rtol=0, atol=1e-12)
+    elsewhere = seen.layers[-1].gradient[0].clone()
+    assert elsewhere[0, 0] > 0, "only the last corner is read"
+    elsewhere[0, 0] = 0
+    assert not elsewhere.any()
+
+
+def test_look_says_what_it_needs(
+    job: Callable[..., DictConfig], image_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_job(job())
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with pytest.raises(UserError, match=r"what=image is for classifiers of images, and .* is of task=memorization"):
+        look({"what": "image", "ckpt": str(best)})
+    with pytest.raises(UserError, match="images must be a whole number of at least 1, and at most 24, got '25'"):
+        look({"what": "image", "ckpt": str(best), "images": "25"})
+    with pytest.raises(UserError, match="what=image needs one checkpoint"):
+        look({"what": "image"})

@@ -17,7 +17,14 @@ from pathlib import Path
 import torch
 
 from gridlstm.command import prepare
-from gridlstm.contenders import Contender, Shape, grid_contender, lstm_contender, product_contender
+from gridlstm.contenders import (
+    Contender,
+    Shape,
+    corners_contender,
+    grid_contender,
+    lstm_contender,
+    product_contender,
+)
 from gridlstm.engine import choices, matmul
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
@@ -26,12 +33,15 @@ from gridlstm.files import write_csv, write_png
 from gridlstm.scan import scan
 from gridlstm.training import provenance
 
-# The paper's memorization, addition and (a shorter window and batch) character networks, and a 3-D grid as for images.
+# The paper's memorization, addition and (a shorter window and batch) character networks, a 3-D grid, and the paper's
+# network for MNIST without projection and read-out.
+IMAGES = Shape((14, 14, 1), 100, 32, corners=4)
 SHAPES = (
     Shape((42, 43), 100, 15),
     Shape((49, 18), 400, 15),
     Shape((20, 6), 1000, 50),
     Shape((14, 14, 4), 100, 32),
+    IMAGES,
 )
 
 
@@ -70,21 +80,10 @@ def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
         "product, float32, native": product_contender(shape, "native", torch.float32),
         "product, float32, oneDNN": product_contender(shape, "onednn", torch.float32),
     }
-    grids = {
-        "naive loop": grid_contender(scan, shape),
-        "wavefront": grid_contender(wavefront, shape),
-        "wavefront, priority": grid_contender(wavefront, shape, priority=True),
-        "recompute": grid_contender(recomputing_wavefront, shape),
-        "untied: naive loop": grid_contender(scan, shape, untied=True),
-        "untied: wavefront": grid_contender(wavefront, shape, untied=True),
-        "untied: layer-major": grid_contender(layer_major, shape, untied=True),
-    }
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # otherwise emulated, twenty times slower than float32
+    bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # elsewhere emulated, twenty times slower than float32
+    if bfloat16:
         products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16)
-        grids["wavefront, bfloat16"] = grid_contender(wavefront, shape, product_dtype=torch.bfloat16)
-    if len(shape.extents) == 2:
-        grids["nn.LSTM, equal arithmetic"] = lstm_contender(shape, 2 * shape.layers)
-        grids["nn.LSTM, equal parameters"] = lstm_contender(shape, 2)
+    grids = _of_corners(shape) if shape.corners > 1 else _of_one_grid(shape, bfloat16)
     best = take_turns(products | grids, repeats, threads)
     exact = [name for name in products if "float32" in name and (matmul.onednn_is_exact() or "native" in name)]
     rows = []
@@ -94,6 +93,32 @@ def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
         direction = "forward+backward" if backward else "forward"
         rows.append(Row(shape, name, direction, seconds, flops / seconds / 1e9, flops / seconds / rate))
     return rows
+
+
+def _of_corners(shape: Shape) -> dict[str, Contender]:
+    return {
+        "naive loop": corners_contender("reference", shape),
+        "wavefront": corners_contender("wavefront", shape),
+        "recompute": corners_contender("recompute", shape),
+    }
+
+
+def _of_one_grid(shape: Shape, bfloat16: bool) -> dict[str, Contender]:
+    grids = {
+        "naive loop": grid_contender(scan, shape),
+        "wavefront": grid_contender(wavefront, shape),
+        "wavefront, priority": grid_contender(wavefront, shape, priority=True),
+        "recompute": grid_contender(recomputing_wavefront, shape),
+        "untied: naive loop": grid_contender(scan, shape, untied=True),
+        "untied: wavefront": grid_contender(wavefront, shape, untied=True),
+        "untied: layer-major": grid_contender(layer_major, shape, untied=True),
+    }
+    if bfloat16:
+        grids["wavefront, bfloat16"] = grid_contender(wavefront, shape, product_dtype=torch.bfloat16)
+    if len(shape.extents) == 2:
+        grids["nn.LSTM, equal arithmetic"] = lstm_contender(shape, 2 * shape.layers)
+        grids["nn.LSTM, equal parameters"] = lstm_contender(shape, 2)
+    return grids
 
 
 def scaling(base: Shape, repeats: int, threads: int) -> dict[str, tuple[list[int], list[float]]]:
@@ -143,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table and write bench.csv and bench.png."""
     parser = argparse.ArgumentParser(prog="python -m gridlstm.bench", description=__doc__)
     parser.add_argument("--shape", nargs=4, type=int, action="append", metavar=("L", "d", "T", "B"), help="repeatable")
+    parser.add_argument("--images", action="store_true", help="the paper's network for MNIST alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="turns; every contender runs twice per turn")
     parser.add_argument("--dir", type=Path, default=Path("bench"), help="directory of bench.csv and bench.png")
@@ -173,7 +199,8 @@ def _run(options: argparse.Namespace) -> None:
     machine, source = provenance.device(torch.device("cpu")), provenance.commit()
     print(f"{machine}, torch {torch.__version__}, {chosen}, commit {source}")
     rows: list[Row] = []
-    for shape in [Shape((T, L), d, B) for L, d, T, B in options.shape or []] or SHAPES:
+    shapes = [Shape((T, L), d, B) for L, d, T, B in options.shape or []] + [IMAGES] * options.images or SHAPES
+    for shape in shapes:
         new = measure(shape, options.repeats, options.threads)
         rows += new
         print(f"\n{shape!s:<28}{'forward':>12}{'':>10}{'':>8}{'with backward':>18}")
@@ -181,7 +208,7 @@ def _run(options: argparse.Namespace) -> None:
             forward, both = (row for row in new if row.contender == name)
             cells = [f"{row.seconds * 1e3:9.1f} ms{row.gflops:6.0f} GF/s{row.share:7.1%}" for row in (forward, both)]
             print(f"{name:<28}{'   '.join(cells)}", flush=True)
-    T, L = (max(1, extent // 4) for extent in rows[0].shape.extents)
+    T, L = (max(1, extent // 4) for extent in rows[0].shape.extents[:2])
     curves = scaling(Shape((T, L), rows[0].shape.d, rows[0].shape.B), options.repeats, options.threads)
     table = [("shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit")]
     for row in rows:

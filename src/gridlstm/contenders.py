@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.engine import matmul
-from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.dispatch import Sweep, SweepName
 from gridlstm.engine.plan import plan
 from gridlstm.errors import UserError
+from gridlstm.grid import Dimension, Grid
 from gridlstm.scan import Block, Weights, scan
 
 
@@ -26,11 +27,13 @@ class Shape:
         extents: (T, L), or more extents.
         d: units of every dimension.
         B: batch rows.
+        corners: 1, or of a network of images 4: so many grids one after the other, each scanning from its own corner.
     """
 
     extents: tuple[int, ...]
     d: int
     B: int
+    corners: int = 1
 
     @property
     def layers(self) -> int:
@@ -40,18 +43,19 @@ class Shape:
     def __str__(self) -> str:
         if len(self.extents) == 2:
             return f"{self.layers}x{self.d} T{self.extents[0]} B{self.B}"
-        return f"{'x'.join(map(str, self.extents))} d{self.d} B{self.B}"
+        times = f"{self.corners} corners of " if self.corners > 1 else ""
+        return f"{times}{'x'.join(map(str, self.extents))} d{self.d} B{self.B}"
 
     def flops(self, backward: bool) -> float:
         """Return the arithmetic of all matrix products: 8 N^2 d^2 per block and row, twice that again backward.
 
         A block has N transforms of 4 d x N d.
         """
-        forward = 8 * len(self.extents) ** 2 * self.d**2 * prod(self.extents) * self.B
+        forward = 8 * len(self.extents) ** 2 * self.d**2 * prod(self.extents) * self.B * self.corners
         return 3 * forward if backward else forward
 
 
-Contender = Callable[[bool], None]
+Contender = Callable[[bool], object]
 """Runs once, with or without the backward pass."""
 
 
@@ -119,6 +123,52 @@ def _check_agreement(
             raise UserError(f"{sweep} differs from the reference by {error:.1e} in {dtype}. Nothing was timed.")
 
 
+def corners_contender(sweep: SweepName, shape: Shape) -> Contender:
+    """Grids over an image, each from its own corner; agreement with the reference is checked at a small size first."""
+    small = Shape((3, 4, 1), 24, 2, shape.corners)
+    found, expected = (_through_corners(name, small, torch.float64)(True) for name in (sweep, "reference"))
+    error = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+    if not error < 1e-10:  # float64 sums in another order
+        raise UserError(f"sweep={sweep} differs from the reference by {error:.1e}: nothing was timed.")
+    return _through_corners(sweep, shape, torch.float32)
+
+
+def _through_corners(sweep: SweepName, shape: Shape, dtype: torch.dtype) -> Callable[[bool], list[Tensor]]:
+    """Return what sends vectors through the grids of a shape and returns the top's, or gradients."""
+    (Y, X, _), B, d = shape.extents, shape.B, shape.d
+    generator = torch.Generator().manual_seed(0)
+    grids = [
+        Grid(
+            [
+                Dimension("y", LSTM(), d, reverse=bool(corner & 1)),
+                Dimension("x", LSTM(), d, reverse=bool(corner & 2)),
+                Dimension("depth", LSTM(), d),
+            ],
+            sweep=sweep,
+        ).to(dtype)
+        for corner in range(shape.corners)
+    ]
+    weights = [weight for grid in grids for weight in grid.parameters()]
+    with torch.no_grad():
+        for weight in weights:
+            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=dtype) / (3 * d) ** 0.5)
+    bottom = HiddenMemory(
+        *(torch.randn(Y, X, B, d, generator=generator, dtype=dtype).requires_grad_() for _ in range(2))
+    )
+    y, x = (HiddenMemory(*torch.zeros(2, extent, 1, B, d, dtype=dtype)) for extent in (X, Y))
+
+    def run(backward: bool) -> list[Tensor]:
+        with torch.set_grad_enabled(backward):
+            above = bottom
+            for grid in grids:
+                *_, above = grid([y, x, above], shape.extents)
+            if backward:
+                return list(torch.autograd.grad(above.h.sum() + above.m.sum(), [*bottom, *weights]))
+            return list(above)
+
+    return run
+
+
 def lstm_contender(shape: Shape, layers: int) -> Contender:
     """Build a ``torch.nn.LSTM`` of the same width. A grid block needs as much arithmetic as two of its layers."""
     network = nn.LSTM(shape.d, shape.d, layers)
@@ -145,11 +195,12 @@ def product_contender(shape: Shape, product: matmul.Product, dtype: torch.dtype)
 
     def run(backward: bool) -> None:
         with matmul.using(product):
-            for _ in range(round(K / rows)):
-                matmul.multiply(x, transposed, z, None)
+            for _ in range(shape.corners):
+                for _ in range(round(K / rows)):
+                    matmul.multiply(x, transposed, z, None)
+                    if backward:
+                        matmul.multiply(z, weight, x, None)
                 if backward:
-                    matmul.multiply(z, weight, x, None)
-            if backward:
-                matmul.multiply(Z.t(), X, gradient, None)
+                    matmul.multiply(Z.t(), X, gradient, None)
 
     return run

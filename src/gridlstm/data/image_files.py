@@ -140,7 +140,7 @@ class IdxFiles(ImageSource):
         _check_torchvision(self.name, self._places)
         from torchvision import datasets
 
-        with _downloading(self.name, self.data_dir):
+        with _downloading(self.name, self.data_dir, self.folders[0]):
             if self._found() is None:  # another process may have been faster
                 getattr(datasets, self.name)(str(self.data_dir), download=True)
 
@@ -156,20 +156,23 @@ class IdxFiles(ImageSource):
         return " or ".join(map(str, self.folders))
 
     def _found(self) -> list[Path] | None:
-        """Return the four files of the first folder that has any; None where none has.
+        """Return the four files of the first folder that has them; None where none has.
 
         Raises:
-            UserError: it lacks some of them.
+            UserError: the user's own folder lacks some of them. A download completes torchvision's.
         """
+        own, _ = self.folders
         for folder in self.folders:
             found = [next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None) for name in FILES]
-            if files := [file for file in found if file is not None]:
-                if missing := [name for name, file in zip(FILES, found, strict=True) if file is None]:
-                    raise UserError(
-                        f"{folder} lacks {', '.join(missing)} of {self.name}'s four files. Put them there, packed "
-                        f"(.gz) or not, or move the others away, and {self.name} is downloaded."
-                    )
+            files = [file for file in found if file is not None]
+            if len(files) == len(FILES):
                 return files
+            if files and folder == own:
+                missing = [name for name, file in zip(FILES, found, strict=True) if file is None]
+                raise UserError(
+                    f"{folder} lacks {', '.join(missing)} of {self.name}'s four files. Put them there, packed (.gz) or "
+                    f"not, or move the others away, and {self.name} is downloaded."
+                )
         return None
 
     def _compare(self, files: list[Path]) -> None:
@@ -248,14 +251,18 @@ class Cifar10(ImageSource):
     spec = ImageSpec(channels=3, height=32, width=32, classes=10)
     sizes = (50_000, 10_000)
 
+    def __init__(self, data_dir: str) -> None:
+        super().__init__(data_dir)
+        self.folder = self.data_dir / "cifar-10-batches-py"
+
     def check(self) -> None:
-        _check_torchvision(self.name, str(self.data_dir / "cifar-10-batches-py"))
+        _check_torchvision(self.name, str(self.folder))
 
     def prepare(self) -> None:
         self.check()
         from torchvision.datasets import CIFAR10
 
-        with _downloading(self.name, self.data_dir):
+        with _downloading(self.name, self.data_dir, self.folder):
             CIFAR10(str(self.data_dir), download=True)
 
     def read(self) -> tuple[Images, Images]:
@@ -265,7 +272,7 @@ class Cifar10(ImageSource):
             train, test = (CIFAR10(str(self.data_dir), train=train) for train in (True, False))
         except RuntimeError as error:
             raise UserError(
-                f"{self.data_dir / CIFAR10.base_folder} is incomplete or damaged. Expected {self.name}'s own files. "
+                f"{self.folder} is incomplete or damaged. Expected {self.name}'s own files. "
                 f"Remove it, and {self.name} is downloaded."
             ) from error
         return _of_torchvision(train), _of_torchvision(test)
@@ -285,7 +292,7 @@ def _check_torchvision(name: str, places: str) -> None:
 
 
 @contextmanager
-def _downloading(name: str, data_dir: Path) -> Iterator[None]:
+def _downloading(name: str, data_dir: Path, folder: Path) -> Iterator[None]:
     """Let one process download at a time, and say in a sentence why it cannot.
 
     Raises:
@@ -297,6 +304,6 @@ def _downloading(name: str, data_dir: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{name} is not in {data_dir} and could not be downloaded there: {reason}. Put its files there by hand, or "
-            f"choose another directory with data_dir=…."
+            f"{name} is not in {data_dir} and could not be downloaded there: {reason}. Put its files into {folder} by "
+            f"hand, or choose another directory with data_dir=…."
         ) from error

@@ -56,6 +56,9 @@ class ImageData(MapData):
     def called(self) -> str:
         return self.source.name
 
+    def test_on_all(self) -> None:
+        raise ValueError(f"{self.called} has a test of its own")
+
     def check(self) -> None:
         self._check_split(self.source.sizes[0])
         self.source.check()

@@ -32,12 +32,13 @@ PARSER = Parser(
 With --ckpt, key=value are options of its run, such as task.path=other.txt.""",
     others="key=value",
 )
-PARSER.add_argument("--what", required=True, help="gradients, cells, gates or activation")
+PARSER.add_argument("--what", required=True, help="gradients, cells, gates, image or activation")
 PARSER.add_argument("--ckpt", metavar="CHECKPOINT[,…]", help="files in run directories")
 PARSER.add_argument("--out", metavar="DIRECTORY", help="directory of pictures and tables")
 for name, what in (
     ("steps", "time steps"), ("layers", "layers of new networks"), ("model", "new networks, separated by commas"),
-    ("symbols", "symbols of a text"), ("memory", "numbers, separated by commas"), ("weights", "four numbers"),
+    ("symbols", "symbols of a text"), ("images", "images of a test"),
+    ("memory", "numbers, separated by commas"), ("weights", "four numbers"),
     ("trust", "packages besides gridlstm whose code the run may use: your own models and tasks"),
 ):  # fmt: skip
     PARSER.add_argument(f"--{name}", help=what)
@@ -62,10 +63,10 @@ def look(given: dict[str, str]) -> list[Path]:
             directory is not writable.
     """
     what = given.pop("what", None)
-    if what not in ("gradients", "cells", "gates", "activation"):
-        raise UserError(f"what must be gradients, cells, gates or activation, got {what!r}.")
+    if what not in ("gradients", "cells", "gates", "image", "activation"):
+        raise UserError(f"what must be gradients, cells, gates, image or activation, got {what!r}.")
     named = checkpoint_paths(given.pop("ckpt")) if "ckpt" in given else []
-    if what in ("cells", "gates") and len(named) != 1:
+    if what in ("cells", "gates", "image") and len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint. Give ckpt=outputs/…/checkpoints/best.ckpt.")
     out = writable(Path(given.pop("out")) if "out" in given else _beside(named))
     with within_memory("Give fewer units, layers, steps or symbols."):
@@ -73,7 +74,7 @@ def look(given: dict[str, str]) -> list[Path]:
             return _activation(named, out, given)
         if what == "gradients":
             return _gradients(named, out, given)
-        return (_cells if what == "cells" else _gates)(named[0], out, given)
+        return {"cells": _cells, "gates": _gates, "image": _image}[what](named[0], out, given)
 
 
 def _beside(checkpoints: list[Path]) -> Path:
@@ -173,6 +174,16 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
         found = [s for name, cell in cells.items() for s in saturation(name, cell, z[name])]
         parts.append((int(inside.sum()), found))
     return write(joined(parts), out)
+
+
+def _image(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
+    from gridlstm.look import image
+    from gridlstm.look.load import load_classifier
+
+    images = _whole(given, "images", 6, image.MOST)
+    trust = packages(given.pop("trust", ""))
+    data, task = load_classifier(checkpoint, _words(given), trust)
+    return image.look(data, task, images, out)
 
 
 def _symbols(asked: int | None, text: "Text", default: int) -> int:

@@ -22,8 +22,9 @@ from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.explain import explain
 from gridlstm.models.base import ImageModel
+from gridlstm.tasks.classify_image import ClassifyImage
 from gridlstm.tasks.sequence import SequenceTask
-from gridlstm.training.build import make_data, make_sequence_task
+from gridlstm.training.build import make_data, make_sequence_task, make_task
 from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
 from gridlstm.training.init_from import init_from
 
@@ -58,12 +59,7 @@ def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) 
         UserError: if a checkpoint or option does not exist, code is not trusted, the text has changed, or weights do
             not fit or are not finite.
     """
-    cfg = load_config(checkpoint, overrides, trust)
-    seed_everything(cfg.seed, verbose=False)
-    content = load_content(checkpoint)
-    _check_finite(checkpoint, content["state_dict"])
-    data = make_data(cfg, data_state(cfg, content))
-    warn_of_change(data, overrides)
+    cfg, weights, data = _opened(checkpoint, overrides, trust)
     start = make_sequence_task(cfg, data.spec)
     if (origin := cfg.get("init_from")) is not None:
         if Path(origin).is_file():
@@ -71,8 +67,40 @@ def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) 
         else:
             log.warning("init_from=%s does not exist any more: the network shown as the start is untrained", origin)
     task = make_sequence_task(cfg, data.spec)
-    load_weights(task, content["state_dict"])
+    load_weights(task, weights)
     return Trained(cfg.run.model, data, start.eval(), task.eval())
+
+
+def load_classifier(
+    checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()
+) -> tuple[SequenceData, ClassifyImage]:
+    """Load a checkpoint of a classifier of images, as ``load`` does; return its data and the trained task.
+
+    Raises:
+        UserError: it is of another task, or see ``load``.
+    """
+    cfg, weights, data = _opened(checkpoint, overrides, trust)
+    task = make_task(cfg, data.spec)
+    if not isinstance(task, ClassifyImage):
+        raise UserError(
+            f"what=image is for classifiers of images, and {checkpoint} is of task={cfg.run.task}. Give a checkpoint "
+            f"of task=mnist, say."
+        )
+    load_weights(task, weights)
+    return data, task.eval()
+
+
+def _opened(
+    checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
+) -> tuple[DictConfig, dict[str, Tensor], SequenceData]:
+    """Return the configuration of a checkpoint's run, its weights and the run's data."""
+    cfg = load_config(checkpoint, overrides, trust)
+    seed_everything(cfg.seed, verbose=False)
+    content = load_content(checkpoint)
+    _check_finite(checkpoint, content["state_dict"])
+    data = make_data(cfg, data_state(cfg, content))
+    warn_of_change(data, overrides)
+    return cfg, content["state_dict"], data
 
 
 def _check_finite(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,119 @@
+"""What a classifier of images sees: which pixels its choice hangs on, and what the layers of a grid remember where.
+
+Shape legend: B images, H height, W width, (Y, X) rows and columns of places.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gridlstm.cell import HiddenMemory
+from gridlstm.data.base import ImageBatch, SequenceData
+from gridlstm.files import write_csv, write_png
+from gridlstm.grid import Grid
+from gridlstm.look.load import test_batches
+from gridlstm.tasks.classify_image import ClassifyImage
+
+MOST = 24
+"""Images of one picture."""
+
+
+class Layer(NamedTuple):
+    """What leaves one layer of a grid along depth, as lengths of vectors (B, Y, X)."""
+
+    h: Tensor
+    m: Tensor
+    """0 where depth has no memory."""
+    gradient: Tensor
+    """Of the chosen logit with respect to h and m together."""
+
+
+class Seen(NamedTuple):
+    """What a network made of some images."""
+
+    images: Tensor
+    """(B, channels, H, W)"""
+    targets: list[int]
+    chosen: list[int]
+    pixels: Tensor
+    """(B, H, W) |d logit / d pixel| of the chosen class, summed over the channels."""
+    layers: list[Layer]
+    """Of a model of grids, in their order."""
+
+
+def see(task: ClassifyImage, batch: ImageBatch) -> Seen:
+    """Return what the network makes of a batch; gradients are of the logit of the class that it chooses."""
+    leaving: list[HiddenMemory] = []
+
+    def keep(layer: nn.Module, given: Any, sides: list[HiddenMemory]) -> None:
+        leaving.append(sides[-1])
+
+    hooks = [layer.register_forward_hook(keep) for layer in task.model.modules() if isinstance(layer, Grid)]
+    images = batch.images.clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = task(images)
+            parts = [x for side in leaving for x in side]
+            # An image's logit depends on no other image.
+            pixels, *rest = torch.autograd.grad(logits.amax(-1).sum(), [images, *parts], allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(parts, rest, strict=True)]
+    layers = []
+    for n, side in enumerate(leaving):
+        of_both = torch.cat(gradients[2 * n : 2 * n + 2], dim=-1)
+        lengths = (x.detach().norm(dim=-1).permute(2, 0, 1) for x in (side.h, side.m, of_both))  # (B, Y, X)
+        layers.append(Layer(*lengths))
+    chosen = logits.argmax(-1).tolist()
+    return Seen(batch.images, batch.targets.tolist(), chosen, pixels.abs().sum(1), layers)
+
+
+def look(data: SequenceData, task: ClassifyImage, images: int, out: Path) -> list[Path]:
+    """Write image.png and image.csv of the first images of the test; return both paths."""
+    batch: Any = next(test_batches(data))
+    seen = see(task, ImageBatch(batch.images[:images], batch.targets[:images]))
+    paths = [out / "image.csv", out / "image.png"]
+    write_csv(paths[0], _rows(seen))
+    write_png(paths[1], _draw(seen))
+    return paths
+
+
+def _rows(seen: Seen) -> list[Sequence[object]]:
+    rows: list[Sequence[object]] = [("image", "class", "chosen", "layer", "row", "column", "h", "m", "gradient")]
+    for n, classes in enumerate(zip(seen.targets, seen.chosen, strict=True)):
+        for number, layer in enumerate(seen.layers, start=1):
+            maps = [x[n].tolist() for x in layer]
+            places = [(y, x) for y in range(len(maps[0])) for x in range(len(maps[0][0]))]
+            rows += [(n, *classes, number, y, x, *(each[y][x] for each in maps)) for y, x in places]
+    return rows
+
+
+def _draw(seen: Seen) -> Any:
+    """Draw an image a row: the image, its pixels' gradient, and of every layer memory (h without) and gradient."""
+    from matplotlib.figure import Figure
+
+    maps = [("|d logit / d pixel|", seen.pixels)]
+    for number, layer in enumerate(seen.layers, start=1):
+        vector = "m" if layer.m.any() else "h"
+        maps.append((f"|{vector}|, layer {number}", layer.m if layer.m.any() else layer.h))
+        maps.append((f"|d logit|, layer {number}", layer.gradient))
+    count, low, high = len(seen.images), seen.images.min(), seen.images.max()
+    shown = ((seen.images - low) / (high - low).clamp(min=1e-6)).movedim(1, -1).numpy()
+    figure = Figure(figsize=(1.2 * (1 + len(maps)), 1.3 * count + 0.3), layout="constrained")
+    every = figure.subplots(count, 1 + len(maps), squeeze=False)
+    for row, (image, target, chosen) in enumerate(zip(shown, seen.targets, seen.chosen, strict=True)):
+        first, *others = every[row]
+        # Three channels are a colour; of any other number, the first.
+        first.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+        first.set_title(f"{target}" if target == chosen else f"{target} as {chosen}", fontsize=7, pad=2)
+        for axes, (name, values) in zip(others, maps, strict=True):
+            axes.imshow(values[row].numpy(), cmap="viridis", vmin=0)
+            if row == 0:
+                axes.set_title(name, fontsize=7, pad=2)
+        for axes in every[row]:
+            axes.set_axis_off()
+    return figure
