@@ -507,7 +507,7 @@ def test_look_says_what_it_needs(
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match=r"what=image is for classifiers of images, and .* is of task=memorization"):
         look({"what": "image", "ckpt": str(best)})
-    with pytest.raises(UserError, match="images must be a whole number of at least 1, and at most 24, got '25'"):
+    with pytest.raises(UserError, match="images must be a whole number of at least 1 and at most 24, got '25'"):
         look({"what": "image", "ckpt": str(best), "images": "25"})
     with pytest.raises(UserError, match="what=image needs one checkpoint"):
         look({"what": "image"})

@@ -1,4 +1,4 @@
-"""What a classifier of images sees: which pixels its choice hangs on, and what the layers of a grid remember where.
+"""Pictures of a classifier of images: pixels that decide its choice, and memories of each layer of a grid by place.
 
 Shape legend: B images, H height, W width, (Y, X) rows and columns of places.
 """
@@ -22,17 +22,17 @@ MOST = 24
 
 
 class Layer(NamedTuple):
-    """What leaves one layer of a grid along depth, as lengths of vectors (B, Y, X)."""
+    """Lengths (B, Y, X) of the vectors that leave one layer of a grid along depth."""
 
     h: Tensor
     m: Tensor
     """0 where depth has no memory."""
     gradient: Tensor
-    """Of the chosen logit with respect to h and m together."""
+    """Gradient of the chosen logit with respect to h and m together."""
 
 
 class Seen(NamedTuple):
-    """What a network made of some images."""
+    """Images with the choices of a network and their gradients."""
 
     images: Tensor
     """(B, channels, H, W)"""
@@ -41,7 +41,7 @@ class Seen(NamedTuple):
     pixels: Tensor
     """(B, H, W) |d logit / d pixel| of the chosen class, summed over the channels."""
     layers: list[Layer]
-    """Of a model of grids, in their order."""
+    """Layers of a model of grids, the lowest first."""
 
 
 def see(task: ClassifyImage, batch: ImageBatch) -> Seen:
