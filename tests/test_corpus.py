@@ -244,7 +244,7 @@ def test_an_archive_of_zeros_is_not_unpacked_whole(suffix: str, tmp_path: Path, 
         path.write_bytes(gzip.compress(zeros))
     tracemalloc.start()
     try:
-        with pytest.raises(UserError, match="over 100 times its size, as no text does"):
+        with pytest.raises(UserError, match="over 100 times its size, which text does not"):
             read_corpus(path, "byte", cache)
         assert tracemalloc.get_traced_memory()[1] < 1.5 * UNPACKED_ANYWAY
     finally:
@@ -475,7 +475,7 @@ def test_counts_that_say_nothing_are_not_told(tmp_path: Path, caplog: pytest.Log
     random, text = tmp_path / "random", tmp_path / "text"
     random.write_bytes(np.random.default_rng(1).integers(0, 256, 6000, dtype=np.uint8).tobytes())
     text.write_text("all of this is text, " * 900)
-    for path, words in ((random, None), (text, "own entropy: 3.327")):
+    for path, words in ((random, None), (text, "entropy of the validation text: 3.327")):
         caplog.clear()
         data = TextData(File(path), 2, 1, window=10, stream_length=20, cache_dir=tmp_path / "cache")
         data.setup("fit")

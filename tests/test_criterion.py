@@ -90,11 +90,11 @@ def test_a_quick_look_takes_whole_steps(job: Job, tmp_path: Path) -> None:
 
 def test_what_is_left_out_of_a_training_is_said(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     run_job(job("task.data.min_digits=1", "task.data.curriculum=60", "trainer.max_steps=4", task="addition"))
-    assert "all lengths open after 60 samples, and trainer.max_steps=4 ends the training after 60" in caplog.text
+    assert "all lengths after 60 samples, but trainer.max_steps=4 ends training after 60" in caplog.text
     caplog.clear()
     enough = ("task.data.min_digits=1", "task.data.curriculum=59", "trainer.max_steps=4")
     run_job(job(*enough, task="addition", directory="enough"))
-    assert "all lengths open" not in caplog.text
+    assert "includes all lengths" not in caplog.text
 
 
 def test_an_unknown_metric_is_refused(job: Job) -> None:
@@ -107,7 +107,7 @@ def test_an_unknown_metric_is_refused(job: Job) -> None:
     [
         ("callbacks.criterion.at_least=1.5", "at_least must be above 0 and at most 1, got 1.5"),
         ("trainer.limit_val_batches=1", "limit_val_batches=1 leaves some out: .* task.data.num_val"),
-        ("+trainer.limit_train_batches=5", r"trainer\.limit_train_batches is no option: .* debug=overfit"),
+        ("+trainer.limit_train_batches=5", r"trainer\.limit_train_batches cannot be set: .* debug=overfit"),
         ("task.data.num_val=0", "num_val"),
     ],
 )
@@ -148,12 +148,12 @@ def test_what_is_learned_by_heart_meets_no_criterion(job: Job) -> None:
 
 
 def test_a_string_of_bits_that_no_memory_holds_is_refused(job: Job) -> None:
-    with pytest.raises(UserError, match=r"rows of 100,000,000 symbols or numbers.* beyond the memory"):
+    with pytest.raises(UserError, match=r"rows of 100,000,000 symbols or numbers.* do not fit into the memory"):
         run_job(job("task.bits=100000000", task="parity", model="grid1d"))
 
 
 def test_two_values_of_one_size_are_refused(job: Job) -> None:
-    with pytest.raises(UserError, match=r"task\.data\.delay=3 and task\.delay=2 are two values of one thing"):
+    with pytest.raises(UserError, match=r"task\.data\.delay=3 contradicts task\.delay=2"):
         run_job(job("task.delay=2", "task.data.delay=3"))
 
 
@@ -184,11 +184,11 @@ def test_the_test_of_a_run_is_of_its_own_options(job: Job, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.hidden_size=10000000", r"these sizes need more memory than there is .* Smaller ones need less"),
-        ("task.delay=100000000000", r"15 rows of 100,000,000,\d+ symbols .* are beyond the memory of any machine"),
+        ("model.hidden_size=10000000", r"these sizes need more memory than there is .* Use a smaller size"),
+        ("task.delay=100000000000", r"15 rows of 100,000,000,\d+ symbols .* do not fit into the memory of any machine"),
         (
             "task.alphabet=10000000000000",
-            r"10,000,000,000,001 different inputs or outputs, are beyond the memory of any machine",
+            r"10,000,000,000,001 distinct inputs or outputs, do not fit into the memory of any machine",
         ),
     ],
 )

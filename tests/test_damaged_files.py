@@ -61,7 +61,7 @@ def test_a_damaged_configuration_is_named(content: bytes, damage: Any, trained: 
     damage("config.yaml", content)
     with pytest.raises(UserError, match=r"config\.yaml is damaged: .*\. Restore it from a copy\.$"):
         run_job(job_in(trained.parent, "ckpt_path=last", task="text"))
-    with pytest.raises(UserError, match=r"config\.yaml is damaged: .* Mend or delete it\.$"):
+    with pytest.raises(UserError, match=r"config\.yaml is damaged: .* Repair or delete it\.$"):
         report([trained], trained / "report")
 
 
@@ -70,7 +70,7 @@ def test_a_damaged_result_is_named(content: bytes, damage: Any, trained: Path, j
     damage("result.json", content)
     with pytest.raises(UserError, match=r"result\.json is damaged: .*\. Delete it to continue without it\.$"):
         run_job(job_in(trained.parent, "ckpt_path=last", task="text"))
-    with pytest.raises(UserError, match=r"result\.json is damaged: .*\. Mend or delete it\.$"):
+    with pytest.raises(UserError, match=r"result\.json is damaged: .*\. Repair or delete it\.$"):
         report([trained], trained / "report")
 
 

@@ -77,9 +77,9 @@ def test_a_model_without_a_size_in_an_experiment_is_told_which_to_give() -> None
 
 
 def test_a_misspelt_class_is_named(job: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"model=grid2d: _target_=gridlstm\.nothing\.X cannot be read: .*No module"):
+    with pytest.raises(UserError, match=r"model=grid2d: _target_=gridlstm\.nothing\.X cannot be loaded: .*No module"):
         check(job("model._target_=gridlstm.nothing.X"))
-    with pytest.raises(UserError, match=r"optimizer\._target_=torch\.optim\.Adamm cannot be read"):
+    with pytest.raises(UserError, match=r"optimizer\._target_=torch\.optim\.Adamm cannot be loaded"):
         check(job("optimizer._target_=torch.optim.Adamm"))
 
 

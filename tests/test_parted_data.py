@@ -86,7 +86,7 @@ def test_a_small_copy_of_the_treebank_is_enough(treebank: Path, tmp_path: Path) 
 def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
     """And neither a file of the cache, nor the cache where the treebank cannot be read."""
     data = data_of(PennTreebank(treebank), tmp_path)
-    with pytest.raises(UserError, match=f"^{treebank} has .* symbols, and had 3 when"):
+    with pytest.raises(UserError, match=f"^{treebank} has .* symbols, but had 3 when"):
         data.check_goes_on(data.state_dict() | {"symbols": 3})
     with pytest.raises(UserError, match=r"x cannot be read: .*File name too long"):
         data_of(PennTreebank(tmp_path / ("x" * 300)), tmp_path).check()

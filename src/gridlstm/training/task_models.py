@@ -36,7 +36,7 @@ def check_fit(cfg: DictConfig, option: str = "model") -> None:
     """
     for node, name in ((cfg.model, f"{option}={cfg.run.model}"), (cfg.task.objective, f"task={cfg.run.task}")):
         if (wrong := _unreadable(node)) is not None:
-            raise UserError(f"{name}: _target_={node._target_} cannot be read: {wrong}")
+            raise UserError(f"{name}: _target_={node._target_} cannot be loaded: {wrong}")
     if fits(cfg.model, cfg.task):
         return
     kind = accepted(cfg.task)
