@@ -93,7 +93,7 @@ def test_a_text_of_one_symbol_teaches_nothing(job: Job, tmp_path: Path) -> None:
 def test_weights_that_diverge_end_the_evaluation(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    with pytest.raises(UserError, match=r"the weights have diverged\. Lower dynamic_rate, here 1e\+30"):
+    with pytest.raises(UserError, match=r"the weights have diverged\. Lower dynamic_rate, now 1e\+30"):
         evaluate(checkpoint, "test", [], dynamic_rate=1e30)
     with pytest.raises(UserError, match="dynamic_rate and dynamic_decay must be 0 or more, got inf"):
         evaluate(checkpoint, "test", [], dynamic_rate=float("inf"))

@@ -63,7 +63,7 @@ def test_the_refusal_names_the_models_that_fit(job: Callable[..., DictConfig], n
     fitting = ", ".join(name for name, node in nodes.items() if fits(node, cfg.task))
     assert "grid2d" in fitting
     assert str(refused.value) == (
-        f"task=memorization takes a SequenceModel and model=grid1d is none; models that fit: {fitting}."
+        f"task=memorization takes a SequenceModel, but model=grid1d is not one. Models that fit: {fitting}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Several trained networks as one: the mean of what they predict.
+"""Combine several trained networks by the mean of their predictions.
 
 Shape legend: B batch rows, T time steps, C classes.
 """
@@ -15,12 +15,12 @@ from gridlstm.tasks.sequence import SequenceTask
 
 
 class Ensemble(SequenceModel):
-    """p = (p_1 + … + p_n) / n, of networks that may differ in all but the symbols that they read and predict.
+    """Mean p = (p_1 + … + p_n) / n of networks that read and predict the same symbols but may differ otherwise.
 
-    ``forward`` gives log p, (B, T, C), in the place of logits; the state is that of every network.
+    ``forward`` returns log p, (B, T, C), instead of logits. The state holds the states of all networks.
 
     Args:
-        members: trained.
+        members: trained tasks.
     """
 
     def __init__(self, members: Sequence[SequenceTask]) -> None:
