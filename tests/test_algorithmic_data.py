@@ -221,7 +221,7 @@ def fastest(do: Callable[[], object], times: int) -> float:
             lambda: ParityData(5, 20, 1, curriculum=10**21),
             r"curriculum must .* from 0 to 2\^40, got 10{21}",
         ),
-        (lambda: ParityData(1, 20, 1, curriculum=5), "curriculum=5 opens bit after bit, and bits=1"),
+        (lambda: ParityData(1, 20, 1, curriculum=5), "curriculum=5 adds bit after bit, but bits=1"),
         (lambda: ParityData(5, 20, 1, density="all"), "density must be half or drawn, got 'all'"),  # type: ignore[arg-type]
         (lambda: MemorizationData(2, 4, 1, 1, delay=-1), "delay must be at least 0, got -1"),
         (lambda: MemorizationData(2, 1, 1, 1), "alphabet must be at least 2, got 1"),

@@ -96,7 +96,7 @@ def test_a_misspelt_name_of_ones_own_is_found(tmp_path: Path) -> None:
 
 def test_batches_of_a_sweep_are_refused(tmp_path: Path) -> None:
     message = refused("-m", "seed=1,2", "hydra.sweeper.max_batch_size=1", cwd=tmp_path)
-    assert "Limit how many run at once by hydra.launcher.jobs instead" in message
+    assert "Use hydra.launcher.jobs to limit how many jobs run at once" in message
 
 
 def test_an_option_that_some_of_the_chosen_tasks_lack_is_not_called_misspelt() -> None:
@@ -107,7 +107,7 @@ def test_an_option_that_some_of_the_chosen_tasks_lack_is_not_called_misspelt() -
 
 def test_tasks_of_srun_that_would_leave_no_record_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert "error: srun has started several tasks, of which the first alone" in refused("seed=2", cwd=tmp_path)
+    assert "error: srun has started several tasks, and only the first" in refused("seed=2", cwd=tmp_path)
 
 
 def test_a_missing_path_is_asked_for(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for words in ("everything is in   outputs/memorization/grid2d/", "try next", "learning curve"):
+    for words in ("all files are in   outputs/memorization/grid2d/", "try next", "learning curve"):
         assert words in done.stderr
     (directory,) = (tmp_path / "outputs" / "memorization" / "grid2d").iterdir()
     assert len(list(directory.glob("wandb/offline-run-*/run-*.wandb"))) == 1

@@ -287,7 +287,7 @@ def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
         ("model.time=lstm", "model.time must be Cell, got 'lstm'"),
         ("trainer.precision=12", "trainer .*Precision 12 is invalid"),
         ("optimizer.lr=-1", r"optimizer \(torch.optim.Adam\): Invalid learning rate"),
-        ("+model.color=red", r"model\.color does not exist: .*Grid2d has input_size, hidden_size"),
+        ("+model.color=red", r"model\.color does not exist\. .*Grid2d has input_size, hidden_size"),
         ("model.time.output=sideways", "model.time.output must be one of paper, standard, got 'sideways'"),
         ("model.time.gain=-1", "model.time.gain must be above 0 and finite, got -1"),
     ],

@@ -229,7 +229,7 @@ def unreadable_files(directory: Path) -> dict[str, tuple[Path, str]]:
         "flipped gz": (write(directory / "flip.gz", gzip.compress(TEXT)[:-8] + bytes(8)), "cannot be read"),
         "flipped zip": (write(directory / "flip.zip", flipped), "cannot be read"),
         **{
-            f"{kind} called .txt": (write(directory / f"{kind}.txt", content), f"data packed as {kind}: unpack it")
+            f"{kind} called .txt": (write(directory / f"{kind}.txt", content), f"data packed as {kind}. Unpack it")
             for kind, content in packed.items()
         },
     }
@@ -244,7 +244,7 @@ def test_an_archive_of_zeros_is_not_unpacked_whole(suffix: str, tmp_path: Path, 
         path.write_bytes(gzip.compress(zeros))
     tracemalloc.start()
     try:
-        with pytest.raises(UserError, match="over 100 times its size, as no text does"):
+        with pytest.raises(UserError, match="over 100 times its size, which text does not"):
             read_corpus(path, "byte", cache)
         assert tracemalloc.get_traced_memory()[1] < 1.5 * UNPACKED_ANYWAY
     finally:
@@ -260,11 +260,11 @@ def test_a_short_text_may_repeat_itself(tmp_path: Path, cache: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" * 9, "holds zero bytes, as no text in UTF-8 does"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" * 9, "holds zero bytes, unlike text in UTF-8"),
         ("Gr\xf6\xdfe und Ma\xdf".encode("latin-1"), "is not UTF-8 ("),
         (TEXT[:-1] + "é".encode()[:1], None),  # cut inside a character
         (b"BZh9 and PK are letters, and ustar a word", None),
-        (tarfile.TarInfo("a.txt").tobuf() + TEXT, "is a tar archive: the headers of its files are symbols too"),
+        (tarfile.TarInfo("a.txt").tobuf() + TEXT, "is a tar archive: the headers of its files become symbols"),
     ],
 )
 def test_bytes_of_no_text_are_said_to_be_so(
@@ -475,7 +475,7 @@ def test_counts_that_say_nothing_are_not_told(tmp_path: Path, caplog: pytest.Log
     random, text = tmp_path / "random", tmp_path / "text"
     random.write_bytes(np.random.default_rng(1).integers(0, 256, 6000, dtype=np.uint8).tobytes())
     text.write_text("all of this is text, " * 900)
-    for path, words in ((random, None), (text, "own entropy: 3.327")):
+    for path, words in ((random, None), (text, "entropy of the validation text: 3.327")):
         caplog.clear()
         data = TextData(File(path), 2, 1, window=10, stream_length=20, cache_dir=tmp_path / "cache")
         data.setup("fit")
@@ -515,7 +515,7 @@ def test_all_but_the_most_frequent_words_are_unknown(tmp_path: Path, cache: Path
     assert len(read_corpus(path, "word", cache, max_words=6).vocabulary) == 6, "no limit is hit"
     for level, limit, message in (
         ("word", 1, "must be at least 2, got 1"),
-        ("char", 5, "must be left out at level=char, got 5"),
+        ("char", 5, "must be null at level=char, got 5"),
     ):
         with pytest.raises(ValueError, match=f"^max_words {message}"):
             read_corpus(path, level, cache, max_words=limit)  # type: ignore[arg-type]

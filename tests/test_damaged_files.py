@@ -61,7 +61,7 @@ def test_a_damaged_configuration_is_named(content: bytes, damage: Any, trained: 
     damage("config.yaml", content)
     with pytest.raises(UserError, match=r"config\.yaml is damaged: .*\. Restore it from a copy\.$"):
         run_job(job_in(trained.parent, "ckpt_path=last", task="text"))
-    with pytest.raises(UserError, match=r"config\.yaml is damaged: .* Mend or delete it\.$"):
+    with pytest.raises(UserError, match=r"config\.yaml is damaged: .* Repair or delete it\.$"):
         report([trained], trained / "report")
 
 
@@ -70,14 +70,14 @@ def test_a_damaged_result_is_named(content: bytes, damage: Any, trained: Path, j
     damage("result.json", content)
     with pytest.raises(UserError, match=r"result\.json is damaged: .*\. Delete it to continue without it\.$"):
         run_job(job_in(trained.parent, "ckpt_path=last", task="text"))
-    with pytest.raises(UserError, match=r"result\.json is damaged: .*\. Mend or delete it\.$"):
+    with pytest.raises(UserError, match=r"result\.json is damaged: .*\. Repair or delete it\.$"):
         report([trained], trained / "report")
 
 
 def test_a_finished_run_needs_its_best_checkpoint(damage: Any, trained: Path, job_in: Any) -> None:
     damage("checkpoints/best.ckpt", b"")
     before = result(trained)
-    with pytest.raises(UserError, match=r"best\.ckpt cannot be read: it is no checkpoint.* stages=\[test\]"):
+    with pytest.raises(UserError, match=r"best\.ckpt cannot be read: it is not a checkpoint.* stages=\[test\]"):
         run_job(job_in(trained.parent, "ckpt_path=last", task="text"))
     assert result(trained) == before
     run_job(job_in(trained.parent, "ckpt_path=last", "stages=[test]", task="text"))
@@ -100,11 +100,11 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_one_before(
     run_job(job("trainer.max_steps=6", *options, directory="parts"))
     checkpoints = tmp_path / "parts" / "checkpoints"
     flip(checkpoints / "last.ckpt")
-    with pytest.raises(UserError, match=r"last\.ckpt cannot be read: .* Give the one before, .*previous\.ckpt\.$"):
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be read: .* Give the previous one, .*previous\.ckpt\.$"):
         evaluate(checkpoints / "last.ckpt", "test", [])
     run_job(job("trainer.max_steps=10", *options, "ckpt_path=last", directory="parts"))
     assert "last.ckpt is damaged" in caplog.text
-    assert "continues from the one before" in caplog.text
+    assert "continues from the previous one" in caplog.text
     whole, parts = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
     assert all(torch.equal(value, parts["state_dict"][name]) for name, value in whole["state_dict"].items())
     rows = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]

@@ -164,7 +164,7 @@ def test_what_cannot_be_is_said_in_one_sentence(sweep: Path, tmp_path: Path, job
         ([str(sweep), "upload=true"], "wandb login"),
         ([str(sweep), "upload=maybe"], "true or false"),
         ([str(sweep), "color=red"], "no option color"),
-        ([str(tmp_path / "nothing")], "is no directory"),
+        ([str(tmp_path / "nothing")], "is not a directory"),
     ):
         done = dashboard(*arguments)
         assert done.returncode == 1

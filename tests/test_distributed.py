@@ -134,10 +134,10 @@ def test_two_nodes_started_by_torchrun_are_one_run(run: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("torchrun", "options", "message"),
     [
-        ([], ["hardware=ddp_cpu", "trainer.num_nodes=2"], "start the run on every node, by torchrun --nnodes=2"),
+        ([], ["hardware=ddp_cpu", "trainer.num_nodes=2"], "Start torchrun --nnodes=2"),
         (
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], ["hardware=ddp_cpu"],
-            "error: torchrun's ranks would each have a directory of their own",
+            "error: each rank of torchrun would write to its own directory",
         ),
         (
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],

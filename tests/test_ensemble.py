@@ -100,7 +100,7 @@ def test_a_checkpoint_of_a_gpu_is_evaluated_on_a_cpu(job: Job, tmp_path: Path) -
     if not torch.cuda.is_available():
         assert evaluate(checkpoint, "test", []) == expected
     assert evaluate(checkpoint, "test", ["trainer.accelerator=cpu"]) == expected
-    with pytest.raises(UserError, match="hardware=cpu is a choice for training: here give trainer"):
+    with pytest.raises(UserError, match=r"hardware=cpu can be chosen only for training\. Use trainer"):
         evaluate(checkpoint, "test", ["hardware=cpu"])
 
 

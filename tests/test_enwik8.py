@@ -284,7 +284,7 @@ def test_a_trained_network_is_measured_on_any_text(
     data.load_state_dict(state)
     data.setup("test")
     assert sum(int(batch.loss_mask.sum()) for batch in data.test_dataloader()) == 49
-    assert f"{other} is not enwik8: what is found here is about that text" in caplog.text
+    assert f"{other} is not enwik8: the results are for that text" in caplog.text
 
 
 def test_a_named_file_that_is_another_is_refused(data_dir: Path, served: Served, server: Server) -> None:
@@ -306,10 +306,10 @@ def test_a_named_file_that_is_another_is_refused(data_dir: Path, served: Served,
 @pytest.mark.parametrize(
     ("behave", "message"),
     [
-        (Handler.send_half, r"ended after [\d,]+ of the [\d,]+ bytes expected: the connection was cut"),
-        (Handler.send_half_without_length, r"ended after [\d,]+ of the [\d,]+ bytes expected"),
+        (Handler.send_half, r"ended after [\d,]+ of [\d,]+ expected bytes\. The connection was cut"),
+        (Handler.send_half_without_length, r"ended after [\d,]+ of [\d,]+ expected bytes"),
         (Handler.send_damaged, "the SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}"),
-        (Handler.send_more, r"longer than the [\d,]+ bytes expected"),
+        (Handler.send_more, r"more than the expected [\d,]+ bytes"),
         (Handler.send_not_found, "the server answered 404 Not Found"),
         (Handler.send_nonsense, "the transfer failed: BadStatusLine"),
     ],
@@ -325,8 +325,8 @@ def test_a_failed_download_says_why_and_leaves_nothing(
     for place in (data_dir / "enwik8", data_dir / "enwik8.zip", data_dir / "enwik8" / "enwik8"):
         assert f"{place}: no such file" in text
     assert server.url in text
-    assert f"into {data_dir} by hand" in text
-    assert "task=memorization, or any text with task=text" in text
+    assert f"into {data_dir}, or name it with" in text
+    assert "task=memorization, or task=text with any text" in text
     assert contents(data_dir) == []
     check_recovers(data_dir, served, server)
 
@@ -335,7 +335,7 @@ def test_a_refused_connection(data_dir: Path, served: Served, server: Server) ->
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: a connection is refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/enwik8.zip"
-        with pytest.raises(UserError, match=r"cannot be reached: .*Connection refused.*\n.*by hand"):
+        with pytest.raises(UserError, match=r"cannot be reached: .*Connection refused.*\n.*or name it with"):
             make(data_dir, served, server, url=url).setup("fit")
     assert contents(data_dir) == []
     check_recovers(data_dir, served, server)
@@ -370,7 +370,7 @@ def test_a_silent_server(data_dir: Path, served: Served, server: Server) -> None
 def test_an_archive_that_does_not_unpack(data_dir: Path, served: Served, server: Server) -> None:
     whole, half = served.archive, served.archive[: len(served.archive) // 2]
     server.archive = half
-    with pytest.raises(UserError, match=r"enwik8\.zip does not unpack: .* Truncated or damaged"):
+    with pytest.raises(UserError, match=r"enwik8\.zip does not unpack: .* It is truncated or damaged"):
         make(data_dir, served, server, zip_size=len(half), zip_sha256=hashlib.sha256(half).hexdigest()).setup("fit")
     assert contents(data_dir) == []
     server.archive = whole
@@ -381,7 +381,7 @@ def test_an_archive_with_another_text(data_dir: Path, served: Served, server: Se
     for change, message in (
         ({"sha256": "0" * 64}, "the SHA-256 is"),
         ({"size": len(served.text) + 1}, "ended after"),
-        ({"size": len(served.text) - 1}, "longer than"),
+        ({"size": len(served.text) - 1}, "more than"),
     ):
         with pytest.raises(UserError, match=f"member enwik8: {message}"):
             make(data_dir, served, server, **change).setup("fit")
@@ -391,7 +391,7 @@ def test_an_archive_with_another_text(data_dir: Path, served: Served, server: Se
 
 def test_a_directory_that_cannot_be_made(data_dir: Path, served: Served, server: Server) -> None:
     data_dir.write_text("a regular file")
-    with pytest.raises(UserError, match=r"cannot be written .*data_dir=…(.|\n)*by hand"):
+    with pytest.raises(UserError, match=r"cannot be written .*data_dir=…(.|\n)*or name it with"):
         make(data_dir / "below", served, server).setup("fit")
     assert data_dir.read_text() == "a regular file"
     data_dir.unlink()
@@ -427,7 +427,7 @@ def test_a_full_disk(data_dir: Path, served: Served, server: Server) -> None:
         # The kernel refuses to write more into a file, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         try:
-            with pytest.raises(UserError, match=rf"cannot write \S*/{name}: File too large\. Make room"):
+            with pytest.raises(UserError, match=rf"cannot write \S*/{name}: File too large\. Free space"):
                 make(data_dir, served, server).setup("fit")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -455,7 +455,7 @@ def test_what_a_killed_run_left_is_overwritten(data_dir: Path, served: Served, s
 def test_a_file_of_the_users_is_never_replaced(name: str, data_dir: Path, served: Served, server: Server) -> None:
     data_dir.mkdir()
     (data_dir / name).write_bytes(b"mine")
-    with pytest.raises(UserError, match=rf"{name}: 4 bytes, expected (.|\n)*{name} is in the way, remove it"):
+    with pytest.raises(UserError, match=rf"{name}: 4 bytes, expected (.|\n)*{name} exists: remove it"):
         make(data_dir, served, server).setup("fit")
     assert (data_dir / name).read_bytes() == b"mine"
     assert server.requests == 0
@@ -540,7 +540,7 @@ def test_a_checksum_that_nobody_published_is_recorded_and_then_expected(data_dir
     with pytest.raises(UserError, match=rf"text8: SHA-256 [0-9a-f]*, expected {digest}"):
         source.find(None)
     (data_dir / "text8.sha256").unlink()
-    with pytest.raises(UserError, match=r"is not text8, .* it holds 16 other bytes, such as 65"):
+    with pytest.raises(UserError, match=r"is not text8: it holds 16 bytes other than .*, such as 65"):
         source.find(None)
     assert not (data_dir / "text8.sha256").exists()
 

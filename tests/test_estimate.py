@@ -50,9 +50,9 @@ def test_what_memory_will_not_do() -> None:
     known = {"a": Estimate(HOUR, 6 * GIB), "b": Estimate(HOUR, 3 * GIB), "c": Estimate(HOUR, 3 * GIB)}
     assert warnings(known, at_once=2, there=10 * GIB) == []
     (text,) = warnings(known, at_once=3, there=10 * GIB)
-    assert "3 jobs at once need up to 12 GiB of memory, and this machine has 10: run fewer" in text
+    assert "3 jobs at once need up to 12 GiB of memory, but this machine has 10. Run fewer" in text
     (text,) = warnings(known, at_once=1, there=4 * GIB)
-    assert text.startswith("a: needs about 6.0 GiB of memory, and this machine has 4.0")
+    assert text.startswith("a: needs about 6.0 GiB of memory, but this machine has 4.0")
 
 
 @pytest.fixture
@@ -196,6 +196,6 @@ def test_an_interrupted_estimate_leaves_nothing(
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 128 + signal.SIGTERM
     assert caplog.messages == [
-        "interrupted: 1 of 1 jobs are not completed. To go on, repeat the command with hydra.sweep.dir=sweep"
+        "interrupted: 1 of 1 jobs are not completed. To resume, repeat the command with hydra.sweep.dir=sweep"
     ]
     assert list(tmp_path.iterdir()) == []

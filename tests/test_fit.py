@@ -66,7 +66,7 @@ def test_the_refusal_names_the_models_that_fit(job: Callable[..., DictConfig], n
     fitting = ", ".join(name for name, node in nodes.items() if fits(node, cfg.task))
     assert "grid2d" in fitting
     assert str(refused.value) == (
-        f"task=memorization takes a SequenceModel and model=grid1d is none; models that fit: {fitting}."
+        f"task=memorization takes a SequenceModel, but model=grid1d is not one. Models that fit: {fitting}."
     )
 
 
@@ -80,9 +80,9 @@ def test_a_model_without_a_size_in_an_experiment_is_told_which_to_give() -> None
 
 
 def test_a_misspelt_class_is_named(job: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"model=grid2d: _target_=gridlstm\.nothing\.X cannot be read: .*No module"):
+    with pytest.raises(UserError, match=r"model=grid2d: _target_=gridlstm\.nothing\.X cannot be loaded: .*No module"):
         check(job("model._target_=gridlstm.nothing.X"))
-    with pytest.raises(UserError, match=r"optimizer\._target_=torch\.optim\.Adamm cannot be read"):
+    with pytest.raises(UserError, match=r"optimizer\._target_=torch\.optim\.Adamm cannot be loaded"):
         check(job("optimizer._target_=torch.optim.Adamm"))
 
 

@@ -146,8 +146,8 @@ def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp
     # Another set of points: what is completed is kept, and a new point gets a number of its own.
     done = sweep("model.tied=false", "model.num_layers=1,2", "seed=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "(1 more completed earlier)" in done.stdout
-    assert "not of this sweep, and not completed there: 0-memorization-grid2d-s4\n" in done.stdout
+    assert "(1 more were completed earlier)" in done.stdout
+    assert "not part of this sweep and not completed: 0-memorization-grid2d-s4\n" in done.stdout
     second = results(tmp_path)
     assert list(second) == [*first, "2-memorization-grid2d-s4"]
     assert [second[name] for name in first] == list(first.values())
@@ -254,7 +254,7 @@ def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
     assert not processes_of(tmp_path)
     assert "Traceback" not in errors
     assert said.endswith(
-        "interrupted: 2 of 2 jobs are not completed. To go on, repeat the command with hydra.sweep.dir=sweep\n"
+        "interrupted: 2 of 2 jobs are not completed. To resume, repeat the command with hydra.sweep.dir=sweep\n"
     )
     result = results(tmp_path)[job.name]
     assert (result["status"], result["error"]) == ("interrupted", "interrupted")

@@ -103,7 +103,7 @@ def test_a_run_records_the_size_and_is_evaluated_with_it(matched: Callable[..., 
     ("model", "overrides", "message"),
     [
         ("stacked_lstm", ["match.parameters_to=gird2d"], r"match.parameters_to=gird2d is no model. Choices: .*grid2d"),
-        ("grid2d", ["match.parameters_to=highway"], "match.parameters_to=highway is none; models that fit: "),
+        ("grid2d", ["match.parameters_to=highway"], "match.parameters_to=highway is not one. Models that fit: "),
         ("grid2d", ["match.parameters_to=rnn", "match.flops_to=rnn"], "cannot both be met: set one of them to null"),
         ("clockwork_rnn", ["match.parameters_to=rnn", "task.network.hidden_size=2"], "already hidden_size=8 has "),
         ("transformer", ["match.parameters_to=rnn", "model.num_heads=0"], "num_heads must be a whole number"),

@@ -22,7 +22,7 @@ Job = Callable[..., DictConfig]
         (
             "text",
             "task.data.stream_length=35",
-            "task.data.stream_length must be a multiple of task.data.window=10, got 35: for example "
+            "task.data.stream_length must be a multiple of task.data.window=10, got 35. Use for example "
             "task.data.stream_length=30.",
         ),
         ("text", "task.data.batch_size=0", "task.data.batch_size must be at least 1, got 0."),
@@ -45,7 +45,7 @@ def test_what_to_type_about_a_text_is_an_option(job: Job, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"none\.txt cannot be read: .*: task\.path=…\.$"):
         check_task(job(f"task.path={tmp_path / 'none.txt'}", task="text"))
     (tmp_path / "short.txt").write_text("a few words " * 8)
-    with pytest.raises(UserError, match=r"give task\.data\.stream_length=80 task\.data\.window=10\.$"):
+    with pytest.raises(UserError, match=r"or task\.data\.stream_length=80 task\.data\.window=10\.$"):
         make_data(job(f"task.path={tmp_path / 'short.txt'}", task="text"))
 
 

@@ -65,7 +65,7 @@ def test_the_treebanks_files_are_the_splits(treebank: Path, tmp_path: Path, leve
 
 def test_a_treebank_that_is_not_whole_is_named(treebank: Path, tmp_path: Path) -> None:
     (treebank / FILES[2]).unlink()
-    with pytest.raises(UserError, match=r"ptb\.test\.txt: no such file.*licensed and not downloaded"):
+    with pytest.raises(UserError, match=r"ptb\.test\.txt: no such file.*licensed and cannot be downloaded"):
         splits(data_of(PennTreebank(treebank), tmp_path))
     (treebank / FILES[2]).write_text("")
     with pytest.raises(UserError, match="Each needs at least 2"):
@@ -86,7 +86,7 @@ def test_a_small_copy_of_the_treebank_is_enough(treebank: Path, tmp_path: Path) 
 def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
     """And neither a file of the cache, nor the cache where the treebank cannot be read."""
     data = data_of(PennTreebank(treebank), tmp_path)
-    with pytest.raises(UserError, match=f"^{treebank} has .* symbols, and had 3 when"):
+    with pytest.raises(UserError, match=f"^{treebank} has .* symbols, but had 3 when"):
         data.check_goes_on(data.state_dict() | {"symbols": 3})
     with pytest.raises(UserError, match=r"x cannot be read: .*File name too long"):
         data_of(PennTreebank(tmp_path / ("x" * 300)), tmp_path).check()
@@ -198,7 +198,7 @@ def test_a_split_of_another_name_is_left_out(data_set: Any, tmp_path: Path, capl
     yaml = "".join(f"  - split: {name}\n    path: {name}.jsonl\n" for name in documents)
     (directory / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{yaml}---\n")
     assert "unsupervised" not in "".join(splits(make(directory, tmp_path)))
-    assert "unsupervised is left out" in caplog.text
+    assert "unsupervised is not used" in caplog.text
 
 
 def test_a_document_without_text_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -222,7 +222,7 @@ def test_a_data_set_that_was_saved_is_read(data_set: Any, tmp_path: Path) -> Non
     expected = splits(make(directory, tmp_path))
     assert splits(make(tmp_path / "all", tmp_path)) == expected
     assert "".join(splits(make(tmp_path / "one", tmp_path))) == expected[0]
-    with pytest.raises(UserError, match=r"all was written by save_to_disk, .* leave out config=a"):
+    with pytest.raises(UserError, match=r"all was written by save_to_disk, .* Remove config=a"):
         splits(make(tmp_path / "all", tmp_path, config="a"))
 
 
@@ -251,7 +251,7 @@ def test_a_directory_is_one_data_set_however_it_is_spelt(
         run("~/json", "ckpt_path=last", "trainer.max_steps=6")
         run("../json", "ckpt_path=last", "trainer.max_steps=8")
     assert len(list((tmp_path / "cache").glob("*.splits.json"))) == 1
-    assert caplog.text.count(f"{directory} is taken from the cache") == 3
+    assert caplog.text.count(f"{directory} is read from the joined file in the cache") == 3
 
 
 @pytest.mark.usefixtures("data_set")
@@ -259,9 +259,9 @@ def test_a_directory_is_one_data_set_however_it_is_spelt(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"train.txt": b"a line\n" * 30, "validation.txt": b""}, r"validation.* of .*set holds no document: put"),
-        ({"train.jsonl": b"", "test.jsonl": b'{"text": "a line"}\n'}, r"train\.jsonl of .*set holds no document: put"),
-        ({"train.txt": b"text\n" * 30 + b"gr\xf6\xdfer\n"}, r"train\.txt of .*set is not UTF-8 \(.*\): convert it"),
+        ({"train.txt": b"a line\n" * 30, "validation.txt": b""}, r"validation.* of .*set holds no document\. Add"),
+        ({"train.jsonl": b"", "test.jsonl": b'{"text": "a line"}\n'}, r"train\.jsonl of .*set holds no document\. Add"),
+        ({"train.txt": b"text\n" * 30 + b"gr\xf6\xdfer\n"}, r"train\.txt of .*set is not UTF-8 \(.*\)\. Convert it"),
     ],
 )
 def test_a_file_of_nothing_or_in_another_encoding_is_named(
@@ -279,7 +279,7 @@ def test_configurations_are_named(data_set: Any, tmp_path: Path) -> None:
     directory = data_set()
     configs = [f"- config_name: {name}\n  data_files: {file}.jsonl\n" for name, file in (("a", "train"), ("b", "test"))]
     (directory / "README.md").write_text("".join(["---\nconfigs:\n", *configs, "---\n"]))
-    with pytest.raises(UserError, match=r"has several configurations: give config=…, one of a, b\."):
+    with pytest.raises(UserError, match=r"has several configurations\. Use config=…, one of a, b\."):
         splits(make(directory, tmp_path))
     assert splits(make(directory, tmp_path, config="b"))[0].startswith("test says 0 times")
 
@@ -287,8 +287,8 @@ def test_configurations_are_named(data_set: Any, tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_data_set_is_named(data_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = data_set()
     for changes, message in (
-        ({"column": "body"}, "column=body is no text of .*; columns of text: title, text"),
-        ({"column": "n"}, "column=n is no text"),
+        ({"column": "body"}, r"column=body is not text in .*\. Columns of text: title, text"),
+        ({"column": "n"}, "column=n is not text"),
         ({"config": "nonsense"}, "cannot be loaded"),
     ):
         with pytest.raises(UserError, match=message):

@@ -456,7 +456,7 @@ def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
         find_runs([tmp_path / "runs"])
     (directory / "config.yaml").unlink()
     (tmp_path / "runs" / "sweep.json").write_text("{}")
-    with pytest.raises(UserError, match=r"sweep\.json is damaged: it names no jobs"):
+    with pytest.raises(UserError, match=r"sweep\.json is damaged: it lists no jobs"):
         find_runs([tmp_path / "runs"])
     (tmp_path / "runs" / "sweep.json").unlink()
     (directory / "result.json").write_text("[]")
@@ -510,7 +510,7 @@ def test_runs_behind_links_are_found_and_counted_once(tmp_path: Path, monkeypatc
 def test_where_a_report_goes_is_looked_at_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert places([str(tmp_path)], Path("~/new/one"))[1] == tmp_path / "new" / "one"
-    with pytest.raises(UserError, match="several directories together need a place of their own"):
+    with pytest.raises(UserError, match="several directories needs an output directory"):
         places(["a", "b"], None)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(UserError, match=f"out={tmp_path}/new cannot be written: no permission for {tmp_path}"):
@@ -649,7 +649,7 @@ def test_the_picture_has_room_for_long_names(tmp_path: Path) -> None:
 
 
 def test_wrong_directories_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         find_runs([tmp_path / "nothing"])
     with pytest.raises(UserError, match="holds no runs"):
         find_runs([tmp_path])

@@ -116,7 +116,7 @@ def test_a_text_that_has_changed_is_not_gone_on_with(job: Job, tmp_path: Path) -
     options = (f"task.path={text}", "trainer.max_steps=4", "stages=[fit]")
     run_job(job(*options, task="text"))
     text.write_text("some text " * 210)
-    with pytest.raises(UserError, match="has 2,100 symbols, and had 2,000 when the checkpoint was written"):
+    with pytest.raises(UserError, match="has 2,100 symbols, but had 2,000 when the checkpoint was written"):
         run_job(job(*options[::2], "ckpt_path=last", "trainer.max_steps=6", task="text"))
 
 
@@ -258,9 +258,7 @@ def test_a_trained_network_may_get_worse_before_it_gets_better(job: Job, tmp_pat
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(job: Job, tmp_path: Path) -> None:
     run_job(job(*STEPS))
     before = last(tmp_path / "run")
-    with pytest.raises(
-        UserError, match=r"holds the checkpoints of an earlier run\. Give ckpt_path=last to continue it"
-    ):
+    with pytest.raises(UserError, match=r"holds the checkpoints of an earlier run\. Use ckpt_path=last to resume it"):
         run_job(job(*STEPS))
     assert last(tmp_path / "run")["global_step"] == before["global_step"]
     assert result(tmp_path / "run")["status"] == "completed"
@@ -453,7 +451,10 @@ def test_init_from_keeps_the_weights_of_every_known_symbol(
     fresh = new.task.head.weight.clone()
     with caplog.at_level(logging.INFO):
         init_from(new.task, new.data, checkpoint)
-    assert "5 of 6 symbols are known to the network, 1 are new to it and start afresh, 3 of its own are" in caplog.text
+    assert (
+        "5 of 6 symbols are known to the network, 1 new ones keep their initial weights, 3 of its own are"
+        in caplog.text
+    )
     one, other = (run.data.corpus.vocabulary for run in (old, new))  # type: ignore[attr-defined]
     with torch.no_grad():
         a, b = (run.task(torch.from_numpy(v.encode("the tea"))[None])[0][0] for run, v in ((old, one), (new, other)))
@@ -477,7 +478,7 @@ def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path, caplog: p
     near = tmp_path / "near.txt"
     near.write_text("a new text of old letters " * 100)
     for options, message in (
-        (("task.data.level=char",), "symbols of level byte, and this text is read at level char"),
+        (("task.data.level=char",), "symbols of level byte, but this text has level char"),
         ((f"task.path={foreign}",), "has no symbol in common with this one"),
         (("model.hidden_size=9",), "weights do not fit"),
         ((f"task.path={near}", "model.hidden_size=9"), "weights do not fit"),
@@ -486,15 +487,15 @@ def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path, caplog: p
     ):
         with pytest.raises(UserError, match=message):
             run_job(job(f"init_from={checkpoint}", *options, task="text", directory="other"))
-    with pytest.raises(UserError, match="one of the two runs is of a text"):
+    with pytest.raises(UserError, match="one of the two runs is on a text"):
         run_job(job(f"init_from={checkpoint}", directory="memorization"))
     caplog.clear()
     run_job(job(f"init_from={checkpoint}", "model.dropout=0.1", task="text", directory="same"))
-    assert "the weights may mean something else" not in caplog.text
+    assert "may mean something else" not in caplog.text
     for way in ([f"init_from={checkpoint}"], [f"ckpt_path={checkpoint}", "stages=[test]"]):
         caplog.clear()
         run_job(job(*way, "model.priority=depth", task="text", directory=f"prioritised{len(way)}"))
-        assert "the weights may mean something else in this network" in caplog.text
+        assert "may mean something else in this network" in caplog.text
         assert "model.priority='depth', there None" in caplog.text
-    with pytest.raises(UserError, match=r"init_from=nothing\.ckpt is no file"):
+    with pytest.raises(UserError, match=r"init_from=nothing\.ckpt is not a file"):
         run_job(job("init_from=nothing.ckpt"))

@@ -89,15 +89,15 @@ def test_an_output_that_is_no_number_writes_nothing(checkpoint: Path) -> None:
     content["state_dict"]["head.bias"][0] = math.nan
     torch.save(content, checkpoint)
     for argmax in (True, False):
-        with pytest.raises(UserError, match="the network's output is no number"):
+        with pytest.raises(UserError, match="the network's output is not a number"):
             written(checkpoint, prime="am", argmax=argmax)
 
 
 @pytest.mark.parametrize("checkpoint", ["char"], indirect=True)
 def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> None:
     for options, message in (
-        ({"prime": "Ω"}, "'Ω' does not occur .* leave it out of the prime"),
-        ({"prime": "ΩzΩy"}, "'Ω', 'z', 'y' do not occur .* leave them out of the prime"),
+        ({"prime": "Ω"}, "'Ω' does not occur .* Remove it from the prime"),
+        ({"prime": "ΩzΩy"}, "'Ω', 'z', 'y' do not occur .* Remove them from the prime"),
         ({"temperature": 0.0}, r"temperature must be above 0 and finite, got 0.0.*argmax=true"),
         ({"temperature": float("nan")}, "temperature must be above 0"),
         ({"temperature": float("inf")}, "temperature must be above 0 and finite, got inf"),
@@ -117,7 +117,7 @@ def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> Non
     ):
         with pytest.raises(UserError, match=message):
             written(checkpoint, **options)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         written(tmp_path / "nothing.ckpt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):

@@ -181,7 +181,7 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     again = start("trainer.devices=2", "model.tied=false", "model.num_layers=1,2", program=python())
     said, errors = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, errors
-    assert "0 jobs (2 more completed earlier)" in said
+    assert "0 jobs (2 more were completed earlier)" in said
     assert states() == before, "nothing was submitted"
 
 
@@ -257,10 +257,10 @@ def test_what_slurm_refuses_is_one_error(start: Callable[..., subprocess.Popen[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["hardware=slurm"], "error: hardware=slurm submits the jobs of a sweep: add -m, also for a sweep of one job."),
-        (["-m", "hardware=slurm", "trainer.devices=-1"], "hardware=slurm needs the number of devices of each node"),
+        (["hardware=slurm"], "error: hardware=slurm submits the jobs of a sweep. Add -m, even for a sweep of one job."),
+        (["-m", "hardware=slurm", "trainer.devices=-1"], "hardware=slurm needs the number of devices per node"),
         (["-m", "hardware=slurm", "hydra.launcher.timeout_min=0"], "hydra.launcher.timeout_min must be a whole number"),
-        (["-m", "hardware=slurm"], "error: hardware=slurm needs SLURM, and there is no sbatch here"),
+        (["-m", "hardware=slurm"], "error: hardware=slurm needs SLURM, but there is no sbatch here"),
     ],
 )
 def test_what_cannot_be_submitted_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -105,7 +105,7 @@ def test_a_job_that_aborts_when_all_is_written_has_completed(tmp_path: Path, mon
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     done = sweep("hardware=cpu", "+callbacks.late={_target_: late.Late}", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "0-memorization-grid2d-s1 had completed when it ended with SIGABRT" in done.stdout
+    assert "0-memorization-grid2d-s1 was completed, but then ended with SIGABRT" in done.stdout
     assert [result["status"] for result in results(tmp_path).values()] == ["completed"]
 
 
@@ -165,7 +165,7 @@ def test_a_search_the_wrong_way_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     done = sweep("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,3)", cwd=tmp_path)
     assert done.returncode == 1
-    assert "error: this search would minimize val/accuracy, whose mode is max" in done.stderr
+    assert "error: this search would minimize val/accuracy, but task.mode is max" in done.stderr
 
 
 def test_what_is_fixed_is_not_searched(tmp_path: Path) -> None:
@@ -173,7 +173,10 @@ def test_what_is_fixed_is_not_searched(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     done = sweep("hydra/sweeper=search", "optimizer.lr=0.1", "optimizer.lr=interval(0.1,3)", cwd=tmp_path)
     assert done.returncode == 1
-    assert "error: optimizer.lr=interval(0.1,3) would not be searched, because optimizer.lr=0.1 is given" in done.stderr
+    assert (
+        "error: optimizer.lr=interval(0.1,3) would not be searched, because optimizer.lr=0.1 is also given"
+        in done.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,7 +200,7 @@ def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["seed=1,2,1"], "error: seed=1,2,1 names 1 more than once"),
+        (["seed=1,2,1"], "error: seed=1,2,1 repeats 1"),
         (["model=grid2d,grid1d", "hydra.sweep.dir=new"], "error: 1 of 2 jobs cannot work, so none was started."),
         (["optimizer.lr=-1,0.01", "hydra.sweep.dir=new"], "Invalid learning rate: -1"),
         (
@@ -207,7 +210,7 @@ def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
         (["model.tied=true,[sideways]", "hydra.sweep.dir=new"], "sideways"),
         (["model.sweep=auto,half-step", "hydra.sweep.dir=new"], "sweep=half-step needs two stages"),
         (["task.monitor=val/accuracy,val/foo", "hydra.sweep.dir=new"], "task.monitor must be one of val/loss"),
-        (["task.delay=0,99999999999", "hydra.sweep.dir=new"], "beyond the memory of any machine"),
+        (["task.delay=0,99999999999", "hydra.sweep.dir=new"], "do not fit into the memory of any machine"),
         (["trainer.num_nodes=2", "hydra.sweep.dir=new"], "Use hardware=slurm, or trainer.num_nodes=1"),
     ],
 )
@@ -230,7 +233,7 @@ def test_a_sweep_over_experiments_that_declare_sweeps_is_an_error(tmp_path: Path
     )
     done = sweep("--config-dir", "mine", "experiment=adhoc,own", cwd=tmp_path)
     assert done.returncode == 1
-    assert "error: experiment=own declares a sweep of its own (seed)" in done.stderr
+    assert "error: experiment=own declares a sweep (seed)" in done.stderr
 
 
 def test_configuration_that_a_search_path_names_reaches_the_jobs(tmp_path: Path) -> None:
@@ -245,4 +248,4 @@ def test_configuration_that_a_search_path_names_reaches_the_jobs(tmp_path: Path)
 def test_distributed_jobs_are_refused_by_launchers_that_share_a_process(tmp_path: Path) -> None:
     done = sweep("hardware=ddp_cpu", "seed=1,2", "hydra/launcher=basic", cwd=tmp_path)
     assert done.returncode == 1
-    assert "needs a process tree of its own" in done.stderr
+    assert "needs its own processes" in done.stderr

@@ -101,7 +101,7 @@ def test_code_of_others_is_not_run(option: str, target: str, plant: Any, tmp_pat
 
     def refused() -> None:
         for command in commands:
-            with pytest.raises(UserError, match=rf"{target} is code that .* trust={target.rpartition('.')[0]}$"):
+            with pytest.raises(UserError, match=rf"{target} is code named by .* trust={target.rpartition('.')[0]}$"):
                 command()
 
     assert not runs_code(tmp_path, refused)

@@ -13,26 +13,26 @@ from gridlstm.data.spec import Spec
 
 
 class AdditionData(GeneratedData):
-    """Read two numbers of as many digits, then write their sum, the most significant digit first everywhere.
+    """Read two numbers with equally many digits, then write their sum, always with the most significant digit first.
 
-    123 + 899 = 1022, and the end of 111 + 222 = 333, which needs a column less; "-" is symbol 0, digit d is d + 1::
+    123 + 899 = 1022, and the end of 111 + 222 = 333, which needs one column less; "-" is symbol 0, digit d is d + 1::
 
         inputs  - 1 2 3 - 8 9 9 - - - - -        - - - - -
         targets - - - - - - - - 1 0 2 2 -        3 3 3 - -
         answer  . . . . . . . . x x x x .        x x x x .
 
     The first digit of the sum is due at the step after the second number. T = 3 n + 4 for n digits: 49 for the paper's
-    15. No number begins with 0. The loss covers every step, "-" included (the paper does not say), up to the sample's
-    own length; accuracy is judged on the n + 1 columns of the sum, where "-" ends a shorter one.
+    15. No number begins with 0. The loss covers every step of a sample, including "-" (the paper does not say).
+    Accuracy covers the n + 1 columns of the sum, where "-" ends a shorter sum.
 
     Args:
-        digits: n of every validation sample, and the most of a training sample; the paper's 15.
-        min_digits: of a training sample, whose number of digits is uniform up to ``digits``; null: ``digits``.
-        test_digits: of the test samples in turn, each reported for itself where there are several; [] is ``digits``.
-        leading_zero: always write n + 1 digits of the sum, the first of them 0 where nothing is carried that far.
-        curriculum: training samples before one digit more is allowed, from ``min_digits`` on; 0: all from the start.
-        batch_size, seed, num_val, num_test: see ``GeneratedData``. A small space is soon exhausted: of the 810,000
-            problems of 3 digits, training on 280,000 meets 29 %, and so as many of those that it is judged by.
+        digits: n of every validation sample, and the largest n of training samples; 15 in the paper.
+        min_digits: smallest n of training samples, whose n is uniform up to ``digits``; null for ``digits``.
+        test_digits: n of the test samples in turn, reported separately if there are several; [] for ``digits``.
+        leading_zero: always write n + 1 digits of the sum, with a leading 0 if nothing is carried that far.
+        curriculum: training samples after which one more digit is allowed, starting at ``min_digits``; 0 allows all.
+        batch_size, seed, num_val, num_test: see ``GeneratedData``. A small problem space is soon exhausted: training on
+            280,000 samples covers 29 % of the 810,000 problems of 3 digits, and as much of the evaluation problems.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AdditionData(GeneratedData):
         total = add(a, b)  # (B, most + 1)
         step = torch.arange(_steps(most), device=index.device)  # (T,)
         written = n + (total.gather(1, n) > 0) if not self.leading_zero else n + 1  # (B, 1) digits of the sum
-        # Digit 0 is the last of a number: the digit at a step is counted from where the number ends.
+        # Digit 0 is the last of a number, so the digit at a step is counted from the end of the number.
         inputs = _place(a, n - step, n) + _place(b, 2 * n + 1 - step, n)
         targets = _place(total, 2 * n + 1 + written - step, written)
         answer = (step >= 2 * n + 2) & (step < 3 * n + 3)
@@ -101,7 +101,7 @@ class AdditionData(GeneratedData):
         return self.min_digits + word % choices
 
     def _number(self, words: Tensor, n: Tensor) -> Tensor:
-        """(B, most) digits, the least significant first: n of them, then zeros."""
+        """Return (B, most) digits, the least significant first: n digits, then zeros."""
         position = torch.arange(words.shape[1], device=words.device)
         first = position == n - 1
         digits = torch.where(first, 1 + words % 9, words % 10)
@@ -109,10 +109,10 @@ class AdditionData(GeneratedData):
 
 
 def add(a: Tensor, b: Tensor) -> Tensor:
-    """(B, n + 1) digits of the sums of numbers (B, n), the least significant digit first."""
+    """Return the (B, n + 1) digits of the sums of numbers (B, n), the least significant digit first."""
     columns = F.pad(a + b, (0, 1))
-    # A column of 9 hands on what comes in; any other decides by itself. So the carry out of a column is decided by the
-    # last column up to it that is no 9.
+    # A column of 9 passes an incoming carry on; any other column decides by itself. So the last column up to it that is
+    # not 9 decides the carry out of a column.
     position = torch.arange(columns.shape[1], device=a.device)
     decider = torch.where(columns != 9, position, -1).cummax(dim=1).values
     carry_out = (columns > 9).gather(1, decider.clamp(min=0)) & (decider >= 0)
@@ -125,6 +125,6 @@ def _steps(digits: int) -> int:
 
 
 def _place(number: Tensor, which: Tensor, length: Tensor) -> Tensor:
-    """(B, T) symbols: digit ``which`` (B, T) of a number, plus 1; 0 where it has no such digit."""
+    """Return (B, T) symbols: digit ``which`` (B, T) of a number plus 1, or 0 if it has no such digit."""
     inside = (which >= 0) & (which < length)
     return (number.gather(1, which.clamp(0, number.shape[1] - 1)) + 1) * inside

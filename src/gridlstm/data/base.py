@@ -1,4 +1,4 @@
-"""What every data module yields and publishes.
+"""Batches and the base class of all data modules.
 
 Shape legend: B batch rows, T time steps, S time steps of a source.
 """
@@ -18,23 +18,23 @@ Split = Literal["train", "val", "test"]
 
 
 class Batch(NamedTuple):
-    """One step's worth of sequences of symbols. Tasks on other data take batches of their own."""
+    """Batch of symbol sequences for one training step. Tasks on other data define their own batches."""
 
     inputs: Tensor
-    """(B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats; for a single
-    vector T = 1."""
+    """(B, T) int64 symbols, which stand for one-hot vectors, or (B, T, input_size) floats. T = 1 for a single
+    vector."""
     targets: Tensor
     """(B, T) int64 classes."""
     loss_mask: Tensor
-    """(B, T) bool: the steps that the loss covers (False on padding that is no part of the sequence)."""
+    """(B, T) bool: steps included in the loss (False on padding)."""
     answer_mask: Tensor
-    """(B, T) bool: the steps that the metrics judge, a subset of ``loss_mask``."""
+    """(B, T) bool: steps included in the metrics, a subset of ``loss_mask``."""
     reset: Tensor
-    """(B,) bool: the recurrent state of this row starts afresh before this batch."""
+    """(B,) bool: True if the recurrent state of the row is reset before this batch."""
 
 
 class ImageBatch(NamedTuple):
-    """Images with one class each."""
+    """Batch of images with one class each."""
 
     images: Tensor
     """(B, channels, height, width) floats."""
@@ -43,32 +43,32 @@ class ImageBatch(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Pairs of sequences of symbols: one is read, the other is predicted symbol by symbol."""
+    """Batch of pairs of symbol sequences: the source is read, the target is predicted symbol by symbol."""
 
     source: Tensor
     """(B, S) int64 symbols."""
     source_mask: Tensor
     """(B, S) bool: False on padding."""
     inputs: Tensor
-    """(B, T) int64 symbols of the target, each one step late: what is known when ``targets`` is predicted."""
+    """(B, T) int64 symbols of the target, one step late: the known part when ``targets`` is predicted."""
     targets: Tensor
     """(B, T) int64 symbols."""
     loss_mask: Tensor
-    """(B, T) bool: the steps that the loss covers (False on padding)."""
+    """(B, T) bool: steps included in the loss (False on padding)."""
 
 
 def owned_rows(rows: int, rank: int, world_size: int, name: str = "batch_size") -> range:
-    """Return the rows of the global batch, or of what ``name`` counts, that one rank computes.
+    """Return the rows of the global batch, or of the quantity called ``name``, that one rank computes.
 
-    The partition is contiguous and fixed, so a rank keeps its streams for the whole run; sizes differ by at most one.
+    The partition is contiguous and fixed, so a rank keeps its streams for the whole run. Sizes differ by at most one.
 
     Raises:
-        UserError: fewer rows than ranks.
+        UserError: there are fewer rows than ranks.
     """
     if rows < world_size:
         raise UserError(
-            f"{name}={rows} is global and cannot be divided over {world_size} processes: every process needs at least "
-            f"one row. Raise {name}, or take fewer processes."
+            f"{name}={rows} is global and cannot be divided over {world_size} processes: each needs at least one row. "
+            f"Raise it, or use fewer processes."
         )
     return range(rank * rows // world_size, (rank + 1) * rows // world_size)
 
@@ -76,28 +76,28 @@ def owned_rows(rows: int, rank: int, world_size: int, name: str = "batch_size") 
 class SequenceData(L.LightningDataModule):
     """Base of all data modules: the global batch, its partition over ranks, and the position in the training stream.
 
-    Training batches are an endless sequence, a pure function of (seed, batch number), so that a resumed run goes on
-    with the batch after the last one it trained on, and any number of ranks sees the same global batches.
+    Training batches are an endless sequence and a pure function of (seed, batch number). A resumed run therefore
+    continues with the next batch, and any number of ranks sees the same global batches.
 
-    Subclasses implement ``spec`` and the three ``*_dataloader`` methods, whose loaders yield what this rank owns. What
-    else a command asks of them is declared here, with the answer of data that is no text.
+    Subclasses implement ``spec`` and the three ``*_dataloader`` methods, whose loaders yield the rows of this rank. The
+    other methods are for commands; their defaults suit data that is not text.
 
     Args:
         batch_size: rows of one global batch, over all ranks.
-        seed: of the training stream, 0 or more; evaluation data does not depend on it.
+        seed: seed of the training stream, 0 or more; evaluation data does not depend on it.
 
     Raises:
-        ValueError: no row, or a seed below 0.
+        ValueError: the batch has no row, or the seed is below 0.
     """
 
     curriculum_samples: int = 0
-    """Training samples after which a curriculum has all lengths open; 0 where there is none."""
+    """Training samples after which a curriculum includes all lengths; 0 without a curriculum."""
 
     counts_batches: bool = True
-    """True where the batches of an evaluation are counted before they are read, so that a share of them can be read."""
+    """True if evaluation batches are counted before they are read, so that a share of them can be selected."""
 
     changed: bool = False
-    """True once the state of a checkpoint was loaded that was trained on other data."""
+    """True once the state of a checkpoint that was trained on other data has been loaded."""
 
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class SequenceData(L.LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self.batches_seen = 0
-        """Global training batches taken so far; part of every checkpoint."""
+        """Number of global training batches taken so far; stored in every checkpoint."""
 
     @property
     def spec(self) -> DataSpec:
@@ -116,62 +116,62 @@ class SequenceData(L.LightningDataModule):
 
     @property
     def expected_spec(self) -> DataSpec | None:
-        """The sizes as far as they are known before anything is read; None where nothing is."""
+        """Sizes known before anything is read; None if none are."""
         return None
 
     @property
     def called(self) -> str:
-        """The name of the data in messages."""
+        """Name of the data in messages."""
         return type(self).__name__
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The symbols by their ids; None where the data is no text."""
+        """Symbols by their ids; None if the data is not text."""
         return None
 
     def text(self, split: Split) -> NDArray[np.integer[Any]]:
-        """Return the ids of a split, in the order of the text.
+        """Return the symbol ids of a split in text order.
 
         Raises:
-            ValueError: the data is no text.
+            ValueError: the data is not text.
         """
-        raise ValueError(f"{self.called} is no text")
+        raise ValueError(f"{self.called} is not text")
 
     def test_on_all(self) -> None:
         """Make the test split all of the data.
 
         Raises:
-            ValueError: the samples are drawn, without an end.
+            ValueError: the samples are generated without end.
         """
         raise ValueError(f"the samples of {self.called} have no end")
 
     def check(self) -> None:
-        """Raise UserError where the data cannot be had, as far as that shows without reading or downloading."""
+        """Raise UserError if the data is certainly not available, without reading or downloading it."""
 
     def check_processes(self, number: int) -> None:
-        """Raise UserError where so many processes cannot share the batches."""
+        """Raise UserError if this number of processes cannot share the batches."""
         owned_rows(self.batch_size, 0, number)
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """Batches in which the training data is read once, rounded; None where it has no end."""
+        """Batches in one epoch of the training data, rounded; None if it has no end."""
         return None
 
     @property
     def rows(self) -> range:
-        """The rows of the global batch that this process owns."""
+        """Rows of the global batch that this process owns."""
         if self.trainer is None:
             return range(self.batch_size)
         return owned_rows(self.batch_size, self.trainer.global_rank, self.trainer.world_size)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        # Lightning calls this once per batch, just before training_step: a prefetched batch is not counted.
+        # Lightning calls this once per batch, just before training_step, so a prefetched batch is not counted.
         if self.trainer is not None and self.trainer.training:
             self.batches_seen += 1
         return batch
 
     def check_goes_on(self, state_dict: dict[str, Any]) -> None:
-        """Raise UserError where this is not the data that a checkpoint was trained on."""
+        """Raise UserError if this is not the data on which the checkpoint was trained."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches_seen": self.batches_seen}

@@ -1,7 +1,6 @@
-"""A text file as an array of symbol ids, decoded once and cached on disk.
+"""Read a text file as an array of symbol ids, decoded once and cached on disk.
 
-A cache entry is one file: a line of JSON (vocabulary, length, dtype, checksum, what to warn of), padded, then the raw
-ids.
+A cache entry is one file: a line of JSON (vocabulary, length, dtype, checksum, warnings), padding, then the raw ids.
 """
 
 import bz2
@@ -36,7 +35,7 @@ FORMAT = 4
 ALIGNMENT = 64
 _PIECE = 2**20
 _MAC = re.compile(r"__MACOSX/|(.*/)?\.DS_Store$")
-"""What macOS adds to every archive."""
+"""Files that macOS adds to every archive."""
 
 _PACKED = {
     "gzip": rb"\x1f\x8b\x08",
@@ -46,46 +45,46 @@ _PACKED = {
     "zstd": rb"\x28\xb5\x2f\xfd",
     "7z": rb"7z\xbc\xaf\x27\x1c",
 }
-"""How what was packed begins."""
+"""First bytes of packed files."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as ids."""
+    """Text as symbol ids."""
 
     ids: NDArray[np.unsignedinteger[Any]]
-    """(length,) in the smallest unsigned type; memory-mapped and read-only where the cache can be written."""
+    """(length,) in the smallest unsigned type; memory-mapped and read-only if the cache can be written."""
     vocabulary: Vocabulary
     doubts: tuple[str, ...] = ()
-    """What to warn of: sentences on bytes that may be of no text."""
+    """Warnings about bytes that may not be text."""
 
     @cached_property
     def crc32(self) -> int:
-        """Of the ids: tells a text that was changed in place from what it was."""
+        """Checksum of the ids, which reveals a text that was changed in place."""
         return zlib.crc32(np.ascontiguousarray(self.ids).data)
 
 
 def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_words: int | None = None) -> Corpus:
-    """Reads a text file: plain, .xz, .gz, .bz2, or a .zip of one member.
+    """Read a text file: plain, .xz, .gz, .bz2, or a .zip of one member.
 
-    The ids are cached, so that a large file is unpacked once and every later start maps them into memory. Any number
-    of processes may ask at once: one decodes, the others wait for it. An entry that is damaged is made anew; where the
-    cache cannot be written, a warning says so and the ids stay in memory.
+    The ids are cached, so a large file is unpacked once, and later starts map the ids into memory. Any number of
+    processes may call this at once: one decodes, the others wait. A damaged cache entry is written again. If the cache
+    cannot be written, a warning is logged and the ids stay in memory.
 
     Args:
-        path: of the file.
-        level: what a symbol is. A character that the end of the file cuts short is dropped.
+        path: path of the file.
+        level: symbol unit. A character cut off at the end of the file is dropped.
         cache_dir: None for ``$XDG_CACHE_HOME/gridlstm``, or ``~/.cache/gridlstm``.
-        max_words: at level word, the size of the vocabulary: the most frequent words, among them ``<unk>``, which
-            stands for all others. None for all words.
+        max_words: size of the vocabulary at level word: the most frequent words, and ``<unk>`` for all others. None for
+            all words.
 
     Raises:
-        ValueError: no such level, or ``max_words`` at another level than word.
-        UserError: file missing, empty, unreadable, damaged, packed in another way, as a zip of several members or to
-            less than a text can be, or at another level than byte not UTF-8.
+        ValueError: the level does not exist, or ``max_words`` is given at another level than word.
+        UserError: the file is missing, empty, unreadable, damaged, a zip of several members, packed in another way or
+            more densely than text can be, or not UTF-8 at another level than byte.
     """
     check_level(level, max_words)
-    # As it is called: a link's target may lack the suffix that says how the text is packed.
+    # Keep the name as given: the target of a link may lack the suffix that tells how the text is packed.
     path = Path(os.path.expanduser(path)).absolute()
     stat = check_file(path)
     try:
@@ -95,19 +94,19 @@ def read_corpus(path: Path, level: Level, cache_dir: Path | None = None, max_wor
             with only_process(entry.with_suffix(".lock"), f"reading {path}"):
                 corpus = _load(entry, level) or _build(path, level, max_words, entry)
     except OSError as error:
-        log.warning("the cache cannot be used (%s): %s stays in memory, and is read anew each time", error, path)
+        log.warning("the cache cannot be used (%s): %s stays in memory and is read again each time", error, path)
         corpus = _decode(path, level, max_words)
-    for doubt in corpus.doubts:  # every time, not only when the cache is made
+    for doubt in corpus.doubts:  # each time, not only when the cache is written
         log.warning("%s", doubt)
     return corpus
 
 
 def check_level(level: Level, max_words: int | None) -> None:
-    """Raise ValueError for a level that is none, and for a ``max_words`` that does not go with it."""
+    """Raise ValueError if the level does not exist, or if ``max_words`` does not suit it."""
     if level not in get_args(Level):
         raise ValueError(f"level must be byte, char or word, got {level!r}.")
     if max_words is not None and level != "word":
-        raise ValueError(f"max_words must be left out at level={level}, got {max_words}.")
+        raise ValueError(f"max_words must be null at level={level}, got {max_words}.")
     if max_words is not None and max_words < 2:
         raise ValueError(f"max_words must be at least 2, got {max_words}.")
 
@@ -118,7 +117,7 @@ def _entry(path: Path, stat: os.stat_result, level: Level, max_words: int | None
 
 
 def _load(entry: Path, level: Level) -> Corpus | None:
-    """The cached corpus; None when there is none, or none that is whole."""
+    """Return the cached corpus, or None if it is missing or damaged."""
     if not entry.exists():
         return None
     try:
@@ -132,10 +131,10 @@ def _load(entry: Path, level: Level) -> Corpus | None:
         ids = np.memmap(entry, dtype=dtype, mode="r", offset=offset, shape=(length,))
         corpus = Corpus(ids, Vocabulary(level, tuple(header["symbols"])), tuple(header["doubts"]))
         if corpus.crc32 != header["crc32"]:
-            raise ValueError("its ids are not those that were written")
+            raise ValueError("the checksum of its ids is wrong")
         return corpus
     except (ValueError, KeyError, TypeError) as error:
-        log.warning("the cached text %s is damaged (%s): reading the original anew", entry, error)
+        log.warning("the cached text %s is damaged (%s): reading the original again", entry, error)
         return None
 
 
@@ -167,7 +166,7 @@ def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     _check_unpacked(raw, path)
     doubts = []
     if level != "byte":
-        raw = raw.removeprefix(codecs.BOM_UTF8)  # a mark of the encoding, no character of the text
+        raw = raw.removeprefix(codecs.BOM_UTF8)  # marks the encoding, not a character of the text
         if (cut := _cut_character(raw)) > 0:
             doubts.append(f"{path} ends inside a UTF-8 character: its last {cut} bytes are left out")
             raw = raw[:-cut]
@@ -177,7 +176,7 @@ def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
 
 
 def _words(raw: bytes, path: Path, max_words: int | None) -> Corpus:
-    # Twice over the text: a list of all its words would be many times as large.
+    # Reads the text twice, because a list of all words would be many times as large.
     counts = Counter(split_words(raw, str(path)))
     if not counts:
         raise _empty(path)
@@ -196,7 +195,7 @@ def _words(raw: bytes, path: Path, max_words: int | None) -> Corpus:
 
 
 def _codes(raw: bytes, path: Path, level: Level) -> Corpus:
-    # Twice over the text: its code points, at four bytes each, are never all in memory.
+    # Reads the text twice, so that its code points, four bytes each, are never all in memory.
     used = np.zeros(256 if level == "byte" else 0x110000, dtype=bool)
     length = 0
     for codes in symbol_codes(raw, level, str(path)):
@@ -216,7 +215,7 @@ def _codes(raw: bytes, path: Path, level: Level) -> Corpus:
 
 
 def _empty(path: Path) -> UserError:
-    return UserError(f"{path} is empty: name a file with text in it, path=….")
+    return UserError(f"{path} is empty. Name a file that contains text: path=….")
 
 
 def _contents(path: Path) -> bytes:
@@ -233,7 +232,7 @@ def _contents(path: Path) -> bytes:
                 if len(members) != 1:
                     raise UserError(
                         f"{path} must hold exactly one file, got {len(members)}: {', '.join(members[:10])}. Unpack it "
-                        f"and name one of them, path=…."
+                        f"and name one of them: path=…."
                     )
                 with archive.open(members[0]) as member:
                     return read_unpacked(member, path)
@@ -250,29 +249,29 @@ def _contents(path: Path) -> bytes:
         NotImplementedError,
         RuntimeError,
     ) as error:
-        # RuntimeError is zipfile's for an encrypted member.
+        # zipfile raises RuntimeError for an encrypted member.
         raise UserError(
-            f"{path} cannot be read: {error}. If it is truncated or damaged, replace it; .xz, .gz, .bz2 and .zip must "
-            f"be what the name says."
+            f"{path} cannot be read: {error}. Replace it if it is truncated or damaged; the format of .xz, .gz, .bz2 "
+            f"and .zip must match the file name."
         ) from error
 
 
 def _check_unpacked(raw: bytes, path: Path) -> None:
-    """Raises UserError where what was read is packed still, and would be trained on as noise."""
+    """Raise UserError if the content is still packed, because training would treat it as noise."""
     for kind, beginning in _PACKED.items():
         if re.match(beginning, raw):
             raise UserError(
-                f"{path} holds data packed as {kind}: unpack it, or if it is .gz, .xz, .bz2 or .zip of one file and "
-                f"nothing else, let its name end so."
+                f"{path} holds data packed as {kind}. Unpack it, or let its name end in .gz, .xz, .bz2 or .zip if it "
+                f"is one file packed so."
             )
 
 
 def _doubts(raw: bytes, path: Path, level: Level) -> list[str]:
-    """What is said of bytes of no text, or in another encoding than is usual; they may be meant all the same."""
+    """Return warnings about bytes that are not text or have an unusual encoding, which may be intended."""
     if raw[257:262] == b"ustar":
-        return [f"{path} is a tar archive: the headers of its files are symbols too, unless you unpack it"]
+        return [f"{path} is a tar archive: the headers of its files become symbols unless you unpack it"]
     if 0 in raw:
-        return [f"{path} holds zero bytes, as no text in UTF-8 does: they are symbols as others are"]
+        return [f"{path} holds zero bytes, unlike text in UTF-8: they become symbols like others"]
     if level != "byte":
         return []  # it has been decoded
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -280,12 +279,12 @@ def _doubts(raw: bytes, path: Path, level: Level) -> list[str]:
         for start in range(0, len(raw), _PIECE):
             decoder.decode(raw[start : start + _PIECE])
     except UnicodeDecodeError as error:
-        return [f"{path} is not UTF-8 ({error.reason}): all its bytes are symbols, as they are"]
+        return [f"{path} is not UTF-8 ({error.reason}): all its bytes become symbols unchanged"]
     return []
 
 
 def _cut_character(raw: bytes) -> int:
-    """How many bytes at the end begin a UTF-8 character that they do not finish."""
+    """Return the number of bytes at the end that form an incomplete UTF-8 character."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(raw[-3:])
     return len(decoder.getstate()[0])

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: a pure function of (key, sample index, position), with no state to carry or restore.
+"""Counter-based random numbers: a pure function of (key, sample index, position), without state to carry or restore.
 
-A sample depends on nothing but its global index, so any number of ranks and workers, a CPU and a GPU, and a resumed run
-see the same samples. The mixing function is splitmix64 (Steele, Lea, Flood 2014).
+A sample depends only on its global index, so any number of ranks and workers, a CPU or a GPU, and a resumed run see the
+same samples. The mixing function is splitmix64 (Steele, Lea, Flood 2014).
 """
 
 import torch
@@ -13,13 +13,13 @@ _ALL = 2**64 - 1
 
 
 def _signed(word: int) -> int:
-    """The int64 with the bits of an unsigned word: torch's int64 multiplication wraps around as uint64's does."""
+    """Return the int64 with the bits of an unsigned word; torch multiplies int64 modulo 2^64 like uint64."""
     word &= _ALL
     return word - 2**64 if word >= 2**63 else word
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own is arithmetic."""
+    """Shift right logically; torch's own shift is arithmetic."""
     return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
@@ -30,7 +30,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _mix_word(word: int) -> int:
-    """``_mix`` of one unsigned number."""
+    """Compute ``_mix`` of one unsigned number."""
     for shift, factor in zip((30, 27), _MULTIPLIERS, strict=True):
         word &= _ALL
         word = (word ^ (word >> shift)) * factor
@@ -39,17 +39,17 @@ def _mix_word(word: int) -> int:
 
 
 def random_words(key: tuple[int, ...], index: Tensor, positions: int) -> Tensor:
-    """63 random bits for each position of each sample.
+    """Return 63 random bits for each position of each sample.
 
     Args:
-        key: what else the numbers depend on, such as (seed, split).
+        key: other integers that the numbers depend on, such as (seed, split).
         index: (B,) int64 global sample indices.
         positions: numbers drawn for each sample.
 
     Returns:
         (B, positions) int64 in [0, 2^63), on the device of ``index``.
     """
-    word = 0  # the key is mixed here, where it costs a GPU nothing
+    word = 0  # the key is mixed in Python, which costs a GPU nothing
     for part in key:
         word = _mix_word(word ^ (part * _GOLDEN + 1))
     rows = _mix(index * _signed(_GOLDEN) + _signed(word))
@@ -58,5 +58,5 @@ def random_words(key: tuple[int, ...], index: Tensor, positions: int) -> Tensor:
 
 
 def random_integers(key: tuple[int, ...], index: Tensor, positions: int, below: int) -> Tensor:
-    """(B, positions) int64 uniform in [0, below); the modulo's bias is under below / 2^63."""
+    """Return (B, positions) int64 uniform in [0, below); the bias of the modulo is under below / 2^63."""
     return random_words(key, index, positions) % below

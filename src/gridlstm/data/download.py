@@ -1,4 +1,4 @@
-"""Files from the network and from zip archives, verified by size and SHA-256 before they get their name."""
+"""Get files from the network and from zip archives; verify size and SHA-256 before a file gets its name."""
 
 import hashlib
 import http.client
@@ -18,18 +18,19 @@ from gridlstm.files import replacing
 CHUNK = 1 << 18
 """Bytes read at a time."""
 TIMEOUT = 30.0
-"""Seconds that a server may be silent."""
+"""Seconds to wait for a silent server."""
 
 
 def fetch(url: str, destination: Path, size: int, sha256: str | None) -> None:
-    """Downloads a file over HTTP(S), with a progress bar on stderr.
+    """Download a file over HTTP(S), with a progress bar on stderr.
 
-    Always starts from the first byte: what an interrupted download left could not be verified.
+    Always start from the first byte, because a partial download cannot be verified.
 
     Args:
-        destination: gets the file, whole and verified, or nothing; ``<destination>.part`` while it arrives.
-        size: expected, in bytes.
-        sha256: expected, in hexadecimal; None where it is not known.
+        url: address of the file.
+        destination: gets the complete, verified file or nothing; ``<destination>.part`` holds the partial file.
+        size: expected size in bytes.
+        sha256: expected SHA-256 in hexadecimal; None if it is unknown.
 
     Raises:
         UserError: no connection, timeout, HTTP error status, wrong size or checksum, directory not writable, disk full.
@@ -38,12 +39,14 @@ def fetch(url: str, destination: Path, size: int, sha256: str | None) -> None:
 
 
 def unzip_member(archive: Path, member: str, destination: Path, size: int, sha256: str | None) -> None:
-    """Unpacks one member of a zip archive.
+    """Unpack one member of a zip archive.
 
     Args:
-        destination: gets the member, whole and verified, or nothing; ``<destination>.part`` while it is unpacked.
-        size: of the unpacked member, expected, in bytes.
-        sha256: of the unpacked member, expected, in hexadecimal; None where it is not known.
+        archive: path of the archive.
+        member: name of the member.
+        destination: gets the complete, verified member or nothing; ``<destination>.part`` holds the partial one.
+        size: expected size of the unpacked member in bytes.
+        sha256: expected SHA-256 of the unpacked member in hexadecimal; None if it is unknown.
 
     Raises:
         UserError: damaged archive, no such member, wrong size or checksum, directory not writable, disk full.
@@ -60,28 +63,28 @@ def _store(chunks: Generator[bytes, None, None], destination: Path, size: int, s
             for chunk in chunks:
                 received += len(chunk)
                 if received > size:
-                    raise UserError(f"{origin}: longer than the {size:,} bytes expected, so it is another file.")
+                    raise UserError(f"{origin}: more than the expected {size:,} bytes, so it is another file.")
                 digest.update(chunk)
                 file.write(chunk)
             if received < size:
                 raise UserError(
-                    f"{origin}: ended after {received:,} of the {size:,} bytes expected: the connection was cut, or it "
-                    f"is another file. Run again."
+                    f"{origin}: ended after {received:,} of {size:,} expected bytes. The connection was cut, or it is "
+                    f"another file. Run again."
                 )
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise UserError(
-                    f"{origin}: the SHA-256 is {digest.hexdigest()}, expected {sha256}: damaged on the way, or another "
-                    f"file. It was removed."
+                    f"{origin}: the SHA-256 is {digest.hexdigest()}, expected {sha256}. The file is damaged or another "
+                    f"file, and was removed."
                 )
     except OSError as error:
         raise UserError(
-            f"cannot write {destination}: {error.strerror}. Make room there, make it writable, or choose another "
+            f"cannot write {destination}: {error.strerror}. Free space there, make it writable, or choose another "
             f"directory with data_dir=..."
         ) from error
 
 
 def _received(url: str, size: int, name: str) -> Generator[bytes, None, None]:
-    # The caller's own errors do not pass through here: what is caught below is the network's.
+    # Errors of the caller do not pass through here: the clauses below catch network errors only.
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "gridlstm"})
     except ValueError as error:
@@ -112,5 +115,5 @@ def _unpacked(archive: Path, member: str) -> Generator[bytes, None, None]:
     except KeyError as error:
         raise UserError(f"{archive} holds no member {member}.") from error
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        # RuntimeError is zipfile's for an encrypted member.
-        raise UserError(f"{archive} does not unpack: {error}. Truncated or damaged: replace it.") from error
+        # zipfile raises RuntimeError for an encrypted member.
+        raise UserError(f"{archive} does not unpack: {error}. It is truncated or damaged: replace it.") from error

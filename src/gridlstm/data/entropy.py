@@ -1,4 +1,4 @@
-"""How well a text can be predicted from counts alone: a yardstick for the models of it."""
+"""Entropy of a text under its own symbol counts, a yardstick for models of the text."""
 
 from typing import Any, NamedTuple
 
@@ -10,23 +10,24 @@ CHUNK = 1 << 24
 
 
 class NgramEntropy(NamedTuple):
-    """Bits per symbol."""
+    """Entropies in bits per symbol."""
 
     unigram: float
     """H(X_t)."""
     bigram: float
     """H(X_t | X_{t-1})."""
     symbols: int
-    """Different ones."""
+    """Number of distinct symbols."""
     pairs: int
-    """Different ones."""
+    """Number of distinct pairs."""
 
 
 def ngram_entropy(ids: NDArray[Any], vocabulary_size: int) -> NgramEntropy:
-    """The entropies of a text under its own symbol and pair counts: no model of that order does better on it.
+    """Compute the entropies of a text under its own symbol and pair counts, which no model of that order can beat.
 
     Args:
-        ids: (length,) integers below ``vocabulary_size``, at least two of them. Needs 8 * vocabulary_size**2 bytes.
+        ids: (length,) integers below ``vocabulary_size``, at least two of them.
+        vocabulary_size: number of symbols. The counts need 8 * vocabulary_size**2 bytes.
     """
     symbols = np.zeros(vocabulary_size, dtype=np.int64)
     pairs = np.zeros(vocabulary_size**2, dtype=np.int64)
@@ -40,6 +41,6 @@ def ngram_entropy(ids: NDArray[Any], vocabulary_size: int) -> NgramEntropy:
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
-    """Bits, of the distribution in proportion to the counts."""
+    """Return the entropy in bits of the distribution proportional to the counts."""
     p = counts[counts > 0] / counts.sum()
     return float((p * np.log2(1 / p)).sum())

@@ -1,4 +1,4 @@
-"""enwik8, the first 10^8 bytes of the English Wikipedia of 2006, found or downloaded (section 4.3)."""
+"""enwik8, the first 10^8 bytes of the English Wikipedia of 2006, found on disk or downloaded (section 4.3)."""
 
 import logging
 from pathlib import Path
@@ -13,28 +13,28 @@ log = logging.getLogger(__name__)
 
 
 class Enwik8(TextSource):
-    """The bytes of the genuine enwik8, proved by size and SHA-256.
+    """Bytes of the genuine enwik8, verified by size and SHA-256.
 
-    It is looked for at ``path`` alone if that is given; otherwise in ``data_dir`` and ``data_dir``/enwik8, as enwik8 or
-    enwik8.zip; otherwise it is downloaded to ``data_dir``. Any number of processes may ask at once: one downloads.
-    A file of that name that is not the genuine one is never replaced.
+    ``path`` is the only place searched if it is given. Otherwise ``data_dir`` and ``data_dir``/enwik8 are searched for
+    enwik8 or enwik8.zip, and then the file is downloaded to ``data_dir``. Any number of processes may call ``find`` at
+    once: one downloads. A file of that name with other contents is never replaced.
 
     Args:
-        data_dir: needs to be writable only where something must be downloaded or unpacked.
+        data_dir: directory of the text. It must be writable only if something is downloaded or unpacked.
         path: the user's own enwik8 or enwik8.zip.
-        url: of the zip archive with the one member enwik8.
-        zip_size, zip_sha256: of the archive, in bytes and hexadecimal.
-        size, sha256: of enwik8. A SHA-256 that is None is not known: what is unpacked first is recorded beside the
-            file, as <name>.sha256, and expected from then on.
+        url: address of the zip archive, whose one member is enwik8.
+        zip_size, zip_sha256: size in bytes and SHA-256 in hexadecimal of the archive.
+        size, sha256: the same of enwik8. None for an unknown SHA-256: that of the first unpacked file is recorded in
+            <name>.sha256 beside it and expected from then on.
 
     Raises:
-        UserError: from ``find``: the file is neither to be found nor to be had, with every place tried and its reason.
+        UserError: from ``find``, if the file is neither found nor downloaded; the message lists every place and reason.
     """
 
     name = "enwik8"
 
-    # The usual one, whose test is the paper's and that of Chung et al. 2015; and those whose tests are the last 4
-    # million bytes (Graves 2013) and the last 10 (Sutskever et al. 2011).
+    # "standard" has the test split of the paper and of Chung et al. 2015. The others test on the last 4 million bytes
+    # (Graves 2013) and the last 10 million (Sutskever et al. 2011).
     named_splits = {  # noqa: RUF012  # declared as a ClassVar
         "standard": (90_000_000, 5_000_000, 5_000_000),
         "paper": (90_000_000, 5_000_000, 5_000_000),
@@ -68,7 +68,7 @@ class Enwik8(TextSource):
         if evaluated and self.path is not None:
             genuine = (self.size, self.sha256), (self.zip_size, self.zip_sha256)
             if all(mismatch(self.path, *one) for one in genuine):
-                log.warning("%s is not %s: what is found here is about that text", self.path, self.name)
+                log.warning("%s is not %s: the results are for that text", self.path, self.name)
                 return FoundText(self.path)
         file = self._find()
         self._record(file)
@@ -86,30 +86,30 @@ class Enwik8(TextSource):
             if not_archive:
                 raise UserError(
                     f"path={self.path} is neither {self.name} ({not_file[0]}) nor {self._zip_name} ({not_archive[0]}). "
-                    f"Name the genuine one, or leave it out; any other text is for task=text."
+                    f"Name the genuine file, or remove the option. Use task=text for any other text."
                 )
         file, reasons = _genuine(files, self.size, self.sha256)
         if file is not None:
             return file
         try:
             with only_process(self.data_dir / f".{self.name}.lock", f"preparing {self.name}"):
-                file, reasons = _genuine(files, self.size, self.sha256)  # another process may have made it meanwhile
+                file, reasons = _genuine(files, self.size, self.sha256)  # another process may have written it meanwhile
                 return file or self._prepare(archives, reasons)
         except OSError as error:
             reasons.append(
                 f"{self.data_dir}: cannot be written ({error.strerror}), so nothing can be downloaded or unpacked "
-                f"there: make it writable, or choose another directory with data_dir=…"
+                f"there. Make it writable, or choose another directory with data_dir=…"
             )
             raise self._not_found(reasons) from error
 
     def _prepare(self, archives: list[Path], reasons: list[str]) -> Path:
-        """Unpack the first genuine archive, or download one."""
+        """Unpack the first genuine archive, or download one, and return the file."""
         archive, not_archives = _genuine(archives, self.zip_size, self.zip_sha256)
         reasons = reasons + not_archives
         home = self.data_dir / self.name if (self.data_dir / self.name).is_dir() else self.data_dir
         for target in [home / self.name] if archive else [home / self.name, home / self._zip_name]:
             if target.exists():
-                raise self._not_found([*reasons, f"{self.url}: not downloaded: {target} is in the way, remove it"])
+                raise self._not_found([*reasons, f"{self.url}: not downloaded because {target} exists: remove it"])
         if archive is not None:
             return self._unpack(archive, home)
         log.info("downloading %s to %s", self.url, home)
@@ -127,7 +127,7 @@ class Enwik8(TextSource):
         return home / self.name
 
     def _record(self, file: Path) -> None:
-        """Write the SHA-256 of a file beside it, where nobody has published one and none has been recorded."""
+        """Write the SHA-256 of a file beside it, if none is published and none is recorded."""
         record = recorded_digest(file)
         if self.sha256 is not None or record.exists():
             return
@@ -137,21 +137,21 @@ class Enwik8(TextSource):
                 if not record.exists():
                     write_text(record, f"{digest}  {file.name}\n")
         except OSError as error:
-            log.warning("the SHA-256 of %s is %s, and cannot be recorded: %s", file, digest, error)
+            log.warning("the SHA-256 of %s is %s, but cannot be recorded: %s", file, digest, error)
         else:
-            log.info("the SHA-256 of %s is %s, and expected from now on", file, digest)
+            log.info("the SHA-256 of %s is %s, and is expected from now on", file, digest)
 
     def _not_found(self, reasons: list[str]) -> UserError:
         tried = "".join(f"\n  - {reason}" for reason in reasons)
         return UserError(
-            f"{self.name} was neither found nor could it be downloaded. Tried:{tried}\n"
-            f"Put {self.name} or {self._zip_name} (from {self.url}) into {self.data_dir} by hand, or name it with "
-            f"path=…. Without any download: task=memorization, or any text with task=text."
+            f"{self.name} was not found and could not be downloaded. Tried:{tried}\n"
+            f"Put {self.name} or {self._zip_name} (from {self.url}) into {self.data_dir}, or name it with path=…. "
+            f"Without a download: use task=memorization, or task=text with any text."
         )
 
 
 def _genuine(places: list[Path], size: int, sha256: str | None) -> tuple[Path | None, list[str]]:
-    """The first place that holds the file of this size and SHA-256, and why those before it, or all, do not."""
+    """Return the first place that holds the file of this size and SHA-256, and why each place before it does not."""
     reasons: list[str] = []
     for place in places:
         reason = mismatch(place, size, sha256)

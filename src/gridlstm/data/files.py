@@ -1,4 +1,4 @@
-"""Files of data: checking contents, one writing process at a time."""
+"""Check the contents of data files, and let one process at a time write them."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from gridlstm.errors import UserError
 log = logging.getLogger(__name__)
 
 UNPACKED_ANYWAY = 2**24
-"""Bytes that an archive may unpack to, however small it is."""
+"""Bytes that an archive of any size may unpack to."""
 _TIMES_PACKED = 100
 """Times its own size that a larger archive may unpack to. Text packs to a tenth at best, zeros to a thousandth."""
 _PIECE = 2**20
@@ -27,7 +27,7 @@ def check_file(path: Path) -> os.stat_result:
     """Return the state of a file.
 
     Raises:
-        UserError: it is no file, or cannot be reached.
+        UserError: the path is not a regular file or cannot be reached.
     """
     try:
         found = path.stat()
@@ -38,27 +38,27 @@ def check_file(path: Path) -> os.stat_result:
     else:
         if stat.S_ISREG(found.st_mode):
             return found
-        reason = "it is a directory" if stat.S_ISDIR(found.st_mode) else "it is no file"
+        reason = "it is a directory" if stat.S_ISDIR(found.st_mode) else "it is not a file"
     raise UserError(f"{path} cannot be read: {reason}. Name a text file (plain, .xz, .gz, .bz2 or .zip): path=….")
 
 
 @contextmanager
 def only_process(lock_file: Path, purpose: str) -> Iterator[None]:
-    """Holds an exclusive lock between processes; waits for the one that has it, and says so in the log.
+    """Hold an exclusive lock between processes; log a line while waiting for another holder.
 
     Args:
-        lock_file: created, with its directory, if need be.
-        purpose: what the holder does, for the log.
+        lock_file: path of the lock file, which is created with its directory if needed.
+        purpose: task of the holder, for the log.
 
     Raises:
-        OSError: the lock file cannot be made.
+        OSError: the lock file cannot be created.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("waiting for another process, which is %s (it holds %s)", purpose, lock_file)
+        log.info("waiting for another process that is %s (it holds %s)", purpose, lock_file)
         lock.acquire()
     try:
         yield
@@ -67,20 +67,20 @@ def only_process(lock_file: Path, purpose: str) -> Iterator[None]:
 
 
 def recorded_digest(path: Path) -> Path:
-    """Where the SHA-256 of a file is kept that nobody has published: beside it, as ``sha256sum`` writes it."""
+    """Return the path of a file's recorded SHA-256, which is beside it in the format of ``sha256sum``."""
     return path.with_name(path.name + ".sha256")
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def mismatch(path: Path, size: int, sha256: str | None) -> str | None:
-    """Why the file is not the one of this size (bytes) and SHA-256 (hexadecimal); None when it is.
+    """Return why a file is not the one of this size (bytes) and SHA-256 (hexadecimal), or None if it is.
 
-    Where ``sha256`` is None, the recorded one is expected, if there is any.
+    If ``sha256`` is None, compare with the recorded SHA-256, if any.
     """
     try:
         if not path.exists():
@@ -100,15 +100,15 @@ def mismatch(path: Path, size: int, sha256: str | None) -> str | None:
 
 
 def stamp(found: os.stat_result) -> list[int]:
-    """What tells two states of a file apart, also where size and date are the same, as a copy can leave them."""
+    """Return a value that changes with the file, even if a copy keeps size and date."""
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def read_unpacked(unpacking: IO[bytes], archive: Path) -> bytes:
-    """Return all that ``unpacking`` gives, which reads ``archive``, and stop early where that can be no text.
+    """Return everything that ``unpacking`` reads from ``archive``; stop early if it cannot be text.
 
     Raises:
-        UserError: it is over ``UNPACKED_ANYWAY`` bytes, and over 100 times as long as the archive.
+        UserError: the content exceeds ``UNPACKED_ANYWAY`` bytes and 100 times the size of the archive.
     """
     most = max(UNPACKED_ANYWAY, _TIMES_PACKED * archive.stat().st_size)
     content = io.BytesIO()
@@ -116,7 +116,7 @@ def read_unpacked(unpacking: IO[bytes], archive: Path) -> bytes:
         content.write(piece)
         if content.tell() > most:
             raise UserError(
-                f"{archive} unpacks to over {_TIMES_PACKED} times its size, as no text does. Unpack it yourself if it "
-                f"is meant, and name the unpacked file."
+                f"{archive} unpacks to over {_TIMES_PACKED} times its size, which text does not. If that is intended, "
+                f"unpack it yourself and name the unpacked file."
             )
     return content.getvalue()

@@ -1,6 +1,6 @@
-"""Base of the tasks whose samples are generated: endless fresh training data, fixed evaluation sets.
+"""Base of tasks with generated samples: endless fresh training data, fixed evaluation sets.
 
-The loader yields sample indices; the samples themselves are made on the training device.
+The loader yields sample indices; the samples themselves are generated on the training device.
 """
 
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from gridlstm.data.base import SequenceData, owned_rows
 from gridlstm.data.spec import DataSpec
 
 TRAIN, VAL, TEST = range(3)
-"""The splits, as parts of the random key: no sample of one is a sample of another but by chance."""
+"""Splits, as parts of the random key; two splits share samples only by chance."""
 
 
 MOST_JUDGED = 10**7
-"""Samples of a validation or a test."""
+"""Largest number of samples of a validation or test."""
 MOST_SAMPLES = 2**40
-"""Of a curriculum's step, so that indices stay far from the end of int64."""
+"""Largest number of samples of a curriculum step, which keeps indices far below the limit of int64."""
 
 _SIZES = {VAL: "num_val", TEST: "num_test"}
 
 
 class Draw(NamedTuple):
-    """Which samples make up one batch."""
+    """Indices of the samples of one batch."""
 
     split: int
     samples: Tensor
@@ -34,7 +34,7 @@ class Draw(NamedTuple):
 
 
 class _TrainDraws(IterableDataset[Draw]):
-    """Batch n holds samples n * batch_size + row, for the rows that this rank owns."""
+    """Batches of sample indices: batch n holds n * batch_size + row, for the rows that this rank owns."""
 
     def __init__(self, first_batch: int, batch_size: int, rows: range) -> None:
         self.first_batch = first_batch
@@ -53,13 +53,13 @@ class GeneratedData(SequenceData):
 
     Args:
         batch_size: rows of one global batch.
-        seed: of the training samples. Evaluation samples have a key of their own, so every seed is judged alike.
+        seed: seed of the training samples. Evaluation samples have a fixed key, so that they are equal for all seeds.
         num_val: samples of each validation.
         num_test: samples of the final test.
-        curriculum: training samples after which the next larger problems are allowed; 0: all from the start.
+        curriculum: training samples after which the next larger problems are allowed; 0 allows all.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of range.
     """
 
     def __init__(self, batch_size: int, seed: int, num_val: int, num_test: int, curriculum: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Any text data set of the Hugging Face hub, or of its formats on disk, by name."""
+"""Text source for any data set of the Hugging Face hub, or of its formats on disk."""
 
 import hashlib
 import json
@@ -16,30 +16,30 @@ from gridlstm.errors import UserError
 log = logging.getLogger(__name__)
 
 _SAVED = ("state.json", "dataset_dict.json")
-"""What ``Dataset.save_to_disk`` and ``DatasetDict.save_to_disk`` write into their directories."""
+"""Files that ``Dataset.save_to_disk`` and ``DatasetDict.save_to_disk`` write to their directories."""
 _OF_NOTHING = ("SchemaInferenceError", "StopIteration", "EmptyDataError")
-"""Errors of files of JSON and of CSV that are empty; of files of lines a ValueError says that its split has no data."""
+"""Errors for empty JSON and CSV files; for empty text files a ValueError says that the split has no data."""
 _PLAIN = (".txt", ".csv", ".tsv", ".json", ".jsonl")
-"""Files that are read as they are."""
+"""Suffixes of uncompressed files."""
 
 
 class Hub(JoinedSource):
-    """One column of text of a data set that ``datasets.load_dataset`` knows.
+    """Text column of a data set that ``datasets.load_dataset`` can load.
 
-    Its splits train, validation and test are the parts. Every document ends with a line end. Needs the extra
-    ``gridlstm[datasets]``.
+    Its splits train, validation and test are the parts of the text. Every document ends with a line end. It needs the
+    extra ``gridlstm[datasets]``.
 
     Args:
-        name: on the hub, such as "Salesforce/wikitext", or a directory: of files in a format that it reads, or one that
-            ``save_to_disk`` wrote.
-        config: of the data set, where it has several.
-        column: of the text.
-        streaming: read documents one by one instead of keeping the data set's own copy too.
-        max_documents: take so many of each split at most, those without text not counted; None for all.
+        name: name on the hub, such as "Salesforce/wikitext", or a directory with files in a supported format, or one
+            that ``save_to_disk`` wrote.
+        config: configuration of the data set, if it has several.
+        column: column with the text.
+        streaming: read documents one by one, without the data set's own copy on disk.
+        max_documents: limit on the documents of each split, not counting those without text; None for all.
 
     Raises:
-        ValueError: no document would be taken.
-        UserError: from ``find``: the package, the data set, the column or a text is not there.
+        ValueError: ``max_documents`` is below 1.
+        UserError: from ``find``, if the package, the data set, the column or a text does not exist.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Hub(JoinedSource):
             raise ValueError(f"max_documents must be at least 1, got {max_documents}.")
         directory = os.path.expanduser(name)
         self._directory = Path(directory).resolve() if os.path.isdir(directory) else None
-        # One directory is one data set however it is spelt, and never a format that the package knows, such as json.
+        # One directory is one data set however it is spelled, and never a format such as json that the package knows.
         self.name = str(self._directory or name)
         self.config = config
         self.column = column
@@ -62,7 +62,7 @@ class Hub(JoinedSource):
         self.max_documents = max_documents
 
     def _files(self) -> list[Path]:
-        """Those of a directory; none of what is on the hub."""
+        """Return the files of a directory; [] for a data set on the hub."""
         return sorted(path for path in self._directory.rglob("*") if path.is_file()) if self._directory else []
 
     def key(self) -> str:
@@ -74,30 +74,29 @@ class Hub(JoinedSource):
         try:
             import datasets
         except ImportError as error:
-            raise UserError("this task needs the package datasets: pip install gridlstm[datasets]") from error
+            raise UserError("this task needs the package datasets. Run pip install gridlstm[datasets]") from error
         saved = self._directory is not None and any((self._directory / name).is_file() for name in _SAVED)
         if saved and self.config is not None:
             raise UserError(
-                f"{self.name} was written by save_to_disk, and so has no configurations: leave out "
-                f"config={self.config}."
+                f"{self.name} was written by save_to_disk, which keeps no configurations. Remove config={self.config}."
             )
         try:
             if saved:
                 found = datasets.load_from_disk(self.name).with_format(None)
             else:
-                # Its own copy of a directory goes by the dates of the files alone.
+                # The package checks only the dates of the files against its copy of a directory.
                 afresh = "force_redownload" if self._directory else None
                 found = datasets.load_dataset(self.name, self.config, streaming=self.streaming, download_mode=afresh)
-        except Exception as error:  # of many kinds: no such name, no network, a file that cannot be read
+        except Exception as error:  # many types: unknown name, no network, unreadable file
             raise self._unreadable(error) from error
         if isinstance(found, datasets.Dataset):
             found = {"train": found}
         if "train" not in found:
-            raise UserError(f"{self.name} has no split train, but {', '.join(found)}: it cannot be trained on.")
+            raise UserError(f"{self.name} cannot be trained on: it has no split train, but {', '.join(found)}.")
         if missing := [name for name in PARTS if name not in found]:
-            log.info("%s has no split %s: cut from the end of train", self.name, " and no ".join(missing))
+            log.info("%s has no split %s: it is cut from the end of train", self.name, " and no ".join(missing))
         if others := [str(name) for name in found if name not in PARTS]:
-            log.warning("of %s, %s is left out: its splits here are %s", self.name, ", ".join(others), ", ".join(PARTS))
+            log.warning("of %s, %s is not used: the splits here are %s", self.name, ", ".join(others), ", ".join(PARTS))
         return {name: self._documents(name, found[name]) for name in PARTS if name in found}
 
     def _documents(self, name: str, split: Any) -> Iterator[str]:
@@ -110,7 +109,7 @@ class Hub(JoinedSource):
             if not isinstance(text, str):
                 columns = ", ".join(key for key, value in document.items() if isinstance(value, str))
                 raise UserError(
-                    f"column={self.column} is no text of {self.name}; columns of text: {columns or 'none'}."
+                    f"column={self.column} is not text in {self.name}. Columns of text: {columns or 'none'}."
                 )
             written += 1
             yield text if text.endswith("\n") else text + "\n"
@@ -118,16 +117,16 @@ class Hub(JoinedSource):
                 break
         if empty and not written:
             raise UserError(
-                f"column={self.column} of {self.name} has no text in the split {name}, all its documents "
-                f"are null: name another column."
+                f"column={self.column} of {self.name} has no text in the split {name}: all its documents are null. "
+                f"Name another column."
             )
         if not written:
             raise UserError(
-                f"the split {name} of {self.name} holds no document: put some into it, or leave it out (validation "
-                f"and test are then cut from train)."
+                f"the split {name} of {self.name} holds no document. Add one, or remove the split (validation and test "
+                f"are then cut from train)."
             )
         if empty:
-            log.warning("%s documents of %s have no %s (null) and are left out", f"{empty:,}", self.name, self.column)
+            log.warning("%s documents of %s have no %s (null) and are skipped", f"{empty:,}", self.name, self.column)
 
     def _read(self, documents: Iterable[Any]) -> Iterator[Any]:
         iterator = iter(documents)
@@ -136,32 +135,32 @@ class Hub(JoinedSource):
                 document = next(iterator)
             except StopIteration:
                 return
-            except Exception as error:  # of many kinds, for a stream is read here
+            except Exception as error:  # many types, because a stream is read here
                 raise self._unreadable(error) from error
             yield document
 
     def _unreadable(self, error: Exception) -> UserError:
-        cause = error.__cause__ or error  # the package's own often says but that there was one
+        cause = error.__cause__ or error  # the package's own error often says nothing
         reason, _, rest = str(cause).partition("\n")
         plain = [file for file in self._files() if file.suffix in _PLAIN]
         if type(cause).__name__ in _OF_NOTHING or "corresponds to no data" in reason:
             files = ", ".join(str(file) for file in plain if not file.stat().st_size)
             return UserError(
-                f"{files or 'one of the splits'} of the data set {self.name} holds no document: put some into it, "
-                f"or leave it out."
+                f"{files or 'one of the splits'} of the data set {self.name} holds no document. Add one, or remove "
+                f"the file."
             )
         if isinstance(cause, UnicodeDecodeError):
             file = next((str(file) for file in plain if not _is_utf8(file)), "a file")
             return UserError(
-                f"{file} of the data set {self.name} is not UTF-8 ({cause.reason}): convert it, such as by "
+                f"{file} of the data set {self.name} is not UTF-8 ({cause.reason}). Convert it, for example with "
                 f"iconv -f latin1 -t utf-8."
             )
         if reason == "Config name is missing.":
             names = rest.partition("[")[2].partition("]")[0].replace("'", "")
-            return UserError(f"{self.name} has several configurations: give config=…, one of {names}.")
+            return UserError(f"{self.name} has several configurations. Use config=…, one of {names}.")
         return UserError(
             f"the data set {self.name} cannot be loaded: {reason} Check name={self.name}, its config= and the "
-            f"network; a directory of files works without one."
+            f"network; a directory of files needs no network."
         )
 
 

@@ -1,4 +1,4 @@
-"""Texts that come in parts, one each for training, validation and test, joined into one file."""
+"""Texts that come in parts for training, validation and test, joined into one file."""
 
 import json
 import logging
@@ -17,21 +17,21 @@ log = logging.getLogger(__name__)
 
 
 class JoinedSource(TextSource):
-    """A text in parts, joined into one file in the cache, of which all starts but the first read the ids alone.
+    """Text in parts, joined into one file in the cache; only the first start reads the parts.
 
-    Subclasses give ``name``, ``key``, equal for equal texts, and ``read_parts``.
+    Subclasses set ``name`` and implement ``key`` and ``read_parts``.
     """
 
     def key(self) -> str:
-        """Return what names the text in the cache: letters, digits, - and _.
+        """Return the name of the text in the cache, equal for equal texts: letters, digits, - and _.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the text cannot be read.
         """
         raise NotImplementedError(f"{type(self).__name__} must define key")
 
     def read_parts(self) -> Mapping[str, Iterable[str]]:
-        """Return the text of each part, in pieces: of train, and of validation and test where they are there."""
+        """Return the text of each part in pieces: of train, and of validation and test if they exist."""
         raise NotImplementedError(f"{type(self).__name__} must define read_parts")
 
     def check(self) -> None:
@@ -42,21 +42,21 @@ class JoinedSource(TextSource):
         try:
             joined = cache_directory(cache_dir) / f"{key}.txt"
             if _whole(joined):
-                log.info("%s is taken from the cache, joined: %s", self.name, joined)
+                log.info("%s is read from the joined file in the cache: %s", self.name, joined)
             else:
                 with only_process(joined.with_suffix(".lock"), f"joining {joined}"):
                     if not _whole(joined):
                         self._join(joined)
             lengths: dict[Level, dict[str, int]] = json.loads(_lengths_file(joined).read_text())
         except OSError as error:
-            raise UserError(f"the text cannot be put into the cache: {error}. Give another, cache_dir=….") from error
+            raise UserError(f"the text cannot be cached: {error}. Use another directory: cache_dir=….") from error
         return FoundText(joined, lengths)
 
     def _readable_key(self) -> str:
         try:
             return self.key()
         except OSError as error:
-            raise UserError(f"{self.name} cannot be read: {error}. Name another, or make it readable.") from error
+            raise UserError(f"{self.name} cannot be read: {error}. Make it readable, or name another.") from error
 
     def _join(self, joined: Path) -> None:
         parts = self.read_parts()
@@ -65,7 +65,7 @@ class JoinedSource(TextSource):
         with replacing(joined) as file:
             for name in names:
                 for marked in parts[name]:
-                    piece = marked.removeprefix("\ufeff")  # a mark of the encoding, no character of the text
+                    piece = marked.removeprefix("\ufeff")  # marks the encoding, not a character of the text
                     raw = piece.encode()
                     file.write(raw)
                     lengths["byte"][name] += len(raw)
@@ -76,10 +76,10 @@ class JoinedSource(TextSource):
 
 
 def _whole(joined: Path) -> bool:
-    """True where both files are there. Large ones are what is deleted to make room."""
+    """Return True if both files exist; users delete large files to free space."""
     return joined.exists() and _lengths_file(joined).exists()
 
 
 def _lengths_file(joined: Path) -> Path:
-    """Return where the lengths of the parts are; written last, so that the text is whole where they are there."""
+    """Return the file with the lengths of the parts; it is written last, so its text is complete if it exists."""
     return joined.with_suffix(".splits.json")

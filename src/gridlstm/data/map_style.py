@@ -1,4 +1,4 @@
-"""Base of the tasks with finite training data: samples that are chosen by their index, in a new order each epoch."""
+"""Base of tasks with finite training data: samples chosen by index, in a new order for each epoch."""
 
 import itertools
 from collections.abc import Iterator
@@ -31,15 +31,15 @@ class Drawn(int):
 class MapData(SequenceData):
     """Samples of a map-style ``torch.utils.data.Dataset``.
 
-    Training: the samples in an order drawn from (seed, 0), then all of them in an order drawn from (seed, 1), and so
-    on without end, cut into batches. So a batch may hold the last samples of an epoch and the first ones of the next,
-    and every epoch has all samples once. Batch n is a function of (seed, n) alone: a run goes on in the middle of an
-    epoch, and each rank takes its rows of it.
+    Training: all samples in an order drawn from (seed, 0), then all in an order drawn from (seed, 1), and so on, cut
+    into batches. A batch may therefore hold the last samples of an epoch and the first of the next, and every epoch has
+    all samples once. Batch n is a function of (seed, n) alone: a run can resume within an epoch, and each rank takes
+    its rows of the batch.
 
     Evaluation: every sample once, a contiguous part on each rank.
 
-    Subclasses implement ``spec``, ``dataset`` and ``collate``; what they read, they read in ``setup``. The data set
-    of the training is asked for samples by ``Drawn``.
+    Subclasses implement ``spec``, ``dataset`` and ``collate``, and read files in ``setup``. The training data set is
+    asked for samples by ``Drawn``.
 
     Args:
         batch_size, seed: see ``SequenceData``.
@@ -50,11 +50,11 @@ class MapData(SequenceData):
         return self.spec
 
     def dataset(self, split: Literal["train", "val", "test"]) -> Dataset[Any]:
-        """The samples of a split; it has a length."""
+        """Return the samples of a split, which must have a length."""
         raise NotImplementedError(f"{type(self).__name__} must define dataset")
 
     def collate(self, samples: list[Any]) -> Any:
-        """One batch of these samples; of different lengths, padded where ``loss_mask`` is false."""
+        """Return one batch of these samples; pad different lengths where ``loss_mask`` is false."""
         raise NotImplementedError(f"{type(self).__name__} must define collate")
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -78,7 +78,7 @@ class MapData(SequenceData):
 
 
 class _TrainingRows(Sampler[list[int]]):
-    """The indices of the rows that this rank owns, batch by batch without end, from the start for every iterator."""
+    """Endless batches of the indices that this rank owns; every iterator starts anew."""
 
     def __init__(self, samples: int, batch_size: int, rows: range, seed: int, first_batch: int) -> None:
         self.samples = samples
@@ -96,7 +96,7 @@ class _TrainingRows(Sampler[list[int]]):
         return Drawn(int(_order(self.seed, epoch, self.samples)[place]), epoch)
 
 
-@lru_cache(maxsize=2)  # a batch may lie in two epochs
+@lru_cache(maxsize=2)  # a batch may be in two epochs
 def _order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(samples)
 

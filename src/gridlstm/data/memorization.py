@@ -10,28 +10,28 @@ from gridlstm.data.spec import Spec
 
 
 class MemorizationData(GeneratedData):
-    """Read a random string of symbols, then write it out unchanged.
+    """Read a random string of symbols, then write it unchanged.
 
-    Three symbols a, b, c of an alphabet of any size; "-" is one symbol more, index 0::
+    Three symbols a, b, c of an alphabet of any size; "-" is one more symbol, index 0::
 
         inputs  - a b c - - - -
         targets - - - - a b c -
         answer  . . . . x x x .
 
-    With a delay of 2, "?" says when to answer, so that the network has to remember but not to count; it is the last
-    symbol, index alphabet + 1::
+    With a delay of 2, "?" marks the time to answer, so that the network must remember but need not count. It is the
+    last symbol, index alphabet + 1::
 
         inputs  - a b c - - ? - - -
         targets - - - - - - a b c -
         answer  . . . . . . x x x .
 
-    One symbol a step, T = 2 * length + delay + 2. The loss covers every step, "-" included (the paper does not say);
-    accuracy is judged on the answer.
+    Each step has one symbol, T = 2 * length + delay + 2. The loss covers every step, including "-" (the paper does not
+    say). Accuracy covers the answer.
 
     Args:
-        length: symbols to remember; the paper's 20.
-        alphabet: distinct symbols; the paper's 64.
-        delay: steps between the string and the answer; the paper's 0.
+        length: symbols to remember; 20 in the paper.
+        alphabet: distinct symbols; 64 in the paper.
+        delay: steps between the string and the answer; 0 in the paper.
         batch_size, seed, num_val, num_test: see ``GeneratedData``.
     """
 

@@ -1,4 +1,4 @@
-"""Configurations and checkpoints of older runs, as the same runs would be written today."""
+"""Convert configurations and checkpoints of older runs to today's format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +10,17 @@ _SOURCES = {
     "gridlstm.data.penn_treebank.PennTreebankData": "gridlstm.data.penn_treebank.PennTreebank",
     "gridlstm.data.hub.HubTextData": "gridlstm.data.hub.Hub",
 }
-"""The source of today, by the class that was data of its own."""
+"""Today's source, by the former data class."""
 
 _OF_THE_SOURCE = (
     *("path", "data_dir", "url", "zip_size", "zip_sha256", "size", "sha256"),
     *("name", "config", "column", "streaming", "max_documents"),
 )
-"""Options that stood in the node of the data."""
+"""Options that were in the node of the data."""
 
 
 _FIXED_OF_TRAINER = ("max_epochs", "check_val_every_n_epoch", "limit_train_batches", "use_distributed_sampler")
-"""Options of the trainer that had the one value that they are fixed to now (build.OF_EVERY_TRAINER)."""
+"""Former trainer options, which now always have these values (build.OF_EVERY_TRAINER)."""
 
 
 _PLACES = {
@@ -30,14 +30,15 @@ _PLACES = {
     ),
     "gridlstm.training.loggers": ("csv_logger", "wandb_logger"),
 }
-"""Modules that stood in gridlstm.runtime."""
+"""Modules that were in gridlstm.runtime."""
 
 
 def rewrite(config: Any, references: bool) -> None:
     """Rewrite a run's configuration, a plain container, in place.
 
     Args:
-        references: an option may refer to another, so that one that is given anew reaches it.
+        config: the configuration.
+        references: make options refer to others, so that a new value of the one reaches the other.
     """
     _with_source(config, references)
     _with_places(config)
@@ -47,7 +48,7 @@ def rewrite(config: Any, references: bool) -> None:
 
 
 def _with_source(config: Any, references: bool) -> None:
-    """Rewrite the data node of a run's configuration, a plain container, in place."""
+    """Move the options of the source in a run's configuration, in place."""
     task = config.get("task") if isinstance(config, dict) else None
     data = task.get("data") if isinstance(task, dict) else None
     if not isinstance(task, dict) or not isinstance(data, dict) or data.get("_target_") not in _SOURCES:
@@ -57,13 +58,13 @@ def _with_source(config: Any, references: bool) -> None:
     moved = {name: data.pop(name) for name in _OF_THE_SOURCE if name in data}
     source, data["_target_"] = _SOURCES[data["_target_"]], "gridlstm.data.text.TextData"
     data["source"] = {"_target_": source, **moved}
-    if source == "gridlstm.data.hub.Hub":  # whose options are given as the task's own
+    if source == "gridlstm.data.hub.Hub":  # its options are set as the task's
         task |= moved
         data["source"] |= {name: f"${{task.{name}}}" for name in moved if references}
 
 
 def _with_places(node: Any) -> None:
-    """Name the classes of callbacks and loggers by where they are now."""
+    """Rename the classes of callbacks and loggers to their present modules."""
     for value in node.values() if isinstance(node, dict) else []:
         _with_places(value)
     if isinstance(node, dict) and str(target := node.get("_target_")).startswith("gridlstm.runtime."):
@@ -72,7 +73,7 @@ def _with_places(node: Any) -> None:
 
 
 def todays_name(config: Mapping[Any, Any], override: str) -> str:
-    """Return ``key=value`` with the key that the option has now, in a configuration that was rewritten."""
+    """Return ``key=value`` with the present key of the option in a rewritten configuration."""
     name = override.removeprefix("task.data.").partition("=")[0]
     task = config["task"]
     if (
@@ -86,7 +87,7 @@ def todays_name(config: Mapping[Any, Any], override: str) -> str:
 
 
 def with_text_state(checkpoint: dict[str, Any]) -> None:
-    """Rename what a checkpoint holds of its text, in place: Lightning names it for the class of the data."""
+    """Rename the state of the text in a checkpoint, in place; Lightning uses the name of the data class."""
     for target in _SOURCES:
         old = target.rpartition(".")[2]
         if old in checkpoint:

@@ -1,4 +1,4 @@
-"""Parity of a string of bits that is given at once (section 4 of the paper's first version)."""
+"""Parity of a string of bits given in one step (section 4 of the paper's first version)."""
 
 from typing import Literal
 
@@ -11,26 +11,26 @@ from gridlstm.data.generated import TRAIN, GeneratedData
 from gridlstm.data.spec import Spec
 
 _HALF = 2**62
-"""Of the range of ``random_words``."""
+"""Half the range of ``random_words``."""
 
 
 class ParityData(GeneratedData):
-    """A string of k bits in one vector, and whether the number of its ones is odd.
+    """Predict whether the number of ones is odd in a string of k bits given as one vector.
 
     Four bits, three of them ones::
 
         inputs  [1 0 1 1]   one step, a vector of k numbers
         target  1
 
-    Every string that is judged, in validation and test, has uniform bits. The paper does not say how its strings are
-    drawn, and uniform strings of many bits give a gradient little to climb: almost all have about k / 2 ones. With
-    ``density="drawn"`` each training string first draws its own probability of a one, p ~ U(0, 1), so that every number
-    of ones from 0 to k is equally frequent.
+    Validation and test strings have uniform bits. The paper does not say how its strings are drawn. Long uniform
+    strings give a weak gradient, because almost all have about k / 2 ones. With ``density="drawn"`` each training
+    string first draws its own probability of a one, p ~ U(0, 1), so that every number of ones from 0 to k is equally
+    frequent.
 
     Args:
-        bits: k; the paper's 20 to 250.
-        density: of ones in training strings: "half", uniform strings, or "drawn".
-        curriculum: training samples before one bit more may be a one, from a single bit on; 0: all from the start.
+        bits: k; 20 to 250 in the paper.
+        density: density of ones in training strings: "half" for uniform strings, or "drawn".
+        curriculum: training samples after which one more bit may be a one, starting with one bit; 0 allows all.
         batch_size, seed, num_val, num_test: see ``GeneratedData``.
     """
 
@@ -48,7 +48,7 @@ class ParityData(GeneratedData):
         if bits < 1:
             raise ValueError(f"bits must be at least 1, got {bits}.")
         if curriculum and bits == 1:
-            raise ValueError(f"curriculum={curriculum} opens bit after bit, and bits=1 has but one: leave it out.")
+            raise ValueError(f"curriculum={curriculum} adds bit after bit, but bits=1 has only one. Remove it.")
         if density not in ("half", "drawn"):
             raise ValueError(f"density must be half or drawn, got {density!r}.")
         self.bits = bits
@@ -62,7 +62,7 @@ class ParityData(GeneratedData):
     def generate(self, key: tuple[int, ...], index: Tensor) -> Batch:
         words = random_words(key, index, self.bits + 1)
         training = key[1] == TRAIN
-        # A word below a uniform word: the probability of a one is itself uniform.
+        # Comparing with a uniform word makes the probability of a one uniform.
         below = words[:, :1] if training and self.density == "drawn" else _HALF
         ones = words[:, 1:] < below  # (B, k)
         if training and self.curriculum:

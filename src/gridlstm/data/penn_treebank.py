@@ -1,4 +1,4 @@
-"""The Penn Treebank's Wall Street Journal as language models read it, from the user's own copy."""
+"""Text source for the user's copy of the Penn Treebank's Wall Street Journal, as used for language models."""
 
 import hashlib
 import os
@@ -14,15 +14,16 @@ FILES = ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt")
 
 
 class PennTreebank(JoinedSource):
-    """The three files ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt`` of Mikolov et al. 2010, its parts.
+    """Text in three parts: ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt`` of Mikolov et al. 2010.
 
-    They hold lower-case words, rare ones as <unk>, numbers as N. The space at both ends of every line is left out, as
-    in the character-level protocol: 5.02 million characters to train on. At level word, a line ends with <eos>.
+    They hold lower-case words, with <unk> for rare words and N for numbers. The space at both ends of every line is
+    removed, as in the character-level protocol: 5.02 million characters for training. At level word, a line ends with
+    <eos>.
 
-    The treebank is licensed by the Linguistic Data Consortium and nothing here downloads it.
+    The treebank is licensed by the Linguistic Data Consortium, and is not downloaded.
 
     Args:
-        path: of the directory with the three files.
+        path: directory of the three files.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,7 +42,7 @@ class PennTreebank(JoinedSource):
         if missing := [str(file) for file in files if not file.is_file()]:
             raise UserError(
                 f"{', '.join(missing)}: no such file. Expected a directory with {', '.join(FILES)}, which are licensed "
-                f"and not downloaded here: path=…."
+                f"and cannot be downloaded. Set path=…."
             )
         return files
 
@@ -52,6 +53,6 @@ def _lines(file: Path) -> Iterator[str]:
             for line in lines:
                 yield line.strip() + "\n"
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8: {error.reason}. Take the original file.") from error
+        raise UserError(f"{file} is not UTF-8: {error.reason}. Use the original file.") from error
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from error

@@ -1,4 +1,4 @@
-"""The base of all sources of a text."""
+"""Base class of all sources of a text."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,44 +7,44 @@ from typing import ClassVar, NamedTuple
 from gridlstm.data.vocabulary import Level
 
 SYMBOLS = 205
-"""Distinct symbols of enwik8, assumed of a text that has not been read."""
+"""Distinct symbols of enwik8, assumed for a text that has not been read."""
 
 
 class FoundText(NamedTuple):
-    """A text on the disk."""
+    """Text on disk."""
 
     file: Path
-    """Plain or packed: see ``read_corpus``."""
+    """Plain or packed file: see ``read_corpus``."""
     parts: Mapping[Level, Mapping[str, int]] | None = None
-    """Symbols of train, and of validation and test where the text comes with them; None of a text in one piece."""
+    """Symbols of train, and of validation and test if the text has them; None if the text is in one piece."""
 
 
 class TextSource:
-    """A text: what it is called, where it is and into which parts it is usually divided.
+    """Text with its name, its location and its usual divisions.
 
-    A source reads nothing when it is made. Subclasses give ``name`` and implement ``find``.
+    A source reads nothing when it is created. Subclasses set ``name`` and implement ``find``.
     """
 
     name: str
-    """What messages call the text."""
+    """Name of the text in messages."""
 
     named_splits: ClassVar[Mapping[str, tuple[int, int, int]]] = {}
-    """Symbols of training, validation and test, by the name of the division."""
+    """Symbols of training, validation and test, by name of the division."""
 
     symbols: ClassVar[int] = SYMBOLS
-    """Distinct symbols, as expected before the text is read."""
+    """Distinct symbols expected before the text is read."""
 
     def check(self) -> None:
-        """Raise UserError where the text cannot be had, as far as that shows without reading or downloading."""
+        """Raise UserError if the text is certainly not available, without reading or downloading it."""
 
     def find(self, cache_dir: Path | None, evaluated: bool = False) -> FoundText:
-        """Return the text; download, unpack or join it where need be.
+        """Return the text; download, unpack or join it if needed.
 
         Args:
             cache_dir: see ``read_corpus``.
-            evaluated: a trained network is only measured on it, so that any text may stand in for a particular one.
+            evaluated: True if a trained network is only evaluated, for which any text may replace a particular one.
 
         Raises:
-            UserError: the text cannot be had.
+            UserError: the text is not available.
         """
         raise NotImplementedError(f"{type(self).__name__} must define find")

@@ -1,4 +1,4 @@
-"""The sizes of data sets: what a model is made for, and what it is called with.
+"""Sizes of data sets, from which models are built and called.
 
 Shape legend: B batch rows, T time steps, S time steps of a source.
 """
@@ -13,47 +13,48 @@ from torch import Tensor
 
 
 class DataSpec(ABC):
-    """The sizes of a data set: what a model is made for, and what it is called with."""
+    """Sizes of a data set, from which a model is built and called."""
 
     @property
     @abstractmethod
     def model_options(self) -> dict[str, int]:
-        """The sizes that a model's constructor takes, by the names of its arguments."""
+        """Sizes that a model's constructor takes, by argument name."""
 
     @abstractmethod
     def example(self, rows: int, length: int | None = None) -> tuple[Tensor, ...]:
-        """Return zeros in the shapes of one batch, the arguments of a task's call.
+        """Return zeros in the shapes of one batch: the arguments of a task's call.
 
         Args:
-            length: time steps; None for those of a batch.
+            rows: rows of the batch (B).
+            length: time steps; None for the length of a batch.
         """
 
     unit: str = "rows"
-    """The name of one time step in the log, or of one row where that is one whole."""
+    """Name of one time step in the log, or of one row without time steps."""
 
     @property
     def length(self) -> int | None:
-        """Time steps of a batch, along which costs grow in proportion; None where a row is one whole."""
+        """Time steps of a batch, to which cost is proportional; None if rows have no time steps."""
         return None
 
     @property
     @abstractmethod
     def row_size(self) -> int:
-        """Symbols or numbers of one row."""
+        """Number of symbols or values of one row."""
 
     @property
     @abstractmethod
     def widest(self) -> int:
-        """The larger of the numbers of different inputs and of outputs."""
+        """Larger of the number of distinct inputs and the number of outputs."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """Return what a row holds, such as "42 steps"."""
+        """Return the contents of a row, such as "42 steps"."""
 
 
 @dataclass(frozen=True)
 class Spec(DataSpec):
-    """Sequences of symbols or of vectors, with a class at every step."""
+    """Sizes of sequences of symbols or vectors, with a class at each step."""
 
     input_size: int
     """Number of input symbols, or features per step."""
@@ -62,12 +63,12 @@ class Spec(DataSpec):
     sequence_length: int
     """Time steps of one batch (T)."""
     test_lengths: Mapping[str, int] = field(default_factory=dict)
-    """Names of the lengths by which the test is broken down, where it has several: {"20_digits": 64}."""
+    """Test lengths by name, if the test is broken down by length: {"20_digits": 64}."""
     longest_test: int = 0
-    """Time steps of the longest sequences of the test, where that has longer ones than the training."""
+    """Time steps of the longest test sequence, if it is longer than those of training."""
     unit: str = "symbols"
     symbols: bool = True
-    """Inputs are int64 symbols (B, T); False for floats (B, T, input_size)."""
+    """True if inputs are int64 symbols (B, T); False if they are floats (B, T, input_size)."""
 
     @property
     def model_options(self) -> dict[str, int]:
@@ -96,7 +97,7 @@ class Spec(DataSpec):
 
 @dataclass(frozen=True)
 class ImageSpec(DataSpec):
-    """Images with one class each."""
+    """Sizes of images with one class each."""
 
     channels: int
     height: int
@@ -126,19 +127,19 @@ class ImageSpec(DataSpec):
 
 @dataclass(frozen=True)
 class PairSpec(DataSpec):
-    """Pairs of sequences of symbols: a source that is read, and a target that is predicted symbol by symbol.
+    """Sizes of pairs of symbol sequences: the source is read, the target is predicted symbol by symbol.
 
-    Its inputs are (source (B, S), source mask (B, S), target one step late (B, T)).
+    Inputs are (source (B, S), source mask (B, S), target one step late (B, T)).
     """
 
     source_size: int
-    """Number of symbols of the source."""
+    """Number of source symbols."""
     target_size: int
-    """Number of symbols of the target."""
+    """Number of target symbols."""
     source_length: int
-    """Time steps of a usual source (S)."""
+    """Time steps of a typical source (S)."""
     target_length: int
-    """Time steps of a usual target (T)."""
+    """Time steps of a typical target (T)."""
 
     unit = "pairs"
 

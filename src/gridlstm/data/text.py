@@ -1,4 +1,4 @@
-"""Any text as the paper models enwik8 (section 4.3): streams of symbols, read in windows, the state carried.
+"""Any text as the paper models enwik8 (section 4.3): streams of symbols read in windows, with carried state.
 
 Shape legend: B batch rows, T time steps (the window).
 """
@@ -28,41 +28,41 @@ log = logging.getLogger(__name__)
 
 PAPER_STREAM = 10_000
 MOST_FOR_YARDSTICK = 5_000
-"""Symbols up to which pairs are counted, in a table of 200 MB."""
+"""Largest number of symbols for which pairs are counted; the table of counts takes 200 MB."""
 SEEN_EACH = 10
-"""Times that a symbol, or a pair, must occur on the average for its entropy to say something."""
+"""Mean number of occurrences of a symbol or pair from which its entropy is meaningful."""
 
 
 class TextData(SequenceData):
-    """The next symbol of a text, in windows of truncated backpropagation through time.
+    """Next-symbol prediction on a text, in windows of truncated backpropagation through time.
 
-    Training: the split is cut into streams of ``stream_length`` symbols. The rows of a batch are windows of as many
-    streams; the next batch has the next window of each; after the last, every row takes up a new stream, with
-    ``reset``. Each epoch visits all streams once, in an order of its own, cut at an offset of its own, both drawn from
+    Training: the split is cut into streams of ``stream_length`` symbols. Each row of a batch is a window of one stream.
+    The next batch holds the next window of each stream. After the last window, every row starts a new stream with
+    ``reset``. Each epoch visits all streams once. The order and the offset of the first stream are drawn from
     (seed, epoch).
 
-    Evaluation: the split is cut into consecutive streams, the last one shorter, whose state starts afresh. Every symbol
-    but the split's first is predicted once; the masks leave out the padding after the last.
+    Evaluation: the split is cut into consecutive streams, each from a fresh state; the last one may be shorter. Every
+    symbol except the first of the split is predicted once. The masks leave out the padding.
 
-    Where the text comes in parts, these are the splits. Where it comes without validation or test, or both, their share
-    of ``splits`` is cut from the end of train.
+    A text that comes in parts uses them as splits. The share of a missing validation or test is cut from the end of
+    train, as ``splits`` says.
 
     Args:
-        source: which text; see ``TextSource``.
+        source: the text; see ``TextSource``.
         batch_size, seed: see ``SequenceData``.
-        level: what a symbol is, "byte", "char" or "word".
+        level: symbol unit, "byte", "char" or "word".
         window: T, symbols of one batch row.
-        stream_length: symbols through which the state is carried, a multiple of ``window``. None for the paper's
-            10,000, or what a shorter text allows if every row of a batch is to have a stream of its own.
-        splits: training, validation and test, in the order of the text: three fractions that sum to 1, three numbers of
-            symbols, or the name of a division that the source knows.
-        val_symbols: use at most so many symbols of the validation split while fitting; None for all. A validation on
-            its own (``setup("validate")``) always uses all.
-        cache_dir, max_words: of the decoded text; see ``read_corpus``.
+        stream_length: symbols through which the state is carried, a multiple of ``window``. None for 10,000 as in the
+            paper, or fewer if the text is too short to give every row its own stream.
+        splits: training, validation and test in text order: three fractions that sum to 1, three numbers of symbols, or
+            the name of a division that the source defines.
+        val_symbols: limit on the symbols of the validation split during training; None for all. A separate validation
+            (``setup("validate")``) always uses all.
+        cache_dir, max_words: options for decoding the text; see ``read_corpus``.
 
     Raises:
-        ValueError: sizes that do not fit together, or no such level or division.
-        UserError: from ``setup``, a text that cannot be read, or to train on, one that is shorter than a stream.
+        ValueError: sizes do not fit together, or the level or division does not exist.
+        UserError: from ``setup``, if the text cannot be read or its training split is shorter than a stream.
     """
 
     counts_batches = False
@@ -86,7 +86,7 @@ class TextData(SequenceData):
             raise ValueError(f"window must be at least 1, got {window}.")
         if stream_length is not None and (stream_length < window or stream_length % window):
             raise ValueError(
-                f"stream_length must be a multiple of window={window}, got {stream_length}: for example "
+                f"stream_length must be a multiple of window={window}, got {stream_length}. Use for example "
                 f"stream_length={max(1, stream_length // window) * window}."
             )
         if val_symbols is not None and val_symbols < 2:
@@ -121,14 +121,14 @@ class TextData(SequenceData):
 
     @property
     def found(self) -> FoundText:
-        """Where the text is; found, downloaded or joined on first use."""
+        """The text on disk; found, downloaded or joined on first use."""
         if self._found is None:
             self._found = self.source.find(self.cache_dir, self._evaluated)
         return self._found
 
     @property
     def called(self) -> str:
-        # Parts are joined in the cache, of which nobody knows by name.
+        # Parts are joined in the cache, in a file whose name means nothing to the user.
         return str(self.found.file) if self.found.parts is None else self.source.name
 
     @property
@@ -148,7 +148,7 @@ class TextData(SequenceData):
 
     @property
     def parts(self) -> tuple[range, range, range]:
-        """Where training, validation and test split lie in the text."""
+        """Positions of the training, validation and test split in the text."""
         if self.found.parts is not None:
             return split_parts(self.found.parts[self.level], self.splits)
         return split_text(len(self.corpus.ids), self.splits)
@@ -158,18 +158,18 @@ class TextData(SequenceData):
         """Symbols through which the state is carried in training."""
         if self._stream_length is not None:
             return self._stream_length
-        # One more than rows, because an epoch leaves out a stream where its cut begins (``Streams``).
+        # One more than rows, because an epoch leaves out the stream that its offset cuts (``Streams``).
         longest = min(PAPER_STREAM, len(self.parts[0]) // (self.batch_size + 1))
         return max(longest // self.window, 1) * self.window
 
     @property
     def evaluation_stream_length(self) -> int:
-        """The same in evaluation, where it must not depend on the batch size."""
+        """Symbols through which the state is carried in evaluation, independent of the batch size."""
         return self._stream_length or max(PAPER_STREAM // self.window, 1) * self.window
 
     @property
     def streams(self) -> Streams:
-        """The training streams."""
+        """Streams of the training split."""
         return Streams(self.parts[0], self.stream_length, self.window, self.seed)
 
     def test_on_all(self) -> None:
@@ -179,17 +179,17 @@ class TextData(SequenceData):
         self._fitting = stage != "validate"
         if self._test_on_all:
             if (length := len(self.corpus.ids)) < 2:
-                raise UserError(f"{self.called} has {length} symbol, to predict any needs at least 2.")
+                raise UserError(f"{self.called} has {length} symbol. Testing needs at least 2.")
             return
         parts = self.parts  # reads the text and checks that the splits fit it
-        # A text that is only evaluated may be shorter than a training stream.
+        # A text may be shorter than a training stream if it is only evaluated.
         training = "" if stage in ("validate", "test") else self._epoch()
         if not self._told:
             self._told = True
             sizes = " + ".join(f"{len(part):,}" for part in parts)
-            log.info("%s %s to train, validate and test on%s", sizes, self.unit, training)
+            log.info("%s %s for training, validation and test%s", sizes, self.unit, training)
             unused = len(self.corpus.ids) - sum(map(len, parts))
-            if 2 * unused > len(self.corpus.ids):  # the numbers may be meant for another text
+            if 2 * unused > len(self.corpus.ids):  # the numbers may be intended for another text
                 log.warning("splits=%s leaves %s %s unused", list(self.splits), f"{unused:,}", self.unit)
             self._log_yardstick()
             self._warn_of_unread_shares()
@@ -205,18 +205,18 @@ class TextData(SequenceData):
         return f"; an epoch is {self.streams.per_epoch} streams of {self.stream_length}"
 
     def _log_yardstick(self) -> None:
-        """Log what a model must beat to have learned more than which symbol follows which."""
+        """Log the entropy that a model must beat to have learned more than symbol and pair frequencies."""
         symbols = len(self.corpus.vocabulary)
         if symbols > MOST_FOR_YARDSTICK:
             return
         entropy = ngram_entropy(self.corpus.ids[self.parts[1].start : self.parts[1].stop], symbols)
-        # A text of few symbols of each kind is predicted by its own counts as no model of it could.
+        # The entropy of a short text is too low: its own counts predict it better than any model could.
         if len(self.parts[1]) < SEEN_EACH * entropy.symbols:
             return
         found = f"{entropy.unigram:.3f} bits per {self.unit.removesuffix('s')}"
         if len(self.parts[1]) >= SEEN_EACH * entropy.pairs:
-            found += f", {entropy.bigram:.3f} knowing the one before (bigrams)"
-        log.info("the validation text's own entropy: %s", found)
+            found += f", {entropy.bigram:.3f} given the previous one (bigrams)"
+        log.info("entropy of the validation text: %s", found)
 
     @property
     def spec(self) -> Spec:
@@ -229,7 +229,7 @@ class TextData(SequenceData):
         return max(1, round(windows / self.batch_size))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        first = self.batches_seen  # a second pass over this loader, as in overfitting, repeats the first
+        first = self.batches_seen  # a second pass over this loader (debug=overfit) repeats the first
         return _loader(lambda: self._training_batches(first))
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -254,26 +254,26 @@ class TextData(SequenceData):
 
     def check_goes_on(self, state_dict: dict[str, Any]) -> None:
         known, own = Vocabulary(state_dict["level"], tuple(state_dict["vocabulary"])), self.corpus.vocabulary
-        back = "Give the text back as it was, or start a new run from its weights: init_from=…."
+        back = "Restore the text, or start a new run from these weights: init_from=…."
         if known != own:
-            own.places_in(known)  # says so where it has symbols that the checkpoint lacks
+            own.places_in(known)  # raises if the text has symbols that the checkpoint lacks
             lacking = len(set(known.symbols) - set(own.symbols))
-            how = f"{lacking} of its {len(known)} symbols do not occur in" if lacking else "others are frequent in"
+            how = f"{lacking} of its {len(known)} symbols do not occur in" if lacking else "symbol counts differ in"
             raise UserError(f"the checkpoint was trained on another text: {how} {self.called}. {back}")
         was, now = state_dict.get("symbols"), len(self.corpus.ids)
         if was not in (None, now):
             raise UserError(
-                f"{self.called} has {now:,} symbols, and had {was:,} when the checkpoint was written: its streams "
+                f"{self.called} has {now:,} symbols, but had {was:,} when the checkpoint was written, so its streams "
                 f"would lie elsewhere. {back}"
             )
         if state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32:
-            raise UserError(f"{self.called} is not what it was when the checkpoint was written, though as long. {back}")
+            raise UserError(f"{self.called} has changed since the checkpoint was written, at equal length. {back}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up where a checkpoint left off; to be evaluated, the text takes on the ids that the checkpoint knows.
+        """Continue from a checkpoint; if the text is only evaluated, convert it to the symbol ids of the checkpoint.
 
         Raises:
-            UserError: training would go on with another text, or the text has symbols that the checkpoint lacks.
+            UserError: training would continue with another text, or the text has symbols that the checkpoint lacks.
         """
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self.check_goes_on(state_dict)
@@ -285,13 +285,15 @@ class TextData(SequenceData):
     def _take_ids(self, state_dict: dict[str, Any]) -> None:
         known = Vocabulary(state_dict["level"], tuple(state_dict["vocabulary"]))
         if self.max_words is not None and known != self.corpus.vocabulary:
-            # Its most frequent words are others than those that the checkpoint knows, which are to be found in it.
+            # The text's own most frequent words differ from the checkpoint's, so all words must be decoded.
             self.max_words, self._corpus = None, None
         ids, own = self.corpus.ids, self.corpus.vocabulary
         as_long = state_dict.get("symbols") in (None, len(ids))
         self.changed = not as_long or state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32
         if known != own:
-            small = own.places_in(known).astype(np.min_scalar_type(len(known) - 1))  # before it is as long as the text
+            small = own.places_in(known).astype(
+                np.min_scalar_type(len(known) - 1)
+            )  # narrow before indexing by the text
             self._corpus = Corpus(small[ids], known)
 
     def _training_batches(self, first: int) -> Iterator[Batch]:
@@ -310,7 +312,7 @@ class TextData(SequenceData):
             yield Batch(inputs, targets, everything, everything, reset)
 
     def _evaluation_batches(self, part: range) -> Iterator[Batch]:
-        """The streams of a split, ``batch_size`` at a time; of the last ones, only those that exist."""
+        """Yield the streams of a split, ``batch_size`` at a time; the last batches may have fewer rows."""
         ids = np.asarray(self.corpus.ids)
         predictions = len(part) - 1
         steps = np.arange(self.window)
@@ -318,7 +320,7 @@ class TextData(SequenceData):
         for first in range(0, predictions, self.batch_size * length):
             starts = first + np.array(self.rows) * length
             starts = starts[starts < predictions]
-            # The first stream of a group is its longest; windows divide it.
+            # The first stream of a group is the longest, and a multiple of the window unless the split ends.
             longest = min(length, predictions - starts[0]) if len(starts) else 0
             for offset in range(0, longest, self.window):
                 places = starts[:, None] + offset + steps
@@ -332,7 +334,7 @@ class TextData(SequenceData):
 
 
 class _Batches(IterableDataset[Batch]):
-    """What a function yields, from its start for every iterator."""
+    """Iterable data set that calls a function anew for every iterator."""
 
     def __init__(self, batches: Callable[[], Iterator[Batch]]) -> None:
         self.batches = batches

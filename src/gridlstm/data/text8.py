@@ -1,4 +1,4 @@
-"""text8: the text of enwik8's articles in 27 symbols, a to z and the space, made by Matt Mahoney; 10^8 bytes."""
+"""text8: the text of enwik8's articles in 27 symbols (a to z and space), made by Matt Mahoney; 10^8 bytes."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _LETTERS = frozenset(b" abcdefghijklmnopqrstuvwxyz")
 
 
 class Text8(Enwik8):
-    """The bytes of text8; see ``Enwik8``. Nobody has published its checksums, so there are no defaults.
+    """Bytes of text8; see ``Enwik8``. Its checksums have not been published, so there are no defaults.
 
     Args:
         data_dir, path, url, zip_size, zip_sha256, size, sha256: see ``Enwik8``.
@@ -32,10 +32,10 @@ class Text8(Enwik8):
         super().__init__(data_dir, path, url=url, zip_size=zip_size, zip_sha256=zip_sha256, size=size, sha256=sha256)
 
     def _record(self, file: Path) -> None:
-        """Refuse what does not look like text8, before its checksum, which nobody has published, is expected."""
+        """Record the SHA-256, after a check that the file holds only the symbols of text8."""
         if not recorded_digest(file).exists() and (strange := set(file.read_bytes()) - _LETTERS):
             raise UserError(
-                f"{file} is not text8, which has the letters a to z and the space alone: it holds {len(strange)} other "
-                f"bytes, such as {min(strange)}. Any other text is for task=text."
+                f"{file} is not text8: it holds {len(strange)} bytes other than the letters a to z and the space, such "
+                f"as {min(strange)}. Use task=text for any other text."
             )
         super()._record(file)

@@ -1,4 +1,4 @@
-"""Any text file."""
+"""Text source that reads any text file."""
 
 import os
 from pathlib import Path
@@ -8,13 +8,13 @@ from gridlstm.data.source import FoundText, TextSource
 
 
 class File(TextSource):
-    """A text file: plain, .xz, .gz, .bz2, or a .zip of one member; see ``read_corpus``.
+    """Text file: plain, .xz, .gz, .bz2, or a .zip of one member; see ``read_corpus``.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        ValueError: no path.
+        ValueError: the path is empty.
     """
 
     def __init__(self, path: str | Path) -> None:

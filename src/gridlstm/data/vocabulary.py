@@ -1,4 +1,4 @@
-"""The symbols of a text: bytes, characters or words, and their ids."""
+"""Symbols of a text (bytes, characters or words) and their ids."""
 
 import codecs
 import re
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gridlstm.errors import UserError
 
 Level = Literal["byte", "char", "word"]
-"""What a symbol is: a byte, a UTF-8 code point, or a word (see ``split_words``)."""
+"""Symbol unit: a byte, a UTF-8 code point, or a word (see ``split_words``)."""
 
 CHUNK = 1 << 24
 """Bytes decoded at a time."""
@@ -23,30 +23,31 @@ UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
 
 _SHOWN = 5
-"""Unknown symbols that an error names."""
+"""Unknown symbols listed in an error."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The distinct symbols of a text; the id of a symbol is its place among them."""
+    """Distinct symbols of a text; the id of a symbol is its index."""
 
     level: Level
     symbols: tuple[Any, ...]
-    """Byte values or code points, ascending; words, the most frequent first."""
+    """Byte values or code points in ascending order, or words by decreasing frequency."""
 
     def __len__(self) -> int:
         return len(self.symbols)
 
     def encode(self, text: str | bytes, name: str = "the text") -> NDArray[np.int64]:
-        """The ids of a text; a word that the vocabulary lacks is ``<unk>`` where it has that.
+        """Return the ids of a text; an unknown word becomes ``<unk>`` if the vocabulary has it.
 
         Args:
-            name: what an error calls it.
+            text: text to encode.
+            name: name of the text in errors.
 
         Raises:
-            UserError: a symbol that the vocabulary lacks, or bytes that are not UTF-8 at another level than byte.
+            UserError: the vocabulary lacks a symbol, or the text is not UTF-8 at another level than byte.
         """
-        # A command line gives bytes that are no UTF-8 as lone surrogates.
+        # Bytes on a command line that are not UTF-8 arrive as lone surrogates.
         raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
         if self.level == "word":
             return self._encode_words(raw, name)
@@ -65,12 +66,12 @@ class Vocabulary:
     def _unknown(self, symbols: Sequence[Any], name: str) -> UserError:
         do, them = ("does", "it") if len(set(symbols)) == 1 else ("do", "them")
         return UserError(
-            f"{self._named(symbols)} {do} not occur in the text that the model was trained on: leave {them} out of "
+            f"{self._named(symbols)} {do} not occur in the text that the model was trained on. Remove {them} from "
             f"{name}."
         )
 
     def _named(self, symbols: Iterable[Any]) -> str:
-        """The first few of some symbols, as a person can tell them."""
+        """Format the first few of some symbols for a person."""
         distinct = list(dict.fromkeys(symbols))
         if self.level == "word":
             shown = list(map(repr, distinct[:_SHOWN]))
@@ -80,33 +81,34 @@ class Vocabulary:
         return ", ".join(shown) + (f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else "")
 
     def places_in(self, other: "Vocabulary") -> NDArray[np.int64]:
-        """The id that each symbol has in another vocabulary; a word that it lacks is its ``<unk>``, where it has that.
+        """Return the id of each symbol in another vocabulary; an unknown word becomes its ``<unk>`` if it has that.
 
         Raises:
-            UserError: it lacks a symbol, or is of another level.
+            UserError: the other vocabulary lacks a symbol, or has another level.
         """
         id_of = {symbol: id for id, symbol in enumerate(other.symbols)}
         unknown = id_of.get(UNKNOWN)
         lacking = [] if unknown is not None else [symbol for symbol in self.symbols if symbol not in id_of]
         if self.level != other.level or lacking:
             same = self.level == other.level
-            shown = f", {len(lacking)} of which it does not know: {self._named(lacking)}" if same else ""
+            shown = f", {len(lacking)} of them unknown: {self._named(lacking)}" if same else ""
             raise UserError(
-                f"the checkpoint was trained on another text: it knows {len(other)} symbols (level {other.level}), "
-                f"this text has {len(self)} (level {self.level}){shown}. Give the text of that run at "
+                f"the checkpoint was trained on another text: it knows {len(other)} symbols (level {other.level}), but "
+                f"this text has {len(self)} (level {self.level}){shown}. Use the text of that run at "
                 f"level={other.level}, or one whose symbols it knows."
             )
         return np.array([id_of.get(symbol, unknown) for symbol in self.symbols])
 
     def decode(self, ids: Any) -> str:
-        """The text of ids; at level byte, sequences that are not UTF-8 become the replacement character."""
+        """Return the text of ids; at level byte, invalid UTF-8 becomes the replacement character."""
         return "".join(self.stream(np.asarray(ids).tolist()))
 
     def stream(self, ids: Iterable[int], ends: bool = True) -> Iterator[str]:
-        """The text of ids, piece by piece as they come; "" where a byte only begins a character.
+        """Yield the text of ids as they come; "" for a byte that does not complete a character.
 
         Args:
-            ends: the text ends with the last id, so that a character that is cut there is shown as the replacement.
+            ids: symbol ids.
+            ends: True if the text ends with the last id; an incomplete character is then replaced.
         """
         if self.level == "byte":
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -125,15 +127,16 @@ class Vocabulary:
 
 
 def split_words(raw: bytes, name: str) -> Iterator[str]:
-    """The words of a text, cut at white space; every line ends with the word ``<eos>``, as in the Penn Treebank's
-    protocol (Mikolov et al. 2010). ``name`` is what the error calls the text.
+    """Yield the words of a text, split at white space, with ``<eos>`` at the end of every line.
+
+    This is the protocol of the Penn Treebank (Mikolov et al. 2010). Errors call the text ``name``.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: the text is not UTF-8.
     """
     start = 0
     while start < len(raw):
-        space = _SPACE.search(raw, start + CHUNK)  # whole words
+        space = _SPACE.search(raw, start + CHUNK)  # do not cut a word
         end = space.end() if space else len(raw)
         *lines, rest = _decoded(raw[start:end], start, name).split("\n")
         for line in lines:
@@ -144,7 +147,7 @@ def split_words(raw: bytes, name: str) -> Iterator[str]:
 
 
 def symbol_codes(raw: bytes, level: Level, name: str) -> Iterator[NDArray[Any]]:
-    """The symbols as bytes or code points, in chunks; ``name`` is what the error calls the text."""
+    """Yield the symbols as bytes or code points, in chunks; errors call the text ``name``."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(raw), CHUNK):
         chunk = raw[start : start + CHUNK]
@@ -168,6 +171,6 @@ def _decoded(raw: bytes, offset: int, name: str) -> str:
 
 def _not_utf8(name: str, offset: int, error: UnicodeDecodeError) -> UserError:
     return UserError(
-        f"{name} is not UTF-8 at byte offset {offset:,} ({error.reason}): model its bytes, level=byte, or convert it "
-        f"to UTF-8."
+        f"{name} is not UTF-8 at byte offset {offset:,} ({error.reason}). Use level=byte to model its bytes, or "
+        f"convert it to UTF-8."
     )

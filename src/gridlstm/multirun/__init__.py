@@ -1,1 +1,1 @@
-"""The jobs of a sweep: where they land, what they may use, their process trees, and what is said about them."""
+"""Run the jobs of a sweep: directories, devices, processes and progress."""

@@ -1,4 +1,4 @@
-"""Sweeps that would silently be another sweep than was asked for are refused before they begin."""
+"""Refuse a sweep before it starts if it would silently differ from what the user asked for."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from gridlstm.multirun.jobs import Job
 
 
 class SweepCheck(Callback):
-    """Runs before any sweeper or launcher, whichever they are.
+    """Checks a sweep before any sweeper or launcher runs.
 
-    Hydra itself runs no job and exits with status 0 where a glob matches nothing, and drops the sweep that an
-    experiment declares when the experiment is itself swept over.
+    Hydra itself runs no job and exits with status 0 if a glob matches nothing. It also drops the sweep that an
+    experiment declares if the command line sweeps over experiments.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuses the sweep.
+        """Refuse a sweep that cannot work.
 
         Raises:
-            SystemExit: with the message of the user's error. Hydra makes a warning of any exception of a callback.
+            SystemExit: with the message of the UserError, because Hydra turns exceptions of a callback into warnings.
         """
         try:
             check(config)
@@ -35,25 +35,25 @@ class SweepCheck(Callback):
 
 
 def check(config: DictConfig) -> None:
-    """Checks the overrides of a sweep.
+    """Check the overrides of a sweep.
 
     Raises:
-        UserError: one of them has no values, or one twice, they sweep over experiments that declare sweeps, or a search
-            would go against the task's metric or leave out what it is to search.
+        UserError: an override has no values or repeats one, the command line sweeps over experiments that declare
+            sweeps, or a search would optimize in the wrong direction or ignore an option that it should search.
     """
     if (name := str(config.hydra.job.config_name)) != "train":
         raise UserError(
-            f"--config-name={name} would not reach the jobs of a sweep, which are composed from train: make an "
-            f"experiment of it (docs/extending.md) and choose that."
+            f"--config-name={name} would not reach the jobs of a sweep, which use train. Write an experiment "
+            f"instead (docs/extending.md) and choose that."
         )
     _refuse_wrong_direction(config)
     if config.hydra.sweeper.get("max_batch_size") and "jobs" in config.hydra.launcher:
         raise UserError(
             f"hydra.sweeper.max_batch_size={config.hydra.sweeper.max_batch_size} would end the sweep after the first "
-            f"batch with a failed job. Limit how many run at once by hydra.launcher.jobs instead."
+            f"batch with a failed job. Use hydra.launcher.jobs to limit how many jobs run at once."
         )
     loader = GlobalHydra.instance().config_loader()
-    # Of the command line, and those that the experiment declares.
+    # Overrides of the command line, and those that the experiment declares.
     declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*declared, *config.hydra.overrides.task])
     if "n_trials" in config.hydra.sweeper:
@@ -61,12 +61,12 @@ def check(config: DictConfig) -> None:
     for override in overrides:
         line = str(override.input_line)
         if override.is_discrete_sweep() and (twice := [v for v, n in Counter(_values(override)).items() if n > 1]):
-            raise UserError(f"{line} names {', '.join(twice)} more than once: a job that is repeated finds the same.")
+            raise UserError(f"{line} repeats {', '.join(twice)}: equal jobs give equal results. Give each value once.")
         if override.is_discrete_sweep() and not _values(override):
             if "glob(" in line:
                 raise UserError(
-                    f"this sweep has no jobs: {line} matches nothing. A glob does not descend into directories: name "
-                    f"the files, as in experiment=paper/addition."
+                    f"this sweep has no jobs: {line} matches nothing. A glob does not search subdirectories: name the "
+                    f"files, as in experiment=paper/addition."
                 )
             raise UserError(f"this sweep has no jobs: {line} has no values.")
         if override.key_or_group == "experiment" and override.is_discrete_sweep():
@@ -74,10 +74,10 @@ def check(config: DictConfig) -> None:
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
-    """Checks what the points of a sweep compose to, as each job would itself.
+    """Check the configuration of every point of a sweep, as its job would.
 
     Raises:
-        UserError: some of them cannot work.
+        UserError: some jobs cannot work.
     """
     from gridlstm.training.validate import check as check_job  # imports torch
 
@@ -100,7 +100,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def direction(mode: str) -> str:
-    """What Optuna calls the ``mode`` of a task: "max" or "min"."""
+    """Return Optuna's name for the ``mode`` of a task, which is "max" or "min"."""
     return {"max": "maximize", "min": "minimize"}[mode]
 
 
@@ -113,24 +113,24 @@ def _refuse_wrong_direction(config: DictConfig) -> None:
         override.lstrip("+").startswith("hydra.sweeper.direction=") for override in config.hydra.overrides.hydra
     )
     found = config.hydra.sweeper.get("direction")
-    name = getattr(found, "name", found)  # of an enumeration of Optuna's sweeper
+    name = getattr(found, "name", found)  # Optuna's sweeper has an enumeration
     right = direction(config.task.mode)
     if isinstance(name, str) and name != right and not asked:
         raise UserError(
-            f"this search would {name} {config.task.monitor}, whose mode is {config.task.mode}. Use "
-            f"hydra/sweeper=search, which takes the task's direction, or give hydra.sweeper.direction={right}."
+            f"this search would {name} {config.task.monitor}, but task.mode is {config.task.mode}. Use "
+            f"hydra/sweeper=search, which uses the direction of the task, or hydra.sweeper.direction={right}."
         )
 
 
 def _refuse_fixed_and_searched(overrides: Sequence[Override]) -> None:
-    """Optuna's sweeper takes the fixed value whichever comes last."""
+    """Raise UserError for an option both fixed and searched: Optuna's sweeper uses the fixed value, in any order."""
     fixed: dict[str, str] = {}
     for override in overrides:
         key, line = override.get_key_element(), str(override.input_line)
         if not override.is_sweep_override():
             fixed[key] = line
         elif key in fixed:
-            raise UserError(f"{line} would not be searched, because {fixed[key]} is given too: leave out one of them.")
+            raise UserError(f"{line} would not be searched, because {fixed[key]} is also given. Remove one of them.")
 
 
 def _refuse_declared_sweeps(loader: Any, config_name: str, experiments: list[str]) -> None:
@@ -138,6 +138,6 @@ def _refuse_declared_sweeps(loader: Any, config_name: str, experiments: list[str
         one = loader.load_configuration(config_name, [f"experiment={experiment}"], run_mode=RunMode.MULTIRUN)
         if params := one.hydra.sweeper.get("params"):
             raise UserError(
-                f"experiment={experiment} declares a sweep of its own ({', '.join(params)}), which would be lost in a "
-                f"sweep over experiments. Run them one by one: python train.py -m experiment={experiment}"
+                f"experiment={experiment} declares a sweep ({', '.join(params)}), which a sweep over experiments would "
+                f"drop. Run them one by one: python train.py -m experiment={experiment}"
             )

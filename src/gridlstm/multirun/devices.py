@@ -1,4 +1,4 @@
-"""Which job runs where: free GPUs, else free cores."""
+"""Assign jobs to free GPUs, or to free cores."""
 
 import os
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from gridlstm.errors import UserError
 
 @dataclass(frozen=True)
 class Demand:
-    """What one job needs.
+    """Resources that one job needs.
 
     Attributes:
-        processes: ranks, each a process.
-        gpus: how many; 0 is a job on the CPU.
-        chosen: the job names its GPUs itself, so it must see all of them, and runs alone.
+        processes: number of ranks, each a process.
+        gpus: number of GPUs; 0 for a job on the CPU.
+        chosen: True if the job names its GPUs itself. It must then see all of them, and runs alone.
     """
 
     processes: int
@@ -27,22 +27,22 @@ class Demand:
 
 @dataclass(frozen=True)
 class Share:
-    """What one running job has: GPUs, by their CUDA identifiers, and cores."""
+    """Resources that one running job holds: GPUs by CUDA identifier, and cores."""
 
     gpus: tuple[str, ...]
     cores: int
 
 
 def demand(trainer: DictConfig, gpus: int) -> Demand:
-    """What a job with this ``trainer`` node needs on a machine with so many GPUs.
+    """Return the demand of a job with this ``trainer`` node on a machine with ``gpus`` GPUs.
 
     Raises:
-        UserError: it needs several machines.
+        UserError: the job needs several machines.
     """
     if trainer.num_nodes != 1:
         raise UserError(
-            f"trainer.num_nodes={trainer.num_nodes}: without a queue, a sweep runs its jobs on one machine. Use "
-            f"hardware=slurm, or trainer.num_nodes=1, or start the points one by one with torchrun (docs/sweeps.md)."
+            f"trainer.num_nodes={trainer.num_nodes} needs a queue: otherwise a sweep runs on one machine. Use "
+            f"hardware=slurm, or trainer.num_nodes=1, or start each point with torchrun (docs/sweeps.md)."
         )
     devices: Any = trainer.devices
     if isinstance(devices, str) and devices.lstrip("-").isdigit():
@@ -53,13 +53,13 @@ def demand(trainer: DictConfig, gpus: int) -> Demand:
         return Demand(count, gpus=count if on_gpu else 0, chosen=True)
     if devices in (-1, "auto"):
         devices = max(gpus, 1) if on_gpu else 1
-    # A number of devices that cannot be is refused by the job itself, in Lightning's words.
+    # The job itself refuses an invalid number of devices, with Lightning's message.
     count = devices if isinstance(devices, int) and devices > 0 else 1
     return Demand(count, gpus=count if on_gpu else 0)
 
 
 def visible_gpus(trainers: Sequence[DictConfig]) -> tuple[str, ...]:
-    """CUDA identifiers of this machine's GPUs that we may use; none where no job could want one."""
+    """Return the CUDA identifiers of the usable GPUs of this machine; () if no job could use one."""
     if all(trainer.accelerator == "cpu" for trainer in trainers):
         return ()
     import torch  # takes seconds, so only for a sweep that may need a GPU
@@ -70,26 +70,26 @@ def visible_gpus(trainers: Sequence[DictConfig]) -> tuple[str, ...]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads() -> int | None:
-    """Threads of each process, where the user has set them (OMP_NUM_THREADS)."""
+    """Return the threads per process if the user has set them (OMP_NUM_THREADS), else None."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) > 0 else None
 
 
 @dataclass
 class Pool:
-    """What is free.
+    """Free resources.
 
     Args:
         gpus: CUDA identifiers.
-        cores: that this process may use.
-        jobs: how many may run at once; None is as many as there are free GPUs or cores. A number given may put several
-            jobs on one GPU or core, which is then the user's choice.
-        threads: of each process, where the user has set them.
+        cores: number of cores that this process may use.
+        jobs: number of jobs that may run at once; None for as many as there are free GPUs or cores. With a number,
+            several jobs may share one GPU or core.
+        threads: threads per process if the user has set them.
     """
 
     gpus: tuple[str, ...]
@@ -99,7 +99,7 @@ class Pool:
     running: list[Share] = field(default_factory=list)
 
     def threads_of(self, demand: Demand, jobs: int) -> int:
-        """Threads for each process of such a job in a sweep of ``jobs`` jobs."""
+        """Return the threads of each process of such a job in a sweep of ``jobs`` jobs."""
         if self.threads is not None:
             return self.threads
         most = len(self.gpus) // demand.gpus if demand.gpus else self.cores // demand.processes
@@ -107,7 +107,7 @@ class Pool:
         return max(1, self.cores // (at_once * demand.processes))
 
     def take(self, demand: Demand, threads: int) -> Share | None:
-        """A share for one more job, or None while there is none. A job larger than the machine gets it all, alone."""
+        """Return a share for one more job, or None if nothing is free. A job larger than the machine gets all of it."""
         if self.jobs is not None and len(self.running) >= self.jobs:
             return None
         if demand.chosen and self.running:
@@ -117,7 +117,7 @@ class Pool:
         gpus = self.gpus if demand.chosen else tuple(free[: demand.gpus])
         if len(gpus) < min(demand.gpus, len(self.gpus)):
             return None
-        # A job on a GPU needs the cores only to feed it.
+        # A job on a GPU uses cores only to feed it.
         cores = 0 if gpus else min(demand.processes * threads, self.cores)
         used = sum(share.cores for share in self.running)
         if self.jobs is None and not gpus and self.running and used + cores > self.cores:
@@ -127,5 +127,5 @@ class Pool:
         return share
 
     def give_back(self, share: Share) -> None:
-        """The job that had this share has ended."""
+        """Free the share of a job that has ended."""
         self.running.remove(share)

@@ -1,4 +1,4 @@
-"""How long a sweep will take and how much memory its jobs need, before it starts."""
+"""Estimate the time of a sweep and the memory of its jobs before it starts."""
 
 import datetime
 import json
@@ -26,7 +26,7 @@ from gridlstm.options import Role, leaves, role
 log = logging.getLogger(__name__)
 
 LEAST_STEPS = 2000
-"""A sweep whose jobs take fewer optimiser steps in all is started without an estimate, which takes seconds."""
+"""Total optimizer steps below which a sweep starts without an estimate, which would take seconds."""
 _LEAST_SECONDS = 3600.0
 _PATIENCE_SECONDS = 300.0
 _GIB = 2**30
@@ -34,7 +34,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one job: seconds of training and its validations; None where it has no last step. Bytes of all ranks."""
+    """Seconds of training with validation for one job, None without a last step; bytes of all its ranks."""
 
     seconds: float | None
     bytes: int
@@ -43,15 +43,18 @@ class Estimate:
 def announce(
     jobs: Sequence[tuple[Job, Demand]], at_once: int, environment: Mapping[str, str], interrupted: Sequence[int] = ()
 ) -> None:
-    """Logs what a sweep will take where that is an hour or more, and a warning where memory will not do.
+    """Log how long a sweep of an hour or more will take, and warn if memory is insufficient.
 
     Args:
-        interrupted: signals received; measuring ends with the first, and nothing is said.
+        jobs: jobs with their demands.
+        at_once: number of jobs that run at once.
+        environment: environment variables of the measuring process.
+        interrupted: received signals; the first ends the measurement without a log line.
     """
     steps = [_batches(job.config) for job, _ in jobs]
     if sum(LEAST_STEPS if n is None else n for n in steps) < LEAST_STEPS or _clock_seconds(jobs) < _LEAST_SECONDS:
         return
-    log.info("estimating time and memory by a few steps of the jobs")
+    log.info("estimating time and memory from a few steps of the jobs")
     found = estimates(jobs, environment, interrupted)
     if interrupted:
         return
@@ -72,14 +75,14 @@ def announce(
 
 
 def lines(known: Sequence[Estimate], at_once: int) -> list[str]:
-    """What is said of the jobs that could be estimated; nothing of a sweep of less than an hour."""
+    """Return log lines on the estimated jobs; none for a sweep of less than an hour."""
     ending = [e.seconds for e in known if e.seconds is not None]
     if not known or (len(ending) == len(known) and sum(ending) < _LEAST_SECONDS):
         return []
     text = f"{len(known)} job{'' if len(known) == 1 else 's'}"
     if ending:
         each = " each" if len(ending) > 1 else ""
-        # No schedule is shorter than its longest job, nor than all the work over all the places.
+        # A schedule is at least as long as its longest job, and as the total work divided by the places.
         whole = max(max(ending), sum(ending) / min(at_once, len(ending)))
         text += f", about {_range([s / 3600 for s in ending])} h{each} of training"
         text += f", {_number(sum(ending) / 3600)} h in all, {_number(whole / 3600)} h with {at_once} at once"
@@ -90,19 +93,19 @@ def lines(known: Sequence[Estimate], at_once: int) -> list[str]:
 
 
 def warnings(known: Mapping[str, Estimate], at_once: int, there: int) -> list[str]:
-    """Jobs that need more memory than the ``there`` bytes of the machine, alone or side by side."""
+    """Return a warning if jobs need more than the machine's memory of ``there`` bytes, alone or together."""
     if too_large := [name for name, e in known.items() if e.bytes > there]:
         most = max(known[name].bytes for name in too_large)
         return [
-            f"{', '.join(too_large)}: needs about {_number(most / _GIB)} GiB of memory, and this machine has "
-            f"{_number(there / _GIB)}. A smaller task.data.batch_size with trainer.accumulate_grad_batches, or "
-            f"model.sweep=recompute where the model has it, needs less."
+            f"{', '.join(too_large)}: needs about {_number(most / _GIB)} GiB of memory, but this machine has "
+            f"{_number(there / _GIB)}. Use a smaller task.data.batch_size with trainer.accumulate_grad_batches, or "
+            f"model.sweep=recompute if the model has it."
         ]
     together = sum(sorted((e.bytes for e in known.values()), reverse=True)[:at_once])
     if together > there:
         return [
-            f"{at_once} jobs at once need up to {_number(together / _GIB)} GiB of memory, and this machine has "
-            f"{_number(there / _GIB)}: run fewer with hydra.launcher.jobs."
+            f"{at_once} jobs at once need up to {_number(together / _GIB)} GiB of memory, but this machine has "
+            f"{_number(there / _GIB)}. Run fewer with hydra.launcher.jobs."
         ]
     return []
 
@@ -110,7 +113,7 @@ def warnings(known: Mapping[str, Estimate], at_once: int, there: int) -> list[st
 def estimates(
     jobs: Sequence[tuple[Job, Demand]], environment: Mapping[str, str], interrupted: Sequence[int] = ()
 ) -> dict[str, Estimate | str]:
-    """Each job's estimate, or why there is none. Jobs that differ in nothing that costs are measured once."""
+    """Return each job's estimate, or why there is none. Jobs with equal costs are measured once."""
     kinds: dict[str, tuple[dict[str, Any], int]] = {}
     kind_of: dict[str, str] = {}
     result: dict[str, Estimate | str] = {}
@@ -131,11 +134,11 @@ def estimates(
 
 
 def estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Estimate:
-    """Of a job, by what ``measure`` found for one of its batches and one of its validations."""
+    """Return the estimate of a job from what ``measure`` found for one batch and one validation."""
     batches, clock, every = _batches(config), _seconds(config.trainer.max_time), config.trainer.val_check_interval
     whole = None
     if batches is not None:
-        # A share of an epoch, or a time of the clock, is seldom.
+        # Other intervals (a share of an epoch, or a time) mean few validations.
         validations = batches // every if type(every) is int and every > 0 else 1
         whole = batches * found["seconds"] + validations * found["validation_seconds"]
     limits = [whole, clock]
@@ -143,7 +146,7 @@ def estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Es
 
 
 def _batches(config: DictConfig) -> int | None:
-    """How many batches a job trains on; None where only a clock or a person ends it."""
+    """Return the number of training batches of a job, or None if only a clock or the user ends it."""
     steps = config.trainer.max_steps
     return None if steps is None or steps < 0 else int(steps * config.trainer.accumulate_grad_batches)
 
@@ -154,7 +157,7 @@ def _clock_seconds(jobs: Sequence[tuple[Job, Demand]]) -> float:
 
 
 def _seconds(max_time: str | None) -> float | None:
-    """Of DD:HH:MM:SS; anything else is for Lightning to judge."""
+    """Return the seconds of DD:HH:MM:SS, or None for any other format, which Lightning checks."""
     parts = str(max_time).split(":")
     if len(parts) != 4 or not all(part.isdigit() for part in parts):
         return None
@@ -170,13 +173,13 @@ def _costly(config: DictConfig, demand: Demand) -> str:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    """Return a job's resolved configuration without Hydra's own, which is a sweep's here."""
+    """Return a job's resolved configuration without Hydra's node, which describes the sweep."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return cast(dict[str, Any], OmegaConf.to_container(own, resolve=True))
 
 
 def _measurable(config: DictConfig, demand: Demand) -> dict[str, Any]:
-    """Return a job's configuration without its end, and without what it writes."""
+    """Return a job's configuration without an end and without output files."""
     plain = _plain(config)
     accelerator = config.trainer.accelerator
     return plain | {
@@ -201,7 +204,7 @@ def _measurable(config: DictConfig, demand: Demand) -> dict[str, Any]:
 def _measured(
     kinds: list[tuple[dict[str, Any], int]], environment: Mapping[str, str], interrupted: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """What ``measure`` finds for each, in processes as a job has them."""
+    """Return the results of ``measure`` for each configuration, with as many processes as its job."""
     found: dict[int, dict[str, Any]] = {}
     for processes in {number for _, number in kinds}:
         numbers = [n for n, (_, number) in enumerate(kinds) if number == processes]
@@ -238,7 +241,7 @@ def _machine_bytes() -> int:
 
 
 def _number(value: float) -> str:
-    """Two digits are more than an estimate has."""
+    """Format a number with two digits, which is all the precision of an estimate."""
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
 
 

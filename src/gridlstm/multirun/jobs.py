@@ -1,4 +1,4 @@
-"""The jobs of a sweep directory: which there are, where each lands, and how each stands."""
+"""Jobs of a sweep directory: their points, directories and states."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from gridlstm.files import read_json, write_text
 from gridlstm.training.legs import CHECKPOINTS, earlier_result, last_checkpoint
 
 PLAN = "sweep.json"
-"""The file of a sweep directory that names its jobs and their overrides, also those that have not begun."""
+"""File in a sweep directory that lists its jobs and their overrides, including jobs that have not started."""
 
 
 @dataclass
@@ -24,10 +24,11 @@ class Job:
     """One point of a sweep.
 
     Attributes:
-        number: in its sweep directory.
-        directory: where it runs; ``name`` is its path below the sweep's.
-        overrides: of the command line, without Hydra's own.
-        config: the configuration that they compose to.
+        number: number in its sweep directory.
+        name: path of ``directory`` relative to the sweep directory.
+        directory: run directory of the job.
+        overrides: overrides of the command line, without Hydra's.
+        config: configuration composed from them.
     """
 
     number: int
@@ -38,7 +39,7 @@ class Job:
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:
-        """What its configuration takes from ``${hydra:…}`` is then the job's, not the sweep's."""
+        """Make ``${hydra:…}`` in its configuration refer to the job instead of the sweep."""
         sweep = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(self.config)
         try:
@@ -47,28 +48,28 @@ class Job:
             HydraConfig.instance().cfg = sweep
 
     def result(self) -> dict[str, Any]:
-        """result.json, or {} where there is none."""
+        """Return the contents of result.json, or {} if it does not exist."""
         return read_json(self.directory / "result.json")
 
     def progress(self) -> dict[str, Any]:
-        """progress.json, or {} where there is none, or it cannot be read now: it is only shown."""
+        """Return the contents of progress.json, or {} if it cannot be read; it is for display only."""
         try:
             return read_json(self.directory / "progress.json")
         except (OSError, UserError):
             return {}
 
     def completed(self) -> bool:
-        """Whether it has run to its end, with a score."""
+        """Return True if the job has finished with a score."""
         return _score(self.directory) is not None
 
     def resumable(self) -> bool:
-        """Whether an earlier attempt left a checkpoint to go on from."""
+        """Return True if an earlier attempt left a checkpoint to resume from."""
         return last_checkpoint(self.directory) is not None
 
     def begin(self) -> None:
-        """Makes its directory, without what an earlier attempt left there that this one must not pass for.
+        """Create the directory, without results of an earlier attempt that could be taken for those of this one.
 
-        Of an attempt that is gone on with, result.json keeps all but how it ended: its seconds count.
+        If the job resumes, result.json keeps everything except how the attempt ended, because its seconds count.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "result.json"
@@ -76,24 +77,24 @@ class Job:
             write_text(path, json.dumps(earlier_result(self.directory), indent=2) + "\n")
         else:
             path.unlink(missing_ok=True)
-            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)  # what stays is refused by the job
+            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)  # the job refuses what cannot be removed
         (self.directory / "progress.json").unlink(missing_ok=True)
 
     def record_end(self, status: str, error: str) -> None:
-        """Writes how it ended into result.json, where the job itself could not say so, and how long it had trained."""
+        """Write how the job ended and how long it trained to result.json, if the job itself could not."""
         result = earlier_result(self.directory) | {"status": status, "error": error}
         write_text(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
-        (self.directory / "progress.json").unlink(missing_ok=True)  # whose seconds are in it now
+        (self.directory / "progress.json").unlink(missing_ok=True)  # its seconds are now in result.json
 
 
 @dataclass
 class Plan:
-    """The jobs of one sweep, or of one batch of a search, and of its directory.
+    """Jobs of one sweep or one batch of a search, and of its directory.
 
     Attributes:
-        jobs: of this sweep.
-        rows: of PLAN, for all jobs of the directory.
-        left: names of jobs of the directory that are not of this sweep and have not been completed.
+        jobs: jobs of this sweep.
+        rows: entries of PLAN for all jobs of the directory.
+        left: names of jobs in the directory that are not part of this sweep and not completed.
     """
 
     jobs: list[Job]
@@ -101,7 +102,7 @@ class Plan:
     left: list[str]
 
     def write(self, root: Path) -> None:
-        """Writes it into the sweep directory ``root``."""
+        """Write the plan to the sweep directory ``root``."""
         write_text(root / PLAN, json.dumps({"jobs": self.rows}, indent=2) + "\n")
 
 
@@ -111,26 +112,26 @@ def plan(
     first_number: int,
     compose: Callable[[list[str], int], tuple[DictConfig, str]],
 ) -> Plan:
-    """The jobs of a sweep, in a directory that may hold jobs of an earlier one.
+    """Return the jobs of a sweep, in a directory that may hold jobs of an earlier one.
 
-    A point that ran there before keeps its directory. A new point whose number or directory another job has already
-    is given the next free number.
+    A point that ran there before keeps its directory. A new point gets the next free number if another job has its
+    number or directory.
 
     Args:
-        root: the sweep directory.
+        root: sweep directory.
         points: overrides of each job.
-        first_number: of the first job.
+        first_number: number of the first job.
         compose: (overrides, number) -> configuration and directory below ``root``.
 
     Raises:
-        UserError: a directory is another job's whatever the number.
+        UserError: a directory belongs to another job for any number.
     """
     rows = read_json(root / PLAN).get("jobs", [])
     known = {tuple(row["overrides"]): row for row in rows}
     taken = {row["name"] for row in rows}
     jobs: list[Job] = []
     for offset, overrides in enumerate(points):
-        # Each only once: a point that a search proposes twice is two jobs.
+        # pop: a search may propose a point twice, which makes two jobs.
         if old := known.pop(tuple(overrides), None):
             config, _ = compose(overrides, old["number"])
             jobs.append(Job(old["number"], old["name"], root / old["name"], overrides, config))
@@ -145,8 +146,8 @@ def plan(
             config, name = compose(overrides, number)
             if name == before:
                 raise UserError(
-                    f"{root / name} holds another job already. hydra.sweep.subdir must differ from job to job; put "
-                    f"${{hydra.job.num}} into it."
+                    f"{root / name} already holds another job. hydra.sweep.subdir must differ between jobs. Add "
+                    f"${{hydra.job.num}} to it."
                 )
         taken.add(name)
         rows.append({"number": number, "name": name, "overrides": overrides})
@@ -157,9 +158,10 @@ def plan(
 
 
 def best_of(root: Path, mode: str) -> tuple[float, str] | None:
-    """The best score in a sweep directory, and the job's name and point; None before the first.
+    """Return the best score in a sweep directory with the job's name and point, or None before the first score.
 
     Args:
+        root: sweep directory.
         mode: "max" or "min".
     """
     found = []
@@ -172,7 +174,7 @@ def best_of(root: Path, mode: str) -> tuple[float, str] | None:
 
 
 def _score(directory: Path) -> float | None:
-    """Of the job of this directory; None unless it has run to its end, with a score."""
+    """Return the score of the job in this directory, or None unless it finished with one."""
     result = read_json(directory / "result.json")
     score: float | None = result.get("score") if result.get("status") == "completed" else None
     return score

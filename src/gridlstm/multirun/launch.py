@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep: as many at once as there is room for, each in a process tree of its own."""
+"""Run the jobs of a sweep, as many at once as the machine has room for, each in its own process tree."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _SHOW_SECONDS = 1.0
 _GRACE_SECONDS = 15.0
-"""Between the request to end and the end. A rank that waits in a collective hears nothing."""
+"""Seconds between the request to end and the kill. A rank that waits in a collective does not see the request."""
 
 
 @dataclass
@@ -40,10 +40,10 @@ class Launch:
     """One batch of jobs.
 
     Args:
-        root: the sweep directory.
-        jobs: with what each demands.
-        pool: what there is room for.
-        start: starts one of them.
+        root: sweep directory.
+        jobs: jobs with the resources that each needs.
+        pool: free resources.
+        start: function that starts a job.
     """
 
     def __init__(self, root: Path, jobs: Sequence[tuple[Job, Demand]], pool: Pool, start: Start) -> None:
@@ -70,7 +70,7 @@ class Launch:
         self.table = LiveTable(metric, self.at_once)
 
     def estimate(self) -> None:
-        """Says what a long sweep will take.
+        """Log how long a long sweep will take.
 
         Raises:
             SystemExit: the sweep was interrupted.
@@ -85,7 +85,7 @@ class Launch:
             self._exit_if(interrupted)
 
     def run(self) -> None:
-        """Runs all jobs to whatever end; how each ended stands in its result.json.
+        """Run all jobs, whether they fail or not; each result.json says how its job ended.
 
         Raises:
             SystemExit: the sweep was interrupted. All processes of all jobs have ended by then.
@@ -95,7 +95,7 @@ class Launch:
             "%d job%s%s, %d at once",
             len(self.waiting),
             "" if len(self.waiting) == 1 else "s",
-            f" ({skipped} more completed earlier)" if skipped else "",
+            f" ({skipped} more were completed earlier)" if skipped else "",
             self.at_once,
         )
         shown = 0.0
@@ -109,7 +109,7 @@ class Launch:
                         self._show()
                     time.sleep(_POLL_SECONDS)
             finally:
-                # Also after an error of our own: no job outlives its sweep.
+                # Also after an error in this loop: no job outlives its sweep.
                 self._stop(interrupted)
         self._show()
         self._exit_if(interrupted)
@@ -119,7 +119,7 @@ class Launch:
             return
         open_jobs = sum(row.state not in ("completed", "skipped") for row in self.rows.values())
         log.error(
-            "interrupted: %d of %d jobs are not completed. To go on, repeat the command with %s",
+            "interrupted: %d of %d jobs are not completed. To resume, repeat the command with %s",
             open_jobs,
             len(self.rows),
             as_typed("hydra.sweep.dir", self.root),
@@ -127,7 +127,7 @@ class Launch:
         sys.exit(128 + interrupted[0])
 
     def _room(self) -> int:
-        """How many of the jobs, in their order, run at once at the beginning."""
+        """Return how many of the first jobs can start at once."""
         shares = []
         for job, demand in self.waiting:
             if (share := self.pool.take(demand, self.threads[job.name])) is None:
@@ -145,7 +145,7 @@ class Launch:
             self.waiting.pop(0)
             try:
                 process = self.start(job, demand, share, self.threads[job.name], self.at_once == 1)
-            except UserError as error:  # SLURM refuses it; the others go on
+            except UserError as error:  # SLURM refuses this job; the others continue
                 self.pool.give_back(share)
                 job.record_end("failed", str(error))
                 self.rows[job.name].state = "failed"
@@ -154,7 +154,7 @@ class Launch:
             self.rows[job.name].state = process.state()
 
     def _collect(self) -> bool:
-        """Takes note of jobs that have ended; whether any has."""
+        """Record the jobs that have ended; return True if any has."""
         ended = [(running, how) for running in self.running if (how := running.process.ended()) is not None]
         for running, how in ended:
             self.running.remove(running)
@@ -165,8 +165,8 @@ class Launch:
     def _note_end(self, running: _Running, how: str) -> None:
         job, row = running.job, self.rows[running.job.name]
         if how and job.completed():
-            # All is computed and written. At their very end, ranks may still fall over one another.
-            log.warning("%s had completed when it ended with %s; see %s", job.name, how, job.directory / CONSOLE)
+            # The result is written. Ranks may still make each other fail while they exit.
+            log.warning("%s was completed, but then ended with %s; see %s", job.name, how, job.directory / CONSOLE)
         elif how and job.result().get("status") not in ("failed", "interrupted"):
             job.record_end("failed", f"ended with {how}: {last_line(job.directory / CONSOLE) or 'it printed nothing'}")
         elif not how and not job.completed():
@@ -176,7 +176,7 @@ class Launch:
         row.seconds_left = None
 
     def _stop(self, interrupted: Sequence[int]) -> None:
-        """Ends what still runs: asks, waits, kills. A second Ctrl-C does not wait."""
+        """Interrupt the running jobs, wait, then kill them. A second Ctrl-C skips the wait."""
         stopped = list(self.running)
         for running in stopped:
             running.process.interrupt()
@@ -186,11 +186,11 @@ class Launch:
                 break
             time.sleep(_POLL_SECONDS)
         for running in stopped:
-            running.process.kill()  # of a tree that has ended, only what it may have left behind
+            running.process.kill()  # if the command has ended, kills only processes that it left behind
         for running in stopped:
             self.running.remove(running)
             row = self.rows[running.job.name]
-            if running.job.completed():  # before it heard of it
+            if running.job.completed():  # before the interrupt reached it
                 row.state, row.best, row.seconds_left = "completed", running.job.result()["score"], None
                 continue
             row.state = "interrupted"
@@ -213,7 +213,7 @@ class Launch:
 
 @contextmanager
 def _interruption() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them, so that the jobs can be ended in order."""
+    """Collect SIGINT, SIGTERM and SIGHUP without ending the process, so that the jobs can be stopped first."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
 """``python -m gridlstm.multirun.measure JOBS RESULTS``: train jobs for some seconds each, for the estimate of a sweep.
 
-Processes of their own, as many as a job has, because a sweeping process starts no threads and holds no GPU. JOBS is a
-file of JSON, a list of configurations, and so is RESULTS, [{"seconds", "validation_seconds", "bytes"} or {"error"}, …].
+It runs in separate processes, as many as a job has, because the process of a sweep starts no threads and uses no GPU.
+JOBS is a JSON list of configurations. RESULTS is one of {"seconds", "validation_seconds", "bytes"} or {"error"}.
 """
 
 import json
@@ -28,22 +28,22 @@ from gridlstm.training.match import match_size
 _SECONDS_A_JOB = 3.0
 _PATIENCE_SECONDS = 60.0
 _BUILDING, _WARM_UP, _MOST = 1, 5, 300
-"""Batches: the first builds and caches, after some the time is that of all others, and so many suffice."""
+"""Batches: the first builds and caches; after the warm-up all take equal time; the last is a limit."""
 
 
 class Cost(NamedTuple):
-    """Of one job."""
+    """Cost of one job."""
 
     seconds: float
-    """One batch with its optimiser step."""
+    """Seconds of one batch with its optimizer step."""
     validation_seconds: float
-    """One whole validation."""
+    """Seconds of one whole validation."""
     bytes: int
-    """The most that one of its processes held."""
+    """Peak memory of one process."""
 
 
 class _Stopwatch(L.Callback):
-    """Ends a training after some seconds; knows the mean time of its batches and of one validation batch."""
+    """Ends training after some seconds, and measures the mean time of a batch and the time of a validation batch."""
 
     def __init__(self) -> None:
         self._batches = self._start = self._before = 0.0
@@ -68,14 +68,14 @@ class _Stopwatch(L.Callback):
 
 
 def measure(config: DictConfig) -> Cost:
-    """Train a job for some seconds, validate on two batches, and return what it takes. All its processes call this.
+    """Train a job for some seconds, validate on two batches, and return the cost. All its processes call this.
 
     Raises:
         UserError: the job cannot be built.
     """
     match_size(config)
     run = build(config)
-    batches = validation_batches(run)  # before Lightning has its say about the data
+    batches = validation_batches(run)  # before Lightning changes the data loaders
     watch = _Stopwatch()
     run.trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # missing from its annotations
     limit = run.trainer.limit_val_batches
@@ -88,9 +88,9 @@ def measure(config: DictConfig) -> Cost:
 
 
 def validation_batches(run: Run) -> float:
-    """Return how many batches one validation of a run has."""
+    """Return the number of batches of one validation."""
     loader, limit = run.data.val_dataloader(), run.trainer.limit_val_batches
-    # A text's validation is as long as it is read.
+    # The batches of a text can be counted only by reading them.
     batches = len(loader) if isinstance(loader.dataset, Sized) else sum(1 for _ in loader)
     if isinstance(limit, float):
         return batches * limit
@@ -98,7 +98,7 @@ def validation_batches(run: Run) -> float:
 
 
 def _resident_bytes() -> int:
-    """Return the most memory that this process has held."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -112,7 +112,7 @@ def _measure_into(result: Path, job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure the jobs of a file, each in a copy of this process, whose memory is the job's alone."""
+    """Measure the jobs of a file, each in a fork of this process, so that its memory is the job's alone."""
     prepare()
     quiet()
     given, out = map(Path, sys.argv[1:])
@@ -124,7 +124,7 @@ def main() -> None:
         process.join(_PATIENCE_SECONDS)
         if process.is_alive():
             process.kill()
-            results.append({"error": f"it is not measured within {_PATIENCE_SECONDS:.0f} s"})
+            results.append({"error": f"it was not measured within {_PATIENCE_SECONDS:.0f} s"})
         elif result.exists():
             results.append(json.loads(result.read_text()))
         else:

@@ -1,4 +1,4 @@
-"""One job's processes, which end together."""
+"""Processes of one job, which end together."""
 
 import ctypes
 import os
@@ -12,15 +12,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ProcessTree:
-    """A command in a session of its own, with all that it starts.
+    """Command in its own session, with every process that it starts.
 
-    A session of its own, so that a terminal's Ctrl-C reaches the sweep alone, which then ends its jobs in order. Should
-    the sweep itself be killed, Linux tells the command to end.
+    Ctrl-C in a terminal then reaches only the sweep, which stops its jobs in order. If the sweep itself is killed,
+    Linux signals the command to end.
 
     Args:
-        command: the program and its arguments.
-        environment: all of its variables.
-        console: what it prints is appended to this file.
+        command: program and its arguments.
+        environment: all environment variables of the command.
+        console: file to which its output is appended.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], console: Path) -> None:
@@ -32,7 +32,7 @@ class ProcessTree:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_prepare,  # after the fork of a process without other threads; nothing but system calls
+                preexec_fn=_prepare,  # safe: this process has no other threads, and _prepare makes only system calls
             )
         self._groups = {self._process.pid}
 
@@ -40,23 +40,23 @@ class ProcessTree:
         return "running"
 
     def ended(self) -> str | None:
-        """How it ended, in words, "" for well; None while it runs."""
+        """Return how the command ended, "" for success, or None while it runs."""
         status = self._process.poll()
         if not status:
             return None if status is None else ""
         return f"exit status {status}" if status > 0 else signal.Signals(-status).name
 
     def interrupt(self) -> None:
-        """Asks the command to end. Torchrun passes that on to its ranks, which are sessions of their own.
+        """Ask the command to end. torchrun passes the signal on to its ranks, which have their own sessions.
 
-        By SIGINT: at SIGTERM, Lightning's ranks tell one another in a collective, and wait for ever for a rank that is
-        in another one.
+        Send SIGINT. At SIGTERM, Lightning's ranks notify each other in a collective, and wait forever for a rank that
+        is in another collective.
         """
         self._groups |= _groups_below(self._process.pid)
         _signal_group(self._process.pid, signal.SIGINT)
 
     def kill(self) -> None:
-        """Ends everything at once, also what the command has left behind."""
+        """Kill all processes, including those that the command left behind."""
         self._groups |= _groups_below(self._process.pid)
         for group in self._groups:
             _signal_group(group, signal.SIGKILL)
@@ -64,17 +64,17 @@ class ProcessTree:
 
 
 def last_line(console: Path) -> str:
-    """What a command printed last; "" where it printed nothing."""
+    """Return the last line that a command printed, or ""."""
     text = console.read_text(errors="replace") if console.exists() else ""
     return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
 
 
 def _groups_below(pid: int) -> set[int]:
-    """Process groups of all descendants; on systems without /proc none are found."""
+    """Return the process groups of all descendants; empty on systems without /proc."""
     parents: dict[int, tuple[int, int]] = {}
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            # pid (name, which may hold anything) state ppid pgrp …
+            # pid (name, which may contain any character) state ppid pgrp …
             fields = (directory / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended meanwhile
@@ -91,17 +91,17 @@ def _signal_group(group: int, number: signal.Signals) -> None:
     try:
         os.killpg(group, number)
     except ProcessLookupError:
-        return  # all of it has ended: what was wanted
+        return  # all its processes have ended already
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _prepare() -> None:
-    """In the new process, before the command."""
-    # What a shell starts in the background ignores SIGINT, and so would all that it starts.
+    """Set up signals in the new process before the command runs."""
+    # Background commands of a shell ignore SIGINT, and so would their children.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # SLURM tells all processes of a job by it that the job is to be requeued. It would end ours before they must.
+    # SLURM sends it to all processes of a job that it will requeue. Ours must not end from it.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Jobs of a sweep as jobs of SLURM: submitit submits them and requeues them, torchrun starts their ranks."""
+"""Run the jobs of a sweep in SLURM: submitit submits and requeues them, torchrun starts their ranks."""
 
 import json
 import logging
@@ -26,45 +26,45 @@ from gridlstm.multirun.start import CONSOLE, Start, command, environment, torchr
 log = logging.getLogger(__name__)
 
 SUBMITTED = "slurm.json"
-"""The file of a job's directory with its number in SLURM."""
+"""File in a job's directory that holds its SLURM job number."""
 
 _ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT",
 }  # fmt: skip
-"""States of SLURM that a job does not leave."""
+"""Final job states of SLURM."""
 _RUNNING = {"RUNNING", "COMPLETING"}
 _FORGOTTEN = ""
-"""SLURM keeps jobs that have ended for some minutes only."""
+"""State of a job that SLURM no longer knows; it forgets ended jobs after some minutes."""
 
 _ASK_SECONDS = 3.0
 _COMPLETING_SECONDS = 60.0
-"""SLURM kills processes half a minute after it has asked them to end (KillWait)."""
+"""Seconds to wait for a completing job; SLURM kills its processes half a minute after asking them to end (KillWait)."""
 _USERS = ("SLURM_CONF",)
 
 
 def demand(trainer: DictConfig) -> Demand:
-    """What each node of a job with this ``trainer`` node needs.
+    """Return the demand of each node of a job with this ``trainer`` node.
 
     Raises:
-        UserError: ``trainer.devices`` is no number: which devices a node has is not known here.
+        UserError: ``trainer.devices`` is not a number; the devices of a node are not known here.
     """
     if type(trainer.devices) is not int or trainer.devices < 1:
         raise UserError(
-            f"hardware=slurm needs the number of devices of each node, such as trainer.devices=4, got "
-            f"{trainer.devices!r}."
+            f"hardware=slurm needs the number of devices per node, such as trainer.devices=4, got {trainer.devices!r}."
         )
     return Demand(trainer.devices, gpus=trainer.devices if trainer.accelerator in ("gpu", "cuda") else 0)
 
 
 @dataclass
 class Attempt:
-    """What SLURM runs on each node of a job, and again when the job is requeued: it then goes on.
+    """Callable that SLURM runs on each node of a job; a requeued job runs it again and resumes.
 
     Attributes:
-        demand: of each node.
-        threads: of each process.
-        config_dirs: options of the command line that name configuration directories.
+        job: job to run.
+        demand: demand of each node.
+        threads: threads of each process.
+        config_dirs: command-line options that name configuration directories.
     """
 
     job: Job
@@ -73,15 +73,15 @@ class Attempt:
     config_dirs: list[str]
 
     def __call__(self) -> None:
-        """Runs the ranks of this node.
+        """Run the ranks of this node.
 
         Raises:
-            RuntimeError: they have failed.
+            RuntimeError: the ranks have failed.
         """
         place = submitit.JobEnvironment()
         rendezvous = ["--standalone"]
         if place.num_nodes > 1:
-            # Jobs that share a node must not share the port.
+            # Jobs that share a node need different ports.
             port = 20_000 + int(place.raw_job_id) % 20_000
             head = place.hostnames[0]
             rendezvous = [f"--nnodes={place.num_nodes}", f"--node-rank={place.node}"]
@@ -90,7 +90,7 @@ class Attempt:
         signal.signal(signal.SIGTERM, lambda number, frame: asked_to_end.append(number))
         console = self.job.directory / (CONSOLE if place.node == 0 else f"node{place.node}-{CONSOLE}")
         tree = ProcessTree(
-            # Also one rank: in SLURM without torchrun, Lightning would save in the middle of a step, and requeue.
+            # torchrun also starts a single rank: without it, Lightning would save in mid-step in SLURM, and requeue.
             command(self.job, torchrun(self.demand.processes, rendezvous), self.config_dirs),
             environment(os.environ, self.demand, Share((), 0), self.threads, alone=False),
             console,
@@ -98,52 +98,52 @@ class Attempt:
         try:
             while (how := tree.ended()) is None:
                 time.sleep(0.2)
-            # SLURM requeues a job that it preempts, unless that ends by itself in the time it is given for that.
+            # SLURM does not requeue a preempted job that ends by itself within its grace time.
             while how and asked_to_end:
                 time.sleep(1)
         finally:
-            tree.kill()  # also where submitit ends this process to requeue the job
+            tree.kill()  # also if submitit ends this process to requeue the job
         if how:
             raise RuntimeError(f"ended with {how}; see {console}")
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit has SLURM run next, after a preemption or at the time limit: the same."""
+        """Return this attempt again, which submitit submits after a preemption or at the time limit."""
         return DelayedSubmission(self)
 
 
 class Queue:
-    """What SLURM says of our jobs, asked at most every few seconds and for all of them at once."""
+    """States of the jobs in SLURM's queue, requested for all jobs at once and at most every few seconds."""
 
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
         self._asked = 0.0
 
     def watch(self, number: str) -> None:
-        """From now on, ``state`` knows this job."""
+        """Track the state of this job from now on."""
         self._states[number] = "PENDING"
 
     def state(self, number: str) -> str:
-        """A state of SLURM, or "" where SLURM has forgotten the job, which it does some minutes after its end."""
+        """Return the SLURM state of a job, or "" some minutes after its end, when SLURM has forgotten it."""
         if time.monotonic() - self._asked >= _ASK_SECONDS:
             self.ask()
         return self._states[number]
 
     def ask(self) -> None:
-        """Asks SLURM now. Where it does not answer, as while its controller starts, all stays as it was."""
+        """Request all states now. If SLURM does not answer, as when its controller starts, keep the known states."""
         line = ["squeue", f"--user={os.getuid()}", "--noheader", "--states=all", "--format=%A %T"]
         try:
             done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
         except subprocess.SubprocessError as error:
-            log.warning("SLURM does not answer, asking again: %s %s", error, getattr(error, "stderr", None) or "")
+            log.warning("SLURM does not answer, will retry: %s %s", error, getattr(error, "stderr", None) or "")
         else:
             found: dict[str, str] = dict(row.split() for row in done.stdout.splitlines())
             self._states = {number: found.get(number, _FORGOTTEN) for number in self._states}
         self._asked = time.monotonic()
 
     def wait_while_completing(self, number: str) -> None:
-        """Asks until SLURM has ended the processes of a job that it is ending, for a minute at most.
+        """Wait until SLURM has ended the processes of a job that is completing, but a minute at most.
 
-        What such a job was is decided: taken for a running one, it would be waited for, and be found interrupted.
+        Its outcome is decided. If it counted as running, the sweep would wait for it and then find it interrupted.
         """
         deadline = time.monotonic() + _COMPLETING_SECONDS
         self.ask()
@@ -154,12 +154,13 @@ class Queue:
 
 @dataclass
 class SlurmJob:
-    """A job in SLURM's queue.
+    """Job in SLURM's queue.
 
     Attributes:
-        number: SLURM's.
-        directory: the job's.
-        folder: submitit's.
+        number: job number in SLURM.
+        directory: directory of the job.
+        folder: directory of submitit's files.
+        queue: states of all jobs.
     """
 
     number: str
@@ -171,18 +172,18 @@ class SlurmJob:
         return "running" if self.queue.state(self.number) in _RUNNING else "queued"
 
     def ended(self) -> str | None:
-        """How it ended, in words, "" for well; None while it has not."""
+        """Return how the job ended, "" for success, or None if it has not ended."""
         state = self.queue.state(self.number)
         if state not in _ENDED and state != _FORGOTTEN:
             return None
-        # Makes NFS look at the directory anew: another machine has written there.
+        # Makes NFS read the directory again, because another machine has written there.
         self.directory.chmod(self.directory.stat().st_mode)
         if state in ("COMPLETED", _FORGOTTEN):
             return ""
         return f"SLURM state {state}, see {self.folder}/{self.number}_*"
 
     def interrupt(self) -> None:
-        """Takes it out of the queue."""
+        """Cancel the job in SLURM."""
         subprocess.run(["scancel", self.number], check=False)
 
     def kill(self) -> None:
@@ -191,19 +192,19 @@ class SlurmJob:
 
 
 def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, config_dirs: Sequence[str]) -> Start:
-    """Starts jobs by putting them into SLURM's queue; takes up those that an earlier sweep has left there.
+    """Return a function that submits jobs to SLURM, or finds those that an earlier sweep left in the queue.
 
     Args:
-        folder: of submitit's files and SLURM's own output.
-        options: of submitit's executor, for all jobs.
-        max_num_timeout: how many times a job may reach its time limit and go on.
-        config_dirs: options of the command line that name configuration directories.
+        folder: directory of submitit's files and SLURM's output.
+        options: options of submitit's executor, for all jobs.
+        max_num_timeout: number of times a job may reach its time limit and resume.
+        config_dirs: command-line options that name configuration directories.
 
     Raises:
-        UserError: there is no SLURM here.
+        UserError: SLURM is not installed here.
     """
     if shutil.which("sbatch") is None:
-        raise UserError("hardware=slurm needs SLURM, and there is no sbatch here: start the sweep on a login node.")
+        raise UserError("hardware=slurm needs SLURM, but there is no sbatch here. Start the sweep on a login node.")
     queue = Queue()
 
     def start(job: Job, demand: Demand, share: Share, threads: int, only: bool) -> SlurmJob:
@@ -215,13 +216,13 @@ def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, 
                 return left
         job.begin()
         executor = submitit.SlurmExecutor(folder, max_num_timeout=max_num_timeout)
-        # There it is no sweep any more.
+        # On its node the job is not part of a sweep.
         overrides = [*job.overrides, "hydra/launcher=process"]
         alone = replace(job, directory=job.directory.resolve(), overrides=overrides, config=DictConfig({}))
         attempt = Attempt(alone, demand, threads, list(config_dirs))
         cpus = demand.processes * threads
-        # torchrun starts the ranks of a node, so that a failing one ends the others. srun does not heed the number of
-        # CPUs that sbatch was given.
+        # torchrun starts the ranks of a node, so that a failed rank ends the others. srun ignores the number of CPUs
+        # given to sbatch.
         executor.update_parameters(
             job_name=job.name,
             nodes=job.config.trainer.num_nodes,
@@ -231,7 +232,7 @@ def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, 
             srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
             **options,
         )
-        # Of the environment of a sweep that is itself inside a job, only what is the user's.
+        # If the sweep runs inside a SLURM job, keep only the user's own variables of its environment.
         given = {name: value for name, value in os.environ.items() if name in _USERS or name.startswith("SBATCH_")}
         try:
             with clean_env():

@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: one live table on a terminal, elsewhere a line for every change."""
+"""Show the progress of a sweep: a live table on a terminal, otherwise a log line for every change."""
 
 import datetime
 import logging
@@ -14,17 +14,17 @@ _CLEAR_LINE = "\x1b[2K"
 _ESTIMATE_SECONDS = 30.0
 
 _STATES = ("failed", "running", "interrupted", "queued", "waiting", "completed", "skipped")
-"""The most urgent first; a queued job waits for SLURM, a waiting one for us."""
+"""Job states, the most urgent first. A queued job waits for SLURM, a waiting job for a place in the sweep."""
 _NOT_BEGUN = ("queued", "waiting")
 
 
 @dataclass
 class Row:
-    """How one job stands."""
+    """State of one job."""
 
     name: str
     point: str
-    """The overrides in which the jobs differ."""
+    """Overrides in which the jobs differ."""
     state: str
     """One of ``_STATES``."""
     step: str = ""
@@ -34,12 +34,12 @@ class Row:
 
 
 def duration(seconds: float | None) -> str:
-    """H:MM:SS, or "" where unknown."""
+    """Return H:MM:SS, or "" if unknown."""
     return "" if seconds is None else str(datetime.timedelta(seconds=round(max(seconds, 0))))
 
 
 def sweep_seconds_left(rows: Sequence[Row], at_once: int) -> float | None:
-    """Time to the end of the sweep, if jobs that wait take as long as those that have begun; None while unknown."""
+    """Return the time to the end of the sweep if waiting jobs take as long as started ones; None while unknown."""
     whole = [
         row.seconds + (row.seconds_left or 0.0)
         for row in rows
@@ -52,19 +52,19 @@ def sweep_seconds_left(rows: Sequence[Row], at_once: int) -> float | None:
         return None
     left = [row.seconds_left or 0.0 for row in running]
     mean = sum(whole) / len(whole)
-    # No schedule is shorter than its longest job, nor than all the work over all the places.
+    # A schedule is at least as long as its longest job, and as the total work divided by the places.
     return max([*left, (sum(left) + waiting * mean) / at_once, mean if waiting else 0.0])
 
 
 def lines(rows: Sequence[Row], metric: str, seconds_left: float | None, width: int, height: int) -> list[str]:
-    """The table, at most ``height`` lines of at most ``width`` characters: what runs and what failed comes first."""
+    """Return at most ``height`` lines of at most ``width`` characters; running and failed jobs are kept first."""
     order = {name: n for n, name in enumerate(_STATES)}
     room = max(height - 3, 1)
     shown = list(rows)
     if len(shown) > room:
         keep = sorted(range(len(rows)), key=lambda i: order[rows[i].state])[:room]
         shown = [rows[i] for i in sorted(keep)]
-    # What a narrow terminal cuts off first comes last.
+    # A narrow terminal cuts off the last columns.
     cells = [("job", "state", "step", "time", "ETA", f"best {metric}", "point")]
     for row in shown:
         best = "" if row.best is None else f"{row.best:.4g}"
@@ -82,11 +82,12 @@ def lines(rows: Sequence[Row], metric: str, seconds_left: float | None, width: i
 
 
 class LiveTable:
-    """Shows the rows of a sweep.
+    """Table of the jobs of a sweep.
 
     Args:
-        metric: the monitored one.
-        stream: where the table is drawn, if it is a terminal; else changes of state are logged.
+        metric: monitored metric.
+        at_once: number of jobs that run at once.
+        stream: terminal for the table; if it is not a terminal, changes of state are logged.
     """
 
     def __init__(self, metric: str, at_once: int, stream: TextIO | None = None) -> None:
@@ -98,7 +99,7 @@ class LiveTable:
         self._estimated = False
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Draws the table anew, or logs what has changed."""
+        """Draw the table again, or log the changes."""
         left = sweep_seconds_left(rows, self.at_once)
         if not self.stream.isatty():
             self._log_changes(rows, left)
@@ -122,8 +123,8 @@ class LiveTable:
                     "%s (%s): %s%s%s (%d of %d ended)", row.name, row.point, row.state, took, best, ended, len(rows)
                 )
             self._states[row.name] = row.state
-        # The first steps of a job say little about its rate.
+        # The first steps of a job say little about its speed.
         known = any(row.state == "completed" or row.seconds >= _ESTIMATE_SECONDS for row in rows)
         if not self._estimated and known and left is not None and left >= _ESTIMATE_SECONDS:
             self._estimated = True
-            log.info("about %s left, if jobs that wait take as long as those that have begun", duration(left))
+            log.info("about %s left, if waiting jobs take as long as started ones", duration(left))

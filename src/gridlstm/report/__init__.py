@@ -1,1 +1,1 @@
-"""``python -m gridlstm.report multirun/EXPERIMENT/TIME``: tables, curves and a page of what sweeps have found."""
+"""``python -m gridlstm.report multirun/EXPERIMENT/TIME``: write tables, curves and a web page on the runs of sweeps."""

@@ -1,4 +1,4 @@
-"""The report command."""
+"""Command that writes reports on runs."""
 
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,25 @@ from gridlstm.report.text import comma_separated, latex, markdown, not_completed
 
 PARSER = Parser(
     "report",
-    """Read what sweeps and runs have left and write report.md, report.csv, report.tex, report.html and curves.png;
-samples_to_solve.png too, against depth and other sizes, where runs of several sizes had a criterion,
-published_figure.png where the experiment names a published figure, and test_lengths.png where tests were broken down
-by length.
+    """Read the results of sweeps and runs, and write report.md, report.csv, report.tex, report.html and curves.png.
+Also write samples_to_solve.png (against depth and other sizes) if runs of several sizes had a criterion,
+published_figure.png if the experiment names a published figure, and test_lengths.png if tests were broken down by
+length.
 
-Runs that differ by seed only are one row; below the rows stand their seeds, versions and commands. Runs that are
-missing, interrupted or failed are named.""",
+Runs that differ only in the seed share a row; the tables below give their seeds, versions and commands. Runs
+that are missing, interrupted or failed are listed.""",
     others="directory",
 )
 
 
 def report(roots: list[Path], out: Path) -> list[str]:
-    """Writes the report on all runs below ``roots`` into ``out``.
+    """Write the report on all runs below ``roots`` to ``out``.
 
     Returns:
-        What was found: a line on all runs, and one for each that did not complete.
+        One line on all runs, and one for each run that did not complete.
 
     Raises:
-        UserError: a directory is not there or holds no runs.
+        UserError: a directory does not exist or holds no runs.
     """
     runs = find_runs(roots)
     tables = make_tables(runs)
@@ -48,7 +48,7 @@ def report(roots: list[Path], out: Path) -> list[str]:
     }
     for name, content in drawn.items():
         if content is None:
-            (out / name).unlink(missing_ok=True)  # of other runs, of which a report lay here
+            (out / name).unlink(missing_ok=True)  # left by an earlier report on other runs
         else:
             write_bytes(out / name, content)
     pictures = [name for name, content in drawn.items() if content is not None]
@@ -61,7 +61,7 @@ def report(roots: list[Path], out: Path) -> list[str]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the report command."""
     run_command(PARSER, _run)
 
 

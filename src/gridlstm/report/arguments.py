@@ -1,4 +1,4 @@
-"""Command lines of directories."""
+"""Parse directories on the command line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,14 @@ from gridlstm.files import writable
 
 
 def places(directories: Sequence[str], out: Path | None) -> tuple[list[Path], Path]:
-    """Return the directories that are given, and where to write: the only one, where nothing else is said.
+    """Return the given directories and the output directory, which defaults to the only one given.
 
     Raises:
-        UserError: there is no directory, or several without a place to write to, or one that cannot be written.
+        UserError: no directory is given, several are given without an output directory, or it cannot be written.
     """
     if not directories:
-        raise UserError("no directory is given. Expected a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
+        raise UserError("no directory is given. Expected that of a sweep, such as multirun/adhoc/2026-01-31_12-00-00.")
     roots = [Path(name) for name in directories]
     if len(roots) > 1 and out is None:
-        raise UserError("several directories together need a place of their own: out=DIRECTORY.")
+        raise UserError("a report on several directories needs an output directory. Add out=DIRECTORY.")
     return roots, writable(out or roots[0])

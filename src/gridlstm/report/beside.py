@@ -1,4 +1,4 @@
-"""Small tables below that of the runs: at equal budgets, and what others have published."""
+"""Small tables below the table of runs: equal budgets, published numbers and published claims."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ _PUBLISHED, _CLAIMS = "report.published.", "report.claims."
 
 
 def beside(table: Table) -> list[Beside]:
-    """Equal budgets, published numbers of networks that were not run here, and claims with what was found of them.
+    """Return the tables of equal budgets, of published networks that were not run here, and of published claims.
 
-    An experiment's claims are about its own runs.
+    The claims of an experiment are compared with its own runs only.
     """
     config: dict[str, Any] = {}
     for group in table.groups:
@@ -43,7 +43,7 @@ def beside(table: Table) -> list[Beside]:
 
 
 def _claims(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Those of an experiment, by the names of their parts."""
+    """Return the claims of an experiment, each as a mapping of its parts."""
     claims: dict[str, dict[str, Any]] = {}
     for key, value in (item for group in groups for run in group.runs for item in run.config.items()):
         if key.startswith(_CLAIMS):
@@ -53,7 +53,7 @@ def _claims(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _here(table: Table, of: str, against: str | None) -> str:
-    """The best of the groups for which all options of ``of`` hold; how far below that of ``against`` it is."""
+    """Return the best score of the groups that satisfy ``of``, and its difference in percent from ``against``."""
     mine = _best(table, of)
     if mine is None:
         return _why_none(table, of)
@@ -62,7 +62,7 @@ def _here(table: Table, of: str, against: str | None) -> str:
     other = _best(table, against)
     if other is None:
         return f"{mine[0]:.4g} ({mine[1]}); the other: {_why_none(table, against)}"
-    if other[0] == 0:  # no number is a share of nothing
+    if other[0] == 0:  # a percentage of 0 is undefined
         return f"{mine[0]:.4g} ({mine[1]}), {other[0]:.4g} ({other[1]})"
     percent = 100 * (1 - mine[0] / other[0])
     way = "below" if percent >= 0 else "above"

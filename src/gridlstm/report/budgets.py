@@ -1,4 +1,4 @@
-"""What each network had reached after as many samples as every other, and after as many seconds."""
+"""Best scores of the networks after equal numbers of samples, and after equal times."""
 
 import statistics
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from gridlstm.report.tables import Beside, Cell, Group, Spread, Table
 
 
 def at_equal_budgets(table: Table) -> Beside | None:
-    """The monitored metric within the least samples, and within the least seconds, that any completed run took.
+    """Return the monitored metric within the fewest samples, and the shortest time, of any completed run.
 
-    A run's rate is taken as constant: within s seconds it has seen samples s / fit_seconds. Seconds are left out where
-    devices differ, and either where it is no restriction. None where there is nothing to compare, or where a criterion
-    may end the runs.
+    The speed of a run is taken as constant: within s seconds it has seen samples · s / fit_seconds samples. Seconds are
+    left out if devices differ; samples or seconds if they restrict no run. Return None if there is nothing to compare,
+    or if a criterion may have ended the runs.
     """
     groups = [group for group in table.groups if group.completed]
     results = [run.result for group in groups for run in group.completed]

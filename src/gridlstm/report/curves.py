@@ -1,4 +1,4 @@
-"""Learning curves of all runs: as a picture, and thinned out for a page."""
+"""Learning curves of all runs, as a picture and as thinned data for a web page."""
 
 import math
 import textwrap
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_POINTS = 400
-"""Of one curve in a page, as many as its pixels."""
+"""Points of one curve in a web page, as many as its pixels."""
 
 _FEW = 20
-"""Runs up to which all are drawn: of an ablation, the worst say as much as the best."""
+"""Runs up to which all are drawn, because the worst runs of an ablation matter as much as the best."""
 
 _MOST_NAMED = 40
-"""Groups up to which each has a name in the picture."""
+"""Groups up to which each is named in the picture."""
 
 Curve = list[tuple[float, float]]
 
 
 def thinned(curve: Curve) -> Curve:
-    """At most so many points, evenly chosen, the first and the last among them."""
+    """Return at most ``_MOST_POINTS`` evenly chosen points, including the first and the last."""
     if len(curve) <= _MOST_POINTS:
         return curve
     step = (len(curve) - 1) / (_MOST_POINTS - 1)
@@ -35,12 +35,12 @@ def thinned(curve: Curve) -> Curve:
 
 
 def best_ten(table: Table) -> list[Run]:
-    """Return the ten best runs of each kind of network, or all where there are few."""
+    """Return the ten best runs of each kind of network, or all if there are few."""
     if sum(len(group.runs) for group in table.groups) <= _FEW:
         return [run for group in table.groups for run in group.runs]
 
     def rank(run: Run) -> tuple[float, float]:
-        score = run.result.get("best", {}).get(table.monitor)  # null where it was no number
+        score = run.result.get("best", {}).get(table.monitor)  # null if it was NaN
         return (run.result.get(SOLVED) or math.inf, math.inf if score is None else sign * score)
 
     sign = -1 if table.mode == "max" else 1
@@ -56,8 +56,8 @@ def _kind(run: Run) -> tuple[str, str]:
 
 
 def picture(tables: Sequence[Table]) -> bytes:
-    """A PNG with a panel for every table: one colour a group, one line for each of the best runs."""
-    # Imported here: matplotlib takes half a second that reading and checking do not need.
+    """Return a PNG with a panel for every table, a color for every group and a line for each of the best runs."""
+    # Imported here: matplotlib takes half a second, which reading and checking do not need.
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -69,7 +69,7 @@ def picture(tables: Sequence[Table]) -> bytes:
         colours = colormaps["tab10" if len(groups) <= 10 else "turbo"]
         for n, group in enumerate(groups):
             colour = colours(n if len(groups) <= 10 else n / len(groups))
-            style = "-" if len(groups) <= 10 else ("-", "--", ":")[n % 3]  # neighbours have nearly one colour
+            style = "-" if len(groups) <= 10 else ("-", "--", ":")[n % 3]  # neighbors have similar colors
             label: str | None = drawn(group.label)
             for run in group.runs:
                 if run in best and (curve := run.curves.get(table.monitor)):
@@ -91,7 +91,7 @@ def picture(tables: Sequence[Table]) -> bytes:
 
 
 def _legend(axes: "Axes") -> float:
-    """Names what is drawn, below it where the names are long or many; the inches that these take."""
+    """Draw a legend, below the panel if its labels are long or many, and return the inches that it adds."""
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels))
     if longest <= 40 and len(labels) <= 10:

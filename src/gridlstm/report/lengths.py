@@ -1,4 +1,4 @@
-"""What tests found at each length that they were broken down by: does a network go on where its training ended?"""
+"""Test scores by length: does a network generalize beyond the lengths it was trained on?"""
 
 import re
 import statistics
@@ -9,19 +9,19 @@ from gridlstm.report.tables import Group, Spread, Table, values
 from gridlstm.report.text import drawn
 
 _BY_LENGTH = re.compile(r"(test/\w+?)_(\d+)_([a-z]+)")
-"""As in test/sequence_accuracy_20_digits: a metric, a length and its unit."""
+"""Metric, length and unit of a name such as test/sequence_accuracy_20_digits."""
 
 _MOST_NAMED = 10
-"""Groups up to which each has a name below the picture."""
+"""Groups up to which each is named below the picture."""
 
 Panel = tuple[str, str]
-"""A metric, and the unit of the lengths."""
+"""A metric and the unit of its lengths."""
 
 
 def length_picture(tables: Sequence[Table]) -> bytes | None:
-    """A PNG with a panel for every metric by length: a line for each group, its seeds' mean, and from least to most.
+    """Return a PNG with a panel for every metric by length, and a line for the mean and range of each group's seeds.
 
-    None where no test was broken down by length.
+    Return None if no test was broken down by length.
     """
     from matplotlib.figure import Figure
 
@@ -38,7 +38,7 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
             axes.plot(lengths, [s.mean for s in spreads], marker="o", color=colour, label=label)
             axes.fill_between(lengths, [s.min for s in spreads], [s.max for s in spreads], color=colour, alpha=0.2)
         axes.set_xticks(sorted({length for _, some in lines for length in some.get(panel, {})}))
-        axes.set_ylim(-0.03, 1.03)  # shares of what is right
+        axes.set_ylim(-0.03, 1.03)  # accuracies
         axes.set_xlabel(panel[1])
         axes.set_ylabel(panel[0])
         axes.grid(alpha=0.3)
@@ -48,7 +48,7 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
 
 
 def by_length(group: Group, monitor: str) -> dict[Panel, dict[int, Spread]]:
-    """Metric and unit -> length -> what the group's runs found, the shortest first."""
+    """Return metric and unit -> length -> scores of the group's runs, by increasing length."""
     names = dict.fromkeys(name for run in group.completed for name in run.result.get("test", {}))
     parts = [part for name in names if (part := _BY_LENGTH.fullmatch(name))]
     panels: dict[Panel, dict[int, Spread]] = {}

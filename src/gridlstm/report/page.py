@@ -1,4 +1,4 @@
-"""report.html: one file, without any other, that a browser opens from the disk."""
+"""Write report.html, a single file that a browser opens from disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
-    """The page, whose links to the runs hold as seen from ``directory``."""
+    """Return the page; its links to the runs are relative to ``directory``."""
 
     def link(run: Run) -> str | None:
         config = run.directory / "config.yaml"
@@ -57,11 +57,11 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
             for table in tables
         ],
     }
-    # "</script" would end the script that carries the data, and "<!--" let what ends it be a part of it.
+    # "</script" would end the script that holds the data, and "<!--" would make its end part of the data.
     data = to_json(content, separators=(",", ":")).replace("<", "\\u003c")
     return _TEMPLATE.read_text(encoding="utf-8").replace("@@DATA@@", data)
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
-    """Text to show and a value to sort by."""
+    """Return the text of a cell and a value to sort by."""
     return {"text": shown(cell), "value": cell.mean if isinstance(cell, Spread) else cell}

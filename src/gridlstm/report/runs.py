@@ -1,4 +1,4 @@
-"""What run directories say: configuration, result, curves, and which runs never came to write any."""
+"""Read run directories: configuration, result and curves; also find jobs of a sweep that left none."""
 
 import csv
 import json
@@ -19,25 +19,26 @@ from gridlstm.options import IDENTITY, Role, chosen, leaves, role
 from gridlstm.training.published import check_report
 
 SOLVED = "samples_to_solve"
-"""What a run with a criterion says in result.json: after how many samples it was met, null where it was not."""
+"""Key of the samples that a run with a criterion needed, in result.json; null if the criterion was not met."""
 
 _SAID = {"task": "run.task", "model": "run.model", "experiment": "run.group"}
-"""What result.json says of a run too, and its name in the configuration."""
+"""Keys of result.json that repeat options, with the name of the option."""
 
 _NODES = {"task", "run"}
-"""What every run's config.yaml has, and hardly another program's has both of."""
+"""Nodes of every run's config.yaml; another program's is unlikely to have both."""
 
 
 @dataclass
 class Run:
-    """One run directory, or one job of a sweep that has none yet.
+    """One run directory, or one job of a sweep that has no directory yet.
 
     Attributes:
-        config: config.yaml with dotted keys; {} where it is missing.
-        result: result.json; {} where it is missing.
-        overrides: of the command line, by key; {} where they are not known.
+        directory: path of the run.
+        config: config.yaml with dotted keys; {} if it is missing.
+        result: result.json; {} if it is missing.
+        overrides: overrides of the command line by key; {} if unknown.
         curves: metric -> [(samples, value)], from metrics.csv.
-        choices: of Hydra's groups, such as scheduler: one_cycle, an experiment's among them; {} where not known.
+        choices: choices of Hydra's groups, such as scheduler: one_cycle, including an experiment's; {} if unknown.
     """
 
     directory: Path
@@ -49,7 +50,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """completed, failed, interrupted, "running or killed", or missing."""
+        """Status: completed, failed, interrupted, "running or killed", or missing."""
         status = str(self.result.get("status", "missing"))
         return "running or killed" if status == "running" else status
 
@@ -59,55 +60,57 @@ class Run:
 
     @property
     def monitor(self) -> str:
-        """The metric by which it is judged, "" where nothing tells."""
+        """Monitored metric of the run, "" if unknown."""
         return str(self.config.get("task.monitor", self.result.get("monitor", "")))
 
     @property
     def experiment(self) -> str:
-        """Whose claims are about it, "" where nothing tells."""
+        """Experiment whose claims apply to the run, "" if unknown."""
         return str(self.config.get("run.group", self.result.get("experiment", "")))
 
     @property
     def given(self) -> dict[str, str]:
-        """The overrides; of a run of which the result alone is left, what that says instead."""
+        """Overrides of the run, or the options in result.json if nothing else is left."""
         if self.config or self.overrides:
             return self.overrides
         return {key: str(self.result[key]) for key in _SAID if key in self.result}
 
     def setting(self, key: str) -> str:
-        """The value of an override or option: what was given, else what the configuration or the result says."""
+        """Return the value of an override or option, else the one in the configuration or the result."""
         own = self.config.get(_SAID.get(key, key), self.result.get(key, "") if key in _SAID else "")
         value = self.overrides.get(key, self.choices.get(key, own))
         if "${" in str(value):
-            value = own  # what the reference stood for
+            value = own  # resolves the reference
         text = "null" if value is None else str(value)
         return text.lower() if text in ("True", "False") else text
 
     def identity(self) -> tuple[Any, ...]:
-        """Return what is equal for runs that differ by seed only: runs of one row."""
+        """Return a key that is equal for runs that differ only in the seed; they share a row."""
         if not self.config:
             return ("overrides", *sorted(item for item in self.given.items() if role(item[0]) is not Role.SEED))
         same = chosen(self.config, IDENTITY)
-        text = self.result.get("text")  # a path says less: the same text may lie in two places
+        text = self.result.get("text")  # identifies a text better than a path, as one text may be in two places
         same |= chosen(self.config, {Role.SOURCE}) if text is None else {"text": text}
         same |= {name: self.config.get(key) for name, key in _SAID.items()}
         return tuple((key, str(value)) for key, value in sorted(same.items()))
 
 
 def find_runs(roots: list[Path]) -> list[Run]:
-    """All runs below some directories, in the order of their paths; each once, by however many links it is reached.
+    """Return all runs below some directories in path order, each once even if several links lead to it.
 
-    A run is a directory with config.yaml or result.json, a job that a sweep.json names, or where a launcher of Hydra's
-    own leaves no such file, a directory directly in a sweep's (one with multirun.yaml).
+    A run is a directory with config.yaml or result.json, or a job that a sweep.json lists. If a launcher of Hydra left
+    no sweep.json, every directory directly in the sweep directory (the one with multirun.yaml) is a run.
 
     Raises:
-        UserError: a directory is not there, cannot be read, or holds no runs.
+        UserError: a directory does not exist, cannot be read, or holds no runs.
     """
     places: dict[Path, Path] = {}
     planned: dict[Path, list[str]] = {}
     for root in dict.fromkeys(Path(os.path.abspath(root)) for root in roots):
         if not root.is_dir():
-            raise UserError(f"{root} is no directory. Give a sweep's, such as multirun/adhoc/2026-01-31_12-00-00.")
+            raise UserError(
+                f"{root} is not a directory. Give that of a sweep, such as multirun/adhoc/2026-01-31_12-00-00."
+            )
         results, configs, plans, sweeps = _walk(root, ("result.json", "config.yaml", "sweep.json", "multirun.yaml"))
         found = results | {directory for directory in configs if directory in results or _ours(directory)}
         jobs = {sweep / name: overrides for sweep in plans for name, overrides in _jobs(sweep / "sweep.json")}
@@ -122,23 +125,23 @@ def find_runs(roots: list[Path]) -> list[Run]:
 
 
 def _jobs(plan: Path) -> list[tuple[str, list[str]]]:
-    """Name and overrides of every job that a sweep.json plans."""
+    """Return name and overrides of every job that a sweep.json lists."""
     try:
         return [(job["name"], job["overrides"]) for job in _json(plan)["jobs"]]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{plan} is damaged: it names no jobs. Mend or delete it.") from error
+        raise UserError(f"{plan} is damaged: it lists no jobs. Repair or delete it.") from error
 
 
 def _walk(root: Path, files: Sequence[str]) -> list[set[Path]]:
-    """For each of some names of files, the directories that have it, at or below one; links are followed.
+    """Return, for each of some file names, the directories at or below ``root`` that hold such a file; follow links.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: a directory cannot be read.
     """
 
     def refuse(error: OSError) -> None:
         raise UserError(
-            f"{error.filename} cannot be read: {error.strerror}. Open it, or give directories beside it."
+            f"{error.filename} cannot be read: {error.strerror}. Make it readable, or give other directories."
         ) from error
 
     found: list[set[Path]] = [set() for _ in files]
@@ -157,18 +160,18 @@ def _walk(root: Path, files: Sequence[str]) -> list[set[Path]]:
 
 
 def _no_run(name: str) -> bool:
-    """Whether a directory of this name holds no runs, and lies below some."""
+    """Return True if a directory of this name never holds runs."""
     return name == "wandb" or name.startswith(".")
 
 
 def _ours(directory: Path) -> bool:
-    """Whether the config.yaml of a directory is a run's."""
+    """Return True if the config.yaml of a directory belongs to a run."""
     config = _yaml(directory / "config.yaml")
     return isinstance(config, dict) and config.keys() >= _NODES
 
 
 def _natural(directory: Path) -> tuple[Any, ...]:
-    """Job 10 comes after job 9."""
+    """Return a sort key that puts job 10 after job 9."""
     number, _, rest = directory.name.partition("-")
     return (str(directory.parent), int(number) if number.isdigit() else -1, rest, directory.name)
 
@@ -178,7 +181,7 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
     if (directory / "config.yaml").exists():
         config = _yaml(directory / "config.yaml")
         if not isinstance(config, dict) or not config.keys() >= _NODES:
-            raise UserError(f"{directory / 'config.yaml'} is damaged: it lacks options of a run. Mend or delete it.")
+            raise UserError(f"{directory / 'config.yaml'} is damaged: it lacks options of a run. Repair or delete it.")
         if config.get("report"):
             check_report(config["report"], str(directory / "config.yaml"))
         rewrite(config, references=False)
@@ -193,7 +196,7 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
         start = "hydra.runtime.choices."
         run.choices = {key.removeprefix(start): value for key, value in said.items() if key.startswith(start)}
     parts = [override.lstrip("+~").partition("=") for override in overrides or []]
-    run.overrides = {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in parts}  # 00\:05\:00 is as Hydra quotes
+    run.overrides = {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in parts}  # Hydra writes 00\:05\:00
     if (directory / "metrics.csv").exists():
         run.curves = _curves(directory / "metrics.csv")
     return run
@@ -202,18 +205,18 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
 def _yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OSError, ValueError) as error:  # ValueError: bytes that are no text
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}. Mend or delete it.") from error
+    except (YAMLError, OSError, ValueError) as error:  # ValueError: bytes that are not text
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}. Repair or delete it.") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object, in which what is no number is null."""
+    """Read a JSON object; NaN and infinities become null."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}. Mend or delete it.") from error
+        raise UserError(f"{path} is damaged: {error}. Repair or delete it.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no object. Mend or delete it.")
+        raise UserError(f"{path} is damaged: it holds no object. Repair or delete it.")
     return content
 
 
@@ -223,10 +226,10 @@ def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if not row.get("samples"):
-                    continue  # a test, which belongs to no sample
+                    continue  # a test row, which has no samples
                 for name, value in row.items():
                     if value and "/" in name and not name.startswith("test/") and math.isfinite(y := float(value)):
                         curves.setdefault(name, []).append((float(row["samples"]), y))
-    except (ValueError, TypeError) as error:  # a name of None: more values than names
-        raise UserError(f"{path} is damaged: {error}. Mend or delete it.") from error
+    except (ValueError, TypeError) as error:  # TypeError: a row with more values than names
+        raise UserError(f"{path} is damaged: {error}. Repair or delete it.") from error
     return curves

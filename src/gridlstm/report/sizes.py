@@ -1,4 +1,4 @@
-"""What networks reach against their depth, and against the size of the task: the paper's figures."""
+"""Scores against the depth of the network and the size of the task, as in the paper's figures."""
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 
 _LAYERS = "model.num_layers"
 _SIZES = {_LAYERS: "layers", "task.delay": "steps of delay", "task.bits": "bits", "task.digits": "digits"}
-"""Options against which runs are drawn where they vary."""
+"""Options against which runs are drawn if they vary."""
 _ALIASES = {"task.network.num_layers"}
-"""Another name of the depth, which a sweep may use."""
+"""Other names of the depth, which a sweep may use."""
 
 _MOST_NAMED = 20
-"""Kinds of networks up to which each has a name below the picture."""
+"""Kinds of networks up to which each is named below the picture."""
 
 
 class _Mark(NamedTuple):
     """One run with a criterion."""
 
     kind: str
-    """What it is, whatever its sizes."""
+    """Network and options without the sizes."""
     sizes: dict[str, float]
     samples: int
-    """Until it was solved, or all that it was given."""
+    """Samples until the task was solved, or all samples of the run."""
     best: float
     solved: bool
 
 
 def size_picture(tables: Sequence[Table]) -> bytes | None:
-    """A PNG of runs with a criterion, one mark each, hollow where the task was not solved.
+    """Return a PNG with one mark for each run with a criterion, hollow if the task was not solved.
 
-    For every option of size that varies, a row: samples to solve (those it was given, where it was not solved) and the
-    best of the monitored metric, with lines through the means of seeds. Where depth and another size vary, a row more:
-    which sizes were solved at which depth, the paper's picture of parity. None where no runs had a criterion, or all of
-    them the same sizes.
+    Every size that varies has a row: the samples to solve (all samples of the run if it was not solved) and the best
+    value of the monitored metric, with lines through the means over seeds. If depth and another size vary, one more row
+    shows which sizes were solved at which depth, like the paper's figure of parity. Return None if no run had a
+    criterion, or all have the same sizes.
     """
     from matplotlib.figure import Figure
 
@@ -89,7 +89,7 @@ def _marks(table: Table) -> Iterable[_Mark]:
 
 
 def _draw_means(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]]) -> None:
-    """For each kind, a line through the means over all runs of a size, solved or not."""
+    """Draw a line for each kind through the means over all runs of a size, solved or not."""
     for n, kind in enumerate(kinds):
         by_size: dict[float, list[float]] = {}
         for size, value, mark in sorted(points, key=lambda point: point[0]):
@@ -99,7 +99,7 @@ def _draw_means(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, fl
 
 
 def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]], x: str, y: str) -> None:
-    """One colour a kind of network; marks of several kinds stand side by side."""
+    """Draw one mark for each run in the color of its kind; marks of different kinds are side by side."""
     width = max(p[0] for p in points) - min(p[0] for p in points)
     for n, kind in enumerate(kinds):
         aside = width * 0.02 * ((n + 0.5) / len(kinds) - 0.5)
@@ -107,11 +107,11 @@ def _draw(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _
             if some := [(a + aside, b) for a, b, mark in points if (mark.kind, mark.solved) == (kind, solved)]:
                 face = f"C{n % 10}" if solved else "none"
                 label = kind if solved else f"{kind}: not solved"
-                form = "os"[n // 10 % 2]  # there are ten colours
+                form = "os"[n // 10 % 2]  # there are only ten colors
                 axes.scatter(
                     *zip(*some, strict=True), label=label, marker=form, facecolors=face, edgecolors=f"C{n % 10}"
                 )
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # it is a MaxNLocator
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Runs that differ by seed only become one row; runs judged by one metric, one table."""
+"""Tables of runs: one row for runs that differ only in the seed, one table for each task and monitored metric."""
 
 import shlex
 import statistics
@@ -12,7 +12,7 @@ from gridlstm.report.runs import SOLVED, Run
 
 
 class Spread(NamedTuple):
-    """A metric over seeds."""
+    """Mean and range of a metric over seeds."""
 
     mean: float
     min: float
@@ -22,12 +22,12 @@ class Spread(NamedTuple):
 Cell = str | int | float | Spread | None
 
 _COLUMNS = IDENTITY | {Role.SOURCE}
-"""What overrides decide that are columns where they vary."""
+"""Roles of the options that become columns if they vary."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by seed only."""
+    """Runs that differ only in the seed."""
 
     label: str
     runs: tuple[Run, ...]
@@ -39,29 +39,29 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows of the groups that are judged by one metric; None is an empty cell."""
+    """Table of the groups with one monitored metric; an empty cell is None."""
 
     monitor: str
     mode: str
     varied: tuple[str, ...]
-    """The overrides or options in which the groups differ: the first columns."""
+    """Overrides or options in which the groups differ: the first columns."""
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     groups: tuple[Group, ...]
     task: str = ""
-    """Where a report has runs of several, theirs."""
+    """Task name; empty unless the report covers several tasks."""
 
     @property
     def title(self) -> str:
         return self.named(self.monitor or "no metric known")
 
     def named(self, label: str) -> str:
-        """What is said of one of its parts, after the task where a report has several."""
+        """Return a label for one of its parts, prefixed by the task if the report covers several."""
         return ": ".join(filter(None, (self.task, label)))
 
 
 class Beside(NamedTuple):
-    """A small table below that of the runs."""
+    """Small table below the table of runs."""
 
     title: str
     columns: tuple[str, ...]
@@ -69,12 +69,12 @@ class Beside(NamedTuple):
 
 
 def make_tables(runs: Sequence[Run]) -> list[Table]:
-    """One table for every task and monitored metric, the best row first; every run is in one of them."""
+    """Return one table for every task and monitored metric, with the best row first; every run is in one of them."""
     by_identity: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         by_identity.setdefault(run.identity(), []).append(run)
     groups = [tuple(members) for members in _join_by_overrides(list(by_identity.values()))]
-    # A run that left no configuration is judged as the others of its sweep are.
+    # A run without a configuration gets the metric of the other runs of its sweep.
     known = next((run.monitor for run in runs if run.monitor), "")
     known_task = next((task for run in runs if (task := run.setting("task"))), "")
     by_metric: dict[tuple[str, str], list[tuple[Run, ...]]] = {}
@@ -87,7 +87,7 @@ def make_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def _join_by_overrides(groups: list[list[Run]]) -> list[list[Run]]:
-    """Puts runs without a configuration, which never began, to those with the same overrides but for the seed."""
+    """Add runs without a configuration, which never started, to runs with the same overrides except the seed."""
 
     def key(run: Run) -> tuple[Any, ...]:
         return tuple(sorted(item for item in run.given.items() if role(item[0]) in _COLUMNS))
@@ -105,11 +105,11 @@ def _join_by_overrides(groups: list[list[Run]]) -> list[list[Run]]:
 
 
 def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
-    """The overrides in which groups differ; for those that these do not tell apart, the options that do."""
+    """Return the overrides in which groups differ, and the options that distinguish groups with equal overrides."""
     keys = dict.fromkeys(["task", "model"])
     keys |= dict.fromkeys(key for group in groups for run in group for key in run.given)
     keys = {key: None for key in keys if role(key) in _COLUMNS}
-    # A run that never began says nothing of what it was not given.
+    # For a run that never started, options that it was not given are unknown.
     varied = [key for key in keys if len({group[0].setting(key) for group in groups} - {""}) > 1]
     alike: dict[tuple[str, ...], list[Run]] = {}
     for group in groups:
@@ -143,12 +143,12 @@ def _table(monitor: str, members: Sequence[tuple[Run, ...]], task: str) -> Table
 
 
 def _label(run: Run, varied: list[str]) -> str:
-    """What tells a group from others, without options that its network does not have."""
+    """Return the settings that distinguish a group, without options that its network does not have."""
     return ", ".join(f"{key}={setting}" for key in varied if (setting := run.setting(key))) or run.directory.name
 
 
 def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
-    """The largest share solved first, then the fewest samples to solve, then the best score."""
+    """Return a sort key: largest share solved first, then fewest samples to solve, then best score."""
     scores = values(group, monitor, monitor)
     solved = values(group, SOLVED, monitor)
     score = statistics.fmean(scores) * (-1 if mode == "max" else 1) if scores else 0.0
@@ -161,8 +161,8 @@ def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:
 
 
 def judged(group: Group) -> list[Run]:
-    """The runs of which it is known whether they met the criterion. One that diverged did not, unless it had met it
-    before; one that failed before it had trained says nothing of it."""
+    """Return the runs that are known to have met or missed the criterion. A run that diverged has missed it unless it
+    met it before. A run that failed before it trained is unknown."""
     return [
         run
         for run in group.runs
@@ -171,8 +171,8 @@ def judged(group: Group) -> list[Run]:
 
 
 def values(group: Group, name: str, monitor: str) -> list[float]:
-    """Of the completed runs that have one: the best of the monitored metric, a test's; samples to solve also of those
-    that ended otherwise after they had met their criterion, as in their test."""
+    """Return the best values of the monitored metric or the test values of the completed runs that have one. Samples to
+    solve include runs that met the criterion and then ended otherwise, such as in their test."""
     stages: list[dict[str, Any]] = (
         [run.result for run in group.runs]
         if name == SOLVED
@@ -205,7 +205,7 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
 
 
 def _seeds(group: Group, measured: list[str], monitor: str) -> int | str:
-    """How many completed; and over how many a mean is, where some of them have no number of it."""
+    """Return the number of completed runs, and of how many a mean is if some have no value."""
     done = group.completed
     seeds = len({run.seed for run in done})
     count: int | str = seeds if seeds == len(done) else f"{seeds} in {len(done)} runs"
@@ -215,9 +215,9 @@ def _seeds(group: Group, measured: list[str], monitor: str) -> int | str:
 
 
 def evidence(table: Table) -> Beside:
-    """What each row's numbers come from: seeds, versions, devices and commits of its completed runs, and a command.
+    """Return seeds, versions, devices and commits of each row's completed runs, and a command.
 
-    The command is that of the first completed run, or of the first of all where none completed.
+    The command is that of the first completed run, or of the first run if none completed.
     """
     rows = []
     for group in table.groups:
@@ -235,7 +235,7 @@ def evidence(table: Table) -> Beside:
 
 
 def readable(command: str | None) -> str | None:
-    """Return a command without the quotes and the options that a sweep adds, which say only where the run lies."""
+    """Return a command without its quotes and without the options that a sweep adds to place the run."""
     if command is None:
         return None
     _, *words = shlex.split(command)
@@ -244,14 +244,14 @@ def readable(command: str | None) -> str | None:
 
 
 def which_seeds(group: Group) -> str | None:
-    """Those of the completed runs."""
+    """Return the seeds of the completed runs."""
     return ", ".join(dict.fromkeys(str(run.seed) for run in group.completed if run.seed != "")) or None
 
 
 def _paper(group: Group, metric: str) -> float | None:
-    """What the experiment says that the paper reports: for all, for a model, or where all of several options hold.
+    """Return the number that the experiment quotes from the paper: for all runs, for a model, or for several options.
 
-    Of {grid2d: 1} the key is a model's name, and of {"model=grid2d model.num_layers=43": 1} a list of options.
+    In {grid2d: 1} the key is a model name, in {"model=grid2d model.num_layers=43": 1} a list of options.
     """
     run, name = group.runs[0], f"report.paper.{metric}"
     for key, value in run.config.items():
@@ -263,7 +263,7 @@ def _paper(group: Group, metric: str) -> float | None:
 
 
 def holds(run: Run, condition: str) -> bool:
-    """Whether ``key=value`` is so of a run; 0 is 0.0."""
+    """Return True if ``key=value`` holds for a run; 0 equals 0.0."""
     key, _, value = condition.partition("=")
     found = run.setting(key)
     try:

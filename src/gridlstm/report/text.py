@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and LaTeX."""
+"""Format tables as Markdown, CSV and LaTeX."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _LATEX = str.maketrans(
 
 
 def shown(cell: Cell) -> str:
-    """A cell for people: "mean (min to max)" of a metric over seeds, numbers with four digits, large ones with all."""
+    """Format a cell: "mean (min to max)" of a metric over seeds; four digits, or all digits of large numbers."""
     if cell is None:
         return ""
     if isinstance(cell, Spread):
@@ -31,14 +31,14 @@ def shown(cell: Cell) -> str:
 
 
 def drawn(label: str) -> str:
-    """For a picture, where matplotlib would take what stands between two $ for a formula."""
+    """Escape $ for a picture, where matplotlib would read the text between two of them as a formula."""
     return label.replace("$", r"\$")
 
 
 def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pictures: Sequence[str]) -> str:
-    """Pictures, tables, what these come from, and the runs that did not complete, each with its error.
+    """Return pictures, tables, their evidence, and the runs that did not complete with their errors, as Markdown.
 
-    Runs are named as seen from ``directory``.
+    Paths of runs are relative to ``directory``.
     """
     parts = ["# Report\n", f"{summary(runs)}\n", *(f"![{Path(name).stem}]({name})\n" for name in pictures)]
     for table in tables:
@@ -65,7 +65,7 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def comma_separated(table: Table) -> str:
-    """One table with numbers at full precision; a metric over seeds takes three columns, and the last lists them."""
+    """Format a table as CSV in full precision; a metric over seeds has three columns, and the last lists the seeds."""
     spread = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
     columns = zip(table.columns, spread, strict=True)
     names = [c for name, wide in columns for c in ([name, f"{name} min", f"{name} max"] if wide else [name])]
@@ -79,7 +79,7 @@ def comma_separated(table: Table) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """A tabular for every table; the package booktabs is needed. Device and commit are left to the caption."""
+    """Return a tabular for every table, without device and commit; it needs the LaTeX package booktabs."""
     parts = []
     for table in tables:
         kept = [i for i, name in enumerate(table.columns) if name not in ("device", "commit", "not completed")]
@@ -99,20 +99,20 @@ def _tabular(alignment: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 
 def relative(path: Path, directory: Path) -> str:
-    """A path as a link from ``directory``."""
+    """Return a path relative to ``directory``, for a link."""
     return Path(os.path.relpath(path, directory)).as_posix()
 
 
 def summary(runs: Sequence[Run]) -> str:
-    """How many runs there are, by status."""
+    """Return the number of runs by status."""
     statuses = [run.status for run in runs]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(sorted(statuses)))
     return f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {counts}."
 
 
 def not_completed(runs: Sequence[Run], directory: Path) -> list[tuple[str, str, str]]:
-    """(path from ``directory``, status, what is known of the reason) of every run that has no full result."""
-    reasons = {"missing": "it never began, or left no result.json", "running or killed": "result.json says running"}
+    """Return (path relative to ``directory``, status, known reason) of every run without a complete result."""
+    reasons = {"missing": "it never started, or left no result.json", "running or killed": "result.json says running"}
     return [
         (relative(run.directory, directory), run.status, _first_line(run.result.get("error", reasons.get(run.status))))
         for run in runs

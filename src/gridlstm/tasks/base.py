@@ -1,5 +1,6 @@
-"""The only LightningModule plumbing: optimiser wiring, noise, log rows, evaluation. What is predicted and how it is
-judged belongs to each task.
+"""LightningModule shared by all tasks: optimizer, noise, log rows and evaluation.
+
+Predictions, losses and metrics belong to each task.
 """
 
 from abc import ABC, abstractmethod
@@ -25,30 +26,31 @@ MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 
 class Prediction(NamedTuple):
-    """What a task made of one batch."""
+    """Result of a task for one batch."""
 
     outputs: Tensor
-    """The network's outputs, such as logits."""
+    """Outputs of the network, such as logits."""
     losses: Tensor
-    """The loss of every term, zero where a term does not count; their sum is minimised."""
+    """Loss of every term, zero for excluded terms; their sum is minimized."""
     terms: Tensor
-    """The number of terms that count, a scalar."""
+    """Number of included terms, a scalar."""
     state: State = None
-    """The state to carry to the next batch; None where there is none."""
+    """State for the next batch; None if there is none."""
 
 
 class Task(L.LightningModule, ABC):
-    """A network, what it predicts, the loss and the metrics.
+    """Network with its predictions, loss and metrics.
 
-    The loss of a batch is the sum of its terms over their count, both over all ranks, so the number of processes
-    changes nothing.
+    The loss of a batch is the sum of its terms divided by their count, both over all ranks, so the number of processes
+    does not change it.
 
-    Subclasses make their head, and define ``forward``, ``predict``, ``make_metrics`` and ``update_metrics``.
+    Subclasses build their head, and define ``forward``, ``predict``, ``make_metrics`` and ``update_metrics``.
 
     Args:
         model: the network.
-        optimizer: called with the parameters.
-        scheduler: called with the optimizer, stepped once an optimiser step; None for a constant learning rate.
+        optimizer: function that builds the optimizer from the parameters.
+        scheduler: function that builds the learning rate schedule from the optimizer, stepped once per optimizer step;
+            None for a constant learning rate.
     """
 
     def __init__(self, model: Model, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None) -> None:
@@ -56,46 +58,46 @@ class Task(L.LightningModule, ABC):
         self.model = model
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        # "train" itself would hide nn.Module.train.
+        # The key "train" would hide nn.Module.train.
         self.metrics = nn.ModuleDict({stage: self.make_metrics() for stage in ("train_", "val_", "test_")})
         self.rows = LogRows(self, self._metrics("train"))
         self.share = TrainingShare()
         self.carried: CarriedState | None = None
-        """The state that is carried from batch to batch; None where every batch starts afresh."""
+        """State carried from batch to batch; None if every batch starts from a fresh state."""
         self._checkpoint_step: int | None = None
 
     @abstractmethod
     def predict(self, batch: Any, state: State) -> Prediction:
-        """Return what the network makes of a batch, after ``state``."""
+        """Return the predictions for a batch, given the state before it."""
 
     @abstractmethod
     def make_metrics(self) -> nn.ModuleDict:
-        """Return fresh metrics, by the name they are logged under; "loss" among them."""
+        """Return new metrics by name, among them "loss"."""
 
     @abstractmethod
     def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Any, prediction: Prediction) -> None:
-        """Add one batch to metrics."""
+        """Add one batch to the metrics."""
 
     @property
     @abstractmethod
     def output_text(self) -> str:
-        """What is predicted, in words, such as "65 classes"."""
+        """Description of the outputs, such as "65 classes"."""
 
     @property
     def state_size(self) -> int:
-        """Numbers that one row carries from step to step."""
+        """Number of values that one row carries from step to step."""
         return 0
 
     @property
     def guessing_loss(self) -> float:
-        """The loss of a network that knows nothing; 0 where that is not known."""
+        """Loss of uniform guessing; 0 if unknown."""
         return 0.0
 
     def on_fit_start(self) -> None:
         self._noise_seed = torch.initial_seed()
 
     def on_train_start(self) -> None:
-        """Begin with the learning rate of here: a run that is resumed may have been given a later end than it had."""
+        """Set the learning rate of this run's schedule, as a resumed run may have been given a later end."""
         self.share.look_at_clock(self.trainer)
         for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=False):
             if isinstance(schedule := config.scheduler, Cosine):
@@ -104,10 +106,10 @@ class Task(L.LightningModule, ABC):
                     group["lr"] = lr
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout is a function of (seed, rank, batch), so that a resumed run draws what it would have drawn.
+        # Dropout is a function of (seed, rank, batch), so that a resumed run draws the same numbers.
         origin = (self._noise_seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
         seed = int(np.random.SeedSequence(origin).generate_state(1, np.uint64)[0])
-        # torch.manual_seed notes a traceback for every kind of device that is not there: a quarter of a millisecond.
+        # torch.manual_seed records a traceback for every absent kind of device, which takes a quarter of a millisecond.
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
@@ -116,7 +118,7 @@ class Task(L.LightningModule, ABC):
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done, see ``TrainingShare``."""
+        """Share of the training that is done, see ``TrainingShare``."""
         return self.share.at(self.trainer)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -132,14 +134,14 @@ class Task(L.LightningModule, ABC):
         with torch.no_grad():
             self.update_metrics(self._metrics("train"), batch, prediction)
         terms = self.trainer.strategy.reduce(prediction.terms, reduce_op="sum")
-        # DDP averages the ranks' gradients: scaled by the number of ranks, the mean is the sum.
+        # DDP averages the gradients of the ranks. Multiplied by the number of ranks, the mean is the sum.
         return prediction.losses.sum() / terms * self.trainer.world_size
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.rows.write_training(self.samples_seen)
 
     def training_loss(self) -> float:
-        """Return the mean of the training loss since the last row of the log."""
+        """Return the mean training loss since the last log row."""
         return float(self._metrics("train")["loss"].compute())
 
     def on_validation_epoch_start(self) -> None:
@@ -161,14 +163,14 @@ class Task(L.LightningModule, ABC):
             self.rows.write(self.logged("val/") | {"samples": self.samples_seen}, self.global_step)
 
     def on_test_end(self) -> None:
-        # The row of the step that wrote the weights, which is not the last one's.
+        # The row belongs to the step that wrote the weights, not to the last step.
         self.rows.write(
             self.logged("test/"), self.global_step if self._checkpoint_step is None else self._checkpoint_step
         )
 
     @property
     def metric_names(self) -> list[str]:
-        """The names of the metrics, without the prefix of a stage."""
+        """Names of the metrics without the prefix of a stage."""
         return list(self._metrics("val"))
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -188,7 +190,7 @@ class Task(L.LightningModule, ABC):
 
     @property
     def samples_seen(self) -> int:
-        """Rows of global training batches so far; for text, windows."""
+        """Rows of global training batches so far; windows for text."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, missing from its annotations
         return int(data.batches_seen * data.batch_size)
 
@@ -219,6 +221,6 @@ class Task(L.LightningModule, ABC):
         return prediction._asdict()
 
     def _log_metrics(self, stage: str) -> None:
-        # Here and not at every batch: all ranks must log them, and one may have had no batch at all.
+        # Not at every batch: all ranks must log, and a rank may have no batch.
         for name, metric in self._metrics(stage).items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False)

@@ -1,6 +1,6 @@
-"""The recurrent state that a task carries from batch to batch.
+"""Recurrent state that a task carries from batch to batch.
 
-Shape legend: L layers, B batch rows: every tensor of a state is (L, B, ...).
+Shape legend: L layers, B batch rows; every tensor of a state is (L, B, ...).
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from gridlstm.models.base import SequenceModel, State
 
 
 class CarriedState:
-    """The state after the last training batch and after the last evaluation batch.
+    """States after the last training batch and after the last evaluation batch.
 
-    A checkpoint holds the training state of all ranks' rows, in order. Each rank takes its own rows back, so a run may
+    A checkpoint holds the training state of all ranks' rows in order. Each rank takes its own rows back, so a run may
     resume on another number of ranks.
 
     Args:
-        model: gives the initial state.
+        model: model whose initial state is used.
     """
 
     def __init__(self, model: SequenceModel) -> None:
@@ -36,10 +36,10 @@ class CarriedState:
 
         Args:
             reset: see ``with_fresh_rows``.
-            trainer: knows the ranks.
+            trainer: trainer of the run, which knows the ranks.
 
         Raises:
-            UserError: the state that a checkpoint restored is that of another model or batch size.
+            UserError: the state in the checkpoint belongs to another model or batch size.
         """
         if self._restored is not None:
             self.training = self._owned(self._restored, len(reset), trainer)
@@ -71,15 +71,15 @@ class CarriedState:
         return [torch.cat(parts, dim=1) for parts in zip(*ranks, strict=True)]
 
     def restore(self, leaves: list[Tensor] | None) -> None:
-        """Take back what ``save`` returned, before the next training batch."""
+        """Set the state from ``save`` for the next training batch."""
         self._restored = leaves
 
 
 def with_fresh_rows(state: State, reset: Tensor, model: SequenceModel) -> State:
-    """Return the state with the initial one in the rows where ``reset`` (B,) is true; B may differ from before."""
+    """Return the state with initial values in the rows where ``reset`` (B,) is true; B may have changed."""
 
     def choose(old: Tensor, new: Tensor) -> Tensor:
-        if old.shape != new.shape:  # the last group of streams may be smaller, and starts afresh
+        if old.shape != new.shape:  # the last group of streams may be smaller, and starts from the initial state
             return new
         return torch.where(reset.view(1, -1, *[1] * (old.dim() - 2)), new, old)
 

@@ -1,4 +1,4 @@
-"""One class for one vector: the parity of a string that is given at once."""
+"""Classify single vectors, such as a string of bits given in one step (parity)."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from gridlstm.tasks.tag_sequence import TagSequence
 
 
 class EachStep(SequenceModel):
-    """A network without time as one of sequences: every step by itself, y_t = model(x_t), and nothing to carry."""
+    """Sequence model that applies a network without time to every step: y_t = model(x_t), without state."""
 
     def __init__(self, model: VectorModel) -> None:
         super().__init__()
@@ -32,10 +32,10 @@ class ClassifyVector(TagSequence):
     """Cross-entropy of one class for each vector.
 
     Metrics: those of ``TagSequence`` with an answer of one symbol, so ``accuracy`` and ``sequence_accuracy`` are both
-    the share of vectors that are classified right.
+    the share of vectors classified correctly.
 
     Args:
-        model: of the whole vector.
+        model: network that reads the whole vector.
         spec, optimizer, scheduler: see ``SequenceTask``.
     """
 

@@ -1,4 +1,4 @@
-"""Dynamic evaluation: a language model that goes on learning from the text it is tested on (Krause et al. 2018)."""
+"""Dynamic evaluation: a language model that keeps learning from the text it is tested on (Krause et al. 2018)."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,27 +14,27 @@ from gridlstm.metrics import RatioOfSums
 from gridlstm.tasks.base import Task
 
 STATISTICS = 200
-"""Training batches from which the gradients' size is learned."""
+"""Training batches from which the size of the gradients is estimated."""
 EPSILON = 1e-5
 
 
 class DynamicEvaluation:
-    """Predicts a window, then takes a step on it: each symbol is predicted by weights that never saw it or a later one.
+    """Predicts a window, then takes a step on it, so that no weights have seen the symbols that they predict.
 
     With g the gradient of the window's mean loss, w_g the trained weights, and s the root mean square of each weight's
-    gradient over training batches, divided in r = s / mean(s) by its mean over all weights (arXiv 1709.07432):
+    gradient over training batches, divided by its mean over all weights in r = s / mean(s) (arXiv 1709.07432):
 
         w <- w - rate g / (s + epsilon) + min(decay r, 1) (w_g - w)
 
     Args:
-        task: its weights change.
-        training: training batches, of which the first ``STATISTICS`` are read.
-        rate: of learning.
-        decay: towards the trained weights.
-        context: in which the network computes, such as that of a mixed precision.
+        task: task whose weights change.
+        training: training batches; the first ``STATISTICS`` are read.
+        rate: learning rate.
+        decay: decay towards the trained weights.
+        context: context in which the network computes, such as mixed precision.
 
     Raises:
-        UserError: a rate or decay out of range; in ``evaluate``, the weights diverge.
+        UserError: the rate or decay is out of range; from ``evaluate``, if the weights diverge.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class DynamicEvaluation:
         self.pull = [(decay * size / mean).clamp(max=1) for size in self.size]
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The task's metrics over all batches, in their order."""
+        """Return the task's metrics over all batches, in order."""
         metrics: dict[str, RatioOfSums] = {name: metric for name, metric in self.task.make_metrics().items()}  # type: ignore[misc]  # noqa: C416
         state = None
         for number, batch in enumerate(batches, 1):
             nats, gradients, state = self._gradients(batch, state)
             if not bool(nats.sum().isfinite()):
                 raise UserError(
-                    f"the loss of window {number} is no number: the weights have diverged. Lower dynamic_rate, here "
+                    f"the loss of window {number} is not a number: the weights have diverged. Lower dynamic_rate, now "
                     f"{self.rate}."
                 )
             for metric in metrics.values():
@@ -82,7 +82,7 @@ class DynamicEvaluation:
         return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def _gradients(self, batch: Batch, state: object) -> tuple[Tensor, tuple[Tensor, ...], object]:
-        """The nats of a window, the gradient of their mean, and the state after it."""
+        """Return the nats of a window, the gradient of their mean, and the state after it."""
         batch = Batch(*(x.to(self.weights[0].device) for x in batch))
         with torch.enable_grad(), self.context():
             _, nats, count, state = self.task.predict(batch, state)

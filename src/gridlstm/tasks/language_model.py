@@ -1,4 +1,4 @@
-"""The next symbol of a text, in truncated backpropagation through time: section 4.3."""
+"""Predict the next symbol of a text with truncated backpropagation through time (section 4.3)."""
 
 from torch import nn
 
@@ -11,10 +11,10 @@ from gridlstm.tasks.sequence import SequenceTask
 
 
 class LanguageModel(SequenceTask):
-    """Cross-entropy over all symbols, the state carried from window to window.
+    """Cross-entropy over all symbols, with state carried from window to window.
 
-    Metrics: ``loss`` (nats per symbol), ``bpc`` (bits per character or byte; of words ``bpw``, bits per word) and
-    ``perplexity`` (exp of the loss), all of the sum over symbols divided by their number.
+    Metrics: ``loss`` (nats per symbol), ``bpc`` (bits per character or byte; for words ``bpw``, bits per word) and
+    ``perplexity`` (exp of the loss), all from the sum over symbols divided by their number.
     """
 
     def __init__(

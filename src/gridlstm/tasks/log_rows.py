@@ -1,4 +1,4 @@
-"""The rows of the log."""
+"""Write the rows of the training log."""
 
 from collections.abc import Mapping
 
@@ -8,35 +8,35 @@ from gridlstm.metrics import RatioOfSums
 
 
 class LogRows:
-    """Rows of training metrics, one every ``trainer.log_every_n_steps`` steps, each the mean since the row before.
+    """Rows of training metrics, one every ``trainer.log_every_n_steps`` steps, each the mean since the previous row.
 
     Args:
-        task: whose loggers write the rows.
-        metrics: of the training, by name.
+        task: task whose loggers write the rows.
+        metrics: training metrics by name.
     """
 
     def __init__(self, task: L.LightningModule, metrics: Mapping[str, RatioOfSums]) -> None:
         self._task = task
         self._metrics = metrics
         self.latest: dict[str, float] = {}
-        """The training metrics of the last row."""
+        """Training metrics of the last row."""
         self.last_step = 0
-        """The step of the last row."""
+        """Step of the last row."""
 
     @property
     def due(self) -> bool:
-        """True where this step ends with a row that is not written yet."""
+        """True if this step ends with a row that has not been written."""
         every: int = self._task.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set, but not annotated
-        # With accumulated gradients several batches end at one step: its row is written after the last of them.
+        # With accumulated gradients, several batches belong to one step; its row is written after the last of them.
         return self._task.global_step % every == 0 and self._task.global_step != self.last_step
 
     @property
     def begun(self) -> bool:
-        """True where a batch was trained on since the last row."""
+        """True if a batch was trained on since the last row."""
         return self._metrics["loss"].update_called
 
     def write_training(self, samples: int) -> None:
-        """Write the row of this step, where one is due, and start the next."""
+        """Write the row of this step if it is due, and start the next."""
         if not self.due:
             return
         self.last_step = self._task.global_step
@@ -47,12 +47,12 @@ class LogRows:
         self.write(self.latest | {"lr": rate, "samples": samples}, self.last_step)
 
     def write(self, values: dict[str, float], step: int) -> None:
-        """Write one row to every logger; Lightning's own path would log without the samples seen."""
+        """Write one row to every logger; Lightning's own method would omit the samples seen."""
         for logger in self._task.loggers:
             logger.log_metrics(values, step=step)
 
     def save(self) -> dict[str, list[float]]:
-        """Return the sums of the row that has begun, over all ranks. All ranks call this."""
+        """Return the sums of the unfinished row over all ranks. All ranks call this."""
         reduce = self._task.trainer.strategy.reduce  # in place
         return {
             name: [reduce(part.clone(), reduce_op="sum").item() for part in (metric.total, metric.count)]

@@ -1,4 +1,4 @@
-"""Drawing a text from a language model, symbol by symbol."""
+"""Draw a text from a language model, symbol by symbol."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,38 +10,40 @@ from gridlstm.errors import UserError
 from gridlstm.tasks.sequence import SequenceTask
 
 _PIECE = 1000
-"""Symbols of the prime that are read at a time: attention, and the logits of many words, of a whole book would take
-more memory than there is."""
+"""Symbols of the prime read at a time: for a whole book, attention and the logits of many words would exceed the
+memory."""
 
 
 def next_probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """(C,) logits -> (C,) probabilities, p_i in proportion to exp(logits_i / temperature), of what is kept.
+    """Return (C,) probabilities of (C,) logits: p_i proportional to exp(logits_i / temperature) for kept symbols.
 
     Args:
-        top_k: keep the k most probable symbols alone (Fan et al. 2018).
-        top_p: keep the fewest, most probable symbols whose probabilities sum to at least p (Holtzman et al. 2020); with
-            ``top_k`` too, of those that it keeps.
+        logits: logits of the next symbol.
+        temperature: above 0; 1 for the probabilities of the model.
+        top_k: keep only the k most probable symbols (Fan et al. 2018).
+        top_p: keep the fewest most probable symbols whose probabilities sum to at least p (Holtzman et al. 2020); with
+            ``top_k`` also, from those that it keeps.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value is out of range.
     """
     if not 0 < temperature < math.inf:
         raise UserError(
-            f"temperature must be above 0 and finite, got {temperature}. For the most probable symbol, argmax=true."
+            f"temperature must be above 0 and finite, got {temperature}. Use argmax=true for the most probable symbol."
         )
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k must be at least 1, got {top_k}.")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}.")
-    # Before the division, whose result may be beyond all numbers.
+    # Subtract before the division, which could overflow.
     p = torch.softmax((logits.double() - logits.max()) / temperature, dim=-1)
     ranked, order = p.sort(descending=True)
     if top_k is not None:
         ranked[top_k:] = 0
     if top_p is not None:
-        # A symbol is left out where those before it suffice.
+        # A symbol is dropped if those before it suffice.
         before = ranked.cumsum(0) - ranked
         ranked[before >= top_p * ranked.sum()] = 0
     return torch.zeros_like(p).scatter(0, order, ranked / ranked.sum())
@@ -57,16 +59,17 @@ def sample(
     top_p: float | None = None,
     argmax: bool = False,
 ) -> Iterator[int]:
-    """Symbols without end, each drawn given all before it: x_t ~ p(. | prime, x_1 ... x_{t-1}).
+    """Yield symbols without end, each drawn given all before it: x_t ~ p(. | prime, x_1 ... x_{t-1}).
 
     Args:
+        task: trained language model.
         prime: symbols that are read first, at least one.
-        generator: of the draws, on the CPU.
+        generator: random generator of the draws, on the CPU.
         temperature, top_k, top_p: see ``next_probabilities``.
-        argmax: take the most probable symbol instead of drawing one.
+        argmax: yield the most probable symbol instead of drawing one.
 
     Raises:
-        UserError: a value out of range, or the network's output is no number.
+        UserError: a value is out of range, or the network's output is not a number.
     """
     device = next(task.parameters()).device
     state = None
@@ -75,7 +78,7 @@ def sample(
     while True:
         last = logits[0, -1].cpu()
         if last.isnan().any():
-            raise UserError("the network's output is no number, as after a training that diverged: give another ckpt.")
+            raise UserError("the network's output is not a number, as after a diverged training. Use another ckpt.")
         if argmax:
             symbol = int(last.argmax())
         else:

@@ -1,4 +1,4 @@
-"""A class at every step of a sequence.
+"""Predict a class at each step of a sequence.
 
 Shape legend: B batch rows, T time steps, C classes.
 """
@@ -18,16 +18,16 @@ from gridlstm.tasks.carried_state import CarriedState, with_fresh_rows
 
 
 class SequenceTask(Task):
-    """Predict a class at every step: model, linear read-out, cross-entropy.
+    """Predicts a class at each step: model, linear read-out, cross-entropy.
 
-    Subclasses name the metrics and update them.
+    Subclasses define and update the metrics.
 
     Args:
         model: the network.
-        spec: of the data.
+        spec: sizes of the data.
         optimizer, scheduler: see ``Task``.
-        carry_state: keep the recurrent state from batch to batch, without its gradient, where ``Batch.reset`` allows:
-            truncated backpropagation through time. Otherwise every batch starts afresh.
+        carry_state: keep the recurrent state from batch to batch, without its gradient, where ``Batch.reset`` is false:
+            truncated backpropagation through time. Otherwise every batch starts from a fresh state.
     """
 
     model: SequenceModel
@@ -48,7 +48,7 @@ class SequenceTask(Task):
         self.head: nn.Module = head
         self.classes = spec.output_size
         self.temperature = 1.0
-        """Divides the logits: of a trained network, what is best on the validation split."""
+        """Divisor of the logits: for a trained network, the value that is best on the validation split."""
         self.carried = CarriedState(model) if carry_state else None
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:

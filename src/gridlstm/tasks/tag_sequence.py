@@ -1,4 +1,4 @@
-"""A class at every step of a sequence that stands for itself: the algorithmic tasks of sections 4.1 and 4.2."""
+"""Predict a class at each step of an independent sequence: the algorithmic tasks of sections 4.1 and 4.2."""
 
 from torch import Tensor, nn
 
@@ -15,9 +15,9 @@ _JUDGED = ("accuracy", "sequence_accuracy")
 class TagSequence(SequenceTask):
     """Cross-entropy over all steps; accuracy over the answer.
 
-    Metrics: ``loss`` (nats per step), ``accuracy`` (share of answer symbols that are right, the paper's measure),
-    ``sequence_accuracy`` (share of samples whose whole answer is right). Where the data's test has samples of several
-    lengths, both accuracies are also reported for each, as in ``test/accuracy_20_digits``.
+    Metrics: ``loss`` (nats per step), ``accuracy`` (share of answer symbols that are right, the paper's measure) and
+    ``sequence_accuracy`` (share of samples whose whole answer is right). If test samples have several lengths, both
+    accuracies are also reported for each, as in ``test/accuracy_20_digits``.
     """
 
     def __init__(
@@ -43,6 +43,6 @@ class TagSequence(SequenceTask):
 
     @staticmethod
     def _judge(metrics: dict[str, RatioOfSums], suffix: str, right: Tensor, answer: Tensor) -> None:
-        """Adds rows (B, T) in which all but wrong answers are right."""
+        """Add rows (B, T), in which only wrong answers are false, to the accuracies."""
         metrics[f"accuracy{suffix}"].update(answer.sum() - (~right).sum(), answer.sum())
         metrics[f"sequence_accuracy{suffix}"].update(right.all(dim=1).sum(), len(right))

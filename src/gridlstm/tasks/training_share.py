@@ -1,4 +1,4 @@
-"""The share of a training that is done, for schedules of rates and of noise."""
+"""Progress of training, for schedules of the learning rate and of noise."""
 
 import lightning as L
 import torch
@@ -6,13 +6,13 @@ from lightning.pytorch.callbacks import Timer
 
 
 class TrainingShare:
-    """The share of the training that is done, by steps or by the clock, whichever is further; 0 without an end."""
+    """Share of the training that is done, by steps or by time, whichever is larger; 0 without an end."""
 
     def __init__(self) -> None:
         self._time = 0.0
 
     def look_at_clock(self, trainer: L.Trainer) -> None:
-        """Read the share of the time that is spent; of several ranks the furthest. All ranks call this."""
+        """Read the share of the time that has passed, the largest over all ranks. All ranks call this."""
         shares = []
         for timer in trainer.callbacks:  # type: ignore[attr-defined]  # set, but not annotated
             if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:

@@ -1,4 +1,4 @@
-"""The command line that a run directory keeps, so that ``ckpt_path=last hydra.run.dir=…`` alone resumes the run."""
+"""Command line stored in a run directory, so that ``ckpt_path=last hydra.run.dir=…`` alone resumes the run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,11 @@ from gridlstm.training.stored import read_config
 
 
 def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
-    """Return the words of the command line that composed a configuration; none where no command line did.
+    """Return the words of the command line that composed a configuration; [] if no command line did.
 
     Args:
-        source: the configuration, in which ``paths`` do not depend on the working directory.
+        source: the configuration, with absolute ``paths``.
+        paths: options whose stored values replace those of the command line.
     """
     if not HydraConfig.initialized():
         return []
@@ -31,9 +32,9 @@ def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
 
 
 def with_kept(arguments: Sequence[str]) -> list[str]:
-    """Return a command line after the words that its run directory keeps, which later ones override.
+    """Return a command line preceded by the words stored in its run directory, which it overrides.
 
-    Where it does not resume a run in the run's own directory, it stays as it is.
+    A command line that does not resume a run in the run's own directory is returned unchanged.
 
     Raises:
         UserError: the configuration in the run directory is damaged.
@@ -46,9 +47,9 @@ def with_kept(arguments: Sequence[str]) -> list[str]:
     own = last_checkpoint(root) if checkpoint == "last" else Path(checkpoint).expanduser()
     if own is None or not own.resolve().is_relative_to(root.resolve()) or not (root / "config_source.yaml").is_file():
         return typed
-    run: Any = OmegaConf.to_container(read_config(root / "config_source.yaml").run)  # references are the command line's
+    run: Any = OmegaConf.to_container(read_config(root / "config_source.yaml").run)  # the command line sets references
     kept = map(_without_default, run.get("arguments", []))
-    again = {word.partition("=")[0] for word in typed}  # what is added (+) or deleted (~) can be so once alone
+    again = {word.partition("=")[0] for word in typed}  # Hydra accepts an addition (+) or deletion (~) only once
     return [*(word for word in kept if word.partition("=")[0] not in again), *typed]
 
 

@@ -1,6 +1,6 @@
-"""Checkpoints that are whole or not there, wherever temporary files lie, and that know where they lie themselves.
+"""Checkpoint files that are complete or absent, and that can be moved to another directory.
 
-Of the last one the one before is kept too, for what may happen to a file on its disk.
+The previous last checkpoint is also kept, in case the file of the newest is damaged on disk.
 """
 
 import os
@@ -16,10 +16,10 @@ from gridlstm.training.intact import LAST, PREVIOUS, check_intact, damage
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old checkpoint and then takes its place.
+    """Writes a new file beside the old checkpoint, then replaces it.
 
-    Lightning itself moves a file from the directory of temporary files, which on another file system is a copy onto
-    the old one: a run that is killed meanwhile would have lost both.
+    Lightning moves a file from the directory of temporary files. On another file system that is a copy over the old
+    checkpoint, and a run killed during the copy loses both.
     """
 
     def __init__(self) -> None:
@@ -31,15 +31,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         destination.parent.mkdir(parents=True, exist_ok=True)
         with replacing(destination) as file:
             torch.save(checkpoint, file)
-            # One that an earlier process wrote may have come to harm, and is not to take the place of an intact one.
+            # A file of an earlier process may be damaged, and must not replace an intact previous checkpoint.
             if destination.name == LAST and (destination in self._written or damage(destination) is None):
                 _keep(destination)
         self._written.add(destination)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return what Lightning loads, with the paths of checkpoints as they are now.
+        """Return what Lightning loads, with checkpoint paths changed to the present directory.
 
-        It drops the best score where the directory has another name than when it was written.
+        Lightning drops the best score if the directory has been renamed since the checkpoint was written.
 
         Raises:
             UserError: the checkpoint is damaged.
@@ -49,24 +49,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with_text_state(content)
         for state in content.get("callbacks", {}).values():
             if isinstance(state, dict) and isinstance(was := state.get("dirpath"), str):
-                now = os.path.realpath(Path(path).parent)  # as Lightning itself names directories
+                now = os.path.realpath(Path(path).parent)  # Lightning also stores real paths
                 state.update({key: _moved(value, was, now) for key, value in state.items()})
         return content
 
 
 def _keep(last: Path) -> None:
-    """Give the last checkpoint the name of the one before; for a moment it has both."""
+    """Rename the last checkpoint to the previous one; if links work, it has both names for a moment."""
     link = last.with_name(f"{PREVIOUS}.part")
     try:
         link.unlink(missing_ok=True)
         os.link(last, link)
-    except OSError:  # a file system without links: for a moment it has the second name alone
+    except OSError:  # a file system without links: rename directly
         link = last
     os.replace(link, last.with_name(PREVIOUS))
 
 
 def _moved(value: Any, was: str, now: str) -> Any:
-    """A path, or paths with their scores, below another directory."""
+    """Return a path, or paths with their scores, moved to another directory."""
     if isinstance(value, dict):
         return {_moved(key, was, now): score for key, score in value.items()}
     if isinstance(value, str) and (value == was or value.startswith(f"{was}/")):

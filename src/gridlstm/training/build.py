@@ -1,4 +1,4 @@
-"""The one place where configuration becomes objects: the wiring diagram of a run."""
+"""Build a run from its configuration: the only module that turns configuration nodes into objects."""
 
 import inspect
 import math
@@ -30,7 +30,7 @@ from gridlstm.training.callbacks.clock import Clock
 from gridlstm.training.option_names import options_named, refusal
 from gridlstm.training.task_models import annotations
 
-# torch 2.14 has renamed it.
+# torch 2.14 renamed this argument.
 _SYNC_BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -39,18 +39,18 @@ _SYNC_BUFFERS = next(
 
 
 OF_EVERY_TRAINER: dict[str, Any] = {
-    # The training data has no epochs, and validations are counted in its batches.
+    # The training data has no epochs. Validation intervals are counted in batches.
     "max_epochs": -1,
     "check_val_every_n_epoch": None,
     "limit_train_batches": None,
-    # Data modules divide the global batch over the ranks: Lightning's sampler would reshuffle ordered streams.
+    # Data modules divide the global batch over the ranks. Lightning's sampler would reshuffle ordered streams.
     "use_distributed_sampler": False,
 }
-"""Options that no configuration changes."""
+"""Trainer arguments that are the same in every run and that no configuration may set."""
 
 
 class Run(NamedTuple):
-    """What a run is made of."""
+    """Objects of one run."""
 
     data: SequenceData
     task: Task
@@ -65,16 +65,16 @@ def build(
 ) -> Run:
     """Build data, task and trainer from a configuration.
 
-    Sizes flow in Python: the data knows its symbols, the model is made for them, the task joins both.
+    Sizes are computed in Python: the data gives the number of symbols, the model is built for it, the task joins both.
 
     Args:
-        state: what a checkpoint's data left in it, such as the symbols that its network knows, for a run that is only
-            evaluated.
-        whole_text: test on all of a text, not on its last part.
-        members: configurations of the networks of an ensemble, which then is the task; () for the one of ``cfg``.
+        cfg: configuration of the run.
+        state: state that the data saved in a checkpoint, such as its symbols. Given only for evaluation.
+        whole_text: test on the whole text instead of its last part.
+        members: configurations of the networks of an ensemble, which is then the task; () for the one of ``cfg``.
 
     Raises:
-        UserError: a component refused its options, or the data is not what the checkpoint was trained on.
+        UserError: a component refuses its options, or the data differs from the data of the checkpoint.
     """
     data = make_data(cfg, state, whole_text)
     _check_sizes(data, data.spec)
@@ -85,23 +85,22 @@ def build(
         task = Ensemble([make_sequence_task(_with_epochs(member, data), spec) for member in members], spec)
     else:
         task = make_task(_with_epochs(cfg, data), data.spec)
-    max_time = cfg.trainer.get("max_time")  # which what is only measured has not
+    max_time = cfg.trainer.get("max_time")  # absent if the run is only evaluated
     clock = [Clock(max_time)] if max_time is not None else []
     trainer: L.Trainer = _make(cfg, "trainer")(
         **_accelerator(cfg.trainer.accelerator),
-        # A node set to null is left out: callbacks.learning_curve=null.
+        # A node set to null is left out, such as callbacks.learning_curve=null.
         callbacks=[_make(cfg, f"callbacks.{name}")() for name in _callbacks(cfg)] + clock,
         max_time=None,
         **OF_EVERY_TRAINER,
         logger=[_make(cfg, f"logger.{name}")() for name, node in (cfg.logger or {}).items() if node],
         plugins=AtomicCheckpointIO(),
     )
-    # Lightning would do so only after it has loaded a checkpoint, and round its float64 weights to float32 on the way.
+    # Lightning converts only after it has loaded a checkpoint, which rounds float64 weights to float32 first.
     trainer.precision_plugin.convert_module(task)
     if isinstance(trainer.strategy, DDPStrategy):
-        # Buffers here are constants. To send them round at every forward pass, as DDP would, also makes a rank wait for
-        # one that has fewer validation batches, for ever. The public option is out of reach once strategy=auto has
-        # chosen.
+        # Buffers are constants here. DDP would broadcast them at every forward pass, and a rank would wait forever for
+        # one with fewer validation batches. The public option cannot be set once strategy=auto has chosen DDP.
         trainer.strategy._ddp_kwargs[_SYNC_BUFFERS] = False
     with options_named(cfg, "task.data"):
         data.check_processes(trainer.world_size)
@@ -109,25 +108,25 @@ def build(
 
 
 def _accelerator(asked: str) -> dict[str, str]:
-    """On a Mac, the CPU for "auto": its GPU has no float64, in which metrics are summed.
+    """Return the accelerator argument: on a Mac the CPU for "auto", because metrics are summed in float64.
 
     Raises:
-        UserError: that GPU was asked for.
+        UserError: the configuration asks for the GPU of a Mac, which has no float64.
     """
     if asked == "cpu" or not torch.backends.mps.is_available():
         return {}
     if asked != "auto":
         raise UserError(
-            f"trainer.accelerator={asked} is no choice here: a Mac's GPU has no float64. Give hardware=cpu."
+            f"trainer.accelerator={asked} does not work here: the GPU of a Mac has no float64. Use hardware=cpu."
         )
     return {"accelerator": "cpu"}
 
 
 def make_data(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: bool = False) -> SequenceData:
-    """Return the data of a run, found or downloaded, and read; for the arguments see ``build``.
+    """Find or download the data of a run, read it and return it; see ``build`` for the arguments.
 
     Raises:
-        UserError: it refuses its options, or the state is of other data.
+        UserError: the data refuses its options, or the state belongs to other data.
     """
     data = unread_data(cfg)
     _check_limits(cfg, data)
@@ -135,7 +134,7 @@ def make_data(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: 
         try:
             data.test_on_all()
         except ValueError as error:
-            raise UserError(f"split=all is for texts, {error}: give split=val or split=test.") from error
+            raise UserError(f"split=all works for texts only, {error}. Use split=val or split=test.") from error
     with options_named(cfg, "task.data"):
         data.prepare_data()
         if state is not None:
@@ -145,10 +144,10 @@ def make_data(cfg: DictConfig, state: dict[str, Any] | None = None, whole_text: 
 
 
 def unread_data(cfg: DictConfig) -> SequenceData:
-    """Return the data module of a run, which has read nothing yet.
+    """Return the data module of a run before it reads anything.
 
     Raises:
-        UserError: it refuses its options.
+        UserError: the data module refuses its options.
     """
     data: SequenceData = _make(cfg, "task.data")()
     return data
@@ -159,13 +158,13 @@ def _load_state(data: SequenceData, state: dict[str, Any]) -> None:
         data.load_state_dict(state)
     except KeyError as error:
         raise UserError(
-            f"the checkpoint holds no {error} of the run's data: it is of another task than the config.yaml above it. "
-            f"Give one that the same run wrote."
+            f"the checkpoint holds no {error} for the data of this run: it belongs to another task than the "
+            f"config.yaml of its run directory. Use a checkpoint that the same run wrote."
         ) from error
 
 
 def make_task(cfg: DictConfig, spec: DataSpec) -> Task:
-    """The network of a run inside its task."""
+    """Build the model and return it inside its task."""
     task: Task = _make(cfg, "task.objective")(
         model=_make(cfg, "model")(**spec.model_options),
         spec=spec,
@@ -176,32 +175,32 @@ def make_task(cfg: DictConfig, spec: DataSpec) -> Task:
 
 
 def make_sequence_task(cfg: DictConfig, spec: DataSpec) -> SequenceTask:
-    """Return ``make_task`` for what is done with sequences alone.
+    """Return ``make_task``, required to be a task on sequences.
 
     Raises:
-        UserError: the task is of another kind.
+        UserError: the task has no class at each step of a sequence.
     """
     task = make_task(cfg, spec)
     if not isinstance(task, SequenceTask):
-        raise UserError(f"expected a task with a class at every step of a sequence, got task={cfg.run.task}.")
+        raise UserError(f"expected a task that predicts a class at each step of a sequence, got task={cfg.run.task}.")
     return task
 
 
 MOST = 2**27
-"""Symbols of one batch, and different symbols, beyond which no machine has the memory for a network's numbers."""
+"""Largest number of symbols in one batch, and of distinct symbols; no machine has memory for a network beyond it."""
 
 
 def _check_sizes(data: SequenceData, spec: DataSpec) -> None:
-    """Refuse in a sentence what would otherwise end in an overflow, or in the kernel's killing the process.
+    """Refuse sizes that would overflow or make the kernel kill the process.
 
     Raises:
-        UserError: a batch of more than ``MOST`` symbols, or as many different ones.
+        UserError: a batch has more than ``MOST`` symbols, or there are more than ``MOST`` distinct symbols.
     """
     rows = data.batch_size
     if rows * spec.row_size > MOST or spec.widest > MOST:
         raise UserError(
-            f"task: {rows:,} rows of {spec.row_size:,} symbols or numbers, of up to {spec.widest:,} different inputs "
-            f"or outputs, are beyond the memory of any machine. Choose smaller sizes."
+            f"task: {rows:,} rows of {spec.row_size:,} symbols or numbers, with up to {spec.widest:,} distinct inputs "
+            f"or outputs, do not fit into the memory of any machine. Choose smaller sizes."
         )
 
 
@@ -210,27 +209,27 @@ def _check_limits(cfg: DictConfig, data: SequenceData) -> None:
         limit = cfg.trainer.get(name)
         if not data.counts_batches and type(limit) is float and limit != 1:
             raise UserError(
-                f"trainer.{name} must be a whole number of batches here, or 1.0 for all, got {limit}: a text is read "
-                f"without counting its batches first."
+                f"trainer.{name} must be a whole number of batches, or 1.0 for all, got {limit}: the batches of a text "
+                f"are not counted before it is read."
             )
 
 
 def _check_shares(cfg: DictConfig, data: SequenceData) -> None:
-    """Raise UserError for a share of the batches that is less than one; Lightning finds it after the training."""
+    """Raise UserError if a share of the batches is less than one batch; Lightning finds that only after training."""
     for name, loader in (("val", data.val_dataloader), ("test", data.test_dataloader)):
         limit = cfg.trainer.get(f"limit_{name}_batches")
         if type(limit) is float and 0 < limit < 1 and int(limit * (batches := len(loader()))) == 0:
             raise UserError(
-                f"trainer.limit_{name}_batches={limit} of {batches} batches is less than one: give a whole number of "
+                f"trainer.limit_{name}_batches={limit} of {batches} batches is less than one. Use a whole number of "
                 f"batches, or a larger share."
             )
 
 
 def check_task(cfg: DictConfig) -> None:
-    """Build the data module, which reads nothing yet, and the task with its network, of sizes alone.
+    """Build the data module without reading data, and the task with a network that has shapes but no weights.
 
     Raises:
-        UserError: one of them refuses its options, there is no such text, or the task no such metric.
+        UserError: a component refuses its options, the text does not exist, or the task lacks a monitored metric.
     """
     data = unread_data(cfg)
     _check_limits(cfg, data)
@@ -242,19 +241,19 @@ def check_task(cfg: DictConfig) -> None:
     if data.counts_batches:
         _check_shares(cfg, data)
         _check_schedule(_with_epochs(cfg, data))
-    ours = str(cfg.model.get("_target_")).startswith("gridlstm.")  # others may want numbers in their weights
+    ours = str(cfg.model.get("_target_")).startswith("gridlstm.")  # other models may need real weights to be built
     if not ours or cfg.match.parameters_to or cfg.match.flops_to:
         return
     try:
         with torch.device("meta"):
             task = make_task(cfg, spec)
     except RuntimeError:
-        return  # beyond all memory, of which the run says more
+        return  # too large for any memory; the run itself explains it
     check_monitors(cfg, task)
 
 
 def check_monitors(cfg: DictConfig, task: Task) -> None:
-    """Raises UserError where what is monitored is no metric of the task's."""
+    """Raise UserError if a monitored name is not a metric of the task."""
     names = [f"val/{name}" for name in task.metric_names]
     monitors = {
         f"callbacks.{name}.monitor": node.get("monitor") for name, node in (cfg.callbacks or {}).items() if node
@@ -265,12 +264,12 @@ def check_monitors(cfg: DictConfig, task: Task) -> None:
 
 
 def check_callbacks(cfg: DictConfig) -> None:
-    """Builds the callbacks, which do nothing yet.
+    """Build the callbacks, which have no effect until a trainer calls them.
 
     Raises:
-        UserError: one of them refuses its options.
+        UserError: a callback refuses its options.
     """
-    if cfg.run.dir is None:  # of a sweep whose jobs have not begun
+    if cfg.run.dir is None:  # a sweep job that has not started has no directory
         cfg = cfg.copy()
         cfg.run.dir = "."
     for name in _callbacks(cfg):
@@ -278,27 +277,27 @@ def check_callbacks(cfg: DictConfig) -> None:
 
 
 def _callbacks(cfg: DictConfig) -> list[str]:
-    """The names of those that are in use."""
+    """Return the names of the callbacks in use."""
     unused = () if cfg.trainer.get("enable_progress_bar", True) else ("progress",)
     return [name for name, node in (cfg.callbacks or {}).items() if node and name not in unused]
 
 
 def check_optimizer(cfg: DictConfig) -> None:
-    """Builds the optimiser and the schedule for a parameter that nobody needs.
+    """Build the optimizer and the learning rate schedule for a dummy parameter.
 
     Raises:
-        UserError: one of them refuses its options, or the learning rate trains nothing.
+        UserError: the optimizer or schedule refuses its options, or the learning rate is 0.
     """
     optimizer = _make(cfg, "optimizer")([torch.zeros(1)])
     if optimizer.defaults.get("lr") == 0:
-        raise UserError("optimizer.lr must be above 0, got 0: nothing would be trained.")
+        raise UserError("optimizer.lr must be above 0, got 0: the network would not learn.")
     eps = optimizer.defaults.get("eps")
     if cfg.trainer.precision == "16-true" and isinstance(eps, float) and torch.tensor(eps).half() == 0:
         raise UserError(
-            f"optimizer.eps={eps} is 0 in trainer.precision=16-true, and steps would be divided by it: give "
+            f"optimizer.eps={eps} rounds to 0 in trainer.precision=16-true, and steps would be divided by 0. Use "
             f"optimizer.eps=1e-4, or trainer.precision=bf16-true."
         )
-    if cfg.scheduler and cfg.scheduler.get("steps_per_epoch", 0) is None:  # which the data will fill in
+    if cfg.scheduler and cfg.scheduler.get("steps_per_epoch", 0) is None:  # filled in once the data is known
         cfg = cfg.copy()
         cfg.scheduler.steps_per_epoch = 1
     _check_schedule(cfg)
@@ -311,12 +310,13 @@ def _check_schedule(cfg: DictConfig) -> None:
             raise UserError(f"scheduler.gamma must be above 0, got {schedule.gamma}.")
         if isinstance(schedule, Cosine) and cfg.trainer.max_steps < 1 and cfg.trainer.max_time is None:
             raise UserError(
-                "this schedule spans the training, which has no end: give trainer.max_steps or trainer.max_time."
+                "this schedule needs the length of the training, which has no end. Set trainer.max_steps or "
+                "trainer.max_time."
             )
 
 
 def _with_epochs(cfg: DictConfig, data: SequenceData) -> DictConfig:
-    """The configuration with the data's epoch, counted in steps, where a schedule asks for it."""
+    """Return the configuration with the steps of one epoch of the data, if the schedule needs that number."""
     if not cfg.scheduler or cfg.scheduler.get("steps_per_epoch", 0) is not None or data.batches_per_epoch is None:
         return cfg
     cfg = cfg.copy()
@@ -325,12 +325,12 @@ def _with_epochs(cfg: DictConfig, data: SequenceData) -> DictConfig:
 
 
 def check_types(node: DictConfig, path: str) -> None:
-    """Refuses values of another type than the component's signature names: a truthy 3 is no ``tied: bool``.
+    """Refuse unknown options and values whose type differs from the component's signature, such as 3 for a bool.
 
     Only plain values are checked: true and false, numbers, text and null.
 
     Raises:
-        UserError: with the path of the option.
+        UserError: an option does not exist or its value has the wrong type; the message gives the path of the option.
     """
     for name, value in node.items():
         if isinstance(value, DictConfig):
@@ -340,13 +340,13 @@ def check_types(node: DictConfig, path: str) -> None:
     try:
         target = get_object(node._target_)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{path}._target_={node._target_} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}._target_={node._target_} cannot be loaded: {' '.join(str(error).split())}") from error
     hints = annotations(target)
     accepted = inspect.signature(target).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted):
         names = [parameter.name for parameter in accepted]
         if unknown := [name for name in node if not str(name).startswith("_") and name not in names]:
-            raise UserError(f"{path}.{unknown[0]!s} does not exist: {node._target_} has {', '.join(names)}.")
+            raise UserError(f"{path}.{unknown[0]!s} does not exist. {node._target_} has {', '.join(names)}.")
     for name, value in node.items():
         if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and path.startswith("model"))):
             raise UserError(f"{path}.{name!s} must be a number, got {value}.")
@@ -363,14 +363,14 @@ def check_types(node: DictConfig, path: str) -> None:
 
 
 def _check_elements(values: ListConfig, hint: Any, path: str) -> None:
-    """Of a list of objects, such as ``Sequence[Regularizer]``: each must be a node that makes one."""
+    """Check a list of objects, such as ``Sequence[Regularizer]``: each element must be a node with a ``_target_``."""
     (kind, *_) = get_args(hint) or (None,)
     objects = isinstance(kind, type) and kind not in _KIND_NAMES
     for number, value in enumerate(values):
         if isinstance(value, DictConfig) and "_target_" in value:
             check_types(value, f"{path}[{number}]")
         elif objects:
-            raise UserError(f"{path} must be a list of nodes such as {{_target_: …}}, got {value!r} in it.")
+            raise UserError(f"{path} must be a list of nodes such as {{_target_: …}}, but contains {value!r}.")
 
 
 _LISTS: set[type] = {Sequence, list, tuple}
@@ -386,7 +386,7 @@ _KIND_NAMES: dict[type, str] = {
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
-    """The classes of an annotation; () where it allows anything, or something that is no class."""
+    """Return the classes that an annotation allows; () if it allows anything or something that is not a class."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds: list[Any] = []
     for part in parts:
@@ -395,7 +395,7 @@ def _kinds(hint: Any) -> tuple[type, ...]:
 
 
 def _make(cfg: DictConfig, path: str) -> Any:
-    """The callable that a ``_target_`` node describes, its options bound; nested nodes are objects already."""
+    """Return a callable that builds the object of a ``_target_`` node with its options; nested nodes are objects."""
     node: Any = cfg
     for name in path.split("."):
         node = node[name]
@@ -409,14 +409,14 @@ def _make(cfg: DictConfig, path: str) -> Any:
         try:
             return make(*args, **kwargs)
         except (TypeError, ValueError, LookupError, ArithmeticError, ImportError, MisconfigurationException) as error:
-            # A constructor refuses its options, or says which package it needs, in one of these ways.
+            # A constructor raises one of these if it refuses its options or lacks a package.
             raise UserError(refusal(error, cfg, path)) from error
 
     return call
 
 
 def _reason(error: InstantiationException, cfg: DictConfig, path: str) -> str:
-    """Return what went wrong inside Hydra's wrapping: what the node at fault refuses, or Hydra's own message."""
+    """Return the error inside Hydra's wrapping: the refusal of the node at fault, or Hydra's own message."""
     node = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
     cause = error.__cause__
     return refusal(cause, cfg, node[1]) if node and isinstance(cause, ValueError) else f"{path}: {error}"

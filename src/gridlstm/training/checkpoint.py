@@ -1,4 +1,4 @@
-"""What a checkpoint and the run directory above it say: configuration, weights, vocabulary."""
+"""Read a checkpoint and its run directory: configuration, weights and vocabulary."""
 
 import json
 import logging
@@ -27,31 +27,32 @@ from gridlstm.training.trust import check_trusted
 log = logging.getLogger(__name__)
 
 MADE = ("model", "task.data", "task.objective", "trainer")
-"""What is made of a run's configuration to evaluate its network."""
+"""Nodes of a run's configuration that are built to evaluate its network."""
 
 _OF_TRAINING_SAMPLES = {"task.data.min_digits": None, "task.data.curriculum": 0}
-"""Options that an evaluation's samples do not depend on, and what stands for none."""
+"""Options that do not affect the samples of an evaluation, with their neutral values."""
 
 
 def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) -> DictConfig:
-    """Return the configuration of the run that wrote a checkpoint, with other options, to evaluate its network.
+    """Return the configuration of the run that wrote a checkpoint, with other options, for an evaluation.
 
-    What an evaluation has no use for is not in it, so that nothing of it is made: optimiser, schedule, callbacks but
-    the suite's progress, loggers, and options of the trainer that are no plain values.
+    The configuration omits everything used only in training, so that it is not built: optimizer, schedule, loggers,
+    callbacks except the progress bar, and trainer options that are nodes.
 
     Args:
+        checkpoint: path of the checkpoint.
         overrides: dotted ``key=value``.
-        trust: packages or modules beside this one that the configuration may name; see ``gridlstm.training.trust``.
+        trust: other packages or modules that the configuration may name; see ``gridlstm.training.trust``.
 
     Raises:
-        UserError: there is no such checkpoint or option, no run directory above it or a damaged one, an option is of
-            training alone, or code is named that is not trusted.
+        UserError: the checkpoint or an option does not exist, the run directory is missing or damaged, an option
+            affects training only, or the configuration names untrusted code.
     """
     for override in overrides:
         key = override.partition("=")[0]
         if key == "hardware":
             raise UserError(
-                f"{override} is a choice for training: here give trainer.accelerator=cpu trainer.devices=1."
+                f"{override} can be chosen only for training. Use trainer.accelerator=cpu trainer.devices=1 instead."
             )
         if role(key) in TRAINED:
             raise UserError(f"{override} has no effect on a trained network. Remove it.")
@@ -66,7 +67,7 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
         config.merge_with_dotlist([override for override in overrides if not _names_a_text(override)])
         for override in overrides:
             key, _, value = override.partition("=")
-            if _names_a_text(override):  # whose value may mean something in YAML
+            if _names_a_text(override):  # its value is a plain string, not YAML
                 OmegaConf.update(config, key, None if value == "null" else value)
         check_trusted(config, MADE, trust)
     except (OmegaConfBaseException, YAMLError) as error:
@@ -78,8 +79,8 @@ def _check_option(config: DictConfig, override: str, file: str) -> None:
     key = override.partition("=")[0]
     if OmegaConf.is_dict(OmegaConf.select(config, key)):
         raise UserError(
-            f"{override} names a choice of a group, and a run has made its choices: give a single option of {file}, "
-            f"such as {key}.{next(iter(config[key]), '…')}=…"
+            f"{override} chooses from a group, which is fixed by the run. Set a single option of {file}, such as "
+            f"{key}.{next(iter(config[key]), '…')}=…"
         )
     parent, _, name = key.rpartition(".")
     siblings = OmegaConf.select(config, parent) if parent else config
@@ -88,30 +89,31 @@ def _check_option(config: DictConfig, override: str, file: str) -> None:
 
 
 def load_source(checkpoint: Path) -> DictConfig:
-    """Return the configuration of the run that wrote a checkpoint, its references still open: task.path still reaches
-    task.data.source.path.
+    """Return the configuration of the run that wrote a checkpoint, with unresolved references.
+
+    An override of task.path therefore still changes task.data.source.path.
 
     Raises:
-        UserError: there is no such checkpoint, or no run directory above it, or a damaged one.
+        UserError: the checkpoint does not exist, or its run directory is missing or damaged.
     """
     if not checkpoint.is_file():
-        raise UserError(f"ckpt={checkpoint} is no file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
+        raise UserError(f"ckpt={checkpoint} is not a file. Give a checkpoint, such as outputs/…/checkpoints/best.ckpt.")
     if (directory := run_directory(checkpoint)) is None:
-        raise UserError(f"no config.yaml lies above {checkpoint}: a checkpoint is evaluated inside its run directory.")
+        raise UserError(f"no config.yaml above {checkpoint}. A checkpoint is evaluated inside its run directory.")
     return read_config(directory / "config_source.yaml")
 
 
 def _leave_out_training(config: DictConfig) -> None:
-    """Take out what is made for a training alone."""
+    """Remove what is built only for training."""
     for name in ("scheduler", "logger"):
         config[name] = None
-    config.optimizer = {"_target_": "torch.optim.SGD"}  # a task takes one
+    config.optimizer = {"_target_": "torch.optim.SGD"}  # every task needs one
     config.callbacks = {"progress": OmegaConf.load(CONF / "callbacks" / "default.yaml").progress}
     config.trainer._target_ = "lightning.Trainer"
     for name in list(config.trainer):
-        if OmegaConf.is_dict(config.trainer[name]):  # such as a profiler of one's own
+        if OmegaConf.is_dict(config.trainer[name]):  # such as a custom profiler
             del config.trainer[name]
-    for name, neutral in _OF_TRAINING_SAMPLES.items():  # which may not fit the sizes that are asked for
+    for name, neutral in _OF_TRAINING_SAMPLES.items():  # the run's values may not fit the requested sizes
         if OmegaConf.select(config, name) is not None:
             OmegaConf.update(config, name, neutral)
 
@@ -122,10 +124,10 @@ def _names_a_text(override: str) -> bool:
 
 
 def load_content(checkpoint: Path) -> dict[str, Any]:
-    """What the file holds, on the CPU, by tensors and plain values alone (``weights_only``).
+    """Return the contents of a checkpoint on the CPU, tensors and plain values only (``weights_only``).
 
     Raises:
-        UserError: it is no checkpoint of a run.
+        UserError: the file is not a checkpoint of a run.
     """
     if checkpoint.suffix == ".safetensors":
         return _load_published(checkpoint)
@@ -134,14 +136,14 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"{checkpoint} cannot be read: {str(error).splitlines()[0]}. Give a whole checkpoint of a run."
+            f"{checkpoint} cannot be read: {str(error).splitlines()[0]}. Give a complete checkpoint of a run."
         ) from error
     except (EOFError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        # Of a file that is none, torch says how to load it all the same, which would run what is in it.
-        reason = "it is no checkpoint"
-        raise UserError(f"{checkpoint} cannot be read: {reason}. Give a whole checkpoint of a run.") from error
+        # torch's own message explains how to load the file anyway, which would run code in it.
+        reason = "it is not a checkpoint"
+        raise UserError(f"{checkpoint} cannot be read: {reason}. Give a complete checkpoint of a run.") from error
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{checkpoint} is no checkpoint of a run. Give one such as outputs/…/checkpoints/best.ckpt.")
+        raise UserError(f"{checkpoint} is not a checkpoint of a run. Give one such as outputs/…/checkpoints/best.ckpt.")
     with_text_state(content)
     return cast(dict[str, Any], content)
 
@@ -166,32 +168,32 @@ def _load_published(file: Path) -> dict[str, Any]:
 
 
 def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
-    """Warn of a text that is not what it was when the checkpoint was written, unless another one is asked for."""
+    """Warn if the text has changed since the checkpoint was written, unless the overrides name another text."""
     if data.changed and not _other_text(overrides):
         log.warning(
-            "%s is not what it was when the checkpoint was written: its splits may hold what was trained on",
+            "%s has changed since the checkpoint was written: its splits may include training data",
             data.called,
         )
 
 
 def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str]) -> None:
-    """Warns of other parts of the same text than the run had."""
+    """Warn if the splits of the same text differ from those of the run."""
     if not any(override.startswith("task.data.splits=") for override in overrides) or _other_text(overrides):
         return
     if config.task.data.splits != load_source(checkpoint).task.data.splits:
-        log.warning("the run had other task.data.splits: what is evaluated may be among what it was trained on")
+        log.warning("the run had other task.data.splits: the evaluated part may include training data")
 
 
 def _other_text(overrides: Sequence[str]) -> bool:
-    """Return whether another text than the run's is asked for, of which nothing was trained on."""
+    """Return True if the overrides name another text, none of which was used for training."""
     return any(map(_names_a_text, overrides))
 
 
 def load_weights(task: Task, weights: dict[str, Any]) -> None:
-    """Fills a task with the weights of a checkpoint.
+    """Load the weights of a checkpoint into a task.
 
     Raises:
-        UserError: they are those of another network.
+        UserError: the weights belong to another network.
     """
     own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
@@ -199,20 +201,20 @@ def load_weights(task: Task, weights: dict[str, Any]) -> None:
         wrong = [name for name in {**own, **given} if own.get(name) != given.get(name)]
         here, there = (str(shapes.get(wrong[0], "missing")) for shapes in (own, given))
         raise UserError(
-            f"the weights do not fit this network: {len(wrong)} of its tensors are others, such as {wrong[0]}, here "
-            f"{here} and in the checkpoint {there}. Give the options of model and task of the run that wrote it."
+            f"the weights do not fit this network: {len(wrong)} tensors differ, such as {wrong[0]}, here {here} and in "
+            f"the checkpoint {there}. Use the model and task options of the run that wrote it."
         )
     task.load_state_dict(weights)
 
 
 def data_state(config: DictConfig, content: dict[str, Any]) -> dict[str, Any]:
-    """Return what the run's data module left in the checkpoint: its place in the stream, and a text's vocabulary."""
-    kind = str(config.task.data._target_).rpartition(".")[2]  # by which Lightning calls it
+    """Return the state of the run's data module in a checkpoint: the stream position and a text's vocabulary."""
+    kind = str(config.task.data._target_).rpartition(".")[2]  # Lightning's key
     state: dict[str, Any] = content.get(kind, {})
     return state
 
 
 def vocabulary(config: DictConfig, content: dict[str, Any]) -> Vocabulary | None:
-    """The symbols of the text that a checkpoint was trained on; None where it was no text."""
+    """Return the symbols of the text that a checkpoint was trained on; None if the data was not a text."""
     state = data_state(config, content)
     return Vocabulary(state["level"], tuple(state["vocabulary"])) if "vocabulary" in state else None

@@ -1,4 +1,4 @@
-"""Options of this run beside those of the run that wrote a checkpoint."""
+"""Compare the options of this run with those of the run that wrote a checkpoint."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,42 +12,42 @@ from gridlstm.training.stored import read_config
 
 
 def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
-    """Refuse to continue with other options than the checkpoint's run: its optimiser's state would silently win.
+    """Refuse to resume with other options than the checkpoint's run: its optimizer state would silently override them.
 
     Raises:
-        UserError: naming every option that differs.
+        UserError: options differ; the message lists them.
     """
     if (directory := run_directory(checkpoint)) is None:
         return
     if cfg.trainer.overfit_batches and "fit" in cfg.stages:
         raise UserError(
-            f"trainer.overfit_batches={cfg.trainer.overfit_batches} repeats the first batches of a training, and a "
-            f"resumed one begins with others. Start a new run, without ckpt_path."
+            f"trainer.overfit_batches={cfg.trainer.overfit_batches} repeats the first batches of a training, but a "
+            f"resumed training starts with later ones. Start a new run, without ckpt_path."
         )
     differences = _differences(*_both(cfg, directory, FIXED))
     if differences and "fit" not in cfg.stages:
         raise UserError(
-            f"the test of {directory} is one of the options of its config.yaml, and here they differ:\n  "
+            f"the test of {directory} must use the options of its config.yaml, but these differ:\n  "
             + "\n  ".join(differences)
-            + "\nOther options are for python -m gridlstm.evaluate, or for another hydra.run.dir."
+            + "\nUse python -m gridlstm.evaluate, or another hydra.run.dir, for other options."
         )
     if differences:
         raise UserError(
-            f"{checkpoint} goes on with the options it was trained with, and here they differ:\n  "
+            f"{checkpoint} can only be resumed with the options it was trained with, but these differ:\n  "
             + "\n  ".join(differences)
-            + "\nLeave them out, or as they were (trainer.max_steps and trainer.max_time may grow, and a schedule "
-            "stretches with them), or start a new run."
+            + "\nRemove them or restore their values (trainer.max_steps and trainer.max_time may grow, and stretch a "
+            "schedule), or start a new run."
         )
 
 
 def differences_of_end(cfg: DictConfig, directory: Path) -> list[str]:
-    """Return the options of when and how a training ends that differ from those of the run in a directory."""
+    """Return the options for the end of training that differ from those of the run in a directory."""
     now, then = _both(cfg, directory, {Role.LENGTH, Role.TRAINING})
     return sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
 
 
 def other_network(cfg: DictConfig, checkpoint: Path) -> list[str]:
-    """Return the options of the model with which the same weights may compute something else than in their own run."""
+    """Return the model options that differ, with which the same weights may compute something else."""
     if (directory := run_directory(checkpoint)) is None:
         return []
     now, then = (_models(options) for options in _both(cfg, directory, {Role.NETWORK}))
@@ -59,7 +59,7 @@ def _models(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _both(cfg: DictConfig, directory: Path, roles: Collection[Role]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options of some roles, of this run and of the one in a directory."""
+    """Return the options of some roles, of this run and of the run in a directory."""
     before = read_config(directory / "config.yaml")
     now, then = (chosen(dict(leaves(OmegaConf.to_container(c, resolve=True))), roles) for c in (cfg, before))
     return now, then
@@ -71,7 +71,7 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 
 
 def run_directory(checkpoint: Path) -> Path | None:
-    """Return the run directory that a checkpoint lies in: the nearest with a config.yaml; None outside of any."""
+    """Return the run directory of a checkpoint, the nearest parent with a config.yaml; None if there is none."""
     for directory in checkpoint.resolve().parents:
         if (directory / "config.yaml").is_file():
             return directory

@@ -1,4 +1,4 @@
-"""Checkpoints that hold what was written into them."""
+"""Detect damaged checkpoints."""
 
 import zipfile
 import zlib
@@ -10,27 +10,27 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with the bytes of a checkpoint; None where it is intact.
+    """Return what is wrong with the bytes of a checkpoint, or None if it is intact.
 
-    ``torch.save`` writes a zip archive with a checksum of each of its files, which ``torch.load`` does not look at.
+    ``torch.save`` writes a zip archive with a checksum for every member, which ``torch.load`` does not verify.
     """
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             files = archive.infolist()
-            # Torch reads so many bytes as its directory says, also of what this calls a directory: of those, none.
+            # torch reads as many bytes as the directory says, also of members that zipfile skips as directories.
             if any(file.file_size != file.compress_size or file.external_attr for file in files):
                 return "its table of contents is wrong"
             wrong = archive.testzip()
     except OSError as error:
         return str(error.strerror or error)
     except (EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile):
-        return "it is no checkpoint, or not a whole one"
-    return None if wrong is None else f"the checksum of {wrong} is not that of its content"
+        return "it is not a checkpoint, or not a complete one"
+    return None if wrong is None else f"the checksum of {wrong} does not match its content"
 
 
 def check_intact(checkpoint: Path) -> None:
-    """Raise UserError for a checkpoint that is damaged, and say which one to give instead."""
+    """Raise UserError if a checkpoint is damaged; the message names a replacement."""
     if (reason := damage(checkpoint)) is not None:
         before = checkpoint.with_name(PREVIOUS)
-        other = f"the one before, {before}" if checkpoint.name == LAST and damage(before) is None else "another"
+        other = f"the previous one, {before}" if checkpoint.name == LAST and damage(before) is None else "another"
         raise UserError(f"{checkpoint} cannot be read: {reason}. Give {other}.")

@@ -1,4 +1,4 @@
-"""One job: build, fit, test, record."""
+"""Run one job: build, fit, test, record."""
 
 import logging
 import time
@@ -34,8 +34,8 @@ from gridlstm.training.validate import check, unused_network_options
 log = logging.getLogger(__name__)
 
 _SMALLER = (
-    "Smaller ones need less, also task.data.batch_size with trainer.accumulate_grad_batches, or model.sweep=recompute "
-    "where the model has it."
+    "Use a smaller size, or a smaller task.data.batch_size with trainer.accumulate_grad_batches, or "
+    "model.sweep=recompute if the model has it."
 )
 
 
@@ -43,10 +43,10 @@ def run_job(cfg: DictConfig) -> float:
     """Run the stages of one job in ``cfg.run.dir``.
 
     Returns:
-        The best value of the monitored metric (for ``stages=[test]``, its test value), which a sweep optimises.
+        Best value of the monitored metric, or its test value for ``stages=[test]``. A sweep optimizes it.
 
     Raises:
-        UserError: the configuration cannot work.
+        UserError: the job cannot work as configured.
     """
     check(cfg)
     quiet()
@@ -60,23 +60,23 @@ def run_job(cfg: DictConfig) -> float:
             score = _run_stages(cfg, run, record, plan)
         except BaseException as error:
             _finish_loggers(run, record, error)
-            if status_after(error) == "interrupted":  # Lightning makes 1 of it, as of a failure
+            if status_after(error) == "interrupted":  # Lightning would exit with 1, as after a failure
                 raise SystemExit(exit_status(run.trainer, error)) from error
             raise
-    _finish_loggers(run, record, None)  # which may wait for a server: all is written
+    _finish_loggers(run, record, None)  # may wait for a server, but every file is written by now
     log_summary(cfg, record.fields)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Left to the end of the process, its threads have aborted a rank that had done all its work.
+        # If left until the process ends, its threads can abort a rank that has finished its work.
         torch.distributed.destroy_process_group()
     return score
 
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Say in a sentence which option Lightning refuses once it has the data.
+    """Turn Lightning's errors about options into one-line errors.
 
     Raises:
-        UserError: instead of Lightning's error.
+        UserError: Lightning refuses an option.
     """
     try:
         yield
@@ -85,10 +85,10 @@ def _sentences() -> Iterator[None]:
 
 
 def _prepare(cfg: DictConfig, plan: Plan, record: Record) -> Run:
-    """Build a run, fill its network with the weights that the plan names, and begin its logs.
+    """Build a run, load the weights that the plan names and start the loggers.
 
     Raises:
-        UserError: a part refuses its options, or the weights do not fit.
+        UserError: a component refuses its options, or the weights do not fit.
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = build(cfg)
@@ -99,7 +99,7 @@ def _prepare(cfg: DictConfig, plan: Plan, record: Record) -> Run:
         init_from(run.task, run.data, plan.init_from)
         _warn_of_other_network(cfg, plan.init_from)
     callbacks: list[L.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]  # set, but not annotated
-    # Not before all ranks have read in the directory whether there is something left to train.
+    # Ranks waits until all ranks have read from the directory whether training is left to do.
     callbacks.insert(0, Ranks(lambda: _begin(cfg, record, plan)))
     record.fields |= describe(run)
     for logger in run.trainer.loggers:
@@ -113,11 +113,11 @@ def _prepare(cfg: DictConfig, plan: Plan, record: Record) -> Run:
 
 
 def _restore(cfg: DictConfig, run: Run, plan: Plan, checkpoint: Path) -> None:
-    """Fill the network with a checkpoint's weights.
+    """Load the weights of a checkpoint into the network.
 
     Raises:
-        UserError: they are of another network, or of other data than are to be trained on, or tested as the run's own;
-            or there is no time left to train.
+        UserError: the weights belong to another network, the data differs from the checkpoint's although the run
+            trains on it or tests on it as its own, or no training time is left.
     """
     content = load_content(checkpoint)
     if (plan.continues or plan.trains) and (state := data_state(cfg, content)):
@@ -130,25 +130,23 @@ def _restore(cfg: DictConfig, run: Run, plan: Plan, checkpoint: Path) -> None:
 
 
 def _check_time_left(run: Run, content: dict[str, Any]) -> None:
-    """Refuses a training of no time here already: once it begins, the record of the earlier legs is written over."""
+    """Raise UserError if no training time is left, before the training overwrites the record of earlier legs."""
     for clock in run.trainer.callbacks:  # type: ignore[attr-defined]  # set, but not annotated
         if isinstance(clock, Clock):
             clock.load_state_dict(content.get("callbacks", {}).get(clock.state_key, {}))
             if (left := clock.time_remaining()) is not None and left <= 0:
-                raise UserError(
-                    "trainer.max_time counts the whole run, and its earlier legs have used it up: raise it."
-                )
+                raise UserError("trainer.max_time limits the whole run, and earlier legs have used it up. Raise it.")
 
 
 def _warn_of_other_network(cfg: DictConfig, checkpoint: Path) -> None:
     if different := other_network(cfg, checkpoint):
-        log.warning("the weights may mean something else in this network than in that of %s:", checkpoint)
+        log.warning("the weights of %s may mean something else in this network:", checkpoint)
         for line in different:
             log.warning("  %s", line)
 
 
 def _begin(cfg: DictConfig, record: Record, plan: Plan) -> None:
-    """Write what is run now, and take back what an earlier leg said of other weights."""
+    """Write the configuration, and remove results of earlier weights from the record."""
     if "fit" not in cfg.stages:
         return
     if provenance.rank() == 0:
@@ -160,7 +158,7 @@ def _begin(cfg: DictConfig, record: Record, plan: Plan) -> None:
 
 
 def _run_stages(cfg: DictConfig, run: Run, record: Record, plan: Plan) -> float:
-    """Train and test; return the score."""
+    """Train and test, and return the score."""
     score: float | None = None
     weights = None if plan.checkpoint is None else str(plan.checkpoint)
     if plan.best is not None:
@@ -180,11 +178,11 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, plan: Plan) -> float:
 
 
 def _train(cfg: DictConfig, run: Run, record: Record, checkpoint: str | None) -> tuple[float, str | None]:
-    """Train, record how far the training came, and return the best score and its checkpoint."""
+    """Train, record the progress made, and return the best score and its checkpoint."""
     start = time.monotonic()
     try:
         run.trainer.fit(run.task, run.data, ckpt_path=checkpoint)
-    finally:  # how far it came is of interest also where it went no further
+    finally:  # record the progress also if training fails
         record.fields |= _trained(cfg, run, record, time.monotonic() - start)
         if trained(run.trainer):
             record.fields["trained_to_end"] = True
@@ -197,7 +195,7 @@ def _train(cfg: DictConfig, run: Run, record: Record, checkpoint: str | None) ->
 
 
 def _trained(cfg: DictConfig, run: Run, record: Record, seconds: float) -> dict[str, Any]:
-    """How far a training has come, over all its legs."""
+    """Return the progress of a training over all its legs."""
     if not run.trainer.global_step:
         return {}
     best = best_checkpoint(run.trainer)
@@ -212,37 +210,37 @@ def _trained(cfg: DictConfig, run: Run, record: Record, seconds: float) -> dict[
 
 
 def _best(cfg: DictConfig, run: Run) -> tuple[float, str | None]:
-    """The best score and its checkpoint; without checkpoints, the final score of the weights in memory."""
+    """Return the best score and its checkpoint; without checkpoints, the final score and None."""
     if (best := best_checkpoint(run.trainer)) is not None:
         return best
     if (final := run.trainer.callback_metrics.get(cfg.task.monitor)) is None:
         raise UserError(
-            f"training ended after {run.trainer.global_step} steps without a value of {cfg.task.monitor}, by which "
-            f"this task is judged: give trainer.max_steps or trainer.max_time room for a step, and "
-            f"trainer.limit_val_batches for a validation."
+            f"training ended after {run.trainer.global_step} steps without a value of {cfg.task.monitor}, the score of "
+            f"this task. Raise trainer.max_steps or trainer.max_time to allow a step, and trainer.limit_val_batches to "
+            f"allow a validation."
         )
     return float(final), None
 
 
 def quiet() -> None:
-    """Turns down messages that say nothing about this run."""
+    """Silence messages that say nothing about this run."""
     for name in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("profilers", "callbacks.early_stopping"):  # what they print was asked for
+    for name in ("profilers", "callbacks.early_stopping"):  # the user asked for their output
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
-    if logging.getLogger().handlers:  # Lightning's own would print the same once more
+    if logging.getLogger().handlers:  # Lightning's own handler would print every message twice
         logging.getLogger("lightning").handlers.clear()
-    # Batches are slices of memory or made on the device: worker processes would only cost.
+    # Batches are slices of memory or made on the device: worker processes would only add cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # A checkpoint that is only evaluated needs none of the callbacks that wrote it.
+    # A checkpoint can be evaluated without the callbacks that wrote it.
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
-    # A run goes on in its own directory.
+    # A run resumes in its own directory.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # The loss of a row of the log that has only begun is no number, as it should be.
+    # The loss of a log row is NaN until its first batch; that is intended.
     warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
-    # Sweeps reach SLURM by hardware=slurm, and a run beside it is no mistake.
+    # Sweeps use SLURM through hardware=slurm; a run without srun is no mistake.
     warnings.filterwarnings("ignore", message=".*`srun` command is available on your system.*")
-    # Lightning's own use of an API that torch has begun to retire.
+    # Lightning uses an API that torch has deprecated.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
@@ -264,15 +262,15 @@ def _announce(cfg: DictConfig, run: Run, record: Record) -> None:
 
 
 def _warn(cfg: DictConfig, run: Run) -> None:
-    """Names options that do less than they say."""
+    """Warn about options that have no or less effect."""
     for key, value in unused_network_options(cfg):
-        log.warning("task.network.%s=%s has no effect: model=%s has no use for it", key, value, cfg.run.model)
+        log.warning("task.network.%s=%s has no effect: model=%s does not use it", key, value, cfg.run.model)
     samples = run.trainer.max_steps * cfg.trainer.accumulate_grad_batches * run.data.batch_size
     opened = run.data.curriculum_samples
     if 0 < samples <= opened:
         log.warning(
-            "the curriculum has all lengths open after %s samples, and trainer.max_steps=%d ends the training after "
-            "%s: the longest are judged, and not trained",
+            "the curriculum includes all lengths after %s samples, but trainer.max_steps=%d ends training after %s: "
+            "the longest lengths are evaluated but never trained on",
             f"{opened:,}",
             run.trainer.max_steps,
             f"{samples:,}",
@@ -280,7 +278,7 @@ def _warn(cfg: DictConfig, run: Run) -> None:
 
 
 def _finish_loggers(run: Run, record: Record, error: BaseException | None) -> None:
-    """Ends every logger's run, as failed where it failed: a W&B run would else go on into the next job of a sweep."""
+    """Finish every logger's run and its status, so that a W&B run does not continue into the next job of a sweep."""
     result = record.fields | {"status": status_after(error)} | ({"error": str(error)} if error else {})
     for logger in run.trainer.loggers:
         end: Any = getattr(logger, "finish", None)
@@ -288,5 +286,5 @@ def _finish_loggers(run: Run, record: Record, error: BaseException | None) -> No
             logger.save()
             if end is not None:
                 end(result)
-        except Exception as failure:  # noqa: BLE001  it must not cost the result
-            log.warning("%s has failed: %r", type(logger).__name__, failure)
+        except Exception as failure:  # noqa: BLE001  a failed logger must not lose the result
+            log.warning("%s failed: %r", type(logger).__name__, failure)

@@ -1,4 +1,4 @@
-"""The legs of a run: what an earlier process left in the directory in which this one goes on."""
+"""Legs of a run: files that earlier processes left in its directory."""
 
 import logging
 from pathlib import Path
@@ -13,13 +13,13 @@ CHECKPOINTS = "checkpoints"
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """Return the last checkpoint of a run directory; None where there is none."""
+    """Return the last checkpoint of a run directory, or None."""
     paths = (directory / CHECKPOINTS / name for name in (LAST, PREVIOUS))
     return next((path for path in paths if path.exists()), None)
 
 
 def intact_checkpoint(directory: Path) -> Path | None:
-    """Return the last checkpoint of a run directory, the one before if that is damaged; None where there is none.
+    """Return the last checkpoint of a run directory, or the previous one if it is damaged; None if there is none.
 
     Raises:
         UserError: both are damaged.
@@ -30,14 +30,14 @@ def intact_checkpoint(directory: Path) -> Path | None:
     before = last.with_name(PREVIOUS)
     if last == before or damage(before) is not None:
         check_intact(last)
-    log.warning("%s is damaged (%s): the run continues from the one before, %s", last, reason, before)
+    log.warning("%s is damaged (%s): the run continues from the previous one, %s", last, reason, before)
     return before
 
 
 def earlier_result(directory: Path) -> dict[str, Any]:
-    """What result.json says of the legs before, {} where there is none; without how the last of them ended.
+    """Return result.json of the earlier legs without how the last one ended; {} if there is none.
 
-    Of a leg that was killed, which could not write its seconds, progress.json says how long it had trained.
+    A killed leg could not write its seconds; they are read from progress.json.
     """
     result = read_json(directory / "result.json")
     if result.get("status") == "running" and not result.get("trained_to_end"):

@@ -1,4 +1,4 @@
-"""What a component says of its parameters, said of the options that give them."""
+"""Replace a component's argument names in its messages by the options that set them."""
 
 import re
 from collections.abc import Iterator
@@ -11,25 +11,27 @@ from gridlstm.errors import UserError
 
 
 def in_options(message: str, cfg: DictConfig, path: str) -> str:
-    """Return a component's message with options for its parameters: "window must be …" is "task.data.window must be …".
+    """Return a message with options for arguments: "window must be …" becomes "task.data.window must be …".
 
-    A parameter is known by what follows: "=" anywhere, "must" at the beginning.
+    An argument is recognized by what follows: "=" anywhere, or "must" at the start.
 
     Args:
-        path: of the component's node.
+        message: message of the component.
+        cfg: configuration of the run.
+        path: path of the component's node.
     """
     options = _options(OmegaConf.to_container(OmegaConf.select(cfg, path)), path)
     names = "|".join(map(re.escape, options))
     if not names:
         return message
-    # Neither a part of a path or an address, nor an option already.
+    # Skip parts of a path or address, and names that are options already.
     return re.sub(rf"(?<![\w./?&-])(?:{names})(?==)|\A(?:{names})(?= must\b)", lambda found: options[found[0]], message)
 
 
 def refusal(error: BaseException, cfg: DictConfig, path: str) -> str:
-    """Return what the component at ``path`` refuses, in one line: see ``in_options``.
+    """Return the error of the component at ``path`` in one line with options, see ``in_options``.
 
-    The line begins with an option, or the path of the component.
+    The line begins with an option or the path of the component.
     """
     line = str(error).partition("\n")[0]
     options = _options(OmegaConf.to_container(OmegaConf.select(cfg, path)), path)
@@ -40,10 +42,10 @@ def refusal(error: BaseException, cfg: DictConfig, path: str) -> str:
 
 @contextmanager
 def options_named(cfg: DictConfig, path: str) -> Iterator[None]:
-    """Name the options in what the component at ``path`` refuses.
+    """Replace arguments by options in errors of the component at ``path``.
 
     Raises:
-        UserError: the component's own, see ``in_options``.
+        UserError: the error of the component, see ``in_options``.
     """
     try:
         yield
@@ -52,7 +54,7 @@ def options_named(cfg: DictConfig, path: str) -> Iterator[None]:
 
 
 def _options(node: Any, path: str) -> dict[str, str]:
-    """Return the option of every parameter of a node, unresolved, and of the nodes in it."""
+    """Return the option of every argument of a node, unresolved, and of nested nodes."""
     found: dict[str, str] = {}
     for name, value in node.items():
         if isinstance(value, dict):
@@ -65,6 +67,6 @@ def _options(node: Any, path: str) -> dict[str, str]:
 
 
 def _typed(value: Any, path: str) -> str:
-    """Return the option that one types for the one at ``path``: of a task, what its value refers to (task.path)."""
+    """Return the option that the user types; for a task's reference, the option it refers to (task.path)."""
     reference = re.fullmatch(r"\$\{(\w[\w.]*)\}", value) if isinstance(value, str) else None
     return reference[1] if reference and path.startswith("task.") else path

@@ -1,4 +1,4 @@
-"""What a run will do, decided once before anything is built or written. Everything else asks the plan."""
+"""Decide once what a run will do, before anything is built or written. Everything else asks the plan."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from gridlstm.training.legs import CHECKPOINTS, earlier_result, intact_checkpoin
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does with which weights."""
+    """Stages of a run and the weights that they use."""
 
     directory: Path
-    """The run directory."""
+    """Run directory."""
     leg: int
-    """1 for a new run, n where the run continues in its directory for the n-th time."""
+    """1 for a new run, n for the n-th leg in its directory."""
     checkpoint: Path | None
-    """The checkpoint whose weights are tested, or from which the training continues with all its state."""
+    """Checkpoint to test, or to resume training from with all its state."""
     init_from: Path | None
-    """The checkpoint of another run whose weights a new training starts from."""
+    """Checkpoint of another run whose weights a new training starts from."""
     trains: bool
     tests: bool
     best: Path | None
-    """The weights to test of a training that has ended in an earlier leg."""
+    """Checkpoint to test if training ended in an earlier leg."""
     earlier: Mapping[str, Any]
-    """What result.json says of the earlier legs."""
+    """Contents of result.json from the earlier legs."""
 
     @property
     def continues(self) -> bool:
-        """True where the run takes up what is in its directory."""
+        """True if the run continues one in its directory."""
         return self.leg > 1
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Plan:
             steps = self.earlier["steps"]
             left = f"test {self.best}" if self.tests else "nothing is left"
             return (
-                f"leg {self.leg}: the training ended at step {steps}, {left} (a larger trainer.max_steps or "
+                f"leg {self.leg}: training ended at step {steps}, {left} (a larger trainer.max_steps or "
                 f"trainer.max_time trains on)"
             )
         source = self.checkpoint or self.init_from
@@ -59,7 +59,7 @@ def decide(cfg: DictConfig) -> Plan:
     """Return the plan of a checked configuration.
 
     Raises:
-        UserError: a run cannot continue with these options, or the directory holds another run.
+        UserError: the run cannot resume with these options, or the directory holds another run.
     """
     directory = Path(cfg.run.dir)
     checkpoint = _checkpoint(cfg)
@@ -69,7 +69,7 @@ def decide(cfg: DictConfig) -> Plan:
         check_resume(cfg, checkpoint)
     if not own and trains and any((directory / CHECKPOINTS).glob("*.ckpt")):
         raise UserError(
-            f"{directory} holds the checkpoints of an earlier run. Give ckpt_path=last to continue it, another "
+            f"{directory} holds the checkpoints of an earlier run. Use ckpt_path=last to resume it, or another "
             f"hydra.run.dir, or delete it."
         )
     earlier = earlier_result(directory) if own else {}
@@ -95,14 +95,13 @@ def _checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def _trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]) -> Path | None:
-    """Return the best checkpoint where training has ended and the test alone may be left; else None.
+    """Return the best checkpoint if training has ended and at most the test is left; else None.
 
-    Steps, a clock, a criterion or early stopping may have ended it. With other limits than then, or from a checkpoint
-    that is not the last, the run trains on.
+    Training may have ended by steps, clock, criterion or early stopping. With other limits, or from a checkpoint other
+    than the last, the run trains on.
 
     Raises:
-        UserError: callbacks are others than then, and there are no steps left in which they could do anything; or the
-            checkpoint that is to be tested is damaged.
+        UserError: callbacks have changed but no steps are left for them, or the checkpoint to test is damaged.
     """
     directory = Path(cfg.run.dir)
     last = last_checkpoint(directory)
@@ -114,19 +113,19 @@ def _trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any
     if rules := [key for key in different if key.startswith("callbacks.")]:
         if 0 < cfg.trainer.max_steps <= earlier["steps"]:
             raise UserError(
-                f"the training ended at step {earlier['steps']}, and {rules[0]} is not what it was. Give a larger "
-                f"trainer.max_steps to train on, or leave the option as it was."
+                f"training ended at step {earlier['steps']}, but {rules[0]} has changed. Raise trainer.max_steps to "
+                f"train on, or restore the option."
             )
         return None
     best = earlier.get("best", {})
     if cfg.task.monitor not in best or not best.get("checkpoint"):
         return None
-    weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name  # wherever the directory has moved to
+    weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name  # the directory may have moved
     if not weights.is_file():
         return None
     if "test" in cfg.stages and (reason := damage(weights)) is not None:
         raise UserError(
-            f"{weights} cannot be read: {reason}. The test that is left of this run needs it. Restore it from a copy, "
-            f"or test the last weights by stages=[test] ckpt_path=last."
+            f"{weights} cannot be read: {reason}. The run's test needs it. Restore it from a copy, or test the last "
+            f"weights with stages=[test] ckpt_path=last."
         )
     return weights

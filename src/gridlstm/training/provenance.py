@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, versions, device, seed, command."""
+"""Origin of a number: commit, versions, device, seed, command."""
 
 import logging
 import os
@@ -18,11 +18,11 @@ _PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "n
 
 
 def commit() -> str:
-    """The commit of the source tree, with "+changes" where the tree differs from it; "unknown" outside a checkout."""
+    """Return the commit of the source tree, with "+changes" if files differ from it; "unknown" outside a checkout."""
     root = Path(gridlstm.__file__).parents[2]
     git = ["git", "-C", str(root)]
     try:
-        # An installed wheel may lie inside somebody else's repository.
+        # An installed wheel may be inside another repository.
         top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
         if Path(top.strip()) != root:
             return "unknown"
@@ -34,7 +34,7 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and what its numbers depend on."""
+    """Return the versions of Python, this package and the packages that affect its numbers."""
     return {
         "python": platform.python_version(),
         "gridlstm": gridlstm.__version__,
@@ -43,24 +43,24 @@ def versions() -> dict[str, str]:
 
 
 def device(used: torch.device) -> str:
-    """The device a run computed on, in words."""
+    """Return a description of the device that a run used."""
     if used.type == "cuda":
         return torch.cuda.get_device_name(used)
     return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
 
 
 def command() -> str:
-    """The command line that started this process."""
+    """Return the command line that started this process."""
     return shlex.join(sys.orig_argv)
 
 
 def rank() -> int:
-    """This process's rank as its launcher tells it, before Lightning knows of it."""
+    """Return this process's rank from its launcher's variables, before Lightning knows it."""
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 class RankZeroFilter(logging.Filter):
-    """Lets every record of rank zero through, and of other ranks the warnings and errors."""
+    """Passes every record of rank zero, but only warnings and errors of other ranks."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING or rank() == 0
@@ -76,5 +76,5 @@ def _processor() -> str:
 
 
 def describe(used: torch.device) -> dict[str, Any]:
-    """Everything above, as it goes into result.json."""
+    """Return command, commit, device and versions, as in result.json."""
     return {"command": command(), "commit": commit(), "device": device(used), "versions": versions()}

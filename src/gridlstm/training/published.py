@@ -1,4 +1,4 @@
-"""What an experiment's file says that others found, for the report: whether it says so in full."""
+"""Check an experiment's published numbers and claims, which the report shows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +13,14 @@ _CLAIM = ("claim", "there", "of")
 
 
 def check_report(node: Any, file: str = "") -> None:
-    """Checks the ``report`` node of a configuration (conf/train.yaml).
+    """Check the ``report`` node of a configuration (conf/train.yaml).
 
     Args:
-        file: where it stands, for the message.
+        node: the node.
+        file: its file, for the message.
 
     Raises:
-        UserError: something of it is missing, or of another kind.
+        UserError: a part is missing or has the wrong type.
     """
     where = f"{file}: report" if file else "report"
     _check(isinstance(node, Mapping), f"{where} must be {', '.join(_NODES)} with their values, got {node!r}")
@@ -41,7 +42,7 @@ def check_report(node: Any, file: str = "") -> None:
     for name in claims:
         claim, key = _mapping(claims, name, f"{where}.claims"), f"{where}.claims.{name}"
         for part in _CLAIM:
-            _check(claim.get(part) is not None, f"{key} needs {', '.join(_CLAIM)}, and has no {part!r}")
+            _check(claim.get(part) is not None, f"{key} needs {', '.join(_CLAIM)}, but has no {part!r}")
         for part in claim:
             _check(part in (*_CLAIM, "against"), f"{key}.{part} does not exist; there are {', '.join(_CLAIM)}, against")
         for part in ("of", "against"):

@@ -1,4 +1,4 @@
-"""The record of a run directory: config.yaml at the start, result.json at the end, whatever the end was."""
+"""Record of a run: config.yaml at the start and result.json at the end, however it ends."""
 
 import logging
 import os
@@ -23,21 +23,21 @@ from gridlstm.training.plan import Plan
 log = logging.getLogger(__name__)
 
 _RECORD_SECONDS = 60.0
-"""More than loggers take to end."""
+"""Time limit in seconds; loggers need less to finish."""
 
 
 class Record:
-    """Collects what result.json holds.
+    """Contents of result.json.
 
-    ``fields`` goes into the file as it is; ``write`` may be called again and again. A run that goes on in its directory
-    keeps what its earlier legs recorded until it knows better; seconds add up.
+    ``fields`` is written as it is, and ``write`` may be called repeatedly. A run that continues in its directory keeps
+    the records of earlier legs until newer values replace them; seconds add up.
     """
 
     def __init__(self, dir: Path, cfg: DictConfig, plan: Plan) -> None:
         self.dir = dir
         self.start = time.monotonic()
         self.refused = True
-        """Until it is known that the run can go on: what is refused before leaves the record of earlier legs."""
+        """True until the run has been built. A refused run leaves the record of earlier legs unchanged."""
         self.earlier = plan.earlier
         before = read_json(dir / "result.json") if plan.continues else {}
         self._ended: dict[str, Any] = {name: before[name] for name in ("status", "error") if name in before}
@@ -53,12 +53,12 @@ class Record:
         }
 
     def write(self) -> None:
-        """Writes result.json, on rank zero."""
+        """Write result.json on rank zero."""
         self.fields["seconds"] = round(self.earlier.get("seconds", 0) + time.monotonic() - self.start, 3)
         self._write(self.fields)
 
     def write_back(self) -> None:
-        """Writes what the earlier legs recorded."""
+        """Write the record of the earlier legs back."""
         self._write(dict(self.earlier) | self._ended)
 
     def _write(self, fields: Mapping[str, Any]) -> None:
@@ -67,17 +67,17 @@ class Record:
 
 
 def write_config(cfg: DictConfig) -> None:
-    """Writes config.yaml, resolved, and config_source.yaml, the same before its references were resolved.
+    """Write config.yaml, with resolved references, and config_source.yaml, with unresolved ones.
 
-    The second is what other options can still be applied to: there task.path reaches all that refers to it.
+    Other options can be applied to the second, where task.path still changes everything that refers to it.
     """
     source = cfg.copy()
-    # These may be read from another working directory.
+    # A later command may have another working directory.
     paths = ["task.path", "data_dir", "init_from", "task.data.cache_dir"]
     for name in paths:
         if isinstance(path := OmegaConf.select(source, name), str):
             OmegaConf.update(source, name, str(Path(os.path.expanduser(path)).absolute()))
-    name = "task.name"  # of a data set of the hub, or a directory
+    name = "task.name"  # a data set of the hub, or a directory
     if isinstance(path := OmegaConf.select(source, name), str) and os.path.isdir(path := os.path.expanduser(path)):
         OmegaConf.update(source, name, str(Path(path).absolute()))
         paths.append(name)
@@ -104,12 +104,12 @@ def recording(cfg: DictConfig, plan: Plan) -> Iterator[Record]:
 def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]:
     record = Record(directory, cfg, plan)
     if provenance.rank() == 0 and not (directory / "config.yaml").exists():
-        write_config(cfg)  # so that a run that cannot be built leaves it too; an older one is not overwritten yet
+        write_config(cfg)  # for a run that cannot be built; a file of an earlier leg is kept for now
     record.write()
     if provenance.rank() == 0:
-        (directory / "progress.json").unlink(missing_ok=True)  # of the leg before, whose seconds are now in the record
+        (directory / "progress.json").unlink(missing_ok=True)  # the record includes the seconds of the earlier leg
     else:
-        _error_of_this_rank(directory).unlink(missing_ok=True)  # of the leg before
+        _error_of_this_rank(directory).unlink(missing_ok=True)  # left by the earlier leg
     try:
         yield record
     except BaseException as error:
@@ -122,7 +122,7 @@ def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]
             record.write_back()
         else:
             record.fields["status"] = "failed" if elsewhere else status_after(error)
-            # An interruption has many names, none of which says more, and so has the loss of another rank.
+            # An interruption or the loss of another rank has many exception types, and none is informative.
             own = f"{type(error).__name__}: {error}" if failed else "interrupted"
             record.fields["error"] = own if isinstance(error, UserError) else elsewhere or own
             if record.fields["status"] == "interrupted":
@@ -130,7 +130,7 @@ def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]
                 resumed = f". {options} resumes it, without further options"
                 log.info("interrupted%s", resumed if last_checkpoint(directory) else " before a checkpoint")
             record.write()
-        for file in others:  # which their ranks wait for
+        for file in others:  # their ranks wait until the file is gone
             file.unlink()
         raise
     record.fields["status"] = status_after(None)
@@ -142,9 +142,9 @@ def _error_of_this_rank(directory: Path) -> Path:
 
 
 def _tell_rank_zero(error: BaseException, directory: Path) -> None:
-    """Leave rank zero the error of this rank, and where all ranks end by it, the time to record its own.
+    """Write this rank's error for rank zero; if all ranks end by it, wait until rank zero has recorded its own.
 
-    As soon as one rank has ended, torchrun ends the others by a signal, as at an interruption.
+    As soon as one rank ends, torchrun ends the others by a signal, which looks like an interruption.
     """
     told = _error_of_this_rank(directory)
     write_text(told, f"rank {provenance.rank()}: {type(error).__name__}: {error}")
@@ -154,14 +154,14 @@ def _tell_rank_zero(error: BaseException, directory: Path) -> None:
 
 
 def status_after(error: BaseException | None) -> str:
-    """How a run ends: completed, interrupted, which may go on, or failed."""
+    """Return the status of a run: completed, interrupted (which can be resumed) or failed."""
     if error is None:
         return "completed"
     return "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Sizes of the model and where it computes."""
+    """Return the sizes of the model and its device."""
     task, device = run.task, run.trainer.strategy.root_device
     return {
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
@@ -174,7 +174,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def metrics(run: Run) -> dict[str, float]:
-    """The latest value of every metric, training and validation."""
+    """Return the latest value of every training and validation metric."""
     latest = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     return {**run.task.rows.latest, **latest}
 

@@ -1,4 +1,4 @@
-"""The configuration that a run directory keeps, which may be damaged, or somebody else's."""
+"""Read the configuration stored in a run directory, which may be damaged or not a run's."""
 
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,19 @@ _NODES = ("task", "model", "trainer", "run")
 
 
 def read_config(path: Path) -> DictConfig:
-    """Return what config.yaml or config_source.yaml holds, as it would be written today, its references still open.
+    """Return config.yaml or config_source.yaml in today's format, with unresolved references.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the file is missing or damaged.
     """
     try:
         config: Any = OmegaConf.load(path)
         found = [name for name in _NODES if isinstance(config, DictConfig) and isinstance(config.get(name), DictConfig)]
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is missing: config.yaml and config_source.yaml stand in every run directory, so restore it there."
+            f"{path} is missing. Every run directory holds config.yaml and config_source.yaml. Restore it."
         ) from error
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:  # ValueError: bytes that are no text
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:  # ValueError: bytes that are not text
         raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}. Restore it from a copy.") from error
     if len(found) < len(_NODES):
         lacks = next(name for name in _NODES if name not in found)

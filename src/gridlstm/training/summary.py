@@ -1,4 +1,4 @@
-"""The last lines of a run: scores, files, and what to type next."""
+"""Log the last lines of a run: scores, files and commands to try next."""
 
 import logging
 import shlex
@@ -22,23 +22,23 @@ _NEXT = {
         ("enwik8", "text8", "penn_treebank", "hub"), "the same with a stacked LSTM: add model=stacked_lstm"
     ),
 }
-"""By task: commands to try after a run of a grid."""
+"""Commands to try after a run of a grid, by task."""
 
 
 def log_summary(cfg: DictConfig, fields: Mapping[str, Any]) -> None:
-    """Log the scores of a run, where it lies, and the commands that one may type next.
+    """Log the scores of a run, its directory and the commands to try next.
 
     Args:
-        cfg: of the run.
-        fields: of its result.json.
+        cfg: configuration of the run.
+        fields: contents of its result.json.
     """
     lines = [f"{name} {value:.4g}" for name, value in fields.get("test", {}).items()]
     best = fields.get("best", {})
-    if cfg.task.monitor in best:  # an earlier leg may have been judged by another
+    if cfg.task.monitor in best:  # an earlier leg may have had another monitor
         lines.insert(0, f"best {cfg.task.monitor} {best[cfg.task.monitor]:.4g}")
     log.info("")
     log.info("done in %.0f s: %s", fields["seconds"], " | ".join(lines))
-    log.info("  everything is in   %s", as_typed_path(cfg.run.dir))
+    log.info("  all files are in   %s", as_typed_path(cfg.run.dir))
     if (picture := Path(cfg.run.dir) / "learning_curve.png").exists():
         log.info("  learning curve     %s", as_typed_path(picture))
     if best.get("checkpoint"):
@@ -52,6 +52,6 @@ def log_summary(cfg: DictConfig, fields: Mapping[str, Any]) -> None:
 
 
 def as_typed_path(path: str | Path) -> str:
-    """Return a path as a person would type it: relative to the working directory if it lies below that."""
+    """Return a path for typing in a shell: quoted, and relative if it is below the working directory."""
     path = Path(path)
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -1,4 +1,4 @@
-"""Which model suits which task: what a task's objective takes is the type of its ``model`` argument."""
+"""Match models with tasks, by the type of the ``model`` argument of a task's objective."""
 
 import inspect
 from typing import Any, get_type_hints
@@ -11,46 +11,47 @@ from gridlstm.errors import UserError
 
 
 def annotations(target: Any) -> dict[str, Any]:
-    """The types of what a class or a function is called with, by name."""
+    """Return the types of the arguments of a class or function, by name."""
     return get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
 
 
 def accepted(task: DictConfig) -> type | None:
-    """The class of the models that a task takes; None where its objective does not say."""
+    """Return the class of models that a task takes, or None if its objective does not specify one."""
     objective = get_object(task.objective._target_)
     kind = annotations(objective).get("model")
     return kind if isinstance(kind, type) else None
 
 
 def fits(model: DictConfig, task: DictConfig) -> bool:
-    """Whether the nodes of a model and a task go together; what says nothing of its type is not refused here."""
+    """Return True if the model and task fit together, or if the model's type is unknown."""
     kind, target = accepted(task), get_object(model._target_)
     return kind is None or not isinstance(target, type) or issubclass(target, kind)
 
 
 def check_fit(cfg: DictConfig, option: str = "model") -> None:
-    """Raises UserError for a model that the task cannot take, with those that it can.
+    """Raise UserError for a model that the task cannot take; the message lists those that it can.
 
     Args:
-        option: where the model was named.
+        cfg: configuration of the run.
+        option: option that named the model.
     """
     for node, name in ((cfg.model, f"{option}={cfg.run.model}"), (cfg.task.objective, f"task={cfg.run.task}")):
         if (wrong := _unreadable(node)) is not None:
-            raise UserError(f"{name}: _target_={node._target_} cannot be read: {wrong}")
+            raise UserError(f"{name}: _target_={node._target_} cannot be loaded: {wrong}")
     if fits(cfg.model, cfg.task):
         return
     kind = accepted(cfg.task)
-    assert kind is not None, "nothing is refused without a type"
+    assert kind is not None, "a model is refused only by its type"
     nodes = {name: compose_model(name) for name in choices("model")}
     fitting = [name for name, node in nodes.items() if _unreadable(node) is None and fits(node, cfg.task)]
     raise UserError(
-        f"task={cfg.run.task} takes a {kind.__name__} and {option}={cfg.run.model} is none; models that fit: "
+        f"task={cfg.run.task} takes a {kind.__name__}, but {option}={cfg.run.model} is not one. Models that fit: "
         f"{', '.join(fitting) or 'none here'}."
     )
 
 
 def _unreadable(node: DictConfig) -> str | None:
-    """Why the class of a node cannot be had, or its annotations not be resolved; None where all is well."""
+    """Return why the class of a node cannot be imported or its annotations resolved; None if they can."""
     try:
         target = get_object(node._target_)
         annotations(target)

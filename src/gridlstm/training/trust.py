@@ -1,4 +1,4 @@
-"""Which code the configuration of a run directory may name: a run that somebody else hands on could name any."""
+"""Restrict the code that the configuration of a run directory may name, as the run may be somebody else's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -10,31 +10,32 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.errors import UserError
 
 _OURS = ("cell", "cells", "data", "models", "regularizers", "schedules", "tasks")
-"""Modules of this package whose classes a network, its data and its task are made of."""
+"""Modules of this package that define networks, data and tasks."""
 
 
 def check_trusted(config: DictConfig, nodes: Sequence[str], trust: Sequence[str]) -> None:
-    """Refuse what is neither a class of this package's networks, data and tasks nor named by the user.
+    """Refuse classes outside this package's networks, data and tasks, unless the user trusts them.
 
-    Nothing but this package is imported.
+    Only modules of this package are imported.
 
     Args:
-        nodes: of ``config``, that are to be made.
-        trust: names of packages or modules.
+        config: configuration of the run.
+        nodes: nodes of ``config`` that will be built.
+        trust: names of trusted packages or modules.
 
     Raises:
-        UserError: with the option and what to type.
+        UserError: a class is not trusted; the message gives the option to type.
     """
     foreign = foreign_targets(config, nodes)
     for option, target in foreign.items():
         if not any(target == name or target.startswith(f"{name}.") for name in trust):
             raise UserError(
-                f"{option}={target} is code that the run directory names, and no part of gridlstm's networks and "
-                f"tasks. If you know it, and trust who wrote the run: {trust_option(foreign)}"
+                f"{option}={target} is code named by the run directory, and not part of gridlstm's networks and tasks. "
+                f"If you know the code and trust the author of the run, add {trust_option(foreign)}"
             )
         if find_spec(package := target.partition(".")[0]) is None:
             raise UserError(
-                f"{option}={target} cannot be imported, there is no package {package} here: give the command where the "
+                f"{option}={target} cannot be imported: there is no package {package} here. Run the command where the "
                 f"run was trained, or with that directory on PYTHONPATH."
             )
 
@@ -45,7 +46,7 @@ def foreign_targets(config: DictConfig, nodes: Sequence[str]) -> dict[str, str]:
 
 
 def trust_option(foreign: Mapping[str, str]) -> str:
-    """Return the option that trusts ``foreign_targets``, as one types it."""
+    """Return the option that trusts ``foreign_targets``."""
     return "trust=" + ",".join(dict.fromkeys(target.rpartition(".")[0] for target in foreign.values()))
 
 
@@ -68,9 +69,9 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_ours(target: str) -> bool:
-    """Return True for a class of this package, by the name of a module that has such classes, and for the trainer.
+    """Return True for the trainer, and for a class defined in a module of this package that has such classes.
 
-    The class itself says where it is defined: gridlstm.data.text.os.system is of os.
+    Check where the class is defined, because gridlstm.data.text.os.system belongs to os.
     """
     if target == "lightning.Trainer":
         return True
@@ -79,5 +80,5 @@ def _is_ours(target: str) -> bool:
     try:
         found = get_object(target)
     except (ImportError, ValueError):
-        return True  # whoever makes it says that there is none
+        return True  # building it will report that it does not exist
     return isinstance(found, type) and found.__module__.startswith("gridlstm.")

@@ -1,4 +1,4 @@
-"""What no component can know for itself, checked before anything is written."""
+"""Check what no component can know by itself, before a run writes anything."""
 
 import os
 import re
@@ -23,37 +23,37 @@ _CHECKPOINTS = ("checkpoint", "last_checkpoint", "interruption")
 
 
 def check_start(cfg: DictConfig) -> None:
-    """Raises UserError for a run that is not to be started as it was: by hand, by torchrun or on one node."""
+    """Raise UserError if the run cannot start this way: by hand, with torchrun, with srun or on one node."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         if _several_processes(cfg):
             raise UserError(
-                "a sweep over distributed runs needs a process tree of its own for every job, or the ranks would sweep "
-                "each for itself. Leave out hydra/launcher, whose default does that."
+                "every job of a sweep over distributed runs needs its own processes, or each rank would run the whole "
+                "sweep. Remove hydra/launcher: its default starts them."
             )
         return
     if hydra.runtime.choices["hydra/launcher"] == "slurm":
-        raise UserError("hardware=slurm submits the jobs of a sweep: add -m, also for a sweep of one job.")
+        raise UserError("hardware=slurm submits the jobs of a sweep. Add -m, even for a sweep of one job.")
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     nodes = cfg.trainer.num_nodes
     if nodes != 1 and not (by_torchrun or "SLURM_NTASKS" in os.environ):
         raise UserError(
-            f"trainer.num_nodes={nodes}: start the run on every node, by torchrun --nnodes={nodes} --node-rank=… "
-            f"--master-addr=… --nproc-per-node=…, or as a sweep in SLURM's queue (docs/sweeps.md)."
+            f"trainer.num_nodes={nodes} needs a process on every node. Start torchrun --nnodes={nodes} --node-rank=… "
+            f"--master-addr=… --nproc-per-node=… on each, or a sweep in SLURM's queue (docs/sweeps.md)."
         )
     if not by_torchrun and nodes == 1 and not _several_processes(cfg) and os.environ.get("SLURM_PROCID", "0") != "0":
         raise UserError(
-            "srun has started several tasks, of which the first alone would leave a record: give srun --ntasks=1, or "
-            "run points side by side as a sweep (docs/sweeps.md)."
+            "srun has started several tasks, and only the first would record its run. Use srun --ntasks=1, or run "
+            "several points as a sweep (docs/sweeps.md)."
         )
     named = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
     if by_torchrun and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
-        raise UserError("torchrun's ranks would each have a directory of their own: give them one by hydra.run.dir=…")
+        raise UserError("each rank of torchrun would write to its own directory. Give all the same hydra.run.dir=…")
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises UserError for a job that cannot work, whatever its components."""
-    # They import torch, for which --help and a misspelt option need not wait.
+    """Raise UserError for a job that cannot work with any components."""
+    # These modules import torch. --help and a misspelled option should not wait for it.
     from gridlstm.training.build import check_callbacks, check_optimizer, check_task, check_types
     from gridlstm.training.match import check_match
 
@@ -61,13 +61,13 @@ def check(cfg: DictConfig) -> None:
     _check_checkpoints(cfg)
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
-            raise UserError("\n".join(f"{key} must be given: {key}=…" for key in missing))
+            raise UserError("\n".join(f"{key} has no value. Set {key}=…" for key in missing))
         OmegaConf.to_container(cfg, resolve=True)
     except InterpolationToMissingValueError:
-        raise  # the command line says which value must be given
+        raise  # the command line names the missing value
     except InterpolationResolutionError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{error.full_key} has no value here ({reason}): give {error.full_key}=…") from error
+        raise UserError(f"{error.full_key} has no value here ({reason}). Set {error.full_key}=…") from error
     _check_stages(cfg)
     _check_defaults()
     _check_task_options(cfg)
@@ -99,39 +99,37 @@ def check(cfg: DictConfig) -> None:
 def _check_nodes(cfg: DictConfig) -> None:
     for name in ("task", "model", "optimizer", "trainer", "match", "report", "run"):
         if not isinstance(cfg[name], DictConfig):
-            raise UserError(f"{name} is a group of options: give single ones, {name}.….=…, got {name}={cfg[name]}.")
+            raise UserError(f"{name} is a group of options, got {name}={cfg[name]}. Set single options: {name}.….=…")
     for group in ("callbacks", "logger"):
         for name, node in (cfg[group] or {}).items():
             if node is not None and not isinstance(node, DictConfig):
-                raise UserError(
-                    f"{group}.{name!s} must be null, which leaves it out, or a node of options, got {node}."
-                )
+                raise UserError(f"{group}.{name!s} must be a node of options, or null to remove it, got {node}.")
 
 
 def _check_checkpoints(cfg: DictConfig) -> None:
     if missing := [name for name in _CHECKPOINTS if name not in (cfg.callbacks or {})]:
         raise UserError(
-            f"the chosen callbacks lack {', '.join(missing)}, and so checkpoints or an answer to Ctrl-C: give "
-            f"callbacks=[default,…]. To leave out single ones: callbacks.{missing[0]}=null."
+            f"the chosen callbacks lack {', '.join(missing)}, which write checkpoints and handle Ctrl-C. Use "
+            f"callbacks=[default,…]. To remove one: callbacks.{missing[0]}=null."
         )
     best = cfg.callbacks.checkpoint
     if best and best.get("save_top_k", 1) != 1 and best.get("filename") == "best":
         raise UserError(
-            f"callbacks.checkpoint.save_top_k={best.save_top_k} would write several checkpoints into best.ckpt: give "
-            f"callbacks.checkpoint.filename={{step}} too, or leave it at 1."
+            f"callbacks.checkpoint.save_top_k={best.save_top_k} would write several checkpoints to best.ckpt. Add "
+            f"callbacks.checkpoint.filename={{step}}, or keep save_top_k at 1."
         )
     if not cfg.trainer.enable_checkpointing and any(cfg.callbacks[name] for name in _CHECKPOINTS):
         raise UserError(
-            "trainer.enable_checkpointing=false needs "
+            "trainer.enable_checkpointing=false conflicts with callbacks that write checkpoints. Add "
             + " ".join(f"callbacks.{name}=null" for name in _CHECKPOINTS)
-            + ", which write checkpoints: add that. Nothing can then be tested but the last weights, nor gone on with."
+            + ", after which the run can test only its final weights, and cannot be resumed."
         )
 
 
 def _check_clock(max_time: Any) -> None:
     if max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", str(max_time)):
         raise UserError(
-            f"trainer.max_time must be days, hours, minutes and seconds, such as 00:01:30:00, or null for no limit, "
+            f"trainer.max_time must be days:hours:minutes:seconds, such as 00:01:30:00, or null for no limit, "
             f"got {max_time!r}."
         )
     if max_time is not None and not str(max_time).strip("0:"):
@@ -152,42 +150,43 @@ def _check_trainer(cfg: DictConfig) -> None:
     every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
     if not isinstance(every, int | float | None) and _several_processes(cfg):
         raise UserError(
-            f"trainer.val_check_interval={every} is read from a clock of each process, which would validate at "
-            f"different steps and wait for one another for ever: give a number of steps, task.val_every."
+            f"trainer.val_check_interval={every} uses the clock of each process: ranks would validate at different "
+            f"steps and wait for each other forever. Use a number of steps, task.val_every."
         )
     if not isinstance(every, int | float | None) and accumulated > 1:
         raise UserError(
-            f"trainer.val_check_interval={every} may come between the trainer.accumulate_grad_batches={accumulated} "
-            f"batches of a step, and a checkpoint has no room for half a sum of gradients: give a number of batches, "
-            f"task.val_every."
+            f"trainer.val_check_interval={every} can fall inside a step of "
+            f"trainer.accumulate_grad_batches={accumulated} batches, and a checkpoint cannot store half a sum of "
+            f"gradients. Use a number of batches, task.val_every."
         )
     if trainer.max_steps < -1 or (trainer.max_steps == 0 and "fit" in cfg.stages):
         raise UserError(f"trainer.max_steps must be at least 1, or -1 for no end, got {trainer.max_steps}.")
     if type(every) is int and every % accumulated:
         raise UserError(
             f"trainer.val_check_interval={every} must be a multiple of trainer.accumulate_grad_batches={accumulated}: "
-            f"a checkpoint has no room for half a sum of gradients. task.val_every is rounded up by itself."
+            f"a checkpoint cannot store half a sum of gradients. Use task.val_every, which is rounded up."
         )
     if trainer.limit_val_batches == 0 and "fit" in cfg.stages:
         raise UserError(
-            f"trainer.limit_val_batches=0 leaves {cfg.task.monitor}, by which a run is judged, without a value."
+            f"trainer.limit_val_batches=0 leaves {cfg.task.monitor}, the score of this task, without a value. Use 1 or "
+            f"more."
         )
     if trainer.limit_test_batches == 0 and "test" in cfg.stages:
-        raise UserError("trainer.limit_test_batches=0 leaves nothing to test: give stages=[fit] instead.")
+        raise UserError("trainer.limit_test_batches=0 leaves nothing to test. Use stages=[fit] instead.")
     for name in OF_EVERY_TRAINER:
         if name in trainer:
             raise UserError(
-                f"trainer.{name} is no option: the training data has no end and is divided over the ranks already. "
-                f"End a training by trainer.max_steps or trainer.max_time, or repeat three batches by debug=overfit."
+                f"trainer.{name} cannot be set: the training data has no end and is already divided over the ranks. "
+                f"End training with trainer.max_steps or trainer.max_time, or repeat three batches with debug=overfit."
             )
     if (clip := trainer.gradient_clip_val) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for no clipping, got {clip}.")
 
 
 def _check_task_options(cfg: DictConfig) -> None:
-    """Raises UserError for numbers that the task's own file does not have and nothing reads.
+    """Raise UserError for a number that the task's own file does not define and no component reads.
 
-    An experiment brings options of the task that it is made for, which the command line may replace by another.
+    An experiment sets options for its own task, and the command line may choose another task.
     """
     file = CONF / "task" / f"{cfg.run.task}.yaml"
     own = OmegaConf.load(file) if file.exists() else cfg.task
@@ -199,20 +198,20 @@ def _check_task_options(cfg: DictConfig) -> None:
         then["task"][key] = value
         if now == then:
             raise UserError(
-                f"task={cfg.run.task} has no option {key}, so task.{key}={value} would have no effect: leave it out, "
-                f"or choose the task that experiment={cfg.run.group} is made for."
+                f"task={cfg.run.task} has no option {key}, so task.{key}={value} would have no effect. Remove it, or "
+                f"choose the task of experiment={cfg.run.group}."
             )
 
 
 def _check_one_value(cfg: DictConfig) -> None:
-    """Raises UserError where the data's own option contradicts the task's, which reports and experiments read."""
+    """Raise UserError if an option of the data contradicts the same option of the task, which reports read."""
     for path in ("task.data", "task.data.source"):
         node = OmegaConf.select(cfg, path)
         for key, value in node.items() if isinstance(node, DictConfig) else ():
             if key in cfg.task and cfg.task[key] != value:
                 raise UserError(
-                    f"{path}.{key!s}={value} and task.{key!s}={cfg.task[key]} are two values of one thing: give "
-                    f"task.{key!s} alone, from which the data takes it."
+                    f"{path}.{key!s}={value} contradicts task.{key!s}={cfg.task[key]}. Set task.{key!s} alone: the "
+                    f"data reads it."
                 )
 
 
@@ -224,13 +223,13 @@ def _check_defaults() -> None:
 
 
 def unused_network_options(cfg: DictConfig) -> list[tuple[str, Any]]:
-    """Numbers of ``task.network`` that the command line gives and that the model does not read."""
+    """Return the numbers of ``task.network`` that are on the command line but that the model does not read."""
     return [
         (key, value)
         for key, value in cfg.task.get("network", {}).items()
         if isinstance(value, int | float)
         and _given(f"task.network.{key}")
-        and not (cfg.match.parameters_to or cfg.match.flops_to)  # they size by it
+        and not (cfg.match.parameters_to or cfg.match.flops_to)  # matching reads them
         and not _model_reads(cfg, f"task.network.{key}")
     ]
 
@@ -242,45 +241,47 @@ def _model_reads(cfg: DictConfig, option: str) -> bool:
 
 
 def _with_another(cfg: DictConfig, option: str) -> DictConfig:
-    """A copy in which a number is larger, by as much as no rounding swallows."""
+    """Return a copy in which the number is changed by more than any rounding."""
     other = cfg.copy()
     OmegaConf.update(other, option, 2 * OmegaConf.select(cfg, option) + 1)
     return other
 
 
 def _given(key: str) -> bool:
-    """Whether the command line says so."""
+    """Return True if the command line sets the option."""
     lines = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return any(line.lstrip("+").startswith(f"{key}=") for line in lines)
 
 
 def _check_stages(cfg: DictConfig) -> None:
     if isinstance(cfg.stages, str):
-        raise UserError(f"stages must be a list: stages=[{cfg.stages}].")
+        raise UserError(f"stages must be a list, got {cfg.stages}. Use stages=[{cfg.stages}].")
     if not cfg.stages or [stage for stage in cfg.stages if stage not in STAGES]:
-        raise UserError(f"stages must be some of {list(STAGES)}, got {list(cfg.stages or ())}.")
+        raise UserError(f"stages must be one or more of {list(STAGES)}, got {list(cfg.stages or ())}.")
     if cfg.ckpt_path is None and "fit" not in cfg.stages:
-        raise UserError("stages=[test] needs trained weights: ckpt_path=outputs/…/checkpoints/best.ckpt")
+        raise UserError("stages=[test] needs trained weights. Set ckpt_path=outputs/…/checkpoints/best.ckpt")
     if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).expanduser().is_file():
-        raise UserError(f"ckpt_path={cfg.ckpt_path} is no file. Give a checkpoint, or ckpt_path=last.")
+        raise UserError(f"ckpt_path={cfg.ckpt_path} is not a file. Use the path of a checkpoint, or ckpt_path=last.")
 
     if cfg.init_from is not None:
         if not Path(cfg.init_from).expanduser().is_file():
             raise UserError(
-                f"init_from={cfg.init_from} is no file. Give a checkpoint, such as …/checkpoints/best.ckpt."
+                f"init_from={cfg.init_from} is not a file. Use the path of a checkpoint, such as "
+                f"…/checkpoints/best.ckpt."
             )
         if cfg.ckpt_path not in (None, "last") or "fit" not in cfg.stages:
             raise UserError(
-                "init_from starts a new training: leave it out where ckpt_path or stages=[test] takes one up."
+                "init_from starts a new training, but ckpt_path or stages=[test] uses an existing one. Remove one of "
+                "them."
             )
-    # The directory of a sweep's job is not known yet.
+    # The directory of a sweep job is not known yet.
     last_is_tested = "fit" not in cfg.stages and cfg.ckpt_path == "last" and cfg.run.dir is not None
     if last_is_tested and last_checkpoint(Path(cfg.run.dir)) is None:
-        raise UserError(f"{cfg.run.dir} has no checkpoints/last.ckpt to test: give hydra.run.dir=…, or ckpt_path=….")
+        raise UserError(f"{cfg.run.dir} has no checkpoints/last.ckpt to test. Set hydra.run.dir=… or ckpt_path=….")
 
 
 def _several_processes(cfg: DictConfig) -> bool:
     devices = cfg.trainer.devices
     if isinstance(devices, int) and devices >= 0:
         return devices > 1
-    return cfg.trainer.strategy not in ("auto", None)  # -1 and "auto": as many as there are
+    return cfg.trainer.strategy not in ("auto", None)  # -1 and "auto" mean all devices

@@ -1,1 +1,1 @@
-"""Hydra finds launchers in packages of the ``hydra_plugins`` namespace alone."""
+"""Launchers; Hydra finds them only in packages of the ``hydra_plugins`` namespace."""

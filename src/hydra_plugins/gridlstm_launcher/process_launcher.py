@@ -1,11 +1,10 @@
-"""One sweep job = one fresh process tree.
+"""Launcher that runs each sweep job in a fresh process tree.
 
-Jobs that share a process leak into one another: the W&B run, the ranks' environment variables, random seeds and GPU
-memory of one job are found by the next. And a distributed job inside a sweeping process starts its ranks with the
-sweep's own command line, so that every rank sweeps once more for itself.
+Jobs in one process would affect each other: the next job would find the W&B run, the ranks' environment variables,
+random seeds and GPU memory of the one before. A distributed job inside the process of a sweep would also start its
+ranks with the command line of the sweep, so that every rank would run the whole sweep.
 
-Hydra imports this file at every start, and looks for launchers in this namespace alone; all work is in
-gridlstm.multirun.
+Hydra imports this file at every start. The work is done in gridlstm.multirun.
 """
 
 import logging
@@ -30,27 +29,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MANY = 50
-"""Jobs whose configurations take so long to compose that one wonders."""
+"""Number of jobs from which composing takes so long that a log line announces it."""
 
 
 class ProcessLauncher(Launcher):
-    """Runs the jobs of a sweep side by side on free GPUs or cores, each as ``python -m gridlstm.train``.
+    """Runs the jobs of a sweep in parallel on free GPUs or cores, each as ``python -m gridlstm.train``.
 
-    A failing job does not stop the others; the sweep then ends with an error that names it. Jobs that a sweep in the
-    same directory has completed are not run again; those it has begun go on from their last checkpoint.
+    A failed job does not stop the others; the sweep then ends with an error that names it. Completed jobs in the same
+    directory are not run again; started ones resume from their last checkpoint.
 
     Args:
-        jobs: how many at once; null: as many as there are free GPUs, or cores for all their threads.
+        jobs: number of jobs at once; null for as many as there are free GPUs, or cores for all their threads.
     """
 
     here = True
-    """Its jobs run on this machine, where what they take can be measured."""
+    """True if jobs run on this machine, where their cost can be measured."""
 
     def __init__(self, jobs: int | None = None) -> None:
         self.jobs = jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        # Not in the constructor, whose errors Hydra wraps in three lines of its own.
+        # Not in the constructor, whose errors Hydra wraps in three lines.
         if self.jobs is not None and (type(self.jobs) is not int or self.jobs < 1):
             raise UserError(f"hydra.launcher.jobs must be a whole number of at least 1 or null, got {self.jobs!r}.")
         self.hydra_context = hydra_context
@@ -63,7 +62,7 @@ class ProcessLauncher(Launcher):
         from gridlstm.multirun.launch import Launch
 
         if not job_overrides:
-            raise UserError("this sweep has no jobs. Does a glob or a choice in it match nothing?")
+            raise UserError("this sweep has no jobs. Check for a glob or choice that matches nothing.")
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         root = Path(self.config.hydra.sweep.dir)
         points = [list(filter_overrides(overrides)) for overrides in job_overrides]
@@ -80,7 +79,7 @@ class ProcessLauncher(Launcher):
     def _prepare(
         self, root: Path, points: Sequence[list[str]], first_number: int
     ) -> "tuple[list[Job], list[Demand], Pool, Start]":
-        """What there is to do, written into the sweep directory unless something of it cannot work."""
+        """Plan the jobs, check them, and write the plan to the sweep directory."""
         from gridlstm.files import write_text
         from gridlstm.multirun.check import check_jobs
         from gridlstm.multirun.jobs import plan
@@ -91,18 +90,18 @@ class ProcessLauncher(Launcher):
         check_jobs(planned.jobs)
         demands, pool, start = self.place(root, [job.config.trainer for job in planned.jobs])
         planned.write(root)
-        if not (root / "multirun.yaml").exists():  # which not every sweeper writes, and by which a sweep is known
+        if not (root / "multirun.yaml").exists():  # it marks a sweep, but not every sweeper writes it
             write_text(root / "multirun.yaml", OmegaConf.to_yaml(self.config))
         if trials := self.config.hydra.sweeper.get("n_trials"):
             log.info("trials %d to %d of %d", first_number + 1, first_number + len(points), trials)
         if first_number == 0:
             log.info("sweep directory: %s", root)
             if planned.left and not trials:
-                log.info("not of this sweep, and not completed there: %s", ", ".join(planned.left))
+                log.info("not part of this sweep and not completed: %s", ", ".join(planned.left))
         return planned.jobs, demands, pool, start
 
     def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
-        """What jobs with these ``trainer`` nodes need, what there is, and how one is started."""
+        """Return the demands of jobs with these ``trainer`` nodes, the free resources and a function to start a job."""
         from gridlstm.config import config_dirs
         from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
         from gridlstm.multirun.start import start_here
@@ -119,12 +118,12 @@ class ProcessLauncher(Launcher):
         return config, str(config.hydra.sweep.subdir)
 
     def _returns(self, jobs: "Sequence[Job]") -> list[JobReturn]:
-        """What the sweeper is told: the best value of the monitored metric, or an error that names all failures."""
+        """Return the results for the sweeper: each job's score, or an error that names all failures."""
         from gridlstm.multirun.start import CONSOLE
 
         failures = [
             f"{job.directory}: {job.result()['error'].splitlines()[0]}\n  {' '.join(job.overrides)}\n"
-            f"  all it printed: {job.directory / CONSOLE}"
+            f"  full output: {job.directory / CONSOLE}"
             for job in jobs
             if not job.completed()
         ]
@@ -138,10 +137,10 @@ class ProcessLauncher(Launcher):
         return returns
 
     def _say_result(self, root: Path, jobs_so_far: int, returns: Sequence[JobReturn]) -> None:
-        """Where the tables are; between the batches of a search, the best so far.
+        """Log the command for tables; between the batches of a search, the best score so far.
 
         Raises:
-            UserError: a search has ended without a trial that has not failed, of which Optuna would name the best.
+            UserError: all trials of a search failed, so that Optuna has no best one.
         """
         from gridlstm.multirun.jobs import best_of
 
@@ -157,7 +156,7 @@ class ProcessLauncher(Launcher):
 
 @contextmanager
 def _left_as_it_was(root: Path) -> Iterator[None]:
-    """Removes the sweep directory again if nothing was begun there: Hydra makes it before anything is known."""
+    """Remove the sweep directory if no job was planned there, because Hydra creates it before any check."""
     try:
         yield
     finally:

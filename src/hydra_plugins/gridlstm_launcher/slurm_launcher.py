@@ -1,4 +1,4 @@
-"""One sweep job = one job of SLURM. All work is in gridlstm.multirun.slurm, which needs the extra ``slurm``."""
+"""Launcher that runs each sweep job as a SLURM job, with gridlstm.multirun.slurm, which needs the extra ``slurm``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 class SlurmLauncher(ProcessLauncher):
     """Runs the jobs of a sweep in SLURM's queue, each on ``trainer.num_nodes`` nodes with ``trainer.devices`` ranks.
 
-    All else is as with ``ProcessLauncher``. A job that is preempted, or reaches its time limit, is requeued and goes on
+    Otherwise it works as ``ProcessLauncher``. A job that is preempted or reaches its time limit is requeued and resumes
     from its last checkpoint.
 
     Args:
-        jobs: how many at once in the queue; null: all.
-        partition, account, qos, constraint: as sbatch means them; null: the cluster's own choice.
+        jobs: number of jobs in the queue at once; null for all.
+        partition, account, qos, constraint: options of sbatch; null for the default of the cluster.
         timeout_min: time limit in minutes.
-        max_num_timeout: how many times a job may reach it and go on.
+        max_num_timeout: number of times a job may reach its time limit and resume.
         signal_delay_s: seconds before the limit at which a job is requeued.
         cpus_per_process: cores, and threads, of each rank.
-        mem_gb: of each node; null: the cluster's own choice.
+        mem_gb: memory of each node; null for the default of the cluster.
         setup: shell commands before the job, such as ``module load cuda``.
-        additional_parameters: any other option of sbatch, such as ``{exclude: node7}``.
+        additional_parameters: other options of sbatch, such as ``{exclude: node7}``.
     """
 
     here = False
@@ -77,12 +77,12 @@ class SlurmLauncher(ProcessLauncher):
         try:
             from gridlstm.multirun.slurm import demand, start_in_queue
         except ModuleNotFoundError as error:
-            raise UserError(f"hardware=slurm needs its extra: pip install gridlstm[slurm] ({error}).") from error
+            raise UserError(f"hardware=slurm needs an extra ({error}). Run pip install gridlstm[slurm].") from error
         from gridlstm.config import config_dirs
         from gridlstm.multirun.devices import Pool
 
         demands = [demand(trainer) for trainer in trainers]
-        # SLURM has the devices: here all that counts is how many jobs are in its queue.
+        # SLURM assigns the devices; here only the number of jobs in its queue counts.
         pool = Pool((), cores=1, jobs=self.jobs or len(trainers), threads=self.cpus_per_process)
         start = start_in_queue(root / "slurm", self.options, self.max_num_timeout, config_dirs(self.config.hydra))
         return demands, pool, start

@@ -1,4 +1,4 @@
-"""The best weights of a run, and of equally good ones the latest."""
+"""Keep the best weights of a run, the latest among equally good ones."""
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's callback, which of equally good validations keeps the first, with the latest kept instead.
+    """Keeps the latest of equally good validations, of which Lightning's callback keeps the first.
 
-    An accuracy is the same for long: none at all while a network's loss already falls, and all of it for as long as one
-    trains on after it has learned its task. Of such weights a test is to judge those that were trained longest.
+    An accuracy can be constant for long: 0 while the loss already falls, and 1 after the task is learned. The test
+    should then use the weights that were trained longest.
     """
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
@@ -20,7 +20,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def best_checkpoint(trainer: L.Trainer) -> tuple[float, str] | None:
-    """Return score and path of the best checkpoint so far; None before the first, or where none are kept."""
+    """Return score and path of the best checkpoint so far; None if there is none."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
             return float(callback.best_model_score), callback.best_model_path

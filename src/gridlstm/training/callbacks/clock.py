@@ -1,4 +1,4 @@
-"""The clock that ends a training, ``trainer.max_time``."""
+"""Clock that ends training, ``trainer.max_time``."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from lightning.pytorch.callbacks import Timer
 
 
 class Clock(Timer):
-    """Lightning's timer, which here lets a training end after a whole step alone.
+    """Lightning's timer, changed to end training only after a whole optimizer step.
 
-    Its own ends it after any batch, so also within ``trainer.accumulate_grad_batches``: what had been summed was lost,
-    and a run that went on took its next step on a part of a sum.
+    Lightning's timer ends it after any batch, also within ``trainer.accumulate_grad_batches``. The partial sum is then
+    lost, and a resumed run takes its next step on the rest of it.
 
     Args:
-        duration: days, hours, minutes and seconds, "00:01:30:00"; or a ``timedelta``.
+        duration: "days:hours:minutes:seconds" such as "00:01:30:00", or a ``timedelta``.
     """
 
     @property
     def state_key(self) -> str:
-        return Timer.__qualname__  # as in the checkpoints of those that had Lightning's
+        return Timer.__qualname__  # key in checkpoints written with Lightning's timer
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

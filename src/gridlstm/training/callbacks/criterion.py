@@ -1,4 +1,4 @@
-"""Training to a criterion: the paper's algorithmic tasks end when 100 unseen problems are all right (section 4)."""
+"""Train to a criterion: the paper's algorithmic tasks end when 100 unseen problems are all right (section 4)."""
 
 import logging
 from typing import Any, cast
@@ -13,18 +13,18 @@ log = logging.getLogger(__name__)
 
 
 class Criterion(Callback):
-    """Ends the training at the first validation in which a metric reaches a value.
+    """Ends training at the first validation in which a metric reaches a value.
 
-    The metric is exact over all ranks, so all of them stop at the same step. What was found is kept in the
-    checkpoint: a solved run that is resumed does not train on. Another criterion asks anew.
+    The metric is exact over all ranks, so all stop at the same step. The result is stored in the checkpoint: a solved
+    run that resumes does not train on. A changed criterion is evaluated again.
 
     Args:
-        metric: larger is better, such as "val/sequence_accuracy": the share of validation problems, of which the
-            paper takes 100, whose whole answer is right.
-        at_least: the value that ends the training, above 0 and at most 1.
+        metric: a metric to maximize, such as "val/sequence_accuracy": the share of validation problems (100 in the
+            paper) whose whole answer is right.
+        at_least: value that ends training, above 0 and at most 1.
 
     Raises:
-        UserError: when constructed, ``at_least`` is another number; in training, see ``on_fit_start``.
+        UserError: from the constructor, if ``at_least`` is out of range; in training, see ``on_fit_start``.
     """
 
     def __init__(self, metric: str, at_least: float = 1.0) -> None:
@@ -48,39 +48,35 @@ class Criterion(Callback):
         self._from_the_start = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses a metric that the task does not measure, or of which less is better, and a part of the validation.
+        """Refuse metrics that the task lacks or minimizes, and partial validations.
 
         Raises:
-            UserError: with the names of those that it does.
+            UserError: the metric or the validation does not suit; the message lists the metrics that do.
         """
         names = [f"val/{name}" for name in cast(Task, pl_module).metric_names if "accuracy" in name]
         if self.metric not in names:
-            expected = (
-                f"must be one of {', '.join(names)}" if names else "needs an accuracy, which this task has none of"
-            )
+            expected = f"must be one of {', '.join(names)}" if names else "needs an accuracy, which this task lacks"
             raise UserError(f"callbacks.criterion.metric {expected}, got {self.metric!r}.")
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # missing from its annotations
             return
         if trainer.overfit_batches:  # type: ignore[attr-defined]  # missing from its annotations
             raise UserError(
-                "the criterion is about unseen problems, of which trainer.overfit_batches leaves none: give "
-                "callbacks.criterion=null, or debug=overfit, which does so."
+                "the criterion needs unseen problems, but trainer.overfit_batches leaves none. Use "
+                "callbacks.criterion=null, or debug=overfit, which sets it."
             )
         if (limit := trainer.limit_val_batches) not in (None, 1.0) or type(limit) is int:
             raise UserError(
-                f"the criterion is about all problems of a validation, and trainer.limit_val_batches={limit} leaves "
-                f"some out: give their number with task.data.num_val."
+                f"the criterion needs all problems of a validation, but trainer.limit_val_batches={limit} omits some. "
+                f"Set their number with task.data.num_val."
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.samples_to_solve is not None:
-            log.info("solved already, after %s samples: nothing is left to train", f"{self.samples_to_solve:,}")
+            log.info("already solved after %s samples: no training is left", f"{self.samples_to_solve:,}")
             trainer.should_stop = True
         elif trainer.global_step and not self._from_the_start:
             seen = f"{cast(Task, pl_module).samples_seen:,}"
-            log.warning(
-                "this criterion is new to the run: whether it was met within the first %s samples is not known", seen
-            )
+            log.warning("the criterion has changed: it is unknown whether it was met within the first %s samples", seen)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.samples_to_solve is not None:
@@ -95,7 +91,7 @@ class Criterion(Callback):
 
 
 def solved(trainer: L.Trainer) -> dict[str, int | None]:
-    """{"samples_to_solve": their number, None where it was not solved}, or {} for a training without a criterion."""
+    """Return {"samples_to_solve": their number, or None if unsolved}, or {} for a training without a criterion."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # missing from its annotations
     criteria = [callback for callback in callbacks if isinstance(callback, Criterion)]
     return {"samples_to_solve": criteria[0].samples_to_solve} if criteria else {}

@@ -1,4 +1,4 @@
-"""A run that diverges ends at once, and keeps the last checkpoint from before."""
+"""End a diverging run at once, and keep the last checkpoint before the divergence."""
 
 import math
 from typing import Any
@@ -10,22 +10,23 @@ from gridlstm.errors import UserError
 from gridlstm.tasks.base import Task
 
 _ROWS = 3
-"""So many rows of the log in a row. Adagrad's first steps, and a step on a rare cliff, are larger and pass."""
+"""Number of consecutive log rows. Adagrad's first steps and rare large steps exceed the limit for fewer rows."""
 
 
 class StopOnDivergence(Callback):
-    """Ends training where a loss is no number, or the training loss stays above a multiple of the first batch's, which
-    counts as no less than that of guessing evenly: weights that come from another run (``init_from``) begin below it.
+    """Ends training if a loss is not finite, or if the training loss stays above a multiple of its first value.
 
-    The training loss is looked at where it is logged, as the mean since the row before, and must be too high in three
-    rows one after the other; or just before a validation whose loss is too high as well, so that a diverged network
-    leaves no checkpoint.
+    The first value is the loss of the first batch, but at least that of uniform guessing: weights from another run
+    (``init_from``) start below it.
+
+    The training loss is the mean since the last log row. It must be too high in three consecutive rows, or just before
+    a validation whose loss is also too high, so that a diverged network writes no checkpoint.
 
     Args:
-        factor: the multiple, 3 in char-rnn, which ends at the first batch above it; None to look for numbers alone.
+        factor: the multiple, 3 in char-rnn, which ends at the first batch above it; None checks for finite losses only.
 
     Raises:
-        UserError: when constructed, the factor is not above 1; in training, the loss diverged.
+        UserError: from the constructor, if the factor is not above 1; in training, if the loss diverged.
     """
 
     def __init__(self, factor: float | None = 3.0) -> None:
@@ -58,7 +59,7 @@ class StopOnDivergence(Callback):
         self._check_number("validation", loss, trainer)
         if pl_module.rows.begun:
             self._loss = pl_module.training_loss()
-            self._check_number("training", self._loss, trainer)  # a moving average of the weights may not show it yet
+            self._check_number("training", self._loss, trainer)  # averaged weights may not show the divergence yet
         if self._above(loss) and (self._too_high or self._above(self._loss)):
             raise self._grown(trainer)
 

@@ -1,4 +1,4 @@
-"""Early stopping: Lightning's callback, whose options are those of the run at hand."""
+"""Early stopping: Lightning's callback with the options of the present run."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from gridlstm.errors import UserError
 class EarlyStopping(LightningEarlyStopping):
     """Ends a run that has not improved for ``patience`` validations.
 
-    A resumed run goes on counting where its checkpoint was, with the patience that it is given; Lightning's callback
-    takes back the checkpoint's.
+    A resumed run continues the count of its checkpoint, but with its own patience; Lightning's callback restores the
+    patience of the checkpoint.
 
     Args:
-        monitor: the metric.
-        patience: at least 1.
-        min_delta: what counts as an improvement is more than this, at least 0.
-        options: others of Lightning's callback.
+        monitor: monitored metric.
+        patience: number of validations, at least 1.
+        min_delta: an improvement must exceed this, at least 0.
+        options: other options of Lightning's callback.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value is out of range.
     """
 
     def __init__(self, monitor: str, patience: int = 3, min_delta: float = 0.0, **options: Any) -> None:
@@ -28,7 +28,7 @@ class EarlyStopping(LightningEarlyStopping):
             raise UserError(f"callbacks.early_stopping.patience must be at least 1, got {patience}.")
         if min_delta < 0:
             raise UserError(
-                f"callbacks.early_stopping.min_delta must be at least 0, got {min_delta}: what is worse would count as "
+                f"callbacks.early_stopping.min_delta must be at least 0, got {min_delta}: a worse value would count as "
                 f"an improvement."
             )
         super().__init__(monitor, min_delta, patience, **options)

@@ -1,4 +1,4 @@
-"""Keeps what the engine chose by measuring this machine: the same on all ranks, and the same after a resume."""
+"""Keep the engine's choices, which it measures on this machine, equal on all ranks and after a resume."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,9 +10,9 @@ from gridlstm.engine import choices
 
 
 class EngineChoices(Callback):
-    """All ranks compute with rank zero's choices; a checkpoint holds them, and a resumed run takes them up again.
+    """Gives all ranks the choices of rank zero, and stores them in checkpoints for a resumed run.
 
-    Two choices differ by float32 rounding, which is enough for two runs to part.
+    Two choices differ by float32 rounding, which is enough to make two runs diverge.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

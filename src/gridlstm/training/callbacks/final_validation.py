@@ -1,4 +1,4 @@
-"""Every training run ends with a validation."""
+"""End every training run with a validation."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from lightning.pytorch.callbacks import Callback
 
 
 class FinalValidation(Callback):
-    """Validates after the last step too.
+    """Validates after the last step.
 
-    Lightning does so when a clock or a callback ends the training, but not when ``max_steps`` does: a run whose steps
-    are no multiple of the validation interval would end unjudged, and a short one without any checkpoint.
+    Lightning does so if a clock or a callback ends training, but not if ``max_steps`` does. A run whose steps are not a
+    multiple of the validation interval would then lack a final score, and a short run any checkpoint.
     """
 
     def on_train_batch_end(

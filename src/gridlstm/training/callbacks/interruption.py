@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run after the step at hand, with a checkpoint of that step."""
+"""End a run on Ctrl-C, SIGTERM or SIGHUP after the current step, with a checkpoint of that step."""
 
 import logging
 import signal
@@ -18,54 +18,53 @@ log = logging.getLogger(__name__)
 
 
 class SaveOnInterrupt(Checkpoint):
-    """At Ctrl-C (SIGINT), SIGTERM or SIGHUP, finishes the training step, and the validation that may be due, writes
-    last.ckpt and ends.
+    """Saves last.ckpt and ends after the current training step on Ctrl-C (SIGINT), SIGTERM or SIGHUP.
 
-    A second signal ends at once, and leaves the last.ckpt of the last validation. Where SIGINT or SIGHUP is ignored, or
-    training is not in the main thread, nothing is changed. A ``Checkpoint``, so that Lightning calls it after other
-    callbacks, whose state it saves.
+    A validation that is due is finished first. A second signal ends the run at once, with the last.ckpt of the last
+    validation. Nothing changes if SIGINT or SIGHUP is ignored, or if training is not in the main thread. The class is a
+    ``Checkpoint`` so that Lightning calls it after other callbacks, whose state it saves.
 
     Args:
-        dirpath: of last.ckpt.
+        dirpath: directory of last.ckpt.
     """
 
     def __init__(self, dirpath: str) -> None:
         self.path = Path(dirpath) / LAST
         self.received: int | None = None
-        """The signal; None for none."""
+        """Number of the received signal; None before."""
         self.trained = False
-        """Whether the training has come to its end."""
+        """True once training has ended."""
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        # Lightning's answer to SIGTERM is a collective, which waits for ever for a rank that computes.
+        # Lightning handles SIGTERM in a collective, which waits forever for a rank that computes.
         taken = [signal.SIGTERM]
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so after nohup, say
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # false after nohup, for example
             taken.append(signal.SIGINT)
-        if signal.getsignal(signal.SIGHUP) in (signal.SIG_DFL, _end):  # a terminal that is closed
+        if signal.getsignal(signal.SIGHUP) in (signal.SIG_DFL, _end):  # sent when a terminal closes
             taken.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._note) for number in taken}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():  # there is nothing to save
+        if threading.current_thread() is threading.main_thread():  # a test has nothing to save
             signal.signal(signal.SIGTERM, _end)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # A run that goes on from here validates next at the next interval, and has no use for half a sum of gradients.
+        # A resumed run validates at the next interval, and cannot use half a sum of gradients.
         asked = self._asked(trainer)
         if asked and not _validation_is_due(trainer) and not (batch_idx + 1) % trainer.accumulate_grad_batches:
             self._save_and_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Where one follows every step, there is no step without one to end after.
+        # If every step is followed by a validation, the run can end only after one.
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.val_check_batch != 1 or trainer.should_stop:
             return
         if self._asked(trainer):
-            pl_module.on_validation_end()  # which Lightning would call after this
+            pl_module.on_validation_end()  # Lightning would call it after this
             self._save_and_end(trainer, pl_module)
 
     def _asked(self, trainer: L.Trainer) -> bool:
@@ -76,15 +75,15 @@ class SaveOnInterrupt(Checkpoint):
 
     def _save_and_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.rows.write_training(pl_module.samples_seen)  # which Lightning would ask for after this
-        if all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):  # else the last one is of more use
+        pl_module.rows.write_training(pl_module.samples_seen)  # Lightning would call it after this
+        if all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):  # else keep the last checkpoint
             trainer.save_checkpoint(self.path)
         raise KeyboardInterrupt
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
         self.trained = True
-        if self.received is not None:  # in the last validation, which has written its checkpoint
+        if self.received is not None:  # during the last validation, which has written its checkpoint
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -94,10 +93,10 @@ class SaveOnInterrupt(Checkpoint):
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        log.info("interrupted: saving after this step (after a validation that has begun). Ctrl-C again ends at once")
+        log.info("interrupted: will save after this step or a running validation. Press Ctrl-C again to end at once")
 
     def _restore(self) -> None:
-        # At an interrupt Lightning ignores further ones until the process ends.
+        # After an interrupt, Lightning ignores further ones until the process ends.
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
@@ -105,7 +104,7 @@ class SaveOnInterrupt(Checkpoint):
 
 @contextmanager
 def ending_by_signal() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP raise SystemExit where they would end the process before it can say so."""
+    """Make SIGTERM and SIGHUP raise SystemExit if they would otherwise end the process without a record."""
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGHUP) if main else ()
     taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
@@ -123,14 +122,14 @@ def _end(number: int, frame: Any) -> None:
 
 
 def exit_status(trainer: L.Trainer, error: BaseException) -> int:
-    """Return that of a process that a signal has ended: 128 and the signal's number."""
+    """Return the exit status of a process that a signal has ended: 128 plus the signal's number."""
     if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
         return error.code
     return 128 + next((callback.received for callback in _own(trainer) if callback.received), signal.SIGINT)
 
 
 def trained(trainer: L.Trainer) -> bool:
-    """Whether the training has come to its end, with its last validation, even where a signal came in that."""
+    """Return True once training and its final validation have finished, even if a signal arrived meanwhile."""
     return any(callback.trained for callback in _own(trainer))
 
 
@@ -140,8 +139,8 @@ def _own(trainer: L.Trainer) -> list[SaveOnInterrupt]:
 
 
 def _validation_is_due(trainer: L.Trainer) -> bool:
-    """Return True where a validation follows this step."""
+    """Return True if a validation follows this step."""
     every = trainer.val_check_batch
-    if every is None:  # by the clock
+    if every is None:  # the interval is a time
         return bool(trainer.should_stop)
     return trainer.should_stop or (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0

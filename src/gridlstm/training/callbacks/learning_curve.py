@@ -1,4 +1,4 @@
-"""learning_curve.png: the loss and the monitored metric against samples, drawn from metrics.csv."""
+"""Draw learning_curve.png: loss and monitored metric against samples, from metrics.csv."""
 
 import csv
 import logging
@@ -17,8 +17,8 @@ class LearningCurve(Callback):
     """Draws the curve when training ends, however it ends.
 
     Args:
-        dir: the run directory, which holds metrics.csv and receives learning_curve.png.
-        monitor: the metric that chooses the best checkpoint, such as "val/bpc".
+        dir: run directory, which holds metrics.csv and receives learning_curve.png.
+        monitor: metric that chooses the best checkpoint, such as "val/bpc".
     """
 
     def __init__(self, dir: str, monitor: str) -> None:
@@ -28,7 +28,7 @@ class LearningCurve(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         for logger in trainer.loggers:
             logger.save()
-        if (self.dir / "metrics.csv").exists():  # an early failure has nothing to draw
+        if (self.dir / "metrics.csv").exists():  # missing after an early failure
             self.on_train_end(trainer, pl_module)
 
     @rank_zero_only
@@ -37,22 +37,22 @@ class LearningCurve(Callback):
             logger.save()
         table = self.dir / "metrics.csv"
         if not table.exists():
-            log.warning("no learning curve: %s is not there. Add the csv logger: logger=csv", table)
+            log.warning("no learning curve: %s does not exist. Use the csv logger: logger=csv", table)
             return
         unit = trainer.datamodule.spec.unit.removesuffix("s")  # type: ignore[attr-defined]  # missing from its annotations
         draw(table, self.monitor.split("/", 1)[1], self.dir / "learning_curve.png", unit)
 
 
 def draw(table: Path, metric: str, picture: Path, unit: str) -> None:
-    """Draws loss and ``metric`` of training and validation against samples seen.
+    """Draw loss and ``metric`` of training and validation against samples seen.
 
     Args:
         table: a metrics.csv with columns samples, train/… and val/….
-        metric: without its prefix, such as "bpc".
-        picture: the PNG to write.
-        unit: what one symbol is called, such as "byte".
+        metric: name without its prefix, such as "bpc".
+        picture: PNG to write.
+        unit: name of one symbol, such as "byte".
     """
-    # Imported here: matplotlib takes half a second that no other part of a run needs.
+    # Imported here: matplotlib takes half a second, and only this part of a run needs it.
     from matplotlib.figure import Figure
 
     with table.open(newline="") as file:

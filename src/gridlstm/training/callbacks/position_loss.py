@@ -1,4 +1,4 @@
-"""The loss against how long the state has been carried: does a language model use what it read long ago?"""
+"""Measure the loss by position after a reset: does a language model use what it read long ago?"""
 
 import math
 from pathlib import Path
@@ -19,16 +19,16 @@ BINS_PER_DECADE = 12
 
 
 class PositionLoss(Callback):
-    """Sums the nats of an evaluation by position: position 1 is predicted from the first symbol after a reset.
+    """Sums the nats of an evaluation by position; position 1 is predicted from the first symbol after a reset.
 
-    One process alone; the sums of an evaluation are those of its last ``validate`` or ``test``.
+    It works in a single process. The sums are those of the last ``validate`` or ``test``.
     """
 
     def __init__(self) -> None:
         self.nats = torch.zeros(0, dtype=torch.float64)
-        """(positions,) the sum over all streams"""
+        """(positions,) sum over all streams"""
         self.symbols = torch.zeros(0, dtype=torch.int64)
-        """(positions,) how many streams are so long"""
+        """(positions,) number of streams that are at least this long"""
         self._read = torch.zeros(0, dtype=torch.int64)
 
     def on_validation_batch_end(
@@ -54,7 +54,7 @@ class PositionLoss(Callback):
         self.symbols = _longer(self.symbols, length) + places.bincount(minlength=length)
 
     def write(self, stem: Path) -> list[Path]:
-        """Writes ``<stem>.csv``, every position, and ``<stem>.png``, means over positions of like order.
+        """Write ``<stem>.csv`` with every position, and ``<stem>.png`` with means over logarithmic bins.
 
         Returns:
             Both paths.
@@ -68,11 +68,11 @@ class PositionLoss(Callback):
         return [table, picture]
 
     def _draw(self) -> "Figure":
-        # Imported here: matplotlib takes half a second that no other part of an evaluation needs.
+        # Imported here: matplotlib takes half a second, and only this part of an evaluation needs it.
         from matplotlib.figure import Figure
 
         position = torch.arange(1, len(self.nats) + 1, dtype=torch.float64)
-        # The last position, 10,000, has no bin of its own.
+        # Shifted by 0.5 so that the last position, 10,000, does not get a bin of its own.
         order = ((position - 0.5).log10().clamp(min=0) * BINS_PER_DECADE).long()
         sums = [torch.zeros(int(order.max()) + 1, dtype=torch.float64).index_add(0, order, x) for x in (
             position * self.symbols, self.nats, self.symbols.double()

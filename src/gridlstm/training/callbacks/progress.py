@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, and log lines everywhere."""
+"""Show the progress of a run: a bar on a terminal, and log lines everywhere."""
 
 import datetime
 import logging
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 
 class Progress(ProgressBar):
-    """Step, percentage, latest metrics, symbols a second and the estimated time to the end of training.
+    """Shows step, percentage, latest metrics, symbols per second and the estimated time to the end of training.
 
-    Lightning's own bar knows no total over an endless stream, so it shows no ETA.
+    Lightning's own bar has no total for an endless stream, so it shows no ETA.
 
     Args:
-        every_seconds: between two log lines. The bar of a terminal moves all the time.
+        every_seconds: seconds between log lines. The bar on a terminal moves continuously.
     """
 
     def __init__(self, every_seconds: float) -> None:
@@ -29,7 +29,7 @@ class Progress(ProgressBar):
         self.every_seconds = every_seconds
         self._bar: Any = None
         self._enabled = True
-        self._evaluating = 0.0  # seconds of validations during this fit
+        self._evaluating = 0.0  # seconds spent in validations during this fit
 
     def disable(self) -> None:
         self._enabled = False
@@ -91,7 +91,7 @@ class Progress(ProgressBar):
         self.on_train_end(trainer, pl_module)
 
     def units_per_second(self, trainer: L.Trainer) -> float:
-        """Training throughput so far, over all ranks, validations not counted."""
+        """Return the training throughput so far over all ranks, without validations."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         seconds = time.monotonic() - self._start - self._evaluating
         steps = trainer.global_step - self._first_step
@@ -121,16 +121,17 @@ class Progress(ProgressBar):
 
 
 def last_step(trainer: L.Trainer) -> int | None:
-    """The step at which training ends, unless a clock ends it first; None where only a clock does."""
+    """Return the step at which training ends unless a clock ends it first; None without a limit on steps."""
     return trainer.max_steps if trainer.max_steps > 0 else None
 
 
 def seconds_left(trainer: L.Trainer, first_step: int, seconds: float) -> float | None:
-    """Estimated time to the end of training: of its steps and its clocks, whichever is first; None while unknown.
+    """Return the estimated time to the end of training, by steps or clocks, whichever is first; None while unknown.
 
     Args:
-        first_step: where this process began, later than 0 in a resumed run.
-        seconds: since then.
+        trainer: trainer of the run.
+        first_step: first step of this process, above 0 in a resumed run.
+        seconds: time since that step.
     """
     left: list[float] = []
     done = trainer.global_step - first_step

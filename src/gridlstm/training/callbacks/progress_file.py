@@ -1,4 +1,4 @@
-"""progress.json: how far a run is, for whoever watches from another process."""
+"""Write progress.json, which shows the progress of a run to other processes."""
 
 import json
 import time
@@ -14,14 +14,13 @@ from gridlstm.training.callbacks.progress import last_step, seconds_left
 
 
 class ProgressFile(Callback):
-    """Writes ``step``, ``last_step``, ``seconds`` of this leg, ``seconds_left`` and ``best``, the best value so far of
-    the monitored metric.
+    """Writes ``step``, ``last_step``, ``seconds`` of this leg, ``seconds_left`` and ``best``.
 
-    What is not known, or not yet, is null.
+    ``best`` is the best value so far of the monitored metric. Unknown values are null.
 
     Args:
-        dir: the run directory.
-        every_seconds: between two writings.
+        dir: run directory.
+        every_seconds: seconds between writes.
     """
 
     def __init__(self, dir: str, every_seconds: float) -> None:

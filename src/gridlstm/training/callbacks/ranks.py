@@ -1,4 +1,4 @@
-"""What a run of several ranks needs beside what Lightning does."""
+"""Synchronize the ranks of a run with its record, in addition to what Lightning does."""
 
 import atexit
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ import lightning as L
 
 
 class Ranks(L.Callback):
-    """Changes the run's record only when all ranks have read it, and lets rank zero live until it has written it.
+    """Changes the run's record only after all ranks have read it, and keeps rank zero alive until it has written it.
 
-    To be called first of all callbacks.
+    It must be the first callback.
 
     Args:
-        begin: called on every rank, once, when all have come together.
+        begin: called once on every rank, when all ranks are ready.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
@@ -26,16 +26,16 @@ class Ranks(L.Callback):
             begin()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # Lightning kills rank zero, unasked, within seconds of the end of a rank that it has started itself.
+        # Lightning kills rank zero within seconds of the end of a rank that it has started.
         started: list[Popen[Any]] = getattr(trainer.strategy.launcher, "procs", [])
         others = list(started)
-        started.clear()  # the list that its observer looks at
+        started.clear()  # Lightning watches this list
         if others:
             atexit.register(_end, others)
 
 
 def _end(processes: Sequence[Popen[Any]]) -> None:
-    """Ends those that wait for rank zero and would for ever."""
+    """Kill ranks that would wait for rank zero forever."""
     for process in processes:
         if process.poll() is None:
             process.kill()

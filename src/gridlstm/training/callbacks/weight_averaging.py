@@ -1,4 +1,4 @@
-"""Weights averaged over the training: Lightning's callback, with a warm-up, and with its average tested."""
+"""Average the weights over training: Lightning's callback with a warm-up, and with the average tested."""
 
 from collections import OrderedDict
 from typing import Any
@@ -13,26 +13,26 @@ from gridlstm.errors import UserError
 
 
 class WeightAveraging(LightningWeightAveraging):
-    """An exponential moving average of the weights, which is validated, kept and tested.
+    """Exponential moving average of the weights, which is validated, stored and tested.
 
-    The first update takes the weights w as they are; after n updates, w' = d w' + (1 - d) w with
-    d = min(decay, (n + 1) / (n + 10)). So the average follows the first steps closely: with ``decay`` alone, a third of
-    it would still be the random weights that a training begins with after 1 / (1 - decay) steps.
+    The first update copies the weights w. After n updates, w' = d w' + (1 - d) w with
+    d = min(decay, (n + 1) / (n + 10)), so the average follows the first steps closely. With ``decay`` alone, a third of
+    it would still be the random initial weights after 1 / (1 - decay) steps.
 
-    A checkpoint's ``state_dict`` is the average. Lightning's callback puts the weights that were trained last in its
-    place whenever it loads a checkpoint, also for a test that follows the training; here only a training does so.
+    The ``state_dict`` of a checkpoint is the average. Lightning's callback replaces it by the latest weights whenever
+    it loads a checkpoint, also for a test after training; here only training does so.
 
     Args:
-        decay: from 0, no average, to below 1.
-        update_every_n_steps: optimiser steps between updates.
+        decay: from 0 (no average) to below 1.
+        update_every_n_steps: optimizer steps between updates.
 
     Raises:
-        UserError: from ``setup``: an average that would never move, or is none; weights in half precision, in which
-            0.999 w' + 0.001 w is w' again.
+        UserError: from ``setup``, if ``decay`` or ``update_every_n_steps`` is out of range, or if the weights have half
+            precision, in which 0.999 w' + 0.001 w is w' again.
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
-        super().__init__(avg_fn=self._average, use_buffers=False)  # which are constants, and whole numbers among them
+        super().__init__(avg_fn=self._average, use_buffers=False)  # buffers are constants, and some are integers
         self.decay = decay
         self.update_every_n_steps = update_every_n_steps
 
@@ -55,7 +55,7 @@ class WeightAveraging(LightningWeightAveraging):
             if stage == "fit" and weight.dtype in (torch.float16, torch.bfloat16):
                 raise UserError(
                     f"callbacks.weight_averaging needs weights of float32 or float64, got "
-                    f"{str(weight.dtype).removeprefix('torch.')}, in which an average soon stands still: give "
+                    f"{str(weight.dtype).removeprefix('torch.')}, in which the average soon stops changing. Use "
                     f"trainer.precision=bf16-mixed or 32-true."
                 )
         super().setup(trainer, pl_module, stage)
@@ -63,7 +63,7 @@ class WeightAveraging(LightningWeightAveraging):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         trained = checkpoint["state_dict"]
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        # Lightning's plain dictionary of the average has no place for what modules say beside their tensors.
+        # Lightning's average is a plain dictionary, which has no metadata of modules.
         checkpoint["state_dict"] = OrderedDict(checkpoint["state_dict"])
         checkpoint["state_dict"]._metadata = trained._metadata
 

@@ -1,4 +1,4 @@
-"""metrics.csv: one row a logged step, kept over a resume."""
+"""Write metrics.csv: one row for each logged step, kept when the run resumes."""
 
 import csv
 import time
@@ -14,15 +14,15 @@ from gridlstm.files import write_csv
 
 
 class CSVLogger(Logger):
-    """Writes all metrics of one step into one row of one file.
+    """Writes all metrics of one step to one row of one file.
 
-    Lightning's own logger deletes the file of the interrupted run when that is resumed. This one reads it, and drops
-    only the rows past the checkpoint that the training goes on from. A test belongs to the step of its weights and
-    drops nothing.
+    Lightning's own logger deletes the file when an interrupted run resumes. This one reads it, and drops only rows
+    after the checkpoint from which training continues. A test belongs to the step of its weights and drops no rows.
 
     Args:
-        path: the file. It is rewritten as a whole and atomically: after every validation, which writes a checkpoint too
-            and may be followed by a sudden end, else at most every ``every_seconds``.
+        path: path of the file. It is rewritten as a whole and atomically.
+        every_seconds: shortest time between writes, except after a validation, which is always written because the
+            checkpoint is too.
     """
 
     def __init__(self, path: str, every_seconds: float = 5.0) -> None:
@@ -42,13 +42,13 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def start_over(self) -> None:
-        """Removes what an earlier training has left."""
+        """Remove the rows of an earlier training."""
         self._rows = []
         self.path.unlink(missing_ok=True)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """config.yaml of the run directory is the record of the configuration."""
+        """Do nothing: config.yaml in the run directory records the configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

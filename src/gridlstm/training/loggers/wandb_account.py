@@ -1,4 +1,4 @@
-"""Whether there is a W&B account, and which W&B run belongs to a directory: what needs neither W&B nor torch."""
+"""Find the W&B account and the W&B run of a directory, without importing W&B or torch."""
 
 import netrc
 import os
@@ -12,13 +12,13 @@ from gridlstm.errors import UserError
 from gridlstm.files import write_text
 
 _HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
-"""Whose keys wandb 0.31 takes for W&B's own server: that of its login, and that of earlier versions."""
+"""Hosts whose keys wandb 0.31 uses for W&B's own server: that of its login, and that of earlier versions."""
 
 _RUN_ID = "wandb/run-id"
 
 
 def logged_in() -> bool:
-    """Whether `wandb login` has stored a key, or WANDB_API_KEY holds one; asks no server.
+    """Return True if `wandb login` has stored a key or WANDB_API_KEY holds one; no server is contacted.
 
     Raises:
         UserError: the file of keys is damaged.
@@ -30,17 +30,17 @@ def logged_in() -> bool:
     hosts = [urlsplit(server).netloc] if server else _HOSTS
     try:
         keys = netrc.netrc(path)
-    except OSError:  # there is none, or none for us
+    except OSError:  # the file does not exist or is not readable
         return False
     except netrc.NetrcParseError as error:
-        raise UserError(f"cannot read the API key from {path}: {error}. Mend the file or use logger=csv.") from error
+        raise UserError(f"cannot read the API key from {path}: {error}. Repair the file or use logger=csv.") from error
     return any(keys.authenticators(host) is not None for host in hosts)
 
 
 def unreachable() -> str | None:
-    """Why the server of W&B cannot be reached from here, as from the nodes of many a cluster; None where it can.
+    """Return why the server of W&B cannot be reached, as from the nodes of many clusters; None if it can.
 
-    Tried here because wandb itself tries for a minute and a half. Behind a proxy nothing is tried.
+    wandb itself would try for a minute and a half. Behind a proxy, return None without a test.
     """
     server = urlsplit(os.environ.get("WANDB_BASE_URL") or f"https://{_HOSTS[-1]}")
     if not server.hostname or getproxies().get(server.scheme):
@@ -53,15 +53,15 @@ def unreachable() -> str | None:
 
 
 def known_run_id(directory: Path) -> str | None:
-    """The id of the W&B run of a directory; None where it has none."""
+    """Return the id of the W&B run of a directory, or None."""
     file = directory / _RUN_ID
     return file.read_text().strip() if file.exists() else None
 
 
 def run_id(directory: Path, goes_on: bool) -> str:
-    """The id of a directory's W&B run: the old one if there is one and it goes on, else a new one, which is kept.
+    """Return the id of a directory's W&B run: the stored one if the run continues, else a new one, which is stored.
 
-    Kept in a file, because a directory may move, and directories on two machines may have the same path.
+    The id is stored in a file because a directory may move, and directories on two machines may have the same path.
     """
     if goes_on and (known := known_run_id(directory)):
         return known

@@ -1,4 +1,4 @@
-"""The W&B logger, imported by the one config that names it."""
+"""W&B logger, imported only by the configuration that names it."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class OneRunWandbLogger(WandbLogger):
-    """A W&B run that ends with its job: left open, it would swallow the next job of the process.
+    """W&B run that ends with its job; left open, it would also log the next job of the process.
 
-    An error of W&B is a warning here, and the end of the log: it does not cost the training.
+    An error of W&B becomes a warning and ends the logging, but not the training.
     """
 
     _failed = False
@@ -37,16 +37,17 @@ class OneRunWandbLogger(WandbLogger):
         self._log(super().log_metrics, *arguments, **options)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """End the run, of which only rank zero has one, with what the job leaves.
+        """End the run with the job's result; only rank zero has a run.
 
-        ``result``, the content of result.json, becomes the run's summary and a table of metrics; learning_curve.png a
-        picture. W&B shows a run that failed as failed, and one that was interrupted, which may go on, as preempted.
+        ``result``, the contents of result.json, becomes the summary of the run and a table of metrics.
+        learning_curve.png is uploaded. W&B shows a failed run as failed, and an interrupted run, which can be resumed,
+        as preempted.
         """
         self._log(self._finish, result)
         if self._failed:
-            with suppress(Exception):  # it raises once more what it has failed with
+            with suppress(Exception):  # it raises the earlier error again
                 wandb.teardown(exit_code=1)
-            wandb.run = None  # or Lightning would give it to the next job
+            wandb.run = None  # otherwise Lightning would reuse it in the next job
 
     def _log(self, call: Callable[..., None], *arguments: Any, **options: Any) -> None:
         if self._failed:
@@ -54,9 +55,9 @@ class OneRunWandbLogger(WandbLogger):
         try:
             with _own_places(Path(self.save_dir or ".") / "wandb"):
                 call(*arguments, **options)
-        except Exception as error:  # noqa: BLE001  whatever it is
+        except Exception as error:  # noqa: BLE001  any error
             self._failed = True
-            log.warning("W&B has failed, and nothing more of this run is logged there: %r", error)
+            log.warning("W&B failed and logs no more of this run: %r", error)
 
     def _finish(self, result: Mapping[str, Any]) -> None:
         if (run := wandb.run) is None:
@@ -77,7 +78,7 @@ class OneRunWandbLogger(WandbLogger):
 
 @contextmanager
 def _own_places(directory: Path) -> Iterator[None]:
-    """Have W&B keep its temporary files in the run directory too: the home directory may not be writable."""
+    """Make W&B store temporary files in the run directory, because the home directory may not be writable."""
     own = {"WANDB_DATA_DIR": directory / "data", "WANDB_CACHE_DIR": directory / "cache"}
     added = {name: str(path) for name, path in own.items() if name not in os.environ}
     os.environ.update(added)
@@ -89,7 +90,7 @@ def _own_places(directory: Path) -> Iterator[None]:
 
 
 def _metric(name: str) -> str:
-    """A test's metric is named as the validation's, beside which it stands."""
+    """Return a test metric's validation name, so that both are in one row of the table."""
     return name.replace("test/", "val/")
 
 
@@ -103,18 +104,19 @@ def make_logger(
     tags: list[str],
     leg: int = 1,
 ) -> OneRunWandbLogger:
-    """One W&B run for one run directory, which a run that is resumed there goes on in, wherever it has moved to.
+    """Return the logger of a run directory's one W&B run, which continues when the run resumes, even if it was moved.
+
+    Checkpoints are not uploaded, because those of a sweep would fill an account. The run's summary gives their paths.
 
     Args:
-        project, entity, name, group, tags: as W&B means them.
-        dir: the run directory.
-        mode: "auto" is the environment variable WANDB_MODE where set, else online where an API key is stored and W&B
-            can be reached, else offline; "disabled" logs nothing. Nothing ever asks for an account. Checkpoints are not
-            uploaded: those of a sweep would fill one. Where they lie stands in the run's summary.
-        leg: of the run, see ``gridlstm.training.plan.Plan``. From the second on it continues the directory's W&B run.
+        project, entity, name, group, tags: options of W&B.
+        dir: run directory.
+        mode: "auto" uses the environment variable WANDB_MODE if it is set; otherwise online if an API key is stored and
+            W&B can be reached, else offline. "disabled" logs nothing. No mode asks for an account.
+        leg: leg of the run, see ``gridlstm.training.plan.Plan``. From the second on the directory's W&B run continues.
 
     Raises:
-        UserError: there is no such mode, or online was asked for without an API key or a way to W&B.
+        UserError: the mode does not exist, or is online without an API key or a connection to W&B.
     """
     has_key = logged_in()
     modes = ("online", "offline", "disabled")
@@ -128,7 +130,7 @@ def make_logger(
         mode = cast(Any, asked)
     if mode == "online" and not has_key:
         raise UserError(
-            "logger.wandb.mode=online needs an account: run `wandb login`, or use logger.wandb.mode=offline."
+            "logger.wandb.mode=online needs an account. Run `wandb login`, or use logger.wandb.mode=offline."
         )
     if mode == "online" and rank() == 0 and (why := unreachable()):
         advice = "logger.wandb.mode=offline keeps the run here, and `wandb sync` uploads it later"
@@ -145,13 +147,13 @@ def make_logger(
         group=group,
         tags=tags,
         save_dir=str(directory),
-        # The other ranks have no W&B run.
+        # Only rank zero has a W&B run.
         id=run_id(directory, leg > 1) if rank() == 0 else None,
         resume="allow" if mode == "online" else None,
-        # To wandb itself: Lightning's own "offline" would set WANDB_MODE for the rest of the process.
+        # Passed to wandb itself: Lightning's "offline" would set WANDB_MODE for the rest of the process.
         mode=mode,
         settings=wandb.Settings(silent=True, console="off"),
     )
-    # Lightning 2.6 always passes an option that wandb 0.31 has retired, with a warning in every run.
+    # Lightning 2.6 always passes an option that wandb 0.31 has deprecated, which would warn in every run.
     del logger._wandb_init["anonymous"]
     return logger
