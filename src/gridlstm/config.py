@@ -1,4 +1,4 @@
-"""Where the configuration lies, and what it can be composed to."""
+"""Find the configuration and compose it."""
 
 import math
 import re
@@ -22,7 +22,7 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf
 
 
 MATRIX = CONF / "models.txt"
-"""Which model goes with which task, as ``python -m gridlstm.list --write`` left it."""
+"""File of the models that fit each task; ``python -m gridlstm.list --write`` writes it."""
 
 
 def _batches(samples: int, _root_: DictConfig) -> int:
@@ -51,7 +51,7 @@ def _models_for(task: str) -> str:
 
 
 def _positive(value: object) -> int:
-    """Itself, or 1 for what whoever takes the value will refuse."""
+    """Return the value, or 1 instead of one that its consumer will refuse."""
     return value if type(value) is int and value > 0 else 1
 
 
@@ -67,13 +67,13 @@ OmegaConf.register_new_resolver("gridlstm.whole_steps", _whole_steps, replace=Tr
 
 
 def choices(group: str) -> list[str]:
-    """The names in a group of the configuration, those of the user's own directories (--config-dir) among them."""
+    """Return the names in a group of the configuration, including those of the user's own directories (--config-dir)."""
     with _loader() as loader:
         return sorted(loader.get_group_options(group))
 
 
 def as_typed(name: str, value: object) -> str:
-    """``name=value`` as one types it in a shell: in Hydra's quotes, and those of the shell, only where need be."""
+    """Return ``name=value`` as typed in a shell, with Hydra's quotes and the shell's only if needed."""
     text = str(value)
     if re.fullmatch(r"[\w./-]+", text, re.ASCII):
         return f"{name}={text}"
@@ -100,13 +100,13 @@ def config_dirs(hydra: Any) -> list[str]:
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The configuration of a job."""
+    """Return the configuration of a job."""
     with _loader():
         return hydra.compose("train", list(overrides))
 
 
 def compose_model(name: str) -> DictConfig:
-    """The node of ``model=name`` by itself, its references still open."""
+    """Return the node of ``model=name`` alone, with unresolved references."""
     with _loader():
         node: Any = hydra.compose(f"model/{name}").model
     return DictConfig(node._content, flags={"struct": True})  # cut out, so that another configuration can take it

@@ -164,7 +164,7 @@ def evaluate(
 
 
 def _refuse_unread(split: str, given: Mapping[str, str]) -> None:
-    """Raises UserError for options that say nothing of the split that is evaluated."""
+    """Raise UserError for options that have no effect on the split that is evaluated."""
     # What is evaluated runs as Lightning's validation or test, and has that one's options.
     other, stage = ("test", "val") if split == "val" else ("val", "test")
     for key, value in given.items():
@@ -180,7 +180,7 @@ def _refuse_unread(split: str, given: Mapping[str, str]) -> None:
 
 
 def _whole_split(config: "DictConfig", given: Mapping[str, str]) -> None:
-    """Takes back what kept the run itself to a part of the split, but for what is asked for now."""
+    """Remove the run's own limits of the split, except those that are given now."""
     whole = {"limit_val_batches": None, "limit_test_batches": None, "fast_dev_run": False, "overfit_batches": 0.0}
     for name, value in whole.items():
         if f"trainer.{name}" not in given and config.trainer.get(name, value) != value:
@@ -189,7 +189,7 @@ def _whole_split(config: "DictConfig", given: Mapping[str, str]) -> None:
 
 
 def _device_at_hand(config: "DictConfig", given: Mapping[str, str]) -> None:
-    """A run of GPUs is evaluated by one process on what is here, where there are none or the CPU is asked for."""
+    """Evaluate a run of GPUs in one process on this machine if it has no GPU or the CPU is asked for."""
     import torch
 
     if "trainer.accelerator" in given:
@@ -293,7 +293,7 @@ def _run(given: dict[str, Any], overrides: list[str]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     run_command(PARSER, _run)
 
 

@@ -1,4 +1,4 @@
-"""Which model goes with which task, and what a model costs: ``python -m gridlstm.list``."""
+"""List the models that fit each task, and their costs: ``python -m gridlstm.list``."""
 
 import argparse
 import signal
@@ -24,9 +24,9 @@ PAGE = CONF.parent / "docs" / "models.md"
 OPTIONS_PAGE = CONF.parent / "docs" / "configuration.md"
 
 HIDDEN_SIZE, NUM_LAYERS, STEPS, BITS = 128, 2, 32, 64
-"""What models are compared at; a model without time gets all bits at once."""
+"""Sizes at which models are compared; a model without time gets all bits at once."""
 PIXELS, CLASSES = 28, 10
-"""Of the images that models of images are compared at."""
+"""Sizes of the images at which models of images are compared."""
 
 
 def matrix() -> str:
@@ -62,7 +62,7 @@ def _spec(cfg: DictConfig) -> "DataSpec | None":
 
 
 def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Of each model: name, what its file says of it, parameters, numbers of its state, FLOPs a step, or an image."""
+    """Return for each model its name, description, parameters, state size, and FLOPs a step or an image."""
     from gridlstm.data.spec import ImageSpec, Spec
     from gridlstm.training.build import make_task
     from gridlstm.training.match import count_flops, count_parameters

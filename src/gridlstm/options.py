@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Role(Enum):
-    """What an option decides."""
+    """Effect of an option."""
 
     NETWORK = "the function that a network computes, and the precision of its numbers"
     DATA = "the problem, its samples and the batches they come in"

@@ -41,7 +41,7 @@ class ImageSource:
     """
 
     name: str
-    """What messages call it."""
+    """Name of the set in messages."""
     spec: ImageSpec
     sizes: tuple[int, int]
     """Images of the published set for training, and for the test."""
@@ -75,7 +75,7 @@ class Kind(NamedTuple):
     folder: str
     """A folder of ``data_dir``; torchvision's own is another."""
     md5: Mapping[str, str]
-    """Of the packed files, as published."""
+    """MD5 sums of the packed files, as published."""
 
 
 FILES = (

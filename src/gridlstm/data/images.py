@@ -112,7 +112,7 @@ class ImageData(MapData):
         train, test = self.source.read()
         self._check_split(len(train.images))
         self.crc32 = 0
-        """Of all images and classes for training: tells other files from those that a checkpoint was trained on."""
+        """Checksum of all training images and classes, which tells whether a checkpoint was trained on other files."""
         for part in train:
             self.crc32 = zlib.crc32(part.numpy().data, self.crc32)
         first = len(train.images) - self.num_val

@@ -21,7 +21,7 @@ Read = Literal["all", "pooled", "last_corner"]
 
 
 class ReadOut(nn.Module):
-    """What is read of a model's map -> a layer of ReLUs -> logits.
+    """Read-out of a model's map: a layer of ReLUs, then logits.
 
     Args:
         model: the network below.
@@ -55,7 +55,7 @@ class ReadOut(nn.Module):
         self.logits = nn.Linear(width or features, classes)
 
     def forward(self, y: Tensor) -> Tensor:
-        """(B, Y, X, e) -> (B, C)."""
+        """Return logits (B, C) of a map (B, Y, X, e)."""
         if self.read == "all":
             y = y.flatten(1)
         elif self.read == "pooled":

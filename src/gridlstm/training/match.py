@@ -51,7 +51,7 @@ _MEASURES: dict[str, tuple[Callable[[DictConfig, DataSpec], int], str]] = {
 
 
 def check_match(cfg: DictConfig) -> tuple[str, str, DictConfig] | None:
-    """What ``match`` asks for: how, the model's name, and the configuration with that model; None where nothing.
+    """Return what ``match`` asks for: how, the model's name and the configuration with that model; None for nothing.
 
     That model is taken as it is by itself at the same task; what the command line and an experiment say of ``model`` is
     said of the one that is sized.
@@ -79,7 +79,7 @@ def check_match(cfg: DictConfig) -> tuple[str, str, DictConfig] | None:
 
 
 def match_size(cfg: DictConfig) -> None:
-    """Sets ``model.hidden_size`` to that whose count is nearest to the count of the model that ``match`` names.
+    """Set ``model.hidden_size`` so that the count is nearest to that of the model that ``match`` names.
 
     Raises:
         UserError: no size can do that, or see ``check_match``.
@@ -113,7 +113,7 @@ def match_size(cfg: DictConfig) -> None:
 
 
 def nearest(count: Callable[[int], int], goal: int, guess: int = 1) -> int | None:
-    """The size whose count, which never falls with size and is 0 where there is none, is nearest to the goal.
+    """Return the size with the count nearest to the goal; counts never fall with size, and 0 means no such network.
 
     Args:
         guess: sizes far above it are not tried, where a count may take much memory.
