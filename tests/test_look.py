@@ -272,7 +272,9 @@ def test_what_cannot_be_seen_is_refused() -> None:
         through_time(Transformer(SYMBOLS, 4, 1, num_heads=1), nn.Linear(4, SYMBOLS), *sample())
     with pytest.raises(UserError, match="GRU is none"), watching(GRU(SYMBOLS, D, 1)):
         pass
-    with pytest.raises(UserError, match="model=grid3d does not exist"):
+    with pytest.raises(UserError, match="model=grid4d does not exist"):
+        new("grid4d", Spec(SYMBOLS, SYMBOLS, T), [])
+    with pytest.raises(UserError, match=r"model=grid3d is a network of images\. Give networks of sequences, such as"):
         new("grid3d", Spec(SYMBOLS, SYMBOLS, T), [])
     with pytest.raises(UserError, match="PeepholeLSTM is another"):
         saturation("time", PeepholeLSTM(), torch.zeros(1, 1, 1, 4))
