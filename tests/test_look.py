@@ -272,9 +272,9 @@ def test_unsupported_models_and_cells_raise() -> None:
         through_time(Transformer(SYMBOLS, 4, 1, num_heads=1), nn.Linear(4, SYMBOLS), *sample())
     with pytest.raises(UserError, match="cells of GRU cannot be recorded"), watching(GRU(SYMBOLS, D, 1)):
         pass
-    with pytest.raises(UserError, match="model=grid9d does not exist"):
-        new("grid9d", Spec(SYMBOLS, SYMBOLS, T), [])
-    with pytest.raises(UserError, match="model=grid3d does not read sequences"):
+    with pytest.raises(UserError, match="model=grid4d does not exist"):
+        new("grid4d", Spec(SYMBOLS, SYMBOLS, T), [])
+    with pytest.raises(UserError, match=r"model=grid3d is a network of images\. Give networks of sequences, such as"):
         new("grid3d", Spec(SYMBOLS, SYMBOLS, T), [])
     with pytest.raises(UserError, match="counted in PeepholeLSTM cells"):
         saturation("time", PeepholeLSTM(), torch.zeros(1, 1, 1, 4))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from hydra.errors import HydraException
-from hydra.utils import get_object
+from hydra.utils import get_class
 from lightning import seed_everything
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -129,8 +129,11 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
         raise UserError(explain(error, words)) from error
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
-    if issubclass(get_object(cfg.model._target_), ImageModel):
-        raise UserError(f"model={model} does not read sequences. Look at a checkpoint of it, or give model=grid2d.")
+    if issubclass(get_class(cfg.model._target_), ImageModel):
+        raise UserError(
+            f"model={model} is a network of images. Give networks of sequences, such as model=grid2d, or what=image "
+            f"with a checkpoint."
+        )
     seed_everything(cfg.seed, verbose=False)
     return make_sequence_task(cfg, spec).eval()
 
