@@ -67,7 +67,7 @@ OmegaConf.register_new_resolver("gridlstm.whole_steps", _whole_steps, replace=Tr
 
 
 def choices(group: str) -> list[str]:
-    """Return the names in a group of the configuration, including those of the user's own directories (--config-dir)."""
+    """Return the names in a group of the configuration, including the user's own (--config-dir)."""
     with _loader() as loader:
         return sorted(loader.get_group_options(group))
 
