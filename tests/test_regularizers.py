@@ -139,7 +139,7 @@ def test_noise_is_no_coarser_where_tensors_are_halves() -> None:
     assert held == pytest.approx(0.001, rel=0.2)  # standard error 3 %
 
 
-def test_masks_that_would_get_no_gradient_are_refused() -> None:
+def test_masks_that_need_a_gradient_raise() -> None:
     @dataclass(frozen=True)
     class Learned(Regularizer):
         p: torch.Tensor
