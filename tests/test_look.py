@@ -270,7 +270,7 @@ def test_depth_without_memory_has_gradients_of_h_alone(name: str) -> None:
 def test_what_cannot_be_seen_is_refused() -> None:
     with pytest.raises(UserError, match="state is its hidden"):
         through_time(Transformer(SYMBOLS, 4, 1, num_heads=1), nn.Linear(4, SYMBOLS), *sample())
-    with pytest.raises(UserError, match="GRU is not one"), watching(GRU(SYMBOLS, D, 1)):
+    with pytest.raises(UserError, match="GRU is none"), watching(GRU(SYMBOLS, D, 1)):
         pass
     with pytest.raises(UserError, match="model=grid3d does not exist"):
         new("grid3d", Spec(SYMBOLS, SYMBOLS, T), [])
