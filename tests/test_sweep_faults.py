@@ -221,7 +221,7 @@ def test_what_cannot_work_is_refused_before_any_job_and_leaves_nothing(
     assert done.returncode == 1
     assert words in done.stderr
     if "grid1d" in arguments[0]:
-        assert "1-memorization-grid1d-s1: task=memorization takes a SequenceModel and model=grid1d" in done.stderr
+        assert "1-memorization-grid1d-s1: task=memorization takes a SequenceModel, but model=grid1d" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -78,7 +78,7 @@ class MapData(SequenceData):
 
 
 class _TrainingRows(Sampler[list[int]]):
-    """Endless batches of the indices that this rank owns; every iterator starts anew."""
+    """Endless batches of the indices that this rank owns; every iterator starts again."""
 
     def __init__(self, samples: int, batch_size: int, rows: range, seed: int, first_batch: int) -> None:
         self.samples = samples

@@ -56,7 +56,7 @@ class Streams:
         return self.part.start + offset + int(order[place]) * self.stream_length
 
 
-@lru_cache(maxsize=2)  # a batch may lie in two epochs
+@lru_cache(maxsize=2)  # a batch may be in two epochs
 def _epoch(seed: int, epoch: int, streams: int, offsets: int) -> tuple[int, NDArray[np.int64]]:
     """Return the offset of an epoch's first stream and the order of its streams."""
     random = np.random.default_rng((seed, epoch))

@@ -334,7 +334,7 @@ class TextData(SequenceData):
 
 
 class _Batches(IterableDataset[Batch]):
-    """Iterable data set that calls a function anew for every iterator."""
+    """Iterable data set that calls a function again for every iterator."""
 
     def __init__(self, batches: Callable[[], Iterator[Batch]]) -> None:
         self.batches = batches
