@@ -345,7 +345,9 @@ def test_a_run_is_trained_resumed_bit_for_bit_and_evaluated(
     assert result["test"]["test/error"] == pytest.approx(1 - result["test"]["test/accuracy"])
     best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
     assert evaluate(best, "test", []) == pytest.approx(result["test"], rel=1e-6)
-    with pytest.raises(UserError, match="split=all is for texts, MNIST has a test of its own: give split=val or"):
+    with pytest.raises(
+        UserError, match=r"split=all works for texts only, MNIST has a test of its own\. Use split=val or"
+    ):
         evaluate(best, "all", [])
     assert "1x28x28 pixels x 8 rows a step, 10 classes" in caplog.text
 

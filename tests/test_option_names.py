@@ -26,7 +26,7 @@ Job = Callable[..., DictConfig]
             "task.data.stream_length=30.",
         ),
         ("text", "task.data.batch_size=0", "task.data.batch_size must be at least 1, got 0."),
-        ("text", "task.data.max_words=9", "task.data.max_words must be left out at task.data.level=byte, got 9."),
+        ("text", "task.data.max_words=9", "task.data.max_words must be null at task.data.level=byte, got 9."),
         ("text", "task.path=''", "task.path must name a text file, got ''."),
         ("text", "seed=-1", "seed must be 0 or more, got -1."),
         ("memorization", "task.length=0", "task.length must be at least 1, got 0."),

@@ -342,7 +342,7 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
         ({"paper": {"test/bpc": {"grid2d": "1.47 bits"}}}, "report.paper.test/bpc must be a number, or one for each"),
         ({"published": {"test/bpc": 1.67}}, "report.published.test/bpc must be names with their values, got 1.67."),
         ({"published": {"test/bpc": {"MRNN": None}}}, "report.published.test/bpc must be numbers, got None of MRNN."),
-        ({"claims": {"a": {"claim": 1, "there": 5}}}, "report.claims.a needs claim, there, of, and has no 'of'."),
+        ({"claims": {"a": {"claim": 1, "there": 5}}}, "report.claims.a needs claim, there, of, but has no 'of'."),
         ({"claims": {"a": {"claim": 1, "there": 5, "of": "grid2d"}}}, "report.claims.a.of must be options such as"),
         ({"claims": {"a": {"claim": 1, "there": 5, "of": "a=b", "versus": "a=c"}}}, "report.claims.a.versus does not"),
     ],
