@@ -7,7 +7,7 @@ ARGS ?=
 # As many processes as there are cores; they take over one another's tests at the end. ARGS="-n 0" for one.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test test-slow lint generated list bench clean
+.PHONY: help train test test-slow lint generated docs list bench clean
 
 help:
 	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; a minute by default"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-slow                                the tests marked slow"
 	@echo "make lint                                     ruff and mypy"
 	@echo "make generated                                write docs/models.md, docs/configuration.md, conf/models.txt and the parameters on record"
+	@echo "make docs                                     build the documentation into site/; a broken link is an error"
 	@echo "make list                                     models and tasks that go together, and their parameters"
 	@echo "make bench                                    speed of the sweeps; half an hour"
 
@@ -43,6 +44,11 @@ generated: $(VENV)/installed
 	@$(BIN)/python -m gridlstm.list --write
 	@PYTHONPATH=. $(BIN)/python -m tests.test_models
 
+# Searching needs a server: .venv/bin/mkdocs serve. The theme's notice about its successor says nothing about this site.
+docs: $(VENV)/installed
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html"
+
 list: $(VENV)/installed
 	@$(BIN)/python -m gridlstm.list $(ARGS)
 
@@ -50,4 +56,4 @@ bench: $(VENV)/installed
 	@$(BIN)/python -m gridlstm.bench $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -110,8 +110,8 @@ def test_commands_that_describe_run(line: str) -> None:
 
 
 def documented() -> list[str]:
-    """Training commands in the text and the blocks of the README and of docs/, but for what was run long ago."""
-    pages = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "results.md")]
+    """Return the training commands of the README and of docs/. Pages in docs/results/ quote commands of old commits."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     found = []
     for page in pages:
         text = page.read_text().replace("\\\n", " ")
@@ -155,7 +155,7 @@ def test_every_command_is_covered() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        targets = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", page.read_text())
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|src=\"([^\"]+)\"", page.read_text())
         for target in (a or b for a, b in targets):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
