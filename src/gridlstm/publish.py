@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gridlstm.command import Parser, run_command
-from gridlstm.errors import UserError
 from gridlstm.files import read_json, replacing, writable, write_text
 from gridlstm.options import Role, leaves, role
 
@@ -114,8 +113,6 @@ def main() -> None:
 
 
 def _run(given: dict[str, Any], others: list[str]) -> None:
-    if others:
-        raise UserError(f"publish takes ckpt and out alone, got {others[0]}. Remove it.")
     for path in publish(given["ckpt"].expanduser(), given["out"].expanduser()):
         print(path)
 

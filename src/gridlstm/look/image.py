@@ -16,6 +16,7 @@ from gridlstm.files import write_csv, write_png
 from gridlstm.grid import Grid
 from gridlstm.look.load import test_batches
 from gridlstm.tasks.classify_image import ClassifyImage
+from gridlstm.training.callbacks.image_pictures import show_images
 
 MOST = 24
 """Images of one picture."""
@@ -101,16 +102,16 @@ def _draw(seen: Seen) -> Any:
         vector = "m" if layer.m.any() else "h"
         maps.append((f"|{vector}|, layer {number}", layer.m if layer.m.any() else layer.h))
         maps.append((f"|d logit|, layer {number}", layer.gradient))
-    count, low, high = len(seen.images), seen.images.min(), seen.images.max()
-    shown = ((seen.images - low) / (high - low).clamp(min=1e-6)).movedim(1, -1).numpy()
+    count = len(seen.images)
     figure = Figure(figsize=(1.2 * (1 + len(maps)), 1.3 * count + 0.3), layout="constrained")
     every = figure.subplots(count, 1 + len(maps), squeeze=False)
-    for row, (image, target, chosen) in enumerate(zip(shown, seen.targets, seen.chosen, strict=True)):
-        first, *others = every[row]
-        # Three channels are a colour; of any other number, the first.
-        first.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
-        first.set_title(f"{target}" if target == chosen else f"{target} as {chosen}", fontsize=7, pad=2)
-        for axes, (name, values) in zip(others, maps, strict=True):
+    names = [
+        f"{target}" if target == chosen else f"{target} as {chosen}"
+        for target, chosen in zip(seen.targets, seen.chosen, strict=True)
+    ]
+    show_images(every[:, 0], seen.images, names)
+    for row in range(count):
+        for axes, (name, values) in zip(every[row, 1:], maps, strict=True):
             axes.imshow(values[row].numpy(), cmap="viridis", vmin=0)
             if row == 0:
                 axes.set_title(name, fontsize=7, pad=2)

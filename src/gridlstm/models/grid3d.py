@@ -24,21 +24,21 @@ CORNERS = {
 place has seen the whole image after two layers."""
 
 
-def corners_of(corners: Sequence[str], num_layers: int) -> list[str]:
-    """Return the corner of each layer; the list begins anew where there are more layers.
+def scans(
+    corners: Sequence[str], num_layers: int, map_size: tuple[int, int]
+) -> tuple[list[tuple[bool, bool]], tuple[int, int]]:
+    """Return the directions of each layer's scan, as in ``CORNERS``, and the place (row, column) where the last ends.
+
+    A scan ends opposite to its corner. The list of corners begins anew where there are more layers.
 
     Raises:
         UserError: no corner, or one that an image does not have.
     """
     if isinstance(corners, str) or not corners or any(corner not in CORNERS for corner in corners):
         raise UserError(f"corners must be a list of {', '.join(CORNERS)}, got {corners!r}.")
-    return [corners[layer % len(corners)] for layer in range(num_layers)]
-
-
-def end_of(corner: str, map_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the place opposite to a corner: there a scan ends."""
-    from_bottom, from_right = CORNERS[corner]
-    return 0 if from_bottom else map_size[0] - 1, 0 if from_right else map_size[1] - 1
+    directions = [CORNERS[corners[layer % len(corners)]] for layer in range(num_layers)]
+    from_bottom, from_right = directions[-1]
+    return directions, (0 if from_bottom else map_size[0] - 1, 0 if from_right else map_size[1] - 1)
 
 
 class Grid3d(ImageModel):
@@ -89,13 +89,12 @@ class Grid3d(ImageModel):
         self.output_size = sum(self.sizes)
         self.input = Patches(channels, height, width, patch, self.output_size)
         self.map_size = self.input.map_size
-        names = corners_of(corners, num_layers)
-        self.last_place = end_of(names[-1], self.map_size)
+        directions, self.last_place = scans(corners, num_layers, self.map_size)
         self.layers = nn.ModuleList()
-        for corner in names:
+        for reverses in directions:
             y, x = (
                 Dimension(name, space, hidden_size, reverse=reverse)
-                for name, reverse in zip("yx", CORNERS[corner], strict=True)
+                for name, reverse in zip("yx", reverses, strict=True)
             )
             self.layers.append(
                 Grid([y, x, Dimension("depth", depth, hidden_size)], (priority,) if priority else (), sweep)

@@ -12,7 +12,7 @@ from gridlstm.cell import LSTM
 from gridlstm.errors import check_at_least_one
 from gridlstm.mdlstm import MDLSTM
 from gridlstm.models.base import ImageModel, Patches
-from gridlstm.models.grid3d import CORNERS, corners_of, end_of
+from gridlstm.models.grid3d import CORNERS, scans
 
 
 class MDLSTMImage(ImageModel):
@@ -43,10 +43,9 @@ class MDLSTMImage(ImageModel):
         self.output_size = hidden_size
         self.input = Patches(channels, height, width, patch, hidden_size)
         self.map_size = self.input.map_size
-        names = corners_of(corners, num_layers)
-        self.last_place = end_of(names[-1], self.map_size)
+        directions, self.last_place = scans(corners, num_layers, self.map_size)
         self.layers = nn.ModuleList(
-            MDLSTM(hidden_size, hidden_size, 2, cell, CORNERS[corner], sweep) for corner in names
+            MDLSTM(hidden_size, hidden_size, 2, cell, reverses, sweep) for reverses in directions
         )
 
     def forward(self, images: Tensor) -> Tensor:

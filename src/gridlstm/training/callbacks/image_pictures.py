@@ -1,6 +1,6 @@
 """Pictures of a classifier of images: what it is trained on, what it takes for what, and where it is most wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from gridlstm.files import write_png
 from gridlstm.tasks.classify_image import ClassifyImage
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMNS, SHOWN = 12, 96
@@ -85,19 +86,24 @@ def draw_images(images: Tensor, names: Sequence[str]) -> "Figure":
     # Imported here: matplotlib takes half a second that no other part of a run needs.
     from matplotlib.figure import Figure
 
-    low, high = images.min(), images.max()
-    shown = ((images.float() - low) / (high - low).clamp(min=1e-6)).cpu().movedim(1, -1).numpy()
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(0.7 * columns, 0.85 * rows), layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in every:
         axes.set_axis_off()
+    show_images(every, images, names)
+    return figure
+
+
+def show_images(every: Iterable["Axes"], images: Tensor, names: Sequence[str]) -> None:
+    """Show images (N, channels, height, width) on as many axes, each below its name; one scale for all."""
+    low, high = images.min(), images.max()
+    shown = ((images.float() - low) / (high - low).clamp(min=1e-6)).cpu().movedim(1, -1).numpy()
     for axes, image, name in zip(every, shown, names, strict=False):
         # Three channels are a colour; of any other number, the first.
         axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=7, pad=2)
-    return figure
 
 
 def draw_confusion(counts: Tensor) -> "Figure":
