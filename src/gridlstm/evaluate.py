@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: ``python -m gridlstm.evaluate ckpt=outputs/…/checkpoints/best.ckpt split=test``."""
 
+import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +100,6 @@ def evaluate(
         raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
     # Imported here, so that --help need not wait for torch.
     from gridlstm.tasks.ensemble import Ensemble
-    from gridlstm.tasks.sequence import SequenceTask
     from gridlstm.training.build import build
     from gridlstm.training.callbacks.position_loss import PositionLoss
     from gridlstm.training.checkpoint import (
@@ -123,6 +123,8 @@ def evaluate(
             f"{list(lengths)}: give task.data.test_digits=[{given['task.digits']}]."
         )
     config.trainer.enable_checkpointing = False
+    if temperature != 1:
+        _divide_logits(config, temperature)
     _whole_split(config, given)
     _device_at_hand(config, given)
     if split == "all" and config.task.get("max_documents"):
@@ -139,10 +141,6 @@ def evaluate(
     networks = run.task.networks if isinstance(run.task, Ensemble) else (run.task,)
     for network, (_, weights) in zip(networks, members or [(config, content)], strict=True):
         load_weights(network, weights["state_dict"])
-    if temperature != 1 and not isinstance(run.task, SequenceTask):
-        raise UserError(f"temperature={temperature} divides the logits of sequences, which this task lacks. Remove it.")
-    if isinstance(run.task, SequenceTask):
-        run.task.temperature = temperature
     if positions is not None or dynamic_rate is not None:
         _check_language_model(run, positions is not None and dynamic_rate is not None)
     if dynamic_rate is not None:
@@ -161,6 +159,20 @@ def evaluate(
     stage = "val" if split == "val" else "test"
     found = {name: value for name, value in metrics(run).items() if name.startswith(f"{stage}/")}
     return {f"{split}/{name.partition('/')[2]}": value for name, value in found.items()}
+
+
+def _divide_logits(config: "DictConfig", temperature: float) -> None:
+    """Set the temperature of the task.
+
+    Raises:
+        UserError: the task has none.
+    """
+    from hydra.utils import get_object
+    from omegaconf import OmegaConf
+
+    if "temperature" not in inspect.signature(get_object(config.task.objective._target_)).parameters:
+        raise UserError(f"temperature={temperature} divides the logits of sequences, which this task lacks. Remove it.")
+    OmegaConf.update(config, "task.objective.temperature", temperature, force_add=True)
 
 
 def _refuse_unread(split: str, given: Mapping[str, str]) -> None:

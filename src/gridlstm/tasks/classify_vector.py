@@ -36,10 +36,15 @@ class ClassifyVector(TagSequence):
 
     Args:
         model: network that reads the whole vector.
-        spec, optimizer, scheduler: see ``SequenceTask``.
+        spec, optimizer, scheduler, temperature: see ``SequenceTask``.
     """
 
     def __init__(
-        self, model: VectorModel, spec: Spec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
+        self,
+        model: VectorModel,
+        spec: Spec,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(EachStep(model), spec, optimizer, scheduler)
+        super().__init__(EachStep(model), spec, optimizer, scheduler, temperature)

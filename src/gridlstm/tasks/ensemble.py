@@ -48,12 +48,14 @@ class Ensemble(SequenceTask):
     Args:
         members: trained tasks of one kind, for the same symbols.
         spec: sizes of the data.
+        temperature: divisor of log p.
     """
 
-    def __init__(self, members: Sequence[SequenceTask], spec: Spec) -> None:
+    def __init__(self, members: Sequence[SequenceTask], spec: Spec, temperature: float = 1.0) -> None:
         first = members[0]
         self._make_metrics, self._update_metrics = first.make_metrics, first.update_metrics
-        super().__init__(MeanProbability(members), spec, first.make_optimizer, carry_state=first.carried is not None)
+        mean, carries = MeanProbability(members), first.carried is not None
+        super().__init__(mean, spec, first.make_optimizer, carry_state=carries, temperature=temperature)
         self.networks = tuple(members)  # which ``model`` holds as modules
         self.head = nn.Identity()  # log p is what a head would return
         self.metrics = first.metrics

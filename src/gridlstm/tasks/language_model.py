@@ -18,10 +18,15 @@ class LanguageModel(SequenceTask):
     """
 
     def __init__(
-        self, model: SequenceModel, spec: Spec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
+        self,
+        model: SequenceModel,
+        spec: Spec,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self._bits = "bpw" if spec.unit == "words" else "bpc"
-        super().__init__(model, spec, optimizer, scheduler, carry_state=True)
+        super().__init__(model, spec, optimizer, scheduler, carry_state=True, temperature=temperature)
 
     def make_metrics(self) -> nn.ModuleDict:
         return nn.ModuleDict({"loss": RatioOfSums(), self._bits: bits(), "perplexity": Perplexity()})

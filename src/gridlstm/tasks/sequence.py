@@ -28,6 +28,8 @@ class SequenceTask(Task):
         optimizer, scheduler: see ``Task``.
         carry_state: keep the recurrent state from batch to batch, without its gradient, where ``Batch.reset`` is false:
             truncated backpropagation through time. Otherwise every batch starts from a fresh state.
+        temperature: divisor of the logits, above 0: for a trained network, the value that is best on the validation
+            split.
     """
 
     model: SequenceModel
@@ -39,6 +41,7 @@ class SequenceTask(Task):
         optimizer: MakeOptimizer,
         scheduler: MakeScheduler | None = None,
         carry_state: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(model, optimizer, scheduler)
         head = nn.Linear(model.output_size, spec.output_size)
@@ -47,8 +50,7 @@ class SequenceTask(Task):
             nn.init.uniform_(head.bias, -model.init_bound, model.init_bound)
         self.head: nn.Module = head
         self.classes = spec.output_size
-        self.temperature = 1.0
-        """Divisor of the logits: for a trained network, the value that is best on the validation split."""
+        self.temperature = temperature
         self.carried = CarriedState(model) if carry_state else None
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:

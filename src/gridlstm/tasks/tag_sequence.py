@@ -21,9 +21,14 @@ class TagSequence(SequenceTask):
     """
 
     def __init__(
-        self, model: SequenceModel, spec: Spec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
+        self,
+        model: SequenceModel,
+        spec: Spec,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(model, spec, optimizer, scheduler)
+        super().__init__(model, spec, optimizer, scheduler, temperature=temperature)
         self.test_lengths = spec.test_lengths
         for name in spec.test_lengths:
             for metric in _JUDGED:

@@ -82,7 +82,8 @@ def build(
     task: Task
     if members:
         spec = cast(Spec, data.spec)  # as the members need
-        task = Ensemble([make_sequence_task(_with_epochs(member, data), spec) for member in members], spec)
+        networks = [make_sequence_task(_with_epochs(member, data), spec) for member in members]
+        task = Ensemble(networks, spec, cfg.task.objective.get("temperature", 1.0))
     else:
         task = make_task(_with_epochs(cfg, data), data.spec)
     max_time = cfg.trainer.get("max_time")  # absent if the run is only evaluated
