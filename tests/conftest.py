@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from tests.warm_python import WarmPython
 
+from gridlstm.look.__main__ import PARSER, look
 from gridlstm.train import CONF
 
 ROOT = Path(__file__).parents[1]
@@ -175,6 +176,11 @@ def job_in(text_file: Path) -> Callable[..., DictConfig]:
 def job(tmp_path: Path, job_in: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     """Composes a toy job whose run directory is below this test's own."""
     return partial(job_in, tmp_path)
+
+
+def look_at(options: dict[str, str]) -> list[Path]:
+    """Run the look command with these options, in this process."""
+    return look(*PARSER.parse([f"{name}={value}" for name, value in options.items()]))
 
 
 def free_ports(count: int) -> list[int]:

@@ -27,7 +27,7 @@ def test_options_are_written_in_either_way(words: list[str]) -> None:
 def test_a_value_may_look_like_an_option() -> None:
     given, _ = sample.PARSER.parse(["--ckpt", "a", "--prime", "seed=2", "stop=x=y", "--temperature=0.5"])
     assert (given["prime"], given["stop"], given["temperature"]) == ("seed=2", "x=y", 0.5)
-    assert look.PARSER.parse(["what=activation", "memory=-2,-1,0"])[0] == {"what": "activation", "memory": "-2,-1,0"}
+    assert look.PARSER.parse(["what=activation", "memory=-2,-1,0"])[0] == {"what": "activation", "memory": [-2, -1, 0]}
 
 
 def test_a_directory_may_have_an_equals_sign(tmp_path: Path) -> None:

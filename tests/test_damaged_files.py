@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from tests.conftest import look_at
 from tests.test_training import result
 
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.look.__main__ import look
 from gridlstm.report.__main__ import report
 from gridlstm.sample import write_samples
 from gridlstm.training.checkpoint import load_content
@@ -52,7 +52,7 @@ def test_a_damaged_configuration_is_named(content: bytes, damage: Any, trained: 
     commands: list[Callable[[], Any]] = [
         lambda: evaluate(best, "test", []),
         lambda: write_samples(best, lambda _: None, length=3),
-        lambda: look({"what": "gates", "ckpt": str(best)}),
+        lambda: look_at({"what": "gates", "ckpt": str(best)}),
         lambda: run_job(job_in(trained.parent, f"init_from={best}", task="text", directory="other")),
     ]
     for command in commands:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
+from tests.conftest import look_at
 from tests.image_files import digits, idx, write_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,7 +31,6 @@ from gridlstm.data.images import ImageData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.files import to_png
-from gridlstm.look.__main__ import look
 from gridlstm.look.image import see
 from gridlstm.training.build import build, make_data, make_task, unread_data
 from gridlstm.training.callbacks import image_pictures
@@ -476,7 +476,7 @@ def test_look_shows_what_a_choice_hangs_on(
     patch = [] if model == "cnn" else ["model.patch=7"]
     run_job(job(f"data_dir={directory}", *SMALL[:2], *patch, task="mnist", model=model))
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    table, picture = look({"what": "image", "ckpt": str(best), "images": "3"})
+    table, picture = look_at({"what": "image", "ckpt": str(best), "images": "3"})
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert len(table.read_text().splitlines()) == 1 + (0 if model == "cnn" else 3 * 2 * 4 * 4)
 
@@ -508,8 +508,8 @@ def test_look_says_what_it_needs(
     run_job(job())
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match=r"what=image is for classifiers of images, and .* is of task=memorization"):
-        look({"what": "image", "ckpt": str(best)})
+        look_at({"what": "image", "ckpt": str(best)})
     with pytest.raises(UserError, match="images must be a whole number of at least 1 and at most 24, got '25'"):
-        look({"what": "image", "ckpt": str(best), "images": "25"})
+        look_at({"what": "image", "ckpt": str(best), "images": "25"})
     with pytest.raises(UserError, match="what=image needs one checkpoint"):
-        look({"what": "image"})
+        look_at({"what": "image"})

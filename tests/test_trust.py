@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from tests.conftest import look_at
 
 from gridlstm.dashboard import build as build_dashboard
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.look.__main__ import look
 from gridlstm.report.__main__ import report
 from gridlstm.report.runs import find_runs
 from gridlstm.sample import write_samples
@@ -72,7 +72,7 @@ def test_what_an_evaluation_does_not_need_is_not_made(plant: Any, tmp_path: Path
     assert not runs_code(tmp_path, lambda: found.update(evaluate(checkpoint, "test", [])))
     assert found == expected
     assert not runs_code(tmp_path, lambda: write_samples(checkpoint, lambda _: None, length=3))
-    assert not runs_code(tmp_path, lambda: look({"what": "gates", "ckpt": str(checkpoint), "out": str(tmp_path)}))
+    assert not runs_code(tmp_path, lambda: look_at({"what": "gates", "ckpt": str(checkpoint), "out": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_code_of_others_is_not_run(option: str, target: str, plant: Any, tmp_pat
     commands: list[Callable[[], Any]] = [
         lambda: evaluate(checkpoint, "test", []),
         lambda: write_samples(checkpoint, lambda _: None, length=3),
-        lambda: look({"what": "cells", "ckpt": str(checkpoint), "out": str(tmp_path)}),
+        lambda: look_at({"what": "cells", "ckpt": str(checkpoint), "out": str(tmp_path)}),
     ]
 
     def refused() -> None:

@@ -135,12 +135,29 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from error
 
 
+def from_one(most: int | None = None) -> Callable[[str], int]:
+    """Return a function that returns the whole number that an option is given, from 1 to ``most``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
+            above = "" if most is None else f" and at most {most:,}"
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least 1{above}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
 def number(text: str) -> float:
     """Return the number that an option is given."""
     try:
         return float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from error
+
+
+def numbers(text: str) -> list[float]:
+    """Return the comma-separated numbers that an option is given."""
+    return [number(part) for part in text.split(",")]
 
 
 def true_or_false(text: str) -> bool:

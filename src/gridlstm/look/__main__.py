@@ -1,10 +1,11 @@
 """The look command."""
 
+import argparse
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridlstm.command import Parser, checkpoint_paths, packages, run_command
+from gridlstm.command import Parser, checkpoint_paths, from_one, numbers, packages, run_command
 from gridlstm.errors import UserError, within_memory
 from gridlstm.files import writable
 
@@ -26,34 +27,51 @@ PARSER = Parser(
                to layer
   gates        how often gates are closed or open, by layer; --symbols 10000 of a text or all of a shorter one; for
                other tasks, as many steps of test batches
+  image        a classifier of images: the pixels that decide, and the memories of each layer; --images 6 of the test
   activation   the 1-LSTM as an activation function; --memory=-2,-1,0,1,2 --weights 1,2,3,4 (of u, f, o, c), or seed=1
                for four random sets
 
 With --ckpt, key=value are options of its run, such as task.path=other.txt.""",
     others="key=value",
 )
-PARSER.add_argument("--what", required=True, help="gradients, cells, gates, image or activation")
+PARSER.add_argument("--what", required=True, help="one of these pictures")
 PARSER.add_argument("--ckpt", metavar="CHECKPOINT[,…]", help="files in run directories")
 PARSER.add_argument("--out", metavar="DIRECTORY", help="directory of pictures and tables")
-for name, what in (
-    ("steps", "time steps"), ("layers", "layers of new networks"), ("model", "new networks, separated by commas"),
-    ("symbols", "symbols of a text"), ("images", "images of a test"),
-    ("memory", "numbers, separated by commas"), ("weights", "four numbers"),
-    ("trust", "packages besides gridlstm whose code the run may use: your own models and tasks"),
-):  # fmt: skip
-    PARSER.add_argument(f"--{name}", help=what)
+
+MOST, MOST_IMAGES = 1_000_000, 24
+"""Largest number of steps or layers of a new network, and of images in one picture."""
+
+PARSER.add_argument("--steps", type=from_one(MOST), help="time steps")
+PARSER.add_argument("--layers", type=from_one(MOST), help="layers of new networks")
+PARSER.add_argument("--model", metavar="MODEL[,…]", help="new networks")
+PARSER.add_argument("--symbols", type=from_one(), help="symbols of a text")
+PARSER.add_argument("--images", type=from_one(MOST_IMAGES), help="images of a test")
+PARSER.add_argument("--memory", type=numbers, metavar="NUMBER[,…]", help="values of m")
+PARSER.add_argument("--weights", type=numbers, metavar="U,F,O,C", help="four numbers")
+PARSER.add_argument(
+    "--trust", type=packages, metavar="PACKAGE[,…]",
+    help="packages besides gridlstm whose code the run may use: your own models and tasks",
+)  # fmt: skip
 
 STEPS, ROWS = 10_000, 10
 """Steps over which gates are counted, and the number of streams that a text is split into for it."""
 
-_MOST = 1_000_000
-"""Largest number of steps or layers of a new network."""
-_LARGEST = 1e30
-"""Largest number accepted, well below the limit of single precision."""
+MODES: dict[str, frozenset[str]] = {
+    "gradients": frozenset({"steps", "layers", "model"}),
+    "cells": frozenset({"symbols"}),
+    "gates": frozenset({"symbols"}),
+    "image": frozenset({"images"}),
+    "activation": frozenset({"memory", "weights"}),
+}
+"""Options of each picture, besides those of all."""
 
 
-def look(given: dict[str, str]) -> list[Path]:
-    """Run the look command with the given options; see ``PARSER``.
+def look(given: dict[str, Any], overrides: list[str]) -> list[Path]:
+    """Run the look command.
+
+    Args:
+        given: options of ``PARSER`` by name.
+        overrides: ``key=value``, options of the checkpoint's run or of new networks.
 
     Returns:
         The files written.
@@ -62,19 +80,21 @@ def look(given: dict[str, str]) -> list[Path]:
         UserError: if options are missing or invalid, the network is unsupported or too large for the memory, or the
             directory is not writable.
     """
-    what = given.pop("what", None)
-    if what not in ("gradients", "cells", "gates", "image", "activation"):
-        raise UserError(f"what must be gradients, cells, gates, image or activation, got {what!r}.")
-    named = checkpoint_paths(given.pop("ckpt")) if "ckpt" in given else []
+    what = given["what"]
+    if what not in MODES:
+        raise UserError(f"what must be {', '.join(MODES)}, got {what!r}.")
+    if unread := sorted(set(given) - MODES[what] - {"what", "ckpt", "out", "trust"}):
+        raise UserError(f"{unread[0]} has no effect on what={what}. Remove it.")
+    named = checkpoint_paths(given["ckpt"]) if "ckpt" in given else []
     if what in ("cells", "gates", "image") and len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint. Give ckpt=outputs/…/checkpoints/best.ckpt.")
-    out = writable(Path(given.pop("out")) if "out" in given else _beside(named))
+    out = writable(Path(given["out"]) if "out" in given else _beside(named))
     with within_memory("Give fewer units, layers, steps or symbols."):
         if what == "activation":
-            return _activation(named, out, given)
+            return _activation(named, out, given, overrides)
         if what == "gradients":
-            return _gradients(named, out, given)
-        return {"cells": _cells, "gates": _gates, "image": _image}[what](named[0], out, given)
+            return _gradients(named, out, given, overrides)
+        return {"cells": _cells, "gates": _gates, "image": _image}[what](named[0], out, given, overrides)
 
 
 def _beside(checkpoints: list[Path]) -> Path:
@@ -86,61 +106,58 @@ def _beside(checkpoints: list[Path]) -> Path:
     return Path("look") if directory is None else directory / "look"
 
 
-def _activation(checkpoints: list[Path], out: Path, given: dict[str, str]) -> list[Path]:
+def _activation(checkpoints: list[Path], out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
     from gridlstm.look.activation import panels, write
 
     if checkpoints:
         raise UserError("what=activation shows a single unit without a checkpoint. Replace ckpt by weights.")
-    if "weights" in given and "seed" in given:
+    seeds = [override for override in overrides if override.startswith("seed=")]
+    if others := [override for override in overrides if override not in seeds]:
+        raise UserError(f"there is no option {others[0].partition('=')[0]} of what=activation. Remove it.")
+    if "weights" in given and seeds:
         raise UserError("weights and seed exclude each other: seed draws weights. Remove one of them.")
-    seed = _whole(given, "seed", 1, 2**63 - 1)
-    weights = _numbers(given, "weights", None)
-    memory = _numbers(given, "memory", "-2,-1,0,1,2")
-    assert memory is not None, "it has a default"
-    _nothing_else(given)
-    return write(panels(weights, seed), memory, out)
+    try:
+        seed = from_one()(seeds[-1].partition("=")[2]) if seeds else 1
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"seed {error}.") from error
+    return write(panels(given.get("weights"), seed), given.get("memory", [-2, -1, 0, 1, 2]), out)
 
 
-def _gradients(checkpoints: list[Path], out: Path, given: dict[str, str]) -> list[Path]:
+def _gradients(checkpoints: list[Path], out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
     from gridlstm.look.flow import curves_of_new, curves_of_trained, write
     from gridlstm.look.load import load
     from gridlstm.options import Role, role
 
-    steps = _whole(given, "steps", 500, _MOST) if "steps" in given or not checkpoints else None
     if checkpoints:
         if refused := [key for key in ("model", "layers") if key in given]:
             raise UserError(f"{refused[0]} is fixed by the checkpoint. Remove it.")
-        trust = packages(given.pop("trust", ""))
-        runs = [load(path, _words(given), trust) for path in checkpoints]
+        runs = [load(path, overrides, given.get("trust", [])) for path in checkpoints]
         names = [run.name for run in runs]
         runs = [
             run if names.count(run.name) == 1 else run._replace(name=f"{run.name} ({n})")
             for n, run in enumerate(runs, 1)
         ]
-        return write(curves_of_trained(runs, steps), out)
+        return write(curves_of_trained(runs, given.get("steps")), out)
     if "model" not in given:
         raise UserError("what=gradients needs networks. Give ckpt=… or model=grid2d,stacked_lstm,….")
-    assert steps is not None, "it has a default"
-    for key in given:
+    for key in (override.partition("=")[0] for override in overrides):
         if key in ("model.num_layers", "task.network.num_layers"):
             raise UserError(f"{key} cannot be set here. Give layers=… instead (gradients through time use 2 layers).")
         if role(key) not in (Role.NETWORK, Role.START, Role.SEED, Role.SPEED) or key == "init_from":
             raise UserError(f"{key} has no effect on a new network. Remove it.")
-    models, layers = given.pop("model").split(","), _whole(given, "layers", 100, _MOST)
-    return write(curves_of_new(models, steps, layers, _words(given)), out)
+    models, steps, layers = given["model"].split(","), given.get("steps", 500), given.get("layers", 100)
+    return write(curves_of_new(models, steps, layers, overrides), out)
 
 
-def _cells(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
+def _cells(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
     from gridlstm.look import cells
     from gridlstm.look.load import load, text_of
 
-    asked = _whole(given, "symbols", 1) if "symbols" in given else None
-    trust = packages(given.pop("trust", ""))
-    trained = load(checkpoint, _words(given), trust)
-    return cells.look(trained, _symbols(asked, text_of(trained), 40_000), out)
+    trained = load(checkpoint, overrides, given.get("trust", []))
+    return cells.look(trained, _symbols(given.get("symbols"), text_of(trained), 40_000), out)
 
 
-def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
+def _gates(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
     import torch
 
     from gridlstm.look.cells import record
@@ -148,9 +165,8 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     from gridlstm.look.load import load, sequences, text_of, windows
     from gridlstm.look.watch import watching
 
-    asked = _whole(given, "symbols", 1) if "symbols" in given else None
-    trust = packages(given.pop("trust", ""))
-    trained = load(checkpoint, _words(given), trust)
+    asked = given.get("symbols")
+    trained = load(checkpoint, overrides, given.get("trust", []))
     if trained.data.vocabulary is not None:
         text = text_of(trained)
         symbols = _symbols(asked, text, STEPS)
@@ -176,14 +192,12 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
     return write(joined(parts), out)
 
 
-def _image(checkpoint: Path, out: Path, given: dict[str, str]) -> list[Path]:
+def _image(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
     from gridlstm.look import image
     from gridlstm.look.load import load_classifier
 
-    images = _whole(given, "images", 6, image.MOST)
-    trust = packages(given.pop("trust", ""))
-    data, task = load_classifier(checkpoint, _words(given), trust)
-    return image.look(data, task, images, out)
+    data, task = load_classifier(checkpoint, overrides, given.get("trust", []))
+    return image.look(data, task, given.get("images", 6), out)
 
 
 def _symbols(asked: int | None, text: "Text", default: int) -> int:
@@ -194,43 +208,13 @@ def _symbols(asked: int | None, text: "Text", default: int) -> int:
     return min(default, most) if asked is None else asked
 
 
-def _whole(given: dict[str, str], name: str, default: int, most: int | None = None) -> int:
-    text = given.pop(name, str(default))
-    if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
-        above = "" if most is None else f" and at most {most:,}"
-        raise UserError(f"{name} must be a whole number of at least 1{above}, got {text!r}.")
-    return int(text)
-
-
-def _numbers(given: dict[str, str], name: str, default: str | None) -> list[float] | None:
-    text = given.pop(name, default)
-    try:
-        numbers = None if text is None else [float(part) for part in text.split(",")]
-        if not all(abs(number) <= _LARGEST for number in numbers or ()):
-            raise ValueError(text)
-        return numbers
-    except ValueError as error:
-        raise UserError(
-            f"{name} must be numbers of at most {_LARGEST:g}, separated by commas, got {text!r}."
-        ) from error
-
-
-def _words(given: dict[str, str]) -> list[str]:
-    return [f"{key}={value}" for key, value in given.items()]
-
-
-def _nothing_else(given: dict[str, str]) -> None:
-    if given:
-        raise UserError(f"there is no option {next(iter(given))} of what=activation. Remove it.")
-
-
 def main() -> None:
     """Run the command line."""
     run_command(PARSER, _run)
 
 
 def _run(given: dict[str, Any], overrides: list[str]) -> None:
-    for path in look(given | dict(override.split("=", 1) for override in overrides)):
+    for path in look(given, overrides):
         print(path)
 
 

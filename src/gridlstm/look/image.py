@@ -18,9 +18,6 @@ from gridlstm.look.load import test_batches
 from gridlstm.tasks.classify_image import ClassifyImage
 from gridlstm.training.callbacks.image_pictures import show_images
 
-MOST = 24
-"""Images of one picture."""
-
 
 class Layer(NamedTuple):
     """Lengths (B, Y, X) of the vectors that leave one layer of a grid along depth."""
