@@ -84,7 +84,7 @@ def test_carries_run_through_nines() -> None:
         assert max(total) <= 9
 
 
-def test_digits_are_uniform_but_for_the_first() -> None:
+def test_digits_are_uniform_and_numbers_never_start_with_zero() -> None:
     inputs = addition(3).generate((1, TRAIN), torch.arange(9000)).inputs - 1
     for column, values in ((1, 9), (2, 10), (3, 10), (5, 9), (7, 10)):
         counts = torch.bincount(inputs[:, column], minlength=10)[-values:].double()
@@ -113,7 +113,7 @@ def test_parity_is_counted(density: Any) -> None:
         assert batch.answer_mask.all()
 
 
-def test_densities_are_what_they_say() -> None:
+def test_number_of_ones_follows_the_chosen_density() -> None:
     """Uniform bits make the number of ones binomial; a drawn density makes it uniform over 0 to k."""
     counts = {}
     for density, split in (("half", TRAIN), ("drawn", TRAIN), ("drawn", VAL)):
@@ -135,7 +135,7 @@ def test_the_curriculum_of_parity_opens_bit_after_bit() -> None:
     assert data.generate((1, TRAIN), torch.arange(10_000, 10_100)).inputs[:, 0].sum(dim=0).min() > 0
 
 
-def test_delayed_memorization_is_as_drawn() -> None:
+def test_delayed_memorization_waits_before_asking_for_the_string() -> None:
     data = MemorizationData(length=3, alphabet=9, batch_size=4, seed=1, delay=2)
     batch = data.generate((1, TRAIN), torch.arange(50))
     abc, none = batch.inputs[:, 1:4], torch.zeros(50, 1, dtype=torch.int64)
@@ -166,7 +166,7 @@ def test_a_sample_depends_on_its_index_alone(make: Callable[[], GeneratedData], 
     assert not torch.equal(whole.inputs, other.inputs)
 
 
-def test_the_sizes_that_are_promised_are_those_of_the_batches() -> None:
+def test_batches_have_the_sizes_in_the_spec() -> None:
     for make in MAKE.values():
         data = make()
         batch: Batch = data.generate((1, TRAIN), torch.arange(20))

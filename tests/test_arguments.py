@@ -44,14 +44,14 @@ def directory(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
         (["--config-dir", "/yours"], ["ckpt_path=/other.ckpt", "--config-dir=/mine"]),
     ],
 )
-def test_what_is_typed_comes_after_what_is_kept(typed: list[str], gone: list[str], directory: Path) -> None:
+def test_typed_options_override_kept_options(typed: list[str], gone: list[str], directory: Path) -> None:
     given = [*typed, "ckpt_path=last", f"hydra.run.dir='{directory}'"]
     assert with_kept(given) == [*(word for word in READ if word not in gone), *given]
     own = [*typed, f"ckpt_path='{directory}/checkpoints/last.ckpt'", f"hydra.run.dir='{directory}'"]
     assert with_kept(own) == [*(word for word in READ if word not in gone), *own]
 
 
-def test_other_command_lines_stay_as_they_are(directory: Path, tmp_path: Path) -> None:
+def test_command_lines_that_resume_no_directory_are_unchanged(directory: Path, tmp_path: Path) -> None:
     for words in (
         ["seed=1"],
         ["ckpt_path=last"],

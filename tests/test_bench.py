@@ -50,7 +50,7 @@ def test_bench_prints_a_table_and_writes_its_files(tmp_path: Path, capsys: pytes
         assert (tmp_path / name).read_text() == "older", "whoever was reading it reads on in the old file"
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_timed(
+def test_unwritable_directory_is_refused_before_timing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -67,7 +67,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_timed(
     assert "not writable" in printed.err
 
 
-def test_a_sweep_that_is_wrong_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incorrect_sweep_is_refused_before_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="differs from the reference"):
         contenders.grid_contender(wrong, contenders.Shape((2, 2), 3, 1))
     monkeypatch.setattr(bench, "wavefront", wrong)
@@ -77,7 +77,7 @@ def test_a_sweep_that_is_wrong_is_not_timed(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
-def test_arithmetic_is_that_of_the_products() -> None:
+def test_flops_count_the_matrix_products() -> None:
     # One block and row: two transforms of (4d x 2d), 2 operations a weight, and backward twice that.
     assert contenders.Shape((1, 1), 10, 1).flops(backward=False) == 2 * 2 * (40 * 20)
     assert contenders.Shape((1, 1), 10, 1).flops(backward=True) == 3 * 2 * 2 * (40 * 20)
@@ -85,7 +85,7 @@ def test_arithmetic_is_that_of_the_products() -> None:
     assert contenders.Shape((2, 1, 1), 10, 3, corners=4).flops(backward=False) == 4 * 2 * 3 * 2 * 3 * (40 * 30)
 
 
-def test_a_network_of_images_is_timed_beside_its_products(
+def test_image_benchmark_times_sweeps_beside_matrix_products(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "IMAGES", contenders.Shape((4, 5, 1), 8, 2, corners=4))

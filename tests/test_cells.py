@@ -208,7 +208,7 @@ def test_an_activation_is_checked_wherever_the_network_is_made(mode: Any) -> Non
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("cell", [LSTM, PeepholeLSTM, CoupledLSTM, LayerNormLSTM, GRU, NonLSTM, Highway])
-def test_a_gain_that_starts_no_weights_is_refused(cell: type[LSTM], gain: float) -> None:
+def test_gain_must_be_positive_and_finite(cell: type[LSTM], gain: float) -> None:
     with pytest.raises(UserError, match=f"gain must be above 0 and finite, got {gain}"):
         cell(gain=gain)
 

@@ -64,7 +64,7 @@ def test_a_stored_product_that_is_inexact_here_is_replaced(
 
 
 @needs_onednn
-def test_faster_exact_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faster_exact_product_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def faster_where_onednn(x: Tensor, weight: Tensor, out: Tensor) -> float:
         torch.mm(x, weight, out=out)
         return 0.5 if matmul._in_use.product == "onednn" else 1.0
@@ -102,7 +102,7 @@ def test_onednn_multiplies_operands_of_any_strides(shapes: tuple[tuple[int, ...]
 
 
 @needs_onednn
-def test_what_onednn_refuses_is_an_error_and_not_the_end_of_the_process() -> None:
+def test_onednn_refusal_raises_instead_of_aborting() -> None:
     x, y = torch.ones(30, 40), torch.ones(40, 50, dtype=torch.float64)
     with matmul.using("onednn"), pytest.raises(RuntimeError, match="mkldnn_matmul"):
         matmul.multiply(x, y, torch.empty(30, 50), None)
@@ -110,7 +110,7 @@ def test_what_onednn_refuses_is_an_error_and_not_the_end_of_the_process() -> Non
 
 
 @needs_onednn
-def test_products_of_other_code_and_of_other_threads_stay_as_they_are() -> None:
+def test_using_onednn_leaves_other_code_and_threads_alone() -> None:
     linear, x = torch.nn.Linear(400, 1600, bias=False), torch.randn(15, 400)
     out = torch.empty(15, 1600)
     expected = linear(x)
@@ -142,7 +142,7 @@ def test_every_thread_computes_the_same_bits() -> None:
 
 
 @needs_onednn
-def test_a_counter_of_operations_sees_the_products_and_no_probe() -> None:
+def test_flop_counter_counts_products_but_not_probes() -> None:
     network, x = Grid2d(5, 128, 3), torch.randint(5, (24, 6))
 
     def flops() -> int:

@@ -86,7 +86,7 @@ def test_misspelt_options_get_the_nearest_valid_names(argument: str, words: list
         assert word in message
 
 
-def test_a_misspelt_name_of_ones_own_is_found(tmp_path: Path) -> None:
+def test_misspelt_name_from_config_dir_gets_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "average.yaml").write_text("_target_: mine.Average\n")
     error = HydraException("Could not find 'model/averag'")
@@ -99,13 +99,13 @@ def test_batches_of_a_sweep_are_refused(tmp_path: Path) -> None:
     assert "Use hydra.launcher.jobs to limit how many jobs run at once" in message
 
 
-def test_an_option_that_some_of_the_chosen_tasks_lack_is_not_called_misspelt() -> None:
+def test_option_missing_from_one_task_gets_no_suggestion() -> None:
     message = refused("-m", "task=memorization,parity", "task.length=2")
     assert "task.length does not exist for every choice made here." in message
     assert "Did you mean" not in message
 
 
-def test_tasks_of_srun_that_would_leave_no_record_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_srun_tasks_beyond_the_first_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert "error: srun has started several tasks, and only the first" in refused("seed=2", cwd=tmp_path)
 
@@ -138,7 +138,7 @@ def test_startup_without_work_does_not_wait_for_torch() -> None:
     assert run("-c", code).returncode == 0
 
 
-def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openmp_spin_count_is_limited_unless_already_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # of a command that ran in this process
     code = "from gridlstm.command import prepare; prepare(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
     assert run("-c", code).stdout.strip() == "10000"
@@ -147,7 +147,7 @@ def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch: pyt
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is asked to keep memory")
-def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
+def test_malloc_keeps_freed_memory_unless_the_user_configures_it() -> None:
     """Page faults of making 64 MB ten times over, 160,000 pages of 4 kB or 320 large ones, once a place is found."""
     code = (
         "from gridlstm.command import prepare; prepare(); import numpy, resource\n"
@@ -163,7 +163,7 @@ def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
 
 
 @pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--info"], ["-m", "gridlstm.sample", "-h"]])
-def test_a_reader_may_have_enough(words: list[str]) -> None:
+def test_closed_reader_ends_the_command_by_sigpipe(words: list[str]) -> None:
     """As in ``--help | head``."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -220,7 +220,7 @@ def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
     }
 
 
-def test_a_pipe_that_ends_early_is_no_error(tmp_path: Path) -> None:
+def test_broken_pipe_prints_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m gridlstm.list --help | true"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stderr == ""

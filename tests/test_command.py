@@ -51,6 +51,6 @@ def test_a_directory_may_have_an_equals_sign(tmp_path: Path) -> None:
         (dashboard.PARSER, ["multirun", "upload=1"], "upload must be true or false, got '1'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(parser: Parser, words: list[str], message: str) -> None:
+def test_invalid_arguments_are_refused(parser: Parser, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parser.parse(words)

@@ -132,7 +132,7 @@ def test_every_callback_and_logger_is_made(file: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("file", [f for f in GROUPED if f.startswith("hardware/")])
-def test_hardware_says_where_and_never_what(file: str) -> None:
+def test_hardware_options_change_only_device_placement(file: str) -> None:
     def without_place(config: DictConfig) -> Any:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         for key in ("accelerator", "devices", "strategy", "num_nodes"):
@@ -142,7 +142,7 @@ def test_hardware_says_where_and_never_what(file: str) -> None:
     assert without_place(compose(*choice(file), *RUN)) == without_place(compose("hardware=auto", *RUN))
 
 
-def test_every_trainer_option_exists_and_is_the_hardwares(job: Callable[..., DictConfig]) -> None:
+def test_hardware_and_precision_options_reach_the_trainer(job: Callable[..., DictConfig]) -> None:
     trainer = build(job("hardware=cpu", "trainer.precision=64-true", "trainer.gradient_clip_val=1")).trainer
     assert (trainer.precision, trainer.gradient_clip_val, trainer.num_devices) == ("64-true", 1, 1)
 
@@ -265,7 +265,7 @@ def test_every_model_of_text_is_compared() -> None:
     assert sorted(models.sweep_string_iterator()) == [m for m in choices("model") if fits(compose_model(m), task)]
 
 
-def test_the_first_line_of_an_experiment_says_what_it_is() -> None:
+def test_config_files_start_with_a_description() -> None:
     for file in GROUPED:
         if file.startswith(("experiment/", "task/", "model/", "transform/")):
             text = (CONF / f"{file}.yaml").read_text()

@@ -64,7 +64,7 @@ def test_the_number_survives_other_precisions(make: Any) -> None:
 
 
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
-def test_double_precision_has_the_number_in_double_precision(sweep: Any) -> None:
+def test_constant_bias_keeps_double_precision(sweep: Any) -> None:
     """As learned biases have: 0.1 in float32 would be off by 1.5e-9."""
     constant = made(lambda b: GridLSTM(5, 4, 2, time=LSTM(forget_bias=b), sweep=sweep), 0.1).double()
     learned = GridLSTM(5, 4, 2, sweep="reference").double()
@@ -79,7 +79,7 @@ def test_double_precision_has_the_number_in_double_precision(sweep: Any) -> None
 
 @pytest.mark.parametrize("make", MODULES)
 @pytest.mark.parametrize("strict", [False, True])
-def test_weights_of_another_number_are_refused(make: Any, strict: bool) -> None:
+def test_weights_trained_with_another_constant_are_refused(make: Any, strict: bool) -> None:
     file = io.BytesIO()
     torch.save(made(make, 1.7).state_dict(), file)
     file.seek(0)
@@ -88,7 +88,7 @@ def test_weights_of_another_number_are_refused(make: Any, strict: bool) -> None:
 
 
 @pytest.mark.parametrize("make", MODULES)
-def test_weights_that_do_not_say_their_number_are_loaded(make: Any) -> None:
+def test_weights_without_a_recorded_constant_are_loaded(make: Any) -> None:
     module = made(make)
     state = OrderedDict(module.state_dict())
     assert not hasattr(state, "_metadata")
@@ -99,7 +99,7 @@ def test_weights_that_do_not_say_their_number_are_loaded(make: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("callbacks=[default,weight_averaging]",)])
-def test_a_run_of_another_number_is_not_taken_for_its_own(
+def test_checkpoint_with_another_constant_is_refused(
     job: Callable[..., DictConfig], tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     constant = ("model.time.bias=false", "model.depth.bias=false", "stages=[fit]")

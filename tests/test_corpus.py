@@ -87,7 +87,7 @@ def test_char_level_counts_code_points_and_keeps_line_ends(tmp_path: Path, cache
     assert found.vocabulary.decode(found.ids) == text
 
 
-def test_a_byte_order_mark_is_no_character(tmp_path: Path, cache: Path) -> None:
+def test_byte_order_mark_is_skipped_except_at_byte_level(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("ab ba", encoding="utf-8-sig")
     assert read_corpus(path, "char", cache).vocabulary.symbols == (32, 97, 98)
@@ -120,7 +120,7 @@ def test_all_formats_give_the_same_corpus(tmp_path: Path, cache: Path) -> None:
         assert np.array_equal(other.ids, found[0].ids)
 
 
-def test_a_link_is_unpacked_as_it_is_called(tmp_path: Path, cache: Path) -> None:
+def test_link_is_unpacked_by_its_own_suffix(tmp_path: Path, cache: Path) -> None:
     """Stores that name files by their content have links to them, and no suffixes of their own."""
     blob = write(tmp_path / "3fa9", gzip.compress(TEXT))
     (tmp_path / "a.gz").symlink_to(blob)
@@ -146,7 +146,7 @@ def test_any_text_survives_whatever_the_chunks(text: str, chunk: int, tmp_path_f
             assert np.array_equal(found.vocabulary.encode(text.encode()), found.ids)
 
 
-def test_encoding_what_the_text_lacks_names_it(tmp_path: Path, cache: Path) -> None:
+def test_encoding_an_unknown_symbol_names_it(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "a.txt", "abcé".encode())
     chars, octets = read_corpus(path, "char", cache).vocabulary, read_corpus(path, "byte", cache).vocabulary
     assert chars.encode("").tolist() == []
@@ -267,7 +267,7 @@ def test_a_short_text_may_repeat_itself(tmp_path: Path, cache: Path) -> None:
         (tarfile.TarInfo("a.txt").tobuf() + TEXT, "is a tar archive: the headers of its files become symbols"),
     ],
 )
-def test_bytes_of_no_text_are_said_to_be_so(
+def test_non_text_bytes_are_read_with_a_warning(
     content: bytes, words: str | None, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And are read all the same: at level byte anything may be meant."""
@@ -281,7 +281,7 @@ def test_bytes_of_no_text_are_said_to_be_so(
     assert reads(caplog) == 1
 
 
-def test_files_that_cannot_be_read_say_why(tmp_path: Path, cache: Path) -> None:
+def test_unreadable_files_are_refused_with_a_reason(tmp_path: Path, cache: Path) -> None:
     for name, (path, message) in unreadable_files(tmp_path).items():
         with pytest.raises(UserError, match=message) as caught:
             read_corpus(path, "byte", cache)
@@ -308,7 +308,7 @@ def test_a_text_is_decoded_once(tmp_path: Path, cache: Path, caplog: pytest.LogC
     assert list(cache.glob("*.part")) == []
 
 
-def test_a_changed_file_is_read_anew(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_file_is_read_again(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "a.txt", b"abc")
     os.utime(path, ns=(0, 1))
     read_corpus(path, "byte", cache)
@@ -319,7 +319,7 @@ def test_a_changed_file_is_read_anew(tmp_path: Path, cache: Path, caplog: pytest
     assert reads(caplog) == 2
 
 
-def test_a_file_of_the_old_size_and_date_is_read_anew(tmp_path: Path, cache: Path) -> None:
+def test_changed_file_with_same_size_and_date_is_reread(tmp_path: Path, cache: Path) -> None:
     """As a copy that keeps dates leaves it, or whoever sets them."""
     path, other = write(tmp_path / "a.txt", b"abc"), write(tmp_path / "b.txt", b"xyz")
 
@@ -378,7 +378,7 @@ def test_a_damaged_cache_entry_is_rebuilt(
     assert entry.read_bytes() == whole
 
 
-def test_what_a_killed_process_left_does_not_matter(tmp_path: Path, cache: Path) -> None:
+def test_leftover_part_file_is_ignored_and_removed(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "a.txt", TEXT)
     expected = read_corpus(path, "byte", cache).ids.tolist()
     (entry,) = cache.glob("*.ids")
@@ -413,7 +413,7 @@ def test_a_full_disk_warns_and_works_in_memory(tmp_path: Path, cache: Path, capl
     assert list(cache.glob("*.ids*")) == []
 
 
-def test_the_cache_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_directory_follows_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.txt", TEXT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     read_corpus(path, "byte")
@@ -469,7 +469,7 @@ def test_entropy_of_known_texts() -> None:
     assert de_bruijn.bigram == 2.0
 
 
-def test_counts_that_say_nothing_are_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreliable_entropy_estimates_are_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Random bytes have 8 bits; the counts of a few of them say fewer."""
     caplog.set_level("INFO")
     random, text = tmp_path / "random", tmp_path / "text"

@@ -15,7 +15,7 @@ L, d, S = 3, 8, 5
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("priority", [None, "depth"])
-def test_the_grid_costs_what_it_must(tied: bool, priority: str | None) -> None:
+def test_grid_cost_matches_the_formulas(tied: bool, priority: str | None) -> None:
     found = cost(Grid2d(S, d, L, tied=tied, priority=priority))
     # Two transforms of 4 d x 2 d weights, shared by all layers or each layer's own.
     assert found.parameters == S * 2 * d + 2 * (1 if tied else L) * 8 * d * d
@@ -35,7 +35,7 @@ def test_recomputing_saves_a_third_and_costs_a_forward_sweep() -> None:
     assert found.flops_per_step == (96 + 32) * d * d * L
 
 
-def test_the_stacked_lstm_costs_what_it_must() -> None:
+def test_stacked_lstm_cost_matches_the_formulas() -> None:
     found = cost(StackedLSTM(S, d, L))
     assert found.parameters == S * d + L * 8 * d * d
     assert found.state_size == 2 * L * d

@@ -22,7 +22,7 @@ EASY = (
 """Solved after some dozens of steps."""
 
 
-def test_training_ends_when_all_is_right(job: Job, tmp_path: Path) -> None:
+def test_training_stops_once_every_answer_is_correct(job: Job, tmp_path: Path) -> None:
     run_job(job(*EASY))
     found = result(tmp_path / "run")
     *before, last = (row for row in rows(tmp_path / "run") if row["val/loss"])
@@ -32,14 +32,14 @@ def test_training_ends_when_all_is_right(job: Job, tmp_path: Path) -> None:
     assert found["score"] == 1
 
 
-def test_what_is_not_solved_trains_to_the_limit(job: Job, tmp_path: Path) -> None:
+def test_unsolved_run_trains_to_max_steps(job: Job, tmp_path: Path) -> None:
     run_job(job(*EASY, "trainer.max_steps=20", "optimizer.lr=1e-9"))
     found = result(tmp_path / "run")
     assert found["samples_to_solve"] is None
     assert found["steps"] == 20
 
 
-def test_without_a_criterion_nothing_is_said_of_it(job: Job, tmp_path: Path) -> None:
+def test_result_omits_samples_to_solve_without_a_criterion(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
     assert "samples_to_solve" not in result(tmp_path / "run")
 
@@ -62,7 +62,9 @@ def test_a_resumed_run_is_solved_when_an_uninterrupted_one_is(job: Job, tmp_path
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
-def test_another_criterion_asks_anew(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_criterion_recomputes_samples_to_solve(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run_job(job(*EASY, "callbacks.criterion.at_least=0.1"))
     early = result(tmp_path / "run")["samples_to_solve"]
     run_job(job(*EASY, "ckpt_path=last"))
@@ -72,23 +74,23 @@ def test_another_criterion_asks_anew(job: Job, tmp_path: Path, caplog: pytest.Lo
     assert "samples_to_solve" not in result(tmp_path / "run"), "this leg had no criterion"
 
 
-def test_a_run_goes_on_with_the_problems_it_was_judged_by(job: Job) -> None:
+def test_resume_with_another_validation_size_is_refused(job: Job) -> None:
     run_job(job(*EASY, "callbacks.criterion.at_least=0.1"))
     with pytest.raises(UserError, match=r"task\.data\.num_val=500, there"):
         run_job(job(*EASY, "callbacks.criterion.at_least=0.1", "ckpt_path=last", "task.data.num_val=500"))
 
 
 @pytest.mark.parametrize("debug", ["debug=smoke", "trainer.fast_dev_run=true"])
-def test_a_quick_look_at_a_run_needs_no_whole_validation(job: Job, debug: str) -> None:
+def test_debug_run_needs_no_full_validation(job: Job, debug: str) -> None:
     run_job(job(*EASY, debug, "stages=[fit]", *(["callbacks.checkpoint=null"] if "fast" in debug else [])))
 
 
-def test_a_quick_look_takes_whole_steps(job: Job, tmp_path: Path) -> None:
+def test_smoke_run_takes_whole_accumulated_steps(job: Job, tmp_path: Path) -> None:
     run_job(job("debug=smoke", "trainer.max_steps=2", "trainer.accumulate_grad_batches=3", "stages=[fit]"))
     assert [row["step"] for row in rows(tmp_path / "run") if row["val/loss"]] == ["1", "2"]
 
 
-def test_what_is_left_out_of_a_training_is_said(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+def test_curriculum_cut_short_is_logged(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     run_job(job("task.data.min_digits=1", "task.data.curriculum=60", "trainer.max_steps=4", task="addition"))
     assert "all lengths after 60 samples, but trainer.max_steps=4 ends training after 60" in caplog.text
     caplog.clear()
@@ -111,17 +113,17 @@ def test_an_unknown_metric_is_refused(job: Job) -> None:
         ("task.data.num_val=0", "num_val"),
     ],
 )
-def test_what_no_validation_can_meet_is_refused(job: Job, option: str, message: str) -> None:
+def test_impossible_criteria_are_refused(job: Job, option: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_job(job(*EASY, option))
 
 
-def test_a_language_model_has_no_accuracy(job: Job) -> None:
+def test_criterion_on_a_language_model_is_refused(job: Job) -> None:
     with pytest.raises(UserError, match="needs an accuracy, which this task lacks"):
         run_job(job("callbacks=criterion", task="text"))
 
 
-def test_accumulated_gradients_end_before_a_checkpoint(job: Job, tmp_path: Path) -> None:
+def test_checkpoints_fall_on_whole_accumulated_steps(job: Job, tmp_path: Path) -> None:
     """Two batches a step, a validation asked for every three: it comes every four, and a run goes on bit for bit."""
     options = ("trainer.accumulate_grad_batches=2", "task.val_every=3", "stages=[fit]")
     run_job(job(*options, "trainer.max_steps=6", directory="whole"))
@@ -134,7 +136,7 @@ def test_accumulated_gradients_end_before_a_checkpoint(job: Job, tmp_path: Path)
 
 
 @pytest.mark.parametrize("stages", ["stages=[fit]", "stages=[fit,test]"])
-def test_another_criterion_at_the_end_of_the_training_is_not_silently_missed(job: Job, stages: str) -> None:
+def test_changed_criterion_after_training_is_refused(job: Job, stages: str) -> None:
     options = ("callbacks=criterion", "callbacks.criterion.metric=val/accuracy", "trainer.max_steps=4", stages)
     run_job(job(*options))
     easier = "callbacks.criterion.at_least=1e-9"
@@ -142,12 +144,12 @@ def test_another_criterion_at_the_end_of_the_training_is_not_silently_missed(job
         run_job(job(*options, easier, "ckpt_path=last"))
 
 
-def test_what_is_learned_by_heart_meets_no_criterion(job: Job) -> None:
+def test_criterion_with_overfit_batches_is_refused(job: Job) -> None:
     with pytest.raises(UserError, match=r"trainer\.overfit_batches leaves none\. .* debug=overfit"):
         run_job(job("callbacks=criterion", "trainer.overfit_batches=3"))
 
 
-def test_a_string_of_bits_that_no_memory_holds_is_refused(job: Job) -> None:
+def test_parity_string_beyond_memory_is_refused(job: Job) -> None:
     with pytest.raises(UserError, match=r"rows of 100,000,000 symbols or numbers.* do not fit into the memory"):
         run_job(job("task.bits=100000000", task="parity", model="grid1d"))
 
@@ -170,7 +172,7 @@ def test_an_evaluation_has_any_number_of_digits_whatever_was_trained(job: Job, t
         evaluate(checkpoint, "test", ["trainer.limit_test_batches=0"])
 
 
-def test_the_test_of_a_run_is_of_its_own_options(job: Job, tmp_path: Path) -> None:
+def test_test_stage_refuses_another_training_length(job: Job, tmp_path: Path) -> None:
     run_job(job("task.digits=3", task="addition"))
     before = result(tmp_path / "run")["test"]
     options = ("stages=[test]", "ckpt_path=last")
@@ -192,12 +194,12 @@ def test_the_test_of_a_run_is_of_its_own_options(job: Job, tmp_path: Path) -> No
         ),
     ],
 )
-def test_what_does_not_fit_in_memory_is_said_in_a_sentence(job: Job, option: str, message: str) -> None:
+def test_sizes_beyond_memory_are_refused(job: Job, option: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_job(job(option))
 
 
-def test_each_length_of_a_test_is_reported_for_itself(job: Job, tmp_path: Path) -> None:
+def test_each_test_length_is_reported_separately(job: Job, tmp_path: Path) -> None:
     """And together they are the whole."""
     run_job(job("task.data.test_digits=[1,2,4]", "task.data.num_test=30", task="addition"))
     test: Any = result(tmp_path / "run")["test"]
@@ -214,7 +216,7 @@ def test_each_length_of_a_test_is_reported_for_itself(job: Job, tmp_path: Path) 
     assert "test/accuracy_3_digits" in evaluate(checkpoint, "test", ["task.digits=3", "task.data.test_digits=[3,5]"])
 
 
-def test_of_equally_good_weights_the_last_are_tested(job: Job, tmp_path: Path) -> None:
+def test_best_checkpoint_is_the_latest_of_equal_scores(job: Job, tmp_path: Path) -> None:
     """An accuracy of nothing says so of each, and the loss has fallen."""
     run_job(job("trainer.max_steps=6", "task.val_every=2", "optimizer.lr=1e-9"))
     scores = [

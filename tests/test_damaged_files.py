@@ -112,7 +112,7 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_one_before(
     assert torch.load(checkpoints / "previous.ckpt")["global_step"] == 8
 
 
-def test_a_damaged_checkpoint_does_not_take_the_place_of_an_intact_one(job: Job, tmp_path: Path) -> None:
+def test_damaged_checkpoint_does_not_replace_an_intact_one(job: Job, tmp_path: Path) -> None:
     options = ("task.val_every=2", "stages=[fit]")
     run_job(job("trainer.max_steps=4", *options))
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_an_intact_one(job: Job,
     assert result(tmp_path / "run")["steps"] == 6
 
 
-def test_two_damaged_checkpoints_end_a_run_before_it_begins(job: Job, tmp_path: Path) -> None:
+def test_resume_with_two_damaged_checkpoints_is_refused(job: Job, tmp_path: Path) -> None:
     run_job(job("trainer.max_steps=4", "stages=[fit]"))
     before = result(tmp_path / "run")
     for name in ("last", "previous"):
@@ -145,7 +145,7 @@ def test_any_changed_byte_of_a_checkpoint_is_noticed_or_changes_nothing(trained:
         assert all(torch.equal(value, content["state_dict"][name]) for name, value in whole["state_dict"].items())
 
 
-def test_a_full_disk_is_said_with_the_file(job: Job, tmp_path: Path) -> None:
+def test_full_disk_error_names_the_file(job: Job, tmp_path: Path) -> None:
     part = tmp_path / "run" / "checkpoints" / "last.ckpt.part"
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")

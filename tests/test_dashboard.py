@@ -58,7 +58,7 @@ def panels(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {section["name"]: section["panels"] for section in sections}
 
 
-def test_all_that_the_workspace_names_is_in_the_runs(sweep: Path, tmp_path: Path) -> None:
+def test_workspace_refers_only_to_logged_keys(sweep: Path, tmp_path: Path) -> None:
     history, summary, config, ids = recorded(sweep)
     assert set(ids) == {path.name for path in sweep.iterdir() if path.is_dir()}, "a run is named as its directory"
     workspace = build(find_runs([sweep]), "one")
@@ -97,7 +97,7 @@ def test_all_that_the_workspace_names_is_in_the_runs(sweep: Path, tmp_path: Path
     assert "3-memorization-gone-s1` **missing**" in sections["Results"][0]["config"]["value"]
 
 
-def test_it_reads_back(sweep: Path, tmp_path: Path) -> None:
+def test_workspace_file_reads_back(sweep: Path, tmp_path: Path) -> None:
     workspace = build(find_runs([sweep]), "one")
     write(workspace, tmp_path / FILE)
     again = read((tmp_path / FILE).read_text())
@@ -106,7 +106,7 @@ def test_it_reads_back(sweep: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_report_is_a_run_of_its_own(sweep: Path, tmp_path: Path) -> None:
+def test_report_is_logged_as_a_separate_run(sweep: Path, tmp_path: Path) -> None:
     runs = find_runs([sweep])
     log_report(make_tables(runs), runs, build(runs, "one"), tmp_path, "offline")
     (file,) = (tmp_path / "wandb" / "latest-run").glob("run-*.wandb")
@@ -159,7 +159,9 @@ def test_upload_saves_the_workspace_and_the_report_and_again_over_them(sweep: Pa
         assert {asked["name"] for asked in wandb_server.of("UpsertBucket")} == resumed
 
 
-def test_what_cannot_be_is_said_in_one_sentence(sweep: Path, tmp_path: Path, job: Callable[..., DictConfig]) -> None:
+def test_invalid_requests_are_refused_with_a_reason(
+    sweep: Path, tmp_path: Path, job: Callable[..., DictConfig]
+) -> None:
     for arguments, words in (
         ([str(sweep), "upload=true"], "wandb login"),
         ([str(sweep), "upload=maybe"], "true or false"),

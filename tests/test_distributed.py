@@ -80,14 +80,14 @@ def assert_same_losses(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("task", DATA)
-def test_two_ranks_give_the_losses_of_one(run: Run, task: str) -> None:
+def test_two_ranks_reproduce_the_losses_of_one(run: Run, task: str) -> None:
     """Five rows over two ranks: divided unevenly, weighted by count."""
     two = run(f"{task}-ddp_cpu", task, "hardware=ddp_cpu")
     assert result(two)["processes"] == 2
     assert_same_losses(one(run, task), two)
 
 
-def test_a_rank_without_validation_batches_keeps_nobody_waiting(run: Run) -> None:
+def test_rank_without_validation_batches_does_not_block_others(run: Run) -> None:
     one_stream = "task.data.val_symbols=101"
     one, two = (run(f"one-stream-{name}", "text", f"hardware={name}", one_stream) for name in ("cpu", "ddp_cpu"))
     assert_same_losses(one, two)
@@ -101,7 +101,7 @@ def test_a_criterion_ends_all_ranks_at_the_same_step(run: Run) -> None:
 
 
 @pytest.mark.parametrize("task", DATA)
-def test_two_ranks_share_the_rows_of_one_in_their_order(run: Run, task: str) -> None:
+def test_two_ranks_split_the_rows_of_one_in_order(run: Run, task: str) -> None:
     """Lightning's own sampler would shuffle what comes in order, and fill up the evaluation with samples twice."""
     whole = seen(one(run, task), 0)
     first, second = (seen(run(f"{task}-ddp_cpu", task, "hardware=ddp_cpu"), rank) for rank in (0, 1))
@@ -112,7 +112,7 @@ def test_two_ranks_share_the_rows_of_one_in_their_order(run: Run, task: str) -> 
         assert parts == Counter(chain(*whole[stage])), f"{stage}: every row once"
 
 
-def test_two_nodes_started_by_torchrun_are_one_run(run: Run, tmp_path: Path) -> None:
+def test_torchrun_on_two_nodes_trains_one_run(run: Run, tmp_path: Path) -> None:
     """Each with one process, on the loopback interface."""
     (port,) = free_ports(1)
     nodes = []
@@ -146,7 +146,9 @@ def test_two_nodes_started_by_torchrun_are_one_run(run: Run, tmp_path: Path) -> 
         ),
     ],
 )  # fmt: skip
-def test_what_ranks_cannot_do_is_refused(tmp_path: Path, torchrun: list[str], options: list[str], message: str) -> None:
+def test_invalid_distributed_launches_are_refused(
+    tmp_path: Path, torchrun: list[str], options: list[str], message: str
+) -> None:
     line = [python(), *torchrun, str(ROOT / "train.py"), "logger=csv", *options]
     done = subprocess.run(
         line, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -155,7 +157,7 @@ def test_what_ranks_cannot_do_is_refused(tmp_path: Path, torchrun: list[str], op
     assert message in done.stderr
 
 
-def test_a_run_of_two_ranks_goes_on_in_its_directory_or_elsewhere_on_one(run: Run) -> None:
+def test_two_rank_run_resumes_on_two_ranks_or_one(run: Run) -> None:
     """The checkpoint holds the state of all rows, whoever computed them; in its directory, also what was best."""
     # By the largest loss, so that the best checkpoint is of the first half.
     largest = ["task.monitor=val/loss", "task.mode=max", "stages=[fit]"]
@@ -204,7 +206,7 @@ def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> No
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_rank_that_fails_leaves_rank_zero_the_time_to_record_why(tmp_path: Path) -> None:
+def test_failing_rank_lets_rank_zero_record_the_error(tmp_path: Path) -> None:
     """Torchrun ends all ranks when the first one has ended. Rank zero has loggers to end before it records the run."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     line = [python(), *torchrun, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu", "optimizer.lr=1e30"]
@@ -216,7 +218,7 @@ def test_a_rank_that_fails_leaves_rank_zero_the_time_to_record_why(tmp_path: Pat
     assert "the training loss grew" in ended["error"]
 
 
-def test_a_rank_that_fails_alone_has_failed_the_run(tmp_path: Path) -> None:
+def test_single_failing_rank_fails_the_run(tmp_path: Path) -> None:
     """Rank zero loses its connection, and is then ended by the signal of an interruption."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     line = [python(), *torchrun, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu"]

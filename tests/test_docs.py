@@ -43,7 +43,7 @@ def test_docstrings_become_pages(site: Path) -> None:
     assert 'id="gridlstm.data.base.Batch.loss_mask"' in (site / "api/data.html").read_text()
 
 
-def test_a_page_asks_nothing_of_other_servers(site: Path) -> None:
+def test_page_loads_nothing_from_other_servers(site: Path) -> None:
     text = (site / "index.html").read_text()
     assert 'src="http' not in text
     assert '<link rel="stylesheet" href="http' not in text

@@ -24,7 +24,7 @@ def test_words_after_the_package_name_the_command_to_type() -> None:
     assert "error: python -m gridlstm takes no words. Type python -m gridlstm.evaluate …" in done.stderr
 
 
-def test_the_doctor_says_what_this_machine_uses(tmp_path: Path) -> None:
+def test_doctor_lists_the_components_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / Enwik8.name).write_text("stands for the data set, of which the name alone is looked at")
     done = run_python("-m", "gridlstm.doctor", check=True, environment={"GRIDLSTM_DATA": str(tmp_path)})
     lines = {line[4:].split("  ")[0]: line for line in done.stdout.splitlines()}
@@ -35,7 +35,7 @@ def test_the_doctor_says_what_this_machine_uses(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_the_doctor_says_what_to_do_without_a_compiler(tmp_path: Path) -> None:
+def test_doctor_suggests_fixes_for_missing_compiler_and_account(tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("PATH", "HOME", "XDG_CACHE_HOME"), str(tmp_path))
     account = {"NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}
     done = run_python("-m", "gridlstm.doctor", check=True, environment=nowhere | account)
@@ -47,6 +47,6 @@ def test_the_doctor_says_what_to_do_without_a_compiler(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in commands.COMMANDS if name != "train"])
-def test_every_command_says_how_it_is_used(name: str) -> None:
+def test_every_command_prints_help(name: str) -> None:
     done = run_python("-m", f"gridlstm.{name}", "--help", check=True)
     assert f"gridlstm.{name}" in done.stdout

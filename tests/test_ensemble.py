@@ -53,7 +53,7 @@ def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path
     assert twice == pytest.approx(alone, rel=1e-12), "in double precision, from the weights' first digit to the last"
 
 
-def test_a_model_need_not_say_what_it_reads() -> None:
+def test_ensemble_accepts_models_without_an_input_layer() -> None:
     class Last(SequenceModel):
         """One-hot vectors as they are."""
 
@@ -121,7 +121,7 @@ def test_a_temperature_divides_the_logits(job: Job, tmp_path: Path) -> None:
     assert evaluate(checkpoint, "val", [], temperature=3.0)["val/loss"] == pytest.approx(nats / count, rel=1e-9)
 
 
-def test_an_ensemble_of_networks_without_time(job: Job, tmp_path: Path) -> None:
+def test_ensemble_of_networks_without_time_is_evaluated(job: Job, tmp_path: Path) -> None:
     paths = []
     for seed in (1, 2):
         run_job(job("stages=[fit]", f"seed={seed}", model="grid1d", task="parity", directory=str(seed)))
@@ -138,7 +138,7 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     assert "error: ckpt is given more than once. Give it once, with commas between several values." in done.stderr
 
 
-def test_networks_for_other_symbols_make_no_ensemble(job: Job, tmp_path: Path) -> None:
+def test_ensemble_of_different_alphabets_is_refused(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]", task="text", directory="a"))
     other = tmp_path / "other.txt"
     other.write_text("another alphabet " * 500)

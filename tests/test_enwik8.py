@@ -223,7 +223,7 @@ def test_the_task_has_the_papers_protocol(task: str) -> None:
     assert data.splits == (90_000_000, 5_000_000, 5_000_000)
 
 
-def test_streams_may_be_left_to_the_text(data_dir: Path, served: Served, server: Server) -> None:
+def test_null_stream_length_is_derived_from_the_text(data_dir: Path, served: Served, server: Server) -> None:
     for task in ("enwik8", "text8"):
         check_types(compose(f"task={task}", "task.data.stream_length=null").task, "task")
     source = make(data_dir, served, server).source
@@ -231,7 +231,7 @@ def test_streams_may_be_left_to_the_text(data_dir: Path, served: Served, server:
     assert data.stream_length == 10_000
 
 
-def test_it_is_downloaded_once_and_read(
+def test_enwik8_is_downloaded_once_and_read(
     data_dir: Path, served: Served, server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = make(data_dir, served, server)
@@ -261,7 +261,7 @@ def test_nothing_is_downloaded_where_the_file_lies(data_dir: Path, served: Serve
     assert server.requests == 0
 
 
-def test_a_named_file_or_archive_is_taken(data_dir: Path, served: Served, server: Server) -> None:
+def test_named_file_or_archive_is_used(data_dir: Path, served: Served, server: Server) -> None:
     mine, packed = data_dir.parent / "mine.bin", data_dir.parent / "mine.zip"
     mine.write_bytes(served.text)
     packed.write_bytes(served.archive)
@@ -287,7 +287,7 @@ def test_a_trained_network_is_measured_on_any_text(
     assert f"{other} is not enwik8: the results are for that text" in caplog.text
 
 
-def test_a_named_file_that_is_another_is_refused(data_dir: Path, served: Served, server: Server) -> None:
+def test_named_file_with_other_content_is_refused(data_dir: Path, served: Served, server: Server) -> None:
     mine = data_dir.parent / "mine.txt"
     wrong = {
         "no such file": None,
@@ -314,7 +314,7 @@ def test_a_named_file_that_is_another_is_refused(data_dir: Path, served: Served,
         (Handler.send_nonsense, "the transfer failed: BadStatusLine"),
     ],
 )
-def test_a_failed_download_says_why_and_leaves_nothing(
+def test_failed_download_reports_why_and_leaves_no_files(
     behave: Callable[[Handler], None], message: str, data_dir: Path, served: Served, server: Server
 ) -> None:
     server.behave = behave
@@ -331,7 +331,7 @@ def test_a_failed_download_says_why_and_leaves_nothing(
     check_recovers(data_dir, served, server)
 
 
-def test_a_refused_connection(data_dir: Path, served: Served, server: Server) -> None:
+def test_refused_connection_is_reported(data_dir: Path, served: Served, server: Server) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: a connection is refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/enwik8.zip"
@@ -342,13 +342,13 @@ def test_a_refused_connection(data_dir: Path, served: Served, server: Server) ->
 
 
 @pytest.mark.parametrize("url", ["mattmahoney.net/enwik8.zip", "nonsense://x/y"])
-def test_an_address_that_is_none(url: str, data_dir: Path, served: Served, server: Server) -> None:
+def test_invalid_url_is_refused(url: str, data_dir: Path, served: Served, server: Server) -> None:
     with pytest.raises(UserError, match=f"{url}: .*unknown url type"):
         make(data_dir, served, server, url=url).setup("fit")
     assert contents(data_dir) == []
 
 
-def test_a_silent_server(data_dir: Path, served: Served, server: Server) -> None:
+def test_silent_server_times_out(data_dir: Path, served: Served, server: Server) -> None:
     def hang_in_the_middle(handler: Handler) -> None:
         handler.send_half()
         handler.wfile.flush()
@@ -367,7 +367,7 @@ def test_a_silent_server(data_dir: Path, served: Served, server: Server) -> None
     check_recovers(data_dir, served, server)
 
 
-def test_an_archive_that_does_not_unpack(data_dir: Path, served: Served, server: Server) -> None:
+def test_damaged_archive_is_refused(data_dir: Path, served: Served, server: Server) -> None:
     whole, half = served.archive, served.archive[: len(served.archive) // 2]
     server.archive = half
     with pytest.raises(UserError, match=r"enwik8\.zip does not unpack: .* It is truncated or damaged"):
@@ -377,7 +377,7 @@ def test_an_archive_that_does_not_unpack(data_dir: Path, served: Served, server:
     check_recovers(data_dir, served, server)
 
 
-def test_an_archive_with_another_text(data_dir: Path, served: Served, server: Server) -> None:
+def test_archive_with_another_text_is_refused(data_dir: Path, served: Served, server: Server) -> None:
     for change, message in (
         ({"sha256": "0" * 64}, "the SHA-256 is"),
         ({"size": len(served.text) + 1}, "ended after"),
@@ -389,7 +389,7 @@ def test_an_archive_with_another_text(data_dir: Path, served: Served, server: Se
     check_recovers(data_dir, served, server)
 
 
-def test_a_directory_that_cannot_be_made(data_dir: Path, served: Served, server: Server) -> None:
+def test_uncreatable_directory_is_reported(data_dir: Path, served: Served, server: Server) -> None:
     data_dir.write_text("a regular file")
     with pytest.raises(UserError, match=r"cannot be written .*data_dir=…(.|\n)*or name it with"):
         make(data_dir / "below", served, server).setup("fit")
@@ -398,7 +398,7 @@ def test_a_directory_that_cannot_be_made(data_dir: Path, served: Served, server:
     check_recovers(data_dir, served, server)
 
 
-def test_a_directory_without_permission(open_dir: Path, served: Served, server: Server) -> None:
+def test_directory_without_permission_is_reported(open_dir: Path, served: Served, server: Server) -> None:
     data_dir = open_dir / "data"
     data_dir.mkdir()
     with read_only(data_dir), pytest.raises(UserError, match=r"cannot be written \(Permission denied\).*data_dir="):
@@ -420,7 +420,7 @@ def test_a_read_only_directory_that_holds_it_is_enough(open_dir: Path, served: S
     assert [path.name for path in data_dir.iterdir()] == ["enwik8"]
 
 
-def test_a_full_disk(data_dir: Path, served: Served, server: Server) -> None:
+def test_full_disk_is_reported_and_leaves_no_files(data_dir: Path, served: Served, server: Server) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     in_the_archive, in_the_text = len(served.archive) // 2, (len(served.archive) + len(served.text)) // 2
     for limit, name in ((in_the_archive, r"enwik8\.zip"), (in_the_text, "enwik8")):
@@ -436,7 +436,7 @@ def test_a_full_disk(data_dir: Path, served: Served, server: Server) -> None:
 
 
 @pytest.mark.usefixtures("_ctrl_c")
-def test_ctrl_c_in_the_middle(data_dir: Path, served: Served, server: Server) -> None:
+def test_ctrl_c_during_download_leaves_no_files(data_dir: Path, served: Served, server: Server) -> None:
     server.behave = Handler.send_half_then_press_ctrl_c
     with pytest.raises(KeyboardInterrupt):
         make(data_dir, served, server).setup("fit")
@@ -444,7 +444,7 @@ def test_ctrl_c_in_the_middle(data_dir: Path, served: Served, server: Server) ->
     check_recovers(data_dir, served, server)
 
 
-def test_what_a_killed_run_left_is_overwritten(data_dir: Path, served: Served, server: Server) -> None:
+def test_leftover_part_files_are_overwritten(data_dir: Path, served: Served, server: Server) -> None:
     data_dir.mkdir()
     (data_dir / "enwik8.zip.part").write_bytes(served.archive[:1000])
     (data_dir / "enwik8.part").write_bytes(b"?" * 2 * len(served.text))
@@ -452,7 +452,7 @@ def test_what_a_killed_run_left_is_overwritten(data_dir: Path, served: Served, s
 
 
 @pytest.mark.parametrize("name", ["enwik8", "enwik8.zip"])
-def test_a_file_of_the_users_is_never_replaced(name: str, data_dir: Path, served: Served, server: Server) -> None:
+def test_user_file_is_never_replaced(name: str, data_dir: Path, served: Served, server: Server) -> None:
     data_dir.mkdir()
     (data_dir / name).write_bytes(b"mine")
     with pytest.raises(UserError, match=rf"{name}: 4 bytes, expected (.|\n)*{name} exists: remove it"):
@@ -496,7 +496,7 @@ def test_two_processes_at_once_download_once(data_dir: Path, served: Served, ser
     assert contents(data_dir) == ["enwik8"]
 
 
-def test_fetch_keeps_what_it_cannot_replace(tmp_path: Path, served: Served, server: Server) -> None:
+def test_failed_fetch_keeps_the_old_file(tmp_path: Path, served: Served, server: Server) -> None:
     destination = tmp_path / "file"
     destination.write_bytes(b"old")
     size, sha256 = len(served.archive), hashlib.sha256(served.archive).hexdigest()
@@ -520,7 +520,7 @@ def test_unzip_names_a_missing_member(tmp_path: Path, served: Served) -> None:
     assert contents(tmp_path) == ["a.zip"]
 
 
-def test_a_checksum_that_nobody_published_is_recorded_and_then_expected(data_dir: Path, tmp_path: Path) -> None:
+def test_unpublished_checksum_is_recorded_and_checked_later(data_dir: Path, tmp_path: Path) -> None:
     text = b"anarchism originated as a term of abuse " * 500
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -558,7 +558,7 @@ def test_a_checksum_is_recorded_by_one_process_at_a_time(data_dir: Path, monkeyp
     assert (data_dir / "text8.sha256").exists()
 
 
-def test_text8_is_fetched_where_it_lies(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text8_is_downloaded_and_unpacked(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     text = bytes(random.Random(0).choices(b"abcdefghijklmnopqrstuvwxyz ", k=20_000))
     packed = io.BytesIO()

@@ -34,7 +34,7 @@ def job(number: int, *overrides: str) -> Job:
     return Job(number, f"job{number}", Path("nowhere"), list(overrides), config)
 
 
-def test_what_is_said() -> None:
+def test_estimate_line_summarizes_time_and_memory() -> None:
     two = [Estimate(31 * HOUR, 2 * GIB), Estimate(31 * HOUR, 2 * GIB)]
     assert lines(two, at_once=1) == [
         "estimate: 2 jobs, about 31 h each of training, 62 h in all, 62 h with 1 at once; 2.0 GiB of memory each"
@@ -46,7 +46,7 @@ def test_what_is_said() -> None:
     assert lines([], at_once=1) == []
 
 
-def test_what_memory_will_not_do() -> None:
+def test_warnings_name_jobs_beyond_memory() -> None:
     known = {"a": Estimate(HOUR, 6 * GIB), "b": Estimate(HOUR, 3 * GIB), "c": Estimate(HOUR, 3 * GIB)}
     assert warnings(known, at_once=2, there=10 * GIB) == []
     (text,) = warnings(known, at_once=3, there=10 * GIB)
@@ -62,7 +62,7 @@ def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_warm")
-def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
+def test_jobs_are_measured_and_build_errors_are_reported() -> None:
     base = [(job(0), Demand(1)), (job(1, "seed=2", "optimizer.lr=0.1", "trainer.max_steps=3000"), Demand(1))]
     more = [
         (job(2, "trainer.accumulate_grad_batches=2", "trainer.max_time=00:10:00:00"), Demand(1)),
@@ -87,7 +87,7 @@ def test_jobs_are_measured_and_what_cannot_be_built_says_so() -> None:
 
 
 @pytest.mark.usefixtures("_warm")
-def test_widths_by_model_are_those_of_each_job() -> None:
+def test_each_job_is_measured_at_its_own_width() -> None:
     """``widths.${run.model}`` takes the job's own choice of a model from Hydra."""
     size = ["experiment=paper/memorization_small", "task.network.num_layers=1", "trainer.max_steps=3000"]
     size += ["model.hidden_size=${task.network.hidden_size}"]
@@ -109,7 +109,7 @@ def _own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_own_seconds")
-def test_an_estimate_is_what_training_takes(tmp_path: Path) -> None:
+def test_estimate_is_close_to_measured_training_time(tmp_path: Path) -> None:
     size = ["model.hidden_size=32", "task.length=5", "task.alphabet=4", "trainer.enable_progress_bar=false"]
     config = compose(*SMALL, *size, "logger={}", "trainer.max_steps=600", f"run.dir={tmp_path}")
     config.callbacks = {}

@@ -70,7 +70,7 @@ def test_the_refusal_names_the_models_that_fit(job: Callable[..., DictConfig], n
     )
 
 
-def test_a_model_without_a_size_in_an_experiment_is_told_which_to_give() -> None:
+def test_missing_model_size_error_suggests_options() -> None:
     run = ["run.model=gru", "run.task=t", "run.group=g", "run.dir=d"]
     cfg = compose("experiment=paper/addition_small", "model=gru", *run)
     with pytest.raises(UserError, match=r"no width for model=gru: give model\.hidden_size=…, or one of match\.p"):
@@ -93,7 +93,7 @@ def test_models_of_the_users_own_are_judged_by_their_base(job: Callable[..., Dic
     assert fits(OmegaConf.create({"_target_": "gridlstm.training.build.make_task"}), task)  # a function may make any
 
 
-def test_what_is_written_is_up_to_date() -> None:
+def test_generated_tables_are_up_to_date() -> None:
     """Otherwise: python -m gridlstm.list --write"""
     assert MATRIX.read_text() == listing.matrix()
     assert listing.OPTIONS_PAGE.read_text() == listing.options_page()

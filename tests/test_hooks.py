@@ -45,7 +45,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_hook_makes_the_weight_anew_in_every_step(hook: str, model: str) -> None:
+def test_weight_hook_is_applied_in_every_step(hook: str, model: str) -> None:
     hang, weight_of = HOOKS[hook]
     torch.manual_seed(0)
     plain = MODELS[model]().double()
@@ -79,7 +79,7 @@ def test_a_hook_makes_the_weight_anew_in_every_step(hook: str, model: str) -> No
     assert torch.equal(fresh(x)[0], hooked(x)[0])
 
 
-def test_a_cells_vectors_are_pruned_too() -> None:
+def test_pruning_applies_to_cell_vectors() -> None:
     model, x = GridLSTM(5, 4, 2, time=PeepholeLSTM(), tied=True).double(), torch.randn(6, 2, 5, dtype=torch.float64)
     vectors = transform_of(model).vectors
     nn.init.normal_(vectors["peephole"])
@@ -107,7 +107,7 @@ def test_a_hook_of_a_shared_transform_runs_once_a_call() -> None:
 
 
 @pytest.mark.parametrize("make", MODELS.values())
-def test_trackers_of_modules_can_follow(make: Callable[[], nn.Module]) -> None:
+def test_module_tracker_works_across_repeated_calls(make: Callable[[], nn.Module]) -> None:
     model, x = make(), torch.randn(6, 2, 5)
     with ModuleTracker():
         for _ in range(2):

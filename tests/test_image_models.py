@@ -83,7 +83,7 @@ def test_a_scan_from_every_corner_is_the_reference_in_value_and_gradient(
 
 
 @pytest.mark.parametrize("corner", CORNERS)
-def test_one_scan_shows_a_place_what_lies_towards_its_corner(corner: str) -> None:
+def test_scan_output_depends_only_on_places_towards_its_corner(corner: str) -> None:
     model = Grid3d(2, 6, 8, 4, 1, patch=2, corners=[corner]).double()
     seen = reach(model)
     from_bottom, from_right = CORNERS[corner]
@@ -119,7 +119,7 @@ def test_shapes_and_gradients(model: ImageModel) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_images_of_a_batch_do_not_meet(model: ImageModel) -> None:
+def test_images_in_a_batch_are_computed_independently(model: ImageModel) -> None:
     x = images()
     torch.testing.assert_close(model(x[1:2])[0], model(x)[1], rtol=0, atol=1e-13)
 
@@ -139,7 +139,7 @@ def test_the_papers_network_has_1_44_million_weights() -> None:
     assert model.map_size == (14, 14)
 
 
-def test_the_grid_costs_what_it_must() -> None:
+def test_grid_flops_match_the_formula() -> None:
     d, places = 4, 12
     model = Grid3d(2, 6, 8, d, 4, patch=2)
     run_once(model, torch.zeros(1, 2, 6, 8))
@@ -148,7 +148,7 @@ def test_the_grid_costs_what_it_must() -> None:
     assert run_once(model, torch.zeros(1, 2, 6, 8)).flops == places * (4 * 3 * 24 * d * 3 * d + 2 * 2 * 8 * 2 * d)
 
 
-def test_what_is_no_option_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     sizes = {"channels": 2, "height": 6, "width": 8, "hidden_size": 4, "num_layers": 1, "patch": 2}
     for options, words in (
         ({"patch": 4}, r"patch must divide the 6 x 8 pixels of an image, got 4: choose one of 1, 2\."),
@@ -213,7 +213,7 @@ def test_renet_is_its_equations() -> None:
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-13)
 
 
-def test_convolutions_stop_before_an_image_is_gone() -> None:
+def test_too_many_convolution_layers_are_refused() -> None:
     assert CNN(1, 28, 28, 4, 9).map_size == (1, 1)
     with pytest.raises(
         UserError, match=r"num_layers=10 halves an image of 28 x 28 pixels 5 times: give at most num_la.*=9"

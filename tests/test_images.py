@@ -109,7 +109,7 @@ def test_the_genuine_mnist_is_divided_as_in_the_paper(real_data: Path) -> None:
     assert (made.mean.item() / 255, made.std.item() / 255) == pytest.approx((0.1307, 0.3081), abs=1e-3)
 
 
-def test_files_may_be_unpacked_and_lie_where_torchvision_has_them(directory: Path, tmp_path: Path) -> None:
+def test_unpacked_files_in_the_torchvision_layout_are_read(directory: Path, tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in FILES:
@@ -144,7 +144,7 @@ pack = partial(gzip.compress, mtime=0)  # whose time would make other names of t
         (LABELS, pack(idx(np.full(60, 10))), "holds the label 10, expected 0 to 9"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_damaged_or_another_one_is_named_in_a_sentence(
+def test_damaged_or_foreign_file_is_named(
     name: str, content: bytes, words: str, directory: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(directory / "mnist", tmp_path / "mnist")
@@ -157,14 +157,16 @@ def test_a_file_that_is_damaged_or_another_one_is_named_in_a_sentence(
     assert "\n" not in message
 
 
-def test_a_set_that_lacks_a_file_says_which(directory: Path, tmp_path: Path) -> None:
+def test_missing_file_of_a_set_is_named(directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory / "mnist", tmp_path / "mnist")
     (tmp_path / "mnist" / LABELS).unlink()
     with pytest.raises(UserError, match=rf"lacks {FILES[1]} of MNIST's four files\. Put them there"):
         IdxFiles("MNIST", str(tmp_path)).check()
 
 
-def test_a_download_that_was_cut_goes_on(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_download_is_completed_by_prepare(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -182,12 +184,14 @@ def test_a_download_that_was_cut_goes_on(directory: Path, tmp_path: Path, monkey
     assert len(source.read()[0].images) == 60
 
 
-def test_other_images_than_the_published_ones_are_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_other_than_the_published_are_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     data(directory)
     assert "and results are about what they hold: train-images-idx3-ubyte.gz, " in caplog.text
 
 
-def test_without_torchvision_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torchvision_error_names_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(image_files, "find_spec", lambda name: None)
     for source in (IdxFiles("FashionMNIST", str(tmp_path)), Cifar10(str(tmp_path))):
         for refused in (source.check, source.prepare):
@@ -197,7 +201,7 @@ def test_without_torchvision_the_message_says_what_to_install(tmp_path: Path, mo
                 refused()
 
 
-def test_a_download_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_raises_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
 
     def fail(*_: object, **__: object) -> None:
@@ -358,7 +362,7 @@ def test_a_small_grid_learns(image_job: Callable[..., DictConfig], tmp_path: Pat
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["test/error"] == 0
 
 
-def test_a_run_does_not_go_on_with_other_images(
+def test_resume_with_other_images_is_refused(
     image_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_job(image_job("trainer.max_steps=2", "stages=[fit]"))
@@ -391,7 +395,7 @@ def test_every_model_of_images_takes_a_step(task: str, job: Callable[..., DictCo
 
 @pytest.mark.parametrize(("read", "features"), [("all", 7 * 7 * 16), ("pooled", 16), ("last_corner", 16)])
 @pytest.mark.parametrize("width", ["null", "5"])
-def test_read_outs_read_what_they_say(
+def test_read_outs_equal_their_definitions(
     read: str, features: int, width: str, image_job: Callable[..., DictConfig]
 ) -> None:
     cfg = image_job("model.patch=4", f"task.objective.read={read}", f"task.objective.width={width}")
@@ -406,7 +410,7 @@ def test_read_outs_read_what_they_say(
     assert (hidden is None) == (width == "null")
 
 
-def test_read_outs_that_are_none_are_refused(image_job: Callable[..., DictConfig]) -> None:
+def test_invalid_read_outs_are_refused(image_job: Callable[..., DictConfig]) -> None:
     for option, words in (
         ("read=centre", "task.objective.read must be all, pooled or last_corner, got 'centre'"),
         ("width=0", "width must be a whole number of at least 1, got 0"),
@@ -470,7 +474,7 @@ def test_colours_are_drawn_as_colours_and_blank_images_as_blank() -> None:
 
 
 @pytest.mark.parametrize("model", ["grid3d", "grid3d_relu_depth", "cnn"])
-def test_look_shows_what_a_choice_hangs_on(
+def test_look_image_writes_a_table_and_a_picture(
     model: str, job: Callable[..., DictConfig], directory: Path, tmp_path: Path
 ) -> None:
     patch = [] if model == "cnn" else ["model.patch=7"]
@@ -502,7 +506,7 @@ def test_gradients_over_an_image_are_those_of_the_chosen_logit(image_job: Callab
     assert not elsewhere.any()
 
 
-def test_look_says_what_it_needs(
+def test_look_image_refuses_invalid_requests(
     job: Callable[..., DictConfig], image_job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     run_job(job())
