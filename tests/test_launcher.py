@@ -94,7 +94,7 @@ def test_the_table_shows_what_runs_and_how_long_it_will_take() -> None:
         (["hardware=gpu", "trainer.devices=[1,3]"], 4, Demand(2, gpus=2, chosen=True)),
     ],
 )
-def test_what_a_job_demands(options: list[str], gpus: int, expected: Demand) -> None:
+def test_job_demand_counts_processes_and_gpus(options: list[str], gpus: int, expected: Demand) -> None:
     assert demand(compose(*options, "run.dir=d", "run.name=n").trainer, gpus) == expected
 
 
@@ -128,7 +128,7 @@ def test_single_gpu_jobs_are_pinned_and_cores_are_not_oversubscribed() -> None:
     assert [asked.take(one, 1) is not None for _ in range(4)] == [True] * 3 + [False], "the user may share a GPU"
 
 
-def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp_path: Path) -> None:
+def test_failures_are_contained_and_a_repeat_runs_missing_jobs(tmp_path: Path) -> None:
     done = sweep("model.tied=false", f"model.num_layers={TOO_MANY_LAYERS},1", "seed=4", cwd=tmp_path)
     first = results(tmp_path)
     assert list(first) == ["0-memorization-grid2d-s4", "1-memorization-grid2d-s4"]
@@ -156,7 +156,7 @@ def test_failures_are_contained_and_a_second_sweep_runs_only_what_is_missing(tmp
     assert "model.num_layers=2" in plan[2]["overrides"]
 
 
-def test_no_two_jobs_have_one_number(tmp_path: Path) -> None:
+def test_job_numbers_are_unique(tmp_path: Path) -> None:
     """Also where a new point's name is not that of the job whose number it would have."""
 
     def compose_named(overrides: list[str], number: int) -> tuple[DictConfig, str]:
@@ -168,7 +168,7 @@ def test_no_two_jobs_have_one_number(tmp_path: Path) -> None:
     assert [row["number"] for row in second.rows] == [0, 1, 2, 3]
 
 
-def test_a_job_that_completes_in_spite_of_an_interruption_is_completed(tmp_path: Path) -> None:
+def test_job_that_finishes_despite_an_interrupt_counts_as_completed(tmp_path: Path) -> None:
     class Finishing:
         """A job that has written its result, and ends before it hears of the interruption."""
 
@@ -198,7 +198,7 @@ def test_a_job_that_completes_in_spite_of_an_interruption_is_completed(tmp_path:
     assert launch.rows["1"].state == "waiting"
 
 
-def test_what_it_says_can_be_typed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_printed_report_command_is_shell_quoted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     launcher = ProcessLauncher()
     launcher.config = OmegaConf.create({"hydra": {"sweeper": {}}})
@@ -241,7 +241,7 @@ def long_sweep(
             os.kill(left, signal.SIGKILL)
 
 
-def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
+def test_interrupted_sweep_ends_all_processes_and_resumes(
     tmp_path: Path, long_sweep: Callable[[], subprocess.Popen[str]]
 ) -> None:
     process = long_sweep()
@@ -276,7 +276,7 @@ def test_an_interrupted_sweep_ends_all_its_processes_and_goes_on(
     assert steps == sorted(set(steps))
 
 
-def test_the_seconds_of_an_attempt_that_is_gone_on_with_count(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
+def test_resumed_job_adds_the_seconds_of_earlier_attempts(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
     one = Job(0, "run", tmp_path / "run", [], job())
     run_job(job("stages=[fit]"))
     path = one.directory / "result.json"
@@ -295,7 +295,7 @@ def test_the_seconds_of_an_attempt_that_is_gone_on_with_count(tmp_path: Path, jo
     run_job(job("stages=[fit]"))  # which is refused where checkpoints of another attempt lie
 
 
-def test_the_seconds_of_an_attempt_that_was_killed_count(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
+def test_resumed_job_adds_the_seconds_of_killed_attempts(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
     """It had no time to write them; progress.json says how long it had trained."""
     one = Job(0, "run", tmp_path / "run", [], job())
     run_job(job("stages=[fit]"))
@@ -354,9 +354,7 @@ def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
-def test_no_process_outlives_a_sweep_that_is_killed(
-    tmp_path: Path, long_sweep: Callable[[], subprocess.Popen[str]]
-) -> None:
+def test_killed_sweep_leaves_no_processes(tmp_path: Path, long_sweep: Callable[[], subprocess.Popen[str]]) -> None:
     process = long_sweep()
     wait_for(lambda: len(list(tmp_path.glob("sweep/*/progress.json"))) > 0)
     process.kill()

@@ -42,7 +42,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_rows_of_one_step_are_one_row(tmp_path: Path) -> None:
+def test_metrics_of_one_step_share_a_row(tmp_path: Path) -> None:
     logger = CSVLogger(str(tmp_path / "metrics.csv"))
     logger.log_metrics({"a": 1.5}, step=1)
     logger.log_metrics({"b": 2.5}, step=1)
@@ -54,7 +54,7 @@ def test_rows_of_one_step_are_one_row(tmp_path: Path) -> None:
     ]
 
 
-def test_a_resumed_log_keeps_its_past_and_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> None:
+def test_resumed_log_drops_rows_after_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     first = CSVLogger(str(path))
     for step in (1, 2, 3):
@@ -100,12 +100,12 @@ def test_disabled_writes_nothing(nobody: None, job: Callable[..., DictConfig], m
     assert [path.name for path in Path(config.run.dir, "wandb").iterdir()] == ["run-id"]
 
 
-def test_keys_that_cannot_be_read_are_none(nobody: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreadable_netrc_means_not_logged_in(nobody: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path))
     assert not logged_in()
 
 
-def test_a_home_that_cannot_be_written_costs_nothing(
+def test_unwritable_home_does_not_stop_wandb_runs(
     nobody: None, job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
@@ -212,7 +212,7 @@ def test_one_offline_run_with_its_name_config_metrics_and_result(
     assert found["exit"][0].exit.exit_code == 0
 
 
-def test_a_resumed_directory_goes_on_in_its_run_wherever_it_lies(
+def test_resumed_run_keeps_its_wandb_id_after_moving(
     nobody: None, job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     options = ["logger=wandb"]
@@ -295,9 +295,7 @@ def test_online_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
         assert [asked["displayName"] for asked in made if asked["displayName"]] == 2 * ["memorization-grid2d-s1"]
 
 
-def test_a_training_that_starts_over_leaves_no_row_of_the_one_before(
-    job: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_restarted_training_drops_rows_of_the_previous_one(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     for every in (2, 5):
         shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
         run_job(job("trainer.max_steps=10", "task.val_every=10", f"trainer.log_every_n_steps={every}", "stages=[fit]"))
@@ -336,7 +334,7 @@ def test_tensorboard_is_an_option(job: Callable[..., DictConfig], tmp_path: Path
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
 
 
-def test_a_logger_that_is_not_installed_is_said_in_a_sentence(
+def test_uninstalled_logger_is_refused_with_a_reason(
     job: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
@@ -345,7 +343,7 @@ def test_a_logger_that_is_not_installed_is_said_in_a_sentence(
         run_job(job("logger=tensorboard", "stages=[fit]"))
 
 
-def test_without_the_csv_logger_the_curve_is_missed_aloud(
+def test_missing_csv_logger_warns_about_the_learning_curve(
     job: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     run_job(job("logger=tensorboard", "stages=[fit]", picture=True))

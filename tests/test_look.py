@@ -102,7 +102,7 @@ def test_through_time_is_the_slope_with_respect_to_each_state(make: Callable[[],
     assert (found.m is None) == isinstance(model, GRU | RecurrentHighway | ClockworkRNN)
 
 
-def test_through_time_of_a_linear_network_is_what_one_computes_by_hand() -> None:
+def test_through_time_of_a_linear_network_matches_closed_form() -> None:
     """h_t = W x_t + V h_{t-1}: dL_T/dh_i = (V^T)^(T-i) A^T (softmax - target), and a V of 0.5 rotations halves it."""
     model = StackedLSTM(SYMBOLS, D, 1, time=NonLSTM("identity")).double()
     head, (x, target) = head_of(model), sample()
@@ -215,7 +215,7 @@ def test_rows_are_averaged_and_do_not_mix() -> None:
     torch.testing.assert_close(through_depth(model, head, x, target).h, torch.stack(alone).mean(0))
 
 
-def test_new_networks_have_as_many_steps_and_layers_as_are_asked() -> None:
+def test_new_networks_have_the_requested_steps_and_layers() -> None:
     curves = curves_of_new(["grid2d", "rnn", "highway"], 6, 5, ["task.network.hidden_size=4"])
     assert [(c.model, c.along, len(c.norms.h)) for c in curves] == [
         ("grid2d", "time", 6),
@@ -233,7 +233,7 @@ def not_seen(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line.getMessage().partition(":")[0] for line in caplog.records if line.name == "gridlstm.look.flow"]
 
 
-def test_what_cannot_be_seen_of_a_network_is_named_and_the_rest_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_curves_are_logged_and_the_rest_kept(caplog: pytest.LogCaptureFixture) -> None:
     options = ["task.network.hidden_size=8"]
     curves = curves_of_new(["clockwork_rnn", "transformer", "recurrent_highway"], 3, 4, options)
     assert [(c.model, c.along, len(c.norms.h)) for c in curves] == [
@@ -250,7 +250,7 @@ def test_what_cannot_be_seen_of_a_network_is_named_and_the_rest_is_kept(caplog: 
         curves_of_new(["transformer"], 3, 4, options)
 
 
-def test_a_trained_network_whose_layers_cannot_be_seen_keeps_its_time(
+def test_network_without_visible_layers_keeps_its_time_curve(
     tmp_path: Path, job_in: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     run_job(job_in(tmp_path, task="text", model="min_gru"))
@@ -280,7 +280,7 @@ def test_unsupported_models_and_cells_raise() -> None:
         saturation("time", PeepholeLSTM(), torch.zeros(1, 1, 1, 4))
 
 
-def test_what_zoneout_mixes_is_not_taken_for_what_a_cell_makes() -> None:
+def test_recording_zoneout_memories_is_refused() -> None:
     model = Grid2d(SYMBOLS, D, 2, time_regularizers=[Zoneout(m=0.5)]).eval()
     with pytest.raises(UserError, match="Zoneout mixes a cell's h and m with earlier ones"):
         record(model, torch.randint(SYMBOLS, (1, 3)), {"time": [], "depth": ["m"]})
@@ -298,7 +298,7 @@ def test_more_values_than_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("model", [Grid2d(SYMBOLS, D, 2), StackedLSTM(SYMBOLS, D, 2), Grid1d(SYMBOLS, D, 2)])
-def test_a_watched_model_computes_the_same_and_is_itself_again(model: nn.Module) -> None:
+def test_watching_changes_no_output_and_restores_the_model(model: nn.Module) -> None:
     x = torch.randn(2, SYMBOLS) if isinstance(model, Grid1d) else torch.randint(SYMBOLS, (2, T))
     parts = {name: getattr(model, name) for name in ("cell",) if hasattr(model, name)}
     block = model.grid.block if hasattr(model, "grid") else None
@@ -370,7 +370,7 @@ def test_cells_are_chosen_on_one_half_and_judged_on_the_other() -> None:
     assert correlations(np.ones((9, 1)), random.normal(size=(9, 1))).item() == 0
 
 
-def test_survival_compares_each_unit_with_what_entered() -> None:
+def test_survival_correlates_each_unit_with_its_input() -> None:
     entering = np.random.default_rng(1).normal(size=(4000, 3))
     other = np.random.default_rng(2).normal(size=(4000, 3))
     r = survival(entering, np.stack([5 - 2 * entering, entering + other, other], axis=1))
@@ -379,7 +379,7 @@ def test_survival_compares_each_unit_with_what_entered() -> None:
     np.testing.assert_allclose(r[2], 0, atol=0.08)
 
 
-def test_labels_mark_what_they_name() -> None:
+def test_labels_mark_matching_text() -> None:
     text = 'See http://a.org/x [[A b]]\n"Hi" &lt;!-- no\nte --&gt; {{c}} &lt;ref&gt; B7'
     marks = labels(text)
 
@@ -399,7 +399,7 @@ def test_labels_mark_what_they_name() -> None:
     assert marks["position in line"][[0, 5, text.index("\n"), text.index("\n") + 1]].tolist() == [0, 5, 0, 1]
 
 
-def test_characters_of_bytes_stand_at_their_last_byte() -> None:
+def test_multibyte_characters_are_placed_at_their_last_byte() -> None:
     everything = Vocabulary("byte", tuple(range(256)))
     text, places = characters(everything, list("aé€b".encode()))
     assert text == "aé€b"
@@ -422,7 +422,7 @@ def test_the_page_keeps_the_direction_of_its_text() -> None:
     assert re.sub(r"</?(span|u)[^>]*>", "", body) == "ab\ufffdcd\ufffd" * 10
 
 
-def test_the_page_shows_the_text_its_colours_and_nothing_from_elsewhere() -> None:
+def test_page_colours_the_text_and_loads_nothing_external() -> None:
     text = "<a> & http://x.org " * 20
     label = labels(text)["URL"]
     memory = label[:, None, None] * 2 - 1
@@ -434,7 +434,7 @@ def test_the_page_shows_the_text_its_colours_and_nothing_from_elsewhere() -> Non
     assert not re.findall(r"<(?:script|link|img|iframe)|url\(|@import|href=|src=", shown)
 
 
-def test_the_page_keeps_every_line_end_and_shows_what_no_browser_would() -> None:
+def test_page_keeps_line_ends_and_replaces_control_characters() -> None:
     text = "before: \na\0\x1b\x9f\r\tb"
     odd = np.arange(len(text)) % 2.0
     shown = page(text, {"time": np.ones((len(text), 1, 1))}, {"odd": odd}, [Ranked("odd", "time", 0, 0, 0.5, 0.5)])
@@ -443,7 +443,7 @@ def test_the_page_keeps_every_line_end_and_shows_what_no_browser_would() -> None
     assert "unicode-bidi: bidi-override" in shown, "or text that is read from the right would be turned round"
 
 
-def test_what_is_shown_may_lie_at_the_very_end() -> None:
+def test_excerpt_can_reach_the_end_of_the_text() -> None:
     label = np.zeros(40_000)
     label[-300:] = 1
     where = telling(label, 3000)
@@ -469,7 +469,7 @@ def test_activation_is_the_equation_of_one_unit() -> None:
         panels([1.0], seed=1)
 
 
-def test_the_table_of_activation_has_the_weights_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activation_table_keeps_weights_at_full_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     look_at({"what": "activation", "weights": "0.1234567,-2,3,4", "memory": "5", "out": "~/there"})
     first = rows(tmp_path / "there" / "activation.csv")[0]
@@ -527,7 +527,7 @@ def test_gates_of_a_trained_network_without_time(tmp_path: Path, job_in: Callabl
         look_at({"what": "cells", "ckpt": str(tmp_path / "run" / "checkpoints" / "last.ckpt")})
 
 
-def test_gates_of_time_alone_where_depth_has_none(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
+def test_gates_table_omits_depth_without_gates(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
     run_job(job_in(tmp_path, task="text", model="grid2d_relu_depth"))
     look_at({"what": "gates", "ckpt": str(tmp_path / "run" / "checkpoints" / "last.ckpt"), "symbols": "100"})
     table = rows(tmp_path / "run" / "look" / "gates.csv")
@@ -536,7 +536,7 @@ def test_gates_of_time_alone_where_depth_has_none(tmp_path: Path, job_in: Callab
     ]
 
 
-def test_gates_are_counted_over_several_batches_and_no_padding(
+def test_gate_shares_cover_all_batches_and_skip_padding(
     tmp_path: Path, job_in: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("task.digits=1", "task.data.min_digits=1", "task.data.test_digits=[1,3]", "task.data.batch_size=6")
@@ -561,9 +561,7 @@ def test_gates_are_counted_over_several_batches_and_no_padding(
     assert 0 < float(table[0]["share < 0.5"]) < 1
 
 
-def test_gradients_are_of_sequences_that_have_an_answer_at_the_last_step(
-    tmp_path: Path, job_in: Callable[..., DictConfig]
-) -> None:
+def test_gradients_use_only_the_longest_sequences(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
     """Of tests of several lengths, those of the longest."""
     options = ("task.digits=1", "task.data.min_digits=1", "task.data.test_digits=[1,3]", "task.data.num_test=6")
     run_job(job_in(tmp_path, *options, task="addition"))
@@ -579,13 +577,13 @@ def test_gradients_are_of_sequences_that_have_an_answer_at_the_last_step(
     torch.testing.assert_close(curve.norms.h, expected.h)
 
 
-def test_two_networks_of_one_name_stay_apart(checkpoint: Path, tmp_path: Path) -> None:
+def test_networks_with_the_same_name_are_numbered(checkpoint: Path, tmp_path: Path) -> None:
     best = checkpoint.with_name("best.ckpt")
     look_at({"what": "gradients", "ckpt": f"{best},{checkpoint}", "steps": "3", "out": str(tmp_path)})
     assert {row["model"] for row in rows(tmp_path / "gradients.csv")} == {"grid2d (1)", "grid2d (2)"}
 
 
-def test_weights_that_are_no_numbers_are_refused(checkpoint: Path) -> None:
+def test_non_finite_weights_are_refused(checkpoint: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     name = next(iter(content["state_dict"]))
     content["state_dict"][name].view(-1)[0] = torch.nan
@@ -611,7 +609,7 @@ def test_a_short_text_is_looked_at_whole(checkpoint: Path, tmp_path: Path) -> No
         look_at({"what": "cells", **options})
 
 
-def test_what_another_network_left_does_not_stay(
+def test_look_removes_files_of_another_network(
     checkpoint: Path, tmp_path: Path, job_in: Callable[..., DictConfig]
 ) -> None:
     out = tmp_path / "look"
@@ -623,7 +621,7 @@ def test_what_another_network_left_does_not_stay(
     assert sorted(out.iterdir()) == sorted(paths)
 
 
-def test_cells_and_gates_of_a_checkpoint_lie_beside_its_run(checkpoint: Path) -> None:
+def test_look_writes_cells_and_gates_into_the_run_directory(checkpoint: Path) -> None:
     beside = checkpoint.parents[1] / "look"
     paths = look_at({"what": "cells", "ckpt": str(checkpoint), "symbols": "300"})
     names = ["cells.csv", "cells.png", "cells.html", "memories.npz", "survival.csv", "survival.png"]
@@ -692,7 +690,7 @@ def test_wrong_options_get_one_sentence(given: dict[str, str], words: str, check
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_character_that_the_font_lacks_is_drawn_as_such() -> None:
+def test_characters_missing_from_the_font_draw_as_replacements() -> None:
     """Without one warning each, of which a binary text has thousands."""
     text = "plain text\n" * 6 + "a\0\x1b\x9f\u6f22\U0001f600$" * 9
     odd = np.arange(len(text)) % 2.0

@@ -43,7 +43,7 @@ def test_every_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
     assert [*chain(*numbers(Numbers(seed=4), batches=17))] != stream
 
 
-def test_goes_on_in_the_middle_of_an_epoch() -> None:
+def test_data_resumes_in_the_middle_of_an_epoch() -> None:
     data = Numbers()
     data.load_state_dict({"batches_seen": 2})
     assert numbers(data, 5) == numbers(Numbers(), 7)[2:]

@@ -44,7 +44,7 @@ def matched(job: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
         ("flops_to", "recurrent_highway"),
     ],
 )
-def test_no_other_size_is_nearer(
+def test_matched_size_is_the_nearest(
     how: str, model: str, matched: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     count, unit = {"parameters_to": (count_parameters, "parameters"), "flops_to": (count_flops, "FLOPs a step")}[how]
@@ -64,7 +64,7 @@ def _with_size(cfg: DictConfig, size: int) -> DictConfig:
     return other
 
 
-def test_count_is_that_of_the_network_that_is_trained(matched: Callable[..., DictConfig]) -> None:
+def test_parameter_count_matches_the_trained_network(matched: Callable[..., DictConfig]) -> None:
     cfg = matched("transformer")
     assert count_parameters(cfg, SPEC) == sum(p.numel() for p in build(cfg).task.parameters())
 
@@ -75,7 +75,7 @@ def test_a_model_matched_to_itself_keeps_its_size(matched: Callable[..., DictCon
     assert cfg.model.hidden_size == 23
 
 
-def test_options_of_the_model_are_not_those_of_the_other(matched: Callable[..., DictConfig]) -> None:
+def test_model_options_do_not_apply_to_the_reference_model(matched: Callable[..., DictConfig]) -> None:
     cfg = matched("grid2d", "model.tied=false", "match.parameters_to=grid2d", layers=4)
     match_size(cfg)
     assert cfg.model.hidden_size < 16
@@ -116,7 +116,7 @@ def test_impossible_requests_are_refused(
         match_size(matched(model, *overrides))
 
 
-def test_what_an_experiment_says_of_the_model_is_not_said_of_the_other(
+def test_experiment_options_do_not_apply_to_the_reference_model(
     matched: Callable[..., DictConfig],
 ) -> None:
     """It sets the gain of the grid's LSTM cells, which a GRU has not."""
@@ -146,7 +146,7 @@ def test_nearest_size(goal: int, size: int | None, guess: int) -> None:
     assert nearest(lambda n: n * n, goal, guess) == size
 
 
-def test_nearest_size_of_a_model_that_begins_late() -> None:
+def test_nearest_skips_sizes_below_the_model_minimum() -> None:
     def count(size: int) -> int:
         try:
             return sum(p.numel() for p in ClockworkRNN(5, size, periods=[1, 2, 4, 8, 16]).parameters())

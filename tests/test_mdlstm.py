@@ -137,7 +137,7 @@ def test_memory_grows_with_the_number_of_paths_and_the_grids_does_not() -> None:
     assert leaving.m.flatten().tolist() == one.flatten().tolist()
 
 
-def test_memory_of_random_networks_explodes_in_one_and_is_bounded_in_the_other() -> None:
+def test_random_mdlstm_memory_explodes_and_grid_memory_stays_bounded() -> None:
     """|m'| <= |m| + 1 in a Grid LSTM's block: its memory exceeds what entered by no more than the blocks passed."""
     torch.manual_seed(0)
     largest = {}
@@ -193,7 +193,7 @@ def test_sides_and_inputs_of_another_kind_are_refused() -> None:
             layer(entering, given)  # type: ignore[arg-type]
 
 
-def test_shapes_can_be_had_without_memory() -> None:
+def test_fake_tensors_give_shapes_without_memory() -> None:
     layer, x = MDLSTM(5, 4, 2), torch.randn(3, 7, 2, 5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert layer(x).h.shape == (3, 7, 2, 4)

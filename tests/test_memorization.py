@@ -92,14 +92,14 @@ def test_integers_are_uniform_and_independent() -> None:
     assert ((neighbours - 199.99) ** 2 / 199.99).sum() < 180
 
 
-def test_numbers_are_those_of_any_other_time_and_machine() -> None:
+def test_random_integers_equal_the_golden_values() -> None:
     assert random_integers((1, 0), torch.tensor([0, 10**12]), 5, 1000).tolist() == GOLDEN
 
 
 GOLDEN = [[942, 882, 723, 752, 414], [785, 977, 549, 613, 366]]
 
 
-def test_refuses_what_cannot_be_memorized() -> None:
+def test_invalid_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^length must be at least 1, got 0"):
         MemorizationData(length=0, alphabet=4, batch_size=1, seed=0)
     with pytest.raises(ValueError, match=r"^batch_size must be at least 1, got 0"):

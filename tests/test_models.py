@@ -85,7 +85,7 @@ def test_whole_sequence_equals_pieces_with_carried_state(model: SequenceModel) -
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
 
 
-def test_no_output_depends_on_a_later_input(model: SequenceModel) -> None:
+def test_outputs_do_not_depend_on_later_inputs(model: SequenceModel) -> None:
     x = torch.randn(1, 6, 5, dtype=torch.float64)
     direction = torch.linspace(1, 2, model.output_size, dtype=torch.float64)  # the plain sum of a norm is constant
     derivative = torch.autograd.functional.jacobian(lambda x: (model(x)[0] @ direction)[0], x)[:, 0].abs().sum(-1)
@@ -94,7 +94,7 @@ def test_no_output_depends_on_a_later_input(model: SequenceModel) -> None:
     assert (derivative[~later] > 0).all()
 
 
-def test_rows_of_a_batch_do_not_meet(model: SequenceModel) -> None:
+def test_rows_in_a_batch_are_computed_independently(model: SequenceModel) -> None:
     x = torch.randint(5, (3, 6))
     together, _ = model(x)
     for row in range(3):

@@ -49,7 +49,7 @@ def in_parts(text: Path, names: tuple[str, ...]) -> Path:
 
 
 @pytest.mark.parametrize("task", ["text", "memorization", "enwik8", "penn_treebank", "hub"])
-def test_every_option_of_an_old_task_is_one_of_today(task: str) -> None:
+def test_every_option_of_an_old_task_still_exists(task: str) -> None:
     named = {"text": ["task.path=x"], "penn_treebank": ["task.path=x"], "hub": ["task.name=x"]}.get(task, [])
     today = dict(leaves(OmegaConf.to_container(compose(f"task={task}", *named).task)))
     for file in ("config.yaml", "config_source.yaml"):
@@ -66,7 +66,7 @@ def test_callbacks_and_loggers_of_an_old_run_are_found_where_they_are_now() -> N
     assert {key: value for key, value in before if key.endswith("._target_")}.items() <= targets.items()
 
 
-def test_a_text_given_anew_reaches_the_source_of_an_old_run() -> None:
+def test_text_override_reaches_the_source_of_an_old_run() -> None:
     for task, override in (("text", "task.data.path=new"), ("hub", "task.data.name=new"), ("hub", "task.name=new")):
         config = read_config(FIXTURES / f"old_run_{task}" / "config_source.yaml")
         config.merge_with_dotlist([todays_name(config, override)])
@@ -121,7 +121,7 @@ def test_old_runs_on_other_texts_are_evaluated(
         ("enwik8", "12 squared\n53,5593dq72iuir.3 d759bi48e\ni,2,liuu.o8513nno i82isl,i1 lbn\n"),
     ],
 )
-def test_an_old_run_writes_the_text_that_it_wrote(tmp_path: Path, name: str, written: str) -> None:
+def test_old_run_samples_the_same_text(tmp_path: Path, name: str, written: str) -> None:
     pieces: list[str] = []
     write_samples(old(name, tmp_path) / "checkpoints" / "best.ckpt", pieces.append, prime="12 squared", length=60)
     assert "".join(pieces) == written
@@ -152,7 +152,7 @@ def test_old_runs_are_reported(tmp_path: Path) -> None:
     assert [(row["parameters"], row["samples"]) for row in found.values()] == [("2345", "6000"), ("1882", "960")]
 
 
-def test_a_seed_of_today_is_in_the_row_of_an_old_one(tmp_path: Path) -> None:
+def test_report_groups_old_and_new_seeds_in_one_row(tmp_path: Path) -> None:
     old("memorization", tmp_path / "runs")
     sizes = ["model=grid2d_untied", "model.hidden_size=8", "model.num_layers=2", "optimizer.lr=0.01", "seed=2"]
     steps = ["trainer.val_check_interval=100", "trainer.max_steps=400"]

@@ -41,7 +41,7 @@ def test_a_refused_value_is_named_once_by_its_option(job: Job, task: str, overri
     assert str(caught.value) == message
 
 
-def test_what_to_type_about_a_text_is_an_option(job: Job, tmp_path: Path) -> None:
+def test_text_errors_name_full_options(job: Job, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.txt cannot be read: .*: task\.path=…\.$"):
         check_task(job(f"task.path={tmp_path / 'none.txt'}", task="text"))
     (tmp_path / "short.txt").write_text("a few words " * 8)
@@ -49,12 +49,12 @@ def test_what_to_type_about_a_text_is_an_option(job: Job, tmp_path: Path) -> Non
         make_data(job(f"task.path={tmp_path / 'short.txt'}", task="text"))
 
 
-def test_a_component_that_names_no_option_is_named_itself(job: Job) -> None:
+def test_component_errors_without_an_option_name_the_component(job: Job) -> None:
     with pytest.raises(UserError, match=r"^optimizer \(torch\.optim\.Adam\): Invalid learning rate: -1"):
         check_optimizer(job("optimizer.lr=-1"))
 
 
-def test_paths_and_options_stay_as_they_are() -> None:
+def test_paths_and_full_options_in_messages_stay_unchanged() -> None:
     cfg = OmegaConf.create({"path": "x", "task": {"data": {"_target_": "a.b", "path": "${path}", "level": "byte"}}})
     for message in ("/home/path=1/x has no text", "https://x.y/?path=z&level=1", "give task.data.level=char"):
         assert in_options(message, cfg, "task.data") == message
@@ -62,7 +62,7 @@ def test_paths_and_options_stay_as_they_are() -> None:
     assert in_options("path must be there", cfg, "task.data") == "path must be there", "which is typed as path=…"
 
 
-def test_data_does_not_speak_of_options() -> None:
+def test_data_modules_do_not_mention_options() -> None:
     for file in (Path(gridlstm.__file__).parent / "data").glob("*.py"):
         if file.name != "old_runs.py":
             texts = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)]

@@ -14,7 +14,7 @@ MODELS = ("model/grid2d", "model/highway", "model/recurrent_highway")
 """Their options are those that the table names."""
 
 
-def test_the_table_names_nothing_that_is_not_there() -> None:
+def test_role_table_names_only_existing_options() -> None:
     files = [file for file in GROUPED if file.split("/")[0] in ("task", "callbacks") or file in MODELS]
     configs = [OmegaConf.to_container(compose(*choice(file), *RUN)) for file in files]
     found = {find(key) for config in configs for key, _ in leaves(config)}
@@ -45,11 +45,11 @@ def test_every_group_of_the_command_line_has_a_role() -> None:
         ("somebody.else", Role.NETWORK),
     ],
 )
-def test_the_longest_entry_decides(key: str, expected: Role) -> None:
+def test_longest_matching_entry_decides_the_role(key: str, expected: Role) -> None:
     assert role(key) is expected
 
 
-def test_names_of_the_runs_own_directory_are_no_choice() -> None:
+def test_run_directory_names_do_not_count_as_choices() -> None:
     config = {"run.dir": "outputs/a", "run.name": "a-s1", "model.log": "outputs/a/log", "model.name": "a-s1"}
     assert chosen(config | {"model.size": 3, "model.tied": None}, {Role.NETWORK}) == {"model.size": 3}
 

@@ -33,7 +33,7 @@ def job(task: str, model: str, directory: Path, *overrides: str) -> DictConfig:
 
 
 @pytest.mark.parametrize(("task", "model"), TASKS)
-def test_a_task_of_another_kind_is_trained_resumed_and_evaluated(
+def test_custom_task_is_trained_resumed_and_evaluated(
     task: str, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -52,7 +52,7 @@ def test_a_task_of_another_kind_is_trained_resumed_and_evaluated(
 
 
 @pytest.mark.parametrize(("task", "model"), TASKS)
-def test_a_model_of_another_kind_is_sized_to_itself(task: str, model: str, tmp_path: Path) -> None:
+def test_custom_model_matched_to_itself_keeps_its_size(task: str, model: str, tmp_path: Path) -> None:
     for how in ("parameters_to", "flops_to"):
         cfg = job(task, model, tmp_path, f"match.{how}={model}")
         match_size(cfg)
@@ -75,6 +75,6 @@ def test_the_image_classifier_of_the_docs_is_the_one_that_is_tested() -> None:
     assert block in (PROJECT / "own.py").read_text()
 
 
-def test_a_loss_of_another_kind_says_when_it_diverges(tmp_path: Path) -> None:
+def test_custom_task_sets_its_guessing_loss(tmp_path: Path) -> None:
     run = build(job("sums", "grid2d", tmp_path))
     assert run.task.guessing_loss == 0

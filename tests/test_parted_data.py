@@ -63,7 +63,7 @@ def test_the_treebanks_files_are_the_splits(treebank: Path, tmp_path: Path, leve
     assert splits(make())[:2] == ["with a byte order mark\n" * 9, "another text\n" * 9]
 
 
-def test_a_treebank_that_is_not_whole_is_named(treebank: Path, tmp_path: Path) -> None:
+def test_incomplete_treebank_is_refused(treebank: Path, tmp_path: Path) -> None:
     (treebank / FILES[2]).unlink()
     with pytest.raises(UserError, match=r"ptb\.test\.txt: no such file.*licensed and cannot be downloaded"):
         splits(data_of(PennTreebank(treebank), tmp_path))
@@ -92,7 +92,7 @@ def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
         data_of(PennTreebank(tmp_path / ("x" * 300)), tmp_path).check()
 
 
-def test_parts_of_the_old_size_and_date_are_joined_anew(treebank: Path, data_set: Any, tmp_path: Path) -> None:
+def test_changed_parts_with_same_size_and_date_are_rejoined(treebank: Path, data_set: Any, tmp_path: Path) -> None:
     """Also where the package keeps a copy of its own, which goes by dates."""
     directory = data_set()
 
@@ -151,7 +151,7 @@ def test_a_data_set_without_splits_is_divided(data_set: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("missing", ["validation", "test"])
-def test_a_split_that_a_data_set_lacks_is_cut_from_train(data_set: Any, tmp_path: Path, missing: str) -> None:
+def test_missing_split_is_cut_from_train(data_set: Any, tmp_path: Path, missing: str) -> None:
     """And the one that it has stays whole, as most data sets have a test of their own and no validation."""
     names = [name for name in ("train", "validation", "test") if name != missing]
     whole = {name: "".join(f"{name} says {n} times größer\n" for n in range(30)) for name in names}
@@ -172,7 +172,7 @@ def test_a_split_that_a_data_set_lacks_is_cut_from_train(data_set: Any, tmp_path
             assert (found["train"], found[missing]) == (whole["train"][:kept], whole["train"][kept : kept + cut])
 
 
-def test_only_what_is_cut_needs_a_share(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_cut_splits_need_a_share(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = data_set(("train", "test"))
     train, validation, test = splits(make(directory, tmp_path, splits=(0.9, 0.1, 0.0)))
     assert len(validation) == pytest.approx(len(train + validation) / 10, abs=1)
@@ -212,7 +212,7 @@ def test_a_document_without_text_is_left_out(tmp_path: Path, caplog: pytest.LogC
     assert "".join(splits(make(tmp_path / "set", tmp_path, max_documents=4))) == first, "null ones are not counted"
 
 
-def test_a_data_set_that_was_saved_is_read(data_set: Any, tmp_path: Path) -> None:
+def test_data_set_from_save_to_disk_is_read(data_set: Any, tmp_path: Path) -> None:
     import datasets
 
     directory = data_set()
@@ -226,7 +226,7 @@ def test_a_data_set_that_was_saved_is_read(data_set: Any, tmp_path: Path) -> Non
         splits(make(tmp_path / "all", tmp_path, config="a"))
 
 
-def test_a_directory_is_one_data_set_however_it_is_spelt(
+def test_directory_is_one_data_set_under_any_spelling(
     data_set: Any,
     tmp_path: Path,
     job: Callable[..., DictConfig],
@@ -264,7 +264,7 @@ def test_a_directory_is_one_data_set_however_it_is_spelt(
         ({"train.txt": b"text\n" * 30 + b"gr\xf6\xdfer\n"}, r"train\.txt of .*set is not UTF-8 \(.*\)\. Convert it"),
     ],
 )
-def test_a_file_of_nothing_or_in_another_encoding_is_named(
+def test_empty_or_non_utf8_file_is_named(
     files: dict[str, bytes], message: str, streaming: bool, tmp_path: Path
 ) -> None:
     directory = tmp_path / "set"
@@ -284,7 +284,7 @@ def test_configurations_are_named(data_set: Any, tmp_path: Path) -> None:
     assert splits(make(directory, tmp_path, config="b"))[0].startswith("test says 0 times")
 
 
-def test_what_is_wrong_with_a_data_set_is_named(data_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_set_errors_name_the_problem(data_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = data_set()
     for changes, message in (
         ({"column": "body"}, r"column=body is not text in .*\. Columns of text: title, text"),
@@ -304,7 +304,7 @@ def test_what_is_wrong_with_a_data_set_is_named(data_set: Any, tmp_path: Path, m
         splits(make(directory, tmp_path, max_documents=1))
 
 
-def test_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_source_from_the_docs_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one of docs/extending.md, chosen by a file of one's own."""
     page = (CONF.parent / "docs" / "extending.md").read_text().partition("Add to `mine.py`")[2]
     for name, language in (("mine.py", "python"), ("my_conf/task/folder.yaml", "yaml")):

@@ -20,7 +20,7 @@ Job = Callable[..., DictConfig]
 
 
 @pytest.mark.parametrize("split", ["val", "test", "all"])
-def test_the_loss_by_position_is_that_of_single_streams(
+def test_loss_by_position_equals_that_of_single_streams(
     job: Job, tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = job("stages=[fit]", "trainer.precision=64-true", task="text")
@@ -84,7 +84,7 @@ def test_the_whole_of_a_text_may_be_too_short_for_splits(job: Job, tmp_path: Pat
         evaluate(checkpoint, "test", ["trainer.limit_test_batches=0.5"])
 
 
-def test_positions_are_for_language_models(job: Job, tmp_path: Path) -> None:
+def test_positions_are_refused_except_for_language_models(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
     with pytest.raises(UserError, match="positions and dynamic_rate are for language models"):
         evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [], tmp_path / "positions")

@@ -38,7 +38,7 @@ def test_a_language_model_brings_its_symbols(job: Job, tmp_path: Path, text_file
     assert done.stdout == own.stdout
 
 
-def test_no_file_names_a_place_on_this_machine(job: Job, tmp_path: Path) -> None:
+def test_published_files_contain_no_local_paths(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]", task="text"))
     files = publish(tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "public")
     for file in files:
@@ -46,7 +46,7 @@ def test_no_file_names_a_place_on_this_machine(job: Job, tmp_path: Path) -> None
         assert str(ROOT).encode() not in file.read_bytes(), file.name
 
 
-def test_the_card_says_what_was_reached(job: Job, tmp_path: Path) -> None:
+def test_model_card_reports_test_score_and_commit(job: Job, tmp_path: Path) -> None:
     run_job(job())
     card = publish(tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "public")[-1].read_text()
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -82,7 +82,7 @@ def test_a_published_curve_is_of_the_monitored_metric(table: Table) -> None:
     assert values[-1] > 0.99
 
 
-def test_a_file_of_ones_own_and_a_missing_one(tmp_path: Path) -> None:
+def test_custom_points_file_is_accepted_and_missing_one_refused(tmp_path: Path) -> None:
     own = tmp_path / "own.csv"
     own.write_text("network,at_least,model.num_layers,samples\nmodel=grid2d,0.5,7,100\n")
     check_report({"points": str(own)})

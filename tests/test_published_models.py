@@ -280,7 +280,7 @@ def test_transformer_streams_far_beyond_its_window() -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_heads": 0}, {"num_heads": 2.0}, {"window": 2.5}])
-def test_transformer_refuses_what_is_no_number_of_heads_or_steps(options: dict[str, Any]) -> None:
+def test_transformer_refuses_invalid_heads_and_window(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got {options[name]}"):
         Transformer(5, 4, 1, **options)
@@ -348,7 +348,7 @@ def test_networks_made_without_memory_compute_with_the_weights_that_they_load(na
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_autocast_lowers_products_and_no_state(name: str) -> None:
+def test_autocast_lowers_products_but_keeps_state_dtype(name: str) -> None:
     torch.manual_seed(0)
     model, x = MAKE[name](), torch.randint(5, (2, 9))
     exact, _ = model(x)

@@ -123,13 +123,13 @@ def test_wrong_probabilities_are_refused(kind: type[Regularizer], arguments: dic
         kind(**arguments)
 
 
-def test_zoneout_of_a_memory_that_is_not_there_is_refused() -> None:
+def test_zoneout_of_a_missing_memory_is_refused() -> None:
     Grid([Dimension("depth", GRU(), 3, regularizers=(Zoneout(h=0.1),))])
     with pytest.raises(UserError, match=r"dimension 'depth' has no memory .* expected m=0 .* got m=0\.2"):
         Grid([Dimension("depth", GRU(), 3, regularizers=(Zoneout(h=0.1, m=0.2),))])
 
 
-def test_noise_is_no_coarser_where_tensors_are_halves() -> None:
+def test_noise_is_not_coarser_in_half_precision() -> None:
     """A half's random numbers are 1/256 apart, of which the first alone would be below 0.001."""
     torch.set_default_dtype(torch.bfloat16)
     try:

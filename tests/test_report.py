@@ -58,7 +58,7 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-def test_the_command_of_a_run_is_what_one_types() -> None:
+def test_run_command_is_shown_as_typed() -> None:
     words = ["model=grid2d", "task.path='/a b/c.txt'", r"trainer.max_time=00\:05\:00", "hydra.run.dir='/x/0-a'"]
     command = shlex.join(
         ["/x/bin/python", "-m", "gridlstm.train", "seed=2", *words, "run.name='0-a'", "ckpt_path=last"]
@@ -105,9 +105,7 @@ def test_every_run_is_in_the_report(sweep: Path) -> None:
     assert not list(sweep.glob("*.part"))
 
 
-def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
-    job: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_runs_differing_beyond_the_seed_get_separate_rows(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     for number, options in enumerate((["seed=1"], ["seed=2"], ["seed=1", "optimizer.lr=0.5"])):
         run_job(job(*options, directory=f"runs/{number}"))
     (table,) = make_tables(find_runs([tmp_path / "runs"]))
@@ -116,7 +114,7 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own(
     assert all(isinstance(row[1], Spread) for row in table.rows)
 
 
-def test_what_is_logged_makes_no_other_run(sweep: Path) -> None:
+def test_logging_and_path_options_do_not_change_run_identity(sweep: Path) -> None:
     first = find_runs([sweep])[0]
     more = {"logger.wandb.project": "p", "stages": ["fit"], "report.claims.a.claim": "b"}
     more |= {"callbacks.checkpoint._target_": "mine.Checkpoint", "callbacks.progress.every_seconds": 99}
@@ -136,14 +134,12 @@ def test_what_is_logged_makes_no_other_run(sweep: Path) -> None:
         {"task.data.num_test": 5, "trainer.limit_test_batches": 1},
     ],
 )
-def test_how_a_run_is_shown_placed_and_computed_makes_no_other_run(sweep: Path, options: dict[str, object]) -> None:
+def test_display_device_and_speed_options_keep_run_identity(sweep: Path, options: dict[str, object]) -> None:
     first = find_runs([sweep])[0]
     assert replace(first, config={**first.config, **options}).identity() == first.identity()
 
 
-def test_one_text_in_two_places_is_one_row_and_two_texts_are_two(
-    job: Callable[..., DictConfig], tmp_path: Path, text_file: Path
-) -> None:
+def test_copies_of_one_text_share_a_row(job: Callable[..., DictConfig], tmp_path: Path, text_file: Path) -> None:
     texts = [tmp_path / "same.txt", tmp_path / "other.txt"]
     texts[0].write_bytes(text_file.read_bytes())
     texts[1].write_text(text_file.read_text().replace("times", "and"))
@@ -153,9 +149,7 @@ def test_one_text_in_two_places_is_one_row_and_two_texts_are_two(
     assert sorted(len(group.runs) for group in table.groups) == [1, 2]
 
 
-def test_a_job_that_never_began_varies_in_nothing_that_it_was_not_given(
-    job: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_unstarted_job_varies_only_in_its_overrides(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_job(job("stages=[fit]", directory="sweep/0-began"))
     # What was done with it says nothing of what was trained: the last is the first one again.
     planned = {
@@ -212,7 +206,7 @@ def test_training_to_a_criterion_is_compared_by_its_samples(job: Callable[..., D
     assert "| 150,000 |" in text
 
 
-def test_what_others_published_stands_beside_what_was_found(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_report_compares_published_claims_with_best_runs(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     """A claim is compared with the best of the runs that it names, and says so where there are none."""
     given = {
         "paper": None,
@@ -263,7 +257,7 @@ def test_what_others_published_stands_beside_what_was_found(job: Callable[..., D
     assert '"title":"Published claims"' in (tmp_path / "report.html").read_text()
 
 
-def test_no_score_is_a_share_of_nothing(tmp_path: Path) -> None:
+def test_zero_baseline_score_gives_no_percentage(tmp_path: Path) -> None:
     claim = {"report.claims.a.claim": "a", "report.claims.a.there": "1", "report.claims.a.of": "model=grid2d"}
     claim["report.claims.a.against"] = "model=rnn"
     runs = [
@@ -278,7 +272,7 @@ def test_no_score_is_a_share_of_nothing(tmp_path: Path) -> None:
     assert claims.rows == (("a", "1", "0.5 (grid2d), 0 (rnn)"),)
 
 
-def test_the_claims_of_an_experiment_are_about_its_own_runs(tmp_path: Path) -> None:
+def test_claims_of_an_experiment_use_only_its_runs(tmp_path: Path) -> None:
     """Several may have claims of one name; and a run of no experiment, however good, is none of theirs."""
 
     def run(experiment: str, model: str, best: float, **claim: str) -> Run:
@@ -347,7 +341,7 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
         ({"claims": {"a": {"claim": 1, "there": 5, "of": "a=b", "versus": "a=c"}}}, "report.claims.a.versus does not"),
     ],
 )
-def test_what_others_published_must_be_said_in_full(
+def test_incomplete_published_results_are_refused(
     job: Callable[..., DictConfig], tmp_path: Path, given: dict[str, Any], words: str
 ) -> None:
     """Before a run begins; and in the report of a run whose file says otherwise."""
@@ -376,7 +370,7 @@ def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
     assert len(best_ten(few)) == 12
 
 
-def test_what_is_solved_is_drawn_against_every_size_and_at_every_depth() -> None:
+def test_size_picture_covers_every_size_and_depth() -> None:
     def sizes(bits: int, layers: int) -> dict[str, int]:
         return {"task.bits": bits, "model.num_layers": layers}
 
@@ -432,7 +426,7 @@ def test_tests_of_several_lengths_are_drawn_by_length() -> None:
     assert length_picture(make_tables(runs)) is None
 
 
-def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
+def test_report_includes_incomplete_run_directories(tmp_path: Path) -> None:
     """Without a configuration; with numbers that are none; a directory that is named twice."""
     directory = tmp_path / "runs" / "one"
     directory.mkdir(parents=True)
@@ -467,7 +461,7 @@ def test_runs_of_which_little_is_left_are_in_the_report(tmp_path: Path) -> None:
             places([str(tmp_path)], out)
 
 
-def test_runs_of_which_the_result_alone_is_left_are_told_apart_by_it(tmp_path: Path) -> None:
+def test_runs_without_configuration_are_distinguished_by_their_result(tmp_path: Path) -> None:
     def result(model: str, seed: int) -> dict[str, Any]:
         said = {"task": "text", "model": model, "experiment": "some", "seed": seed, "monitor": "val/loss"}
         return {"status": "completed", "best": {"val/loss": float(seed)}, **said}
@@ -507,7 +501,7 @@ def test_runs_behind_links_are_found_and_counted_once(tmp_path: Path, monkeypatc
         find_runs([there])
 
 
-def test_where_a_report_goes_is_looked_at_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_directory_is_checked_before_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert places([str(tmp_path)], Path("~/new/one"))[1] == tmp_path / "new" / "one"
     with pytest.raises(UserError, match="several directories needs an output directory"):
@@ -517,7 +511,7 @@ def test_where_a_report_goes_is_looked_at_before_it_is_made(tmp_path: Path, monk
         places([str(tmp_path)], Path("~/new"))
 
 
-def test_files_of_other_programs_are_no_runs(sweep: Path) -> None:
+def test_foreign_files_are_not_taken_for_runs(sweep: Path) -> None:
     before = len(find_runs([sweep]))
     for name, text in (("aaa", "a: 1\n"), (".venv/lib", "a: 1\n"), ("list", "[1, 2]\n")):
         (sweep / name).mkdir(parents=True)
@@ -526,7 +520,7 @@ def test_files_of_other_programs_are_no_runs(sweep: Path) -> None:
     assert len(find_runs([sweep])) == before
 
 
-def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None:
+def test_rows_are_ranked_and_grouped_by_option_values(tmp_path: Path) -> None:
     """true is True, two $ are no formula, and a run without a criterion has solved nothing and failed nothing."""
 
     def run(name: str, tied: Any, solved: int | None, seed: int, **overrides: str) -> Run:
@@ -564,14 +558,14 @@ def test_rows_are_ranked_and_told_apart_by_what_they_are(tmp_path: Path) -> None
     assert {row[1]: row[table.columns.index("solved")] for row in table.rows} == {"true": "1 of 2", "false": None}
 
 
-def test_two_runs_of_one_seed_are_no_two_seeds(tmp_path: Path) -> None:
+def test_repeated_seed_counts_once(tmp_path: Path) -> None:
     config = {"run.model": "x", "task.monitor": "val/loss", "task.mode": "min", "seed": 1}
     runs = [Run(tmp_path / str(n), config, {"status": "completed", "best": {"val/loss": 1.0}}) for n in range(2)]
     (table,) = make_tables(runs)
     assert table.rows[0][table.columns.index("seeds")] == "1 in 2 runs"
 
 
-def test_a_mean_over_some_of_the_seeds_says_so(tmp_path: Path) -> None:
+def test_mean_over_fewer_seeds_reports_their_number(tmp_path: Path) -> None:
     def run(seed: int, best: float | None, test: float | None) -> Run:
         config = {"run.model": "x", "task.monitor": "val/loss", "task.mode": "min", "seed": seed}
         result = {"status": "completed", "best": {"val/loss": best}, "test": {"test/loss": test, "test/bpc": 1.0}}
@@ -581,7 +575,7 @@ def test_a_mean_over_some_of_the_seeds_says_so(tmp_path: Path) -> None:
     assert table.rows[0][table.columns.index("seeds")] == "3 (val/loss over 2, test/loss over 1)"
 
 
-def test_a_choice_reads_alike_whoever_made_it(tmp_path: Path) -> None:
+def test_choices_from_experiment_and_command_line_match(tmp_path: Path) -> None:
     """By an experiment or on the command line; and a reference is shown as what it stood for."""
     for name, given in (("a", ["scheduler=cosine", "trainer.max_steps=${gridlstm.steps:80}"]), ("b", []), ("c", [])):
         (tmp_path / name / ".hydra").mkdir(parents=True)
@@ -605,7 +599,7 @@ def test_a_choice_reads_alike_whoever_made_it(tmp_path: Path) -> None:
     assert {row[:2] for row in table.rows} == {("cosine", "20"), ("cosine", "10"), ("one_cycle", "10")}
 
 
-def test_runs_of_several_tasks_are_ranked_each_among_its_own(tmp_path: Path) -> None:
+def test_runs_are_ranked_within_their_task(tmp_path: Path) -> None:
     """Also a run that never began, of which only the command line tells."""
     judged = {"task.monitor": "val/accuracy", "task.mode": "max"}
     runs = [
@@ -628,7 +622,7 @@ def test_runs_of_several_tasks_are_ranked_each_among_its_own(tmp_path: Path) -> 
     assert alone.title == "val/accuracy"
 
 
-def test_no_name_ends_the_data_of_the_page(tmp_path: Path) -> None:
+def test_script_tags_in_names_are_escaped(tmp_path: Path) -> None:
     notes = ["<!--<script>", "</script>"]
     runs = [Run(tmp_path / str(len(note)), {"run.model": "x", "note": note}, {}, {"note": note}) for note in notes]
     found = re.search(r'id="data">(.*?)</script>', page(make_tables(runs), runs, tmp_path), re.DOTALL)

@@ -66,7 +66,7 @@ def last(directory: Path) -> dict[str, Any]:
         (2, 3, ("task.val_every=1",)),
     ],
 )
-def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
+def test_interrupted_run_resumes_bit_for_bit(
     job: Job, tmp_path: Path, at_step: Any, step: int, saved: int, options: tuple[str, ...]
 ) -> None:
     run_job(job(*STEPS, *options, task="text", directory="whole"))
@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
-def test_an_interrupted_run_keeps_no_weights_that_are_no_numbers(job: Job, tmp_path: Path, at_step: Any) -> None:
+def test_interrupted_run_saves_no_non_finite_weights(job: Job, tmp_path: Path, at_step: Any) -> None:
     """Between two rows of the log nothing has seen yet that they are none."""
     steps = ("trainer.max_steps=10", "task.val_every=4", "trainer.log_every_n_steps=100", "stages=[fit]")
 
@@ -110,7 +110,7 @@ def test_an_interrupted_run_keeps_no_weights_that_are_no_numbers(job: Job, tmp_p
     assert last(tmp_path / "run")["global_step"] == 4
 
 
-def test_a_text_that_has_changed_is_not_gone_on_with(job: Job, tmp_path: Path) -> None:
+def test_resume_with_a_changed_text_is_refused(job: Job, tmp_path: Path) -> None:
     text = tmp_path / "some.txt"
     text.write_text("some text " * 200)
     options = (f"task.path={text}", "trainer.max_steps=4", "stages=[fit]")
@@ -139,7 +139,7 @@ def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.Monk
     assert tested == evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", []), "the average, not the last"
 
 
-def test_averaging_leaves_whole_numbers_as_they_are(job: Job, tmp_path: Path) -> None:
+def test_weight_averaging_keeps_integers_exact(job: Job, tmp_path: Path) -> None:
     """3 is rounded to a little less in an average of float32, and then to 2."""
     options = ("callbacks=[default,weight_averaging]", "model.periods=[1,3,9]", "model.hidden_size=6")
     run_job(job(*options, "trainer.max_steps=40", model="clockwork_rnn"))
@@ -173,7 +173,7 @@ def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_other_signals_save_the_step_at_hand_too(job: Job, tmp_path: Path, at_step: Any, number: int) -> None:
+def test_other_signals_save_the_current_step(job: Job, tmp_path: Path, at_step: Any, number: int) -> None:
     before = signal.signal(number, signal.SIG_DFL)  # who runs the tests may ignore it
     try:
         at_step(5, lambda loss: os.kill(os.getpid(), number))
@@ -203,7 +203,7 @@ STOPPED = (
 
 @pytest.mark.parametrize("options", [CLOCK, STOPPED, STEPS[:2]])
 @pytest.mark.parametrize("where", ["the test", "the last validation"])
-def test_what_is_left_after_the_end_of_the_training_is_its_test(
+def test_resume_after_training_runs_only_the_test(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], where: str
 ) -> None:
     """Whether steps, a clock or early stopping ended it: a clock that is used up would refuse to go on, and a run that
@@ -232,9 +232,7 @@ def test_what_is_left_after_the_end_of_the_training_is_its_test(
 
 
 @pytest.mark.parametrize("options", [CLOCK, STOPPED, STEPS[:2]])
-def test_a_finished_training_that_is_repeated_is_left_as_it_is(
-    job: Job, tmp_path: Path, options: tuple[str, ...]
-) -> None:
+def test_repeating_a_finished_training_changes_nothing(job: Job, tmp_path: Path, options: tuple[str, ...]) -> None:
     score = run_job(job(*options, "stages=[fit]"))
     before, weights = result(tmp_path / "run"), (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
     assert run_job(job(*options, "stages=[fit]", "ckpt_path=last")) == score
@@ -244,7 +242,7 @@ def test_a_finished_training_that_is_repeated_is_left_as_it_is(
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == weights
 
 
-def test_a_trained_network_may_get_worse_before_it_gets_better(job: Job, tmp_path: Path) -> None:
+def test_divergence_threshold_starts_at_the_guessing_loss(job: Job, tmp_path: Path) -> None:
     """Weights of another run begin with a loss near 0, of which anything is a multiple."""
     run_job(job(*STEPS))
     callback = StopOnDivergence(3.0)
@@ -264,7 +262,7 @@ def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(job: Job, tmp
     assert result(tmp_path / "run")["status"] == "completed"
 
 
-def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(job: Job, tmp_path: Path, at_step: Any) -> None:
+def test_nan_loss_keeps_the_previous_checkpoint(job: Job, tmp_path: Path, at_step: Any) -> None:
     """Between two rows of the log, so that only the validation sees it."""
     at_step(5, lambda loss: loss * math.nan)
     with pytest.raises(UserError, match="the validation loss became nan by step 8"):
@@ -278,7 +276,7 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(job: Job, tmp_pat
         assert all(value.isfinite().all() for value in content["state_dict"].values())
 
 
-def test_a_moving_average_does_not_hide_weights_that_are_no_numbers(job: Job, tmp_path: Path, at_step: Any) -> None:
+def test_moving_average_does_not_hide_non_finite_weights(job: Job, tmp_path: Path, at_step: Any) -> None:
     """It last moved before the batch that spoils them, and no row of the log is due before the validation."""
     at_step(6, lambda loss: loss * math.nan)
     average = ("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.update_every_n_steps=5")
@@ -298,7 +296,7 @@ def test_an_exploding_loss_ends_the_run(job: Job, tmp_path: Path) -> None:
     ("rows", "log_every", "val_every", "ends"),
     [(2, 1, 100, False), (3, 1, 100, True), (1, 1, 4, True), (1, 100, 4, True)],
 )
-def test_a_loss_is_too_high_three_times_or_before_a_validation_that_sees_it_too(
+def test_three_high_rows_or_bad_validation_end_the_run(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, log_every: int, val_every: int, ends: bool
 ) -> None:
     """High from step 4 on, for so many rows, and in every validation; where no row is due yet, in the one begun."""
@@ -346,7 +344,7 @@ def test_early_stopping_ends_a_run_that_does_not_improve(
     assert not logging.getLogger("lightning").handlers, "Lightning prints what the root logger prints too"
 
 
-def test_a_resumed_run_has_the_patience_that_it_is_given(job: Job, tmp_path: Path) -> None:
+def test_resume_applies_a_new_patience(job: Job, tmp_path: Path) -> None:
     options = (*STEPS, "callbacks=[default,early_stopping]", "optimizer.lr=1e-30", "task.val_every=2")
     run_job(job(*options, "callbacks.early_stopping.patience=1", "trainer.max_steps=100"))
     assert result(tmp_path / "run")["steps"] == 4
@@ -395,7 +393,7 @@ def test_losses_that_are_too_high_are_counted_over_a_resume(
         run_job(job(*options, "trainer.max_steps=8", "ckpt_path=last"))
 
 
-def test_a_finished_schedule_that_grows_begins_with_its_new_rate(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extended_schedule_resumes_at_its_new_learning_rate(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("scheduler=cosine", "optimizer.lr=0.01", "stages=[fit]")
     run_job(job(*options, "trainer.max_steps=4"))
     rates: list[float] = []
@@ -423,7 +421,7 @@ def test_an_epoch_may_end_within_a_step() -> None:
     assert rates == [1.0] * 3 + [0.5] * 2 + [0.25] * 3
 
 
-def test_an_epoch_is_the_datas(job: Job, tmp_path: Path) -> None:
+def test_epoch_length_comes_from_the_data(job: Job, tmp_path: Path) -> None:
     decay = ("scheduler=epoch_decay", "scheduler.gamma=0.5", "scheduler.first_epoch=1")
     run_job(job(*decay, "trainer.max_steps=40", "task.val_every=40", "trainer.log_every_n_steps=1", task="text"))
     data = build(job(task="text")).data
@@ -470,7 +468,7 @@ def test_init_from_keeps_the_weights_of_every_known_symbol(
     assert result(tmp_path / "second")["steps"] == 6, "a resume goes on with its own weights"
 
 
-def test_init_from_refuses_what_does_not_fit(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_init_from_refuses_incompatible_weights(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_job(job("stages=[fit]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     foreign = tmp_path / "foreign.txt"

@@ -54,7 +54,7 @@ def test_a_model_writes_without_its_text(checkpoint: Path) -> None:
     assert written(checkpoint, length=5)
 
 
-def test_writing_stops_after_a_string_that_is_not_the_primes(checkpoint: Path) -> None:
+def test_sampling_stops_at_a_stop_string_after_the_prime(checkpoint: Path) -> None:
     full = written(checkpoint, prime="größer, am", length=200)
     stop = full[60:62]
     stopped = written(checkpoint, prime="größer, am", length=200, stop=stop)
@@ -84,7 +84,7 @@ def test_a_prime_may_end_inside_a_character_that_ends_the_text(checkpoint: Path)
 
 
 @pytest.mark.parametrize("checkpoint", ["char"], indirect=True)
-def test_an_output_that_is_no_number_writes_nothing(checkpoint: Path) -> None:
+def test_nan_output_is_refused_instead_of_sampled(checkpoint: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"]["head.bias"][0] = math.nan
     torch.save(content, checkpoint)
@@ -127,7 +127,7 @@ def test_wrong_input_is_named(checkpoint: Path, job: Job, tmp_path: Path) -> Non
         written(tmp_path / "memorization" / "checkpoints" / "last.ckpt")
 
 
-def test_probabilities_are_those_of_the_equations() -> None:
+def test_probabilities_follow_temperature_top_k_and_top_p() -> None:
     p = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
 
     def is_(result: torch.Tensor, *expected: float) -> None:

@@ -185,7 +185,7 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     assert states() == before, "nothing was submitted"
 
 
-def test_a_job_that_is_requeued_and_one_that_is_preempted_end_as_if_nothing_had_happened(
+def test_requeued_and_preempted_job_resumes_bit_for_bit(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     sweep = start(PAUSING, "trainer.max_steps=6")
@@ -216,7 +216,7 @@ def test_a_job_that_is_requeued_and_one_that_is_preempted_end_as_if_nothing_had_
         assert torch.equal(weight, ends[1]["state_dict"][name]), name
 
 
-def test_a_sweep_takes_up_jobs_that_are_still_in_the_queue_and_cancels_them_at_ctrl_c(
+def test_sweep_adopts_queued_jobs_and_cancels_them_on_interrupt(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     options = [
@@ -246,7 +246,7 @@ def test_a_sweep_takes_up_jobs_that_are_still_in_the_queue_and_cancels_them_at_c
     assert {result["status"] for result in results(tmp_path).values()} == {"interrupted"}
 
 
-def test_what_slurm_refuses_is_one_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_slurm_refusal_is_reported_without_a_traceback(start: Callable[..., subprocess.Popen[str]]) -> None:
     sweep = start("hydra.launcher.partition=nowhere", program=python())
     _, errors = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 1
@@ -263,7 +263,7 @@ def test_what_slurm_refuses_is_one_error(start: Callable[..., subprocess.Popen[s
         (["-m", "hardware=slurm"], "error: hardware=slurm needs SLURM, but there is no sbatch here"),
     ],
 )
-def test_what_cannot_be_submitted_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_invalid_submissions_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = run_python(str(ROOT / "train.py"), *arguments, cwd=tmp_path, environment={"PATH": str(tmp_path)})
     assert done.returncode == 1
     assert message in done.stderr

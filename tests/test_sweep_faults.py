@@ -95,7 +95,7 @@ def test_a_failing_rank_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "exitcode  : 7" in (tmp_path / "sweep" / "0-memorization-grid2d-s1" / "console.log").read_text()
 
 
-def test_a_job_that_aborts_when_all_is_written_has_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_that_aborts_after_its_result_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "late.py").write_text(
         "import atexit, os, lightning as L\n"
         "class Late(L.Callback):\n"
@@ -140,7 +140,7 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_a_search_goes_on_after_a_trial_that_fails(tmp_path: Path, good: bool) -> None:
+def test_search_continues_after_a_failed_trial(tmp_path: Path, good: bool) -> None:
     """As at a rate that is too high; Optuna's sweeper alone would end there."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     rates = "choice(0.01,1e30)" if good else "interval(1e29,1e30)"
@@ -168,7 +168,7 @@ def test_a_search_the_wrong_way_is_refused(tmp_path: Path) -> None:
     assert "error: this search would minimize val/accuracy, but task.mode is max" in done.stderr
 
 
-def test_what_is_fixed_is_not_searched(tmp_path: Path) -> None:
+def test_searching_a_fixed_option_is_refused(tmp_path: Path) -> None:
     """Optuna's sweeper alone would train with the fixed value in every trial."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     done = sweep("hydra/sweeper=search", "optimizer.lr=0.1", "optimizer.lr=interval(0.1,3)", cwd=tmp_path)
@@ -214,9 +214,7 @@ def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
         (["trainer.num_nodes=2", "hydra.sweep.dir=new"], "Use hardware=slurm, or trainer.num_nodes=1"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_job_and_leaves_nothing(
-    tmp_path: Path, arguments: list[str], words: str
-) -> None:
+def test_invalid_sweep_is_refused_and_leaves_no_files(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = sweep(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert words in done.stderr

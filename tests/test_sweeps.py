@@ -380,16 +380,14 @@ def like_gpu(B: int, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("block", [(400, False), (400, True), (16, True)])
-def test_no_sweep_is_picked_on_a_device_where_it_was_never_measured(
-    monkeypatch: pytest.MonkeyPatch, block: tuple[int, bool]
-) -> None:
+def test_unmeasured_device_uses_the_wavefront_sweep(monkeypatch: pytest.MonkeyPatch, block: tuple[int, bool]) -> None:
     monkeypatch.setattr(dispatch, "needs_plain_ops", lambda like: False)
     size, untied = block
     priority = Block((LSTM(), LSTM()), (size, size), ((0,), (1,)), (1,) if untied else ())
     assert sweep_named("auto", priority, (49, 18), like_gpu(15, size)) is SWEEPS["wavefront"]
 
 
-def test_half_steps_refuse_what_they_cannot_do() -> None:
+def test_half_step_sweep_refuses_single_stage_grids() -> None:
     """When the grid is made, which a sweep of jobs does before it starts any."""
     with pytest.raises(UserError, match="sweep=half-step needs two stages"):
         grid_of_two(sweep="half-step")

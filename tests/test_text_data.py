@@ -295,7 +295,7 @@ def test_splits_as_fractions_and_as_numbers() -> None:
     assert split_text(100_000_000, splits) == split_text(100_000_000, (95_000_000, 4_990_000, 10_000))
 
 
-def test_numbers_that_leave_most_of_a_text_are_named(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_splits_that_leave_most_text_unused_are_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     make(directory, splits=(1500, 300, 100))
     assert "unused" not in caplog.text
     make(directory, splits=(100, 20, 30))
@@ -349,7 +349,7 @@ def test_a_training_split_too_short_names_what_fits(directory: Path, train: int,
     assert int(max(batch.targets.max() for batch in take(fitting, 60))) < train
 
 
-def test_a_split_of_one_symbol_has_no_advice_but_a_longer_text(directory: Path) -> None:
+def test_one_symbol_split_error_advises_a_longer_text(directory: Path) -> None:
     with pytest.raises(UserError, match=r"has 1 symbols, .* Use a longer text\.$"):
         make(directory, splits=(1, 20, 20))
 
@@ -378,7 +378,7 @@ def test_a_missing_name_and_a_missing_file_are_refused(tmp_path: Path) -> None:
             TextData(File(path), 1, 1, cache_dir=tmp_path).setup()
 
 
-def test_a_path_that_cannot_be_reached_says_why(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_unreadable_path_error_gives_the_reason(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     reasons = {"x" * 300: "File name too long", ".": "it is a directory", "none": "there is no such file"}
     for name, reason in reasons.items():
         with pytest.raises(UserError, match=rf"cannot be read: {reason}. Name a text file .*: task\.path="):
@@ -422,7 +422,7 @@ def trainer(steps: int, directory: Path) -> L.Trainer:
 
 # What Lightning advises for loaders that read from disk: these slice an array in memory.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_a_resumed_run_goes_on_with_the_next_batch(directory: Path, tmp_path: Path) -> None:
+def test_resumed_run_continues_with_the_next_batch(directory: Path, tmp_path: Path) -> None:
     expected = take(make(directory), 12)
     first, run = Recorder(), trainer(7, tmp_path)
     run.fit(first, datamodule=make(directory, val_symbols=90))
@@ -467,7 +467,7 @@ class Watched(LanguageModel):
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize("kind", [Grid2d, StackedLSTM])
-def test_windows_with_carried_state_are_one_long_pass_over_each_stream(
+def test_carried_windows_equal_one_pass_over_each_stream(
     kind: Callable[..., SequenceModel], directory: Path, tmp_path: Path
 ) -> None:
     """Every stream anew, and whatever is validated in between: the first of them after five of the eight windows."""

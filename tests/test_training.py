@@ -101,7 +101,7 @@ def test_last_without_a_checkpoint_starts_from_scratch(job: Job, tmp_path: Path)
     assert result(tmp_path / "run")["steps"] == 4
 
 
-def test_steps_that_are_no_multiple_of_the_validation_interval_are_judged(job: Job, tmp_path: Path) -> None:
+def test_final_step_is_validated_off_the_interval(job: Job, tmp_path: Path) -> None:
     run_job(job("trainer.max_steps=3"))
     assert [row["step"] for row in rows(tmp_path / "run") if row["val/loss"]] == ["2", "3"]
 
@@ -133,7 +133,7 @@ def test_evaluate_repeats_the_test_of_the_run(job: Job, tmp_path: Path, task: st
     assert set(evaluate(checkpoint, "val", [])) == {name.replace("test/", "val/") for name in other}
 
 
-def test_evaluate_names_what_is_wrong(job: Job, tmp_path: Path) -> None:
+def test_evaluate_refuses_invalid_requests(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match="is not a file"):
@@ -176,7 +176,7 @@ def test_data_that_cannot_be_imported_here_are_named(job: Job, tmp_path: Path) -
         evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [], trust=["my_tasks"])
 
 
-def test_evaluate_refuses_what_says_nothing_of_its_split(job: Job, tmp_path: Path) -> None:
+def test_evaluate_refuses_options_of_other_splits(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
     run_job(job("stages=[fit]", task="text", directory="text"))
     for task, split, option, message in (
@@ -192,7 +192,7 @@ def test_evaluate_refuses_what_says_nothing_of_its_split(job: Job, tmp_path: Pat
             evaluate(tmp_path / task / "checkpoints" / "best.ckpt", split, [option])
 
 
-def test_a_run_of_several_devices_is_evaluated_by_one_where_there_is_no_gpu(job: Job, tmp_path: Path) -> None:
+def test_multi_device_run_is_evaluated_on_one_cpu(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     found = evaluate(checkpoint, "test", [])
@@ -204,7 +204,7 @@ def test_a_run_of_several_devices_is_evaluated_by_one_where_there_is_no_gpu(job:
         assert evaluate(checkpoint, "test", []) == found
 
 
-def test_an_option_that_is_read_after_rounding_is_read(job: Job) -> None:
+def test_option_counts_as_read_despite_rounding(job: Job) -> None:
     """One sample more makes no batch more, but the option is read all the same."""
     config = job("+task.samples=1500")
     config.trainer.max_steps = "${gridlstm.steps:${task.samples}}"
@@ -263,7 +263,7 @@ def test_a_run_behind_a_link_keeps_its_best(job: Job, tmp_path: Path) -> None:
     }
 
 
-def test_a_run_goes_on_with_its_own_text_alone(job: Job, tmp_path: Path, text_file: Path) -> None:
+def test_resume_requires_the_original_text(job: Job, tmp_path: Path, text_file: Path) -> None:
     """Also where only its test is left; what is refused leaves the record as it was."""
     content, text = text_file.read_text(), tmp_path / "mine.txt"
     text.write_text(content)
@@ -316,13 +316,13 @@ def test_a_longer_training_drops_the_test_of_the_shorter(job: Job, tmp_path: Pat
 
 
 @pytest.mark.parametrize("option", ["trainer.gradient_clip_val=5", "trainer.precision=64-true"])
-def test_a_run_goes_on_with_the_numerics_it_began_with(job: Job, option: str) -> None:
+def test_resume_with_other_numerics_is_refused(job: Job, option: str) -> None:
     run_job(job("stages=[fit]"))
     with pytest.raises(UserError, match=f"{option.partition('=')[0]}=.*, there "):
         run_job(job("stages=[fit]", "ckpt_path=last", "trainer.max_steps=6", option))
 
 
-def test_an_evaluation_is_of_the_whole_split(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_evaluate_uses_the_whole_split_by_default(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever part the run itself looked at, unless a part is asked for."""
     run_job(job("stages=[fit]", "trainer.limit_val_batches=1", "task.data.num_val=100"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
@@ -358,7 +358,7 @@ def test_a_macs_gpu_is_left_out(job: Job, monkeypatch: pytest.MonkeyPatch) -> No
         build(job("hardware=gpu"))
 
 
-def test_a_failed_run_says_so(job: Job, tmp_path: Path) -> None:
+def test_failed_run_records_its_error(job: Job, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="loss became"):
         run_job(job("optimizer.lr=1e30"))
     written = result(tmp_path / "run")
@@ -557,9 +557,7 @@ def test_a_job_that_cannot_work_is_refused(job: Job, option: str | list[str], me
         ("trainer.limit_test_batches=0.4", r"limit_test_batches=0\.4 of 2 batches is less than one"),
     ],
 )
-def test_a_job_that_would_fail_late_is_refused_before_it_begins(
-    job: Job, tmp_path: Path, option: str, message: str
-) -> None:
+def test_late_failures_are_refused_before_the_run_begins(job: Job, tmp_path: Path, option: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_job(job(option))
     assert not (tmp_path / "run").exists()
@@ -647,7 +645,7 @@ def test_weights_that_do_not_fit_are_refused_in_a_sentence(job: Job, tmp_path: P
         run_job(job(f"ckpt_path={checkpoint}", directory="other"))
 
 
-def test_words_of_another_text_are_those_that_the_network_knows(job: Job, tmp_path: Path) -> None:
+def test_another_text_is_encoded_with_the_networks_words(job: Job, tmp_path: Path) -> None:
     """Also where they are not among its most frequent ones."""
     for name, counts in (("a", (9, 5, 3, 2, 1)), ("b", (1, 2, 3, 5, 9))):
         words = [word for word, count in zip("vwxyz", counts, strict=True) for _ in range(count)]
@@ -692,7 +690,9 @@ def test_a_text_may_have_any_name(job: Job, tmp_path: Path, text_file: Path) -> 
         assert evaluate(checkpoint, "test", [f"task.path={tmp_path / name}"]) == evaluate(checkpoint, "test", [])
 
 
-def test_ctrl_c_in_an_evaluation_is_no_failure(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_evaluation_raises_keyboard_interrupt(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_job(job("stages=[fit]", task="text"))
 
     def interrupted(data: TextData) -> None:
@@ -707,9 +707,7 @@ def test_ctrl_c_in_an_evaluation_is_no_failure(job: Job, tmp_path: Path, monkeyp
         signal.signal(signal.SIGINT, before)  # which Lightning ignores from then on
 
 
-def test_a_text_of_some_symbols_is_evaluated_as_the_network_knows_them(
-    job: Job, tmp_path: Path, text_file: Path
-) -> None:
+def test_text_with_fewer_symbols_uses_the_networks_vocabulary(job: Job, tmp_path: Path, text_file: Path) -> None:
     run_job(job("stages=[fit]", "task.data.splits=[0.8,0.1,0.1]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     text = text_file.read_text()
@@ -778,13 +776,13 @@ def test_rows_of_accumulated_steps_cover_all_their_batches(job: Job, tmp_path: P
     assert [(row["step"], row["samples"]) for row in rows(tmp_path / "run")] == [("2", "90"), ("4", "180")]
 
 
-def test_sanity_validation_is_no_part_of_the_record(job: Job, tmp_path: Path) -> None:
+def test_sanity_validation_is_not_recorded(job: Job, tmp_path: Path) -> None:
     run_job(job("trainer.num_sanity_val_steps=1", "stages=[fit]"))
     assert [row["step"] for row in rows(tmp_path / "run")] == ["2", "4"]
 
 
 @pytest.mark.parametrize("option", ["trainer.enable_progress_bar=true", "trainer.enable_progress_bar=false"])
-def test_a_used_up_clock_is_said_and_leaves_the_record(job: Job, tmp_path: Path, option: str) -> None:
+def test_resume_after_max_time_is_refused_and_changes_nothing(job: Job, tmp_path: Path, option: str) -> None:
     options = ("trainer.max_time=00:00:00:01", "trainer.max_steps=100000", "task.val_every=100000", option)
     run_job(job(*options))
     before = result(tmp_path / "run")

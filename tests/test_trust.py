@@ -63,7 +63,7 @@ NOT_NEEDED = (
 )
 
 
-def test_what_an_evaluation_does_not_need_is_not_made(plant: Any, tmp_path: Path, trained: Path) -> None:
+def test_evaluation_instantiates_only_what_it_needs(plant: Any, tmp_path: Path, trained: Path) -> None:
     checkpoint = trained / "checkpoints" / "best.ckpt"
     expected = evaluate(checkpoint, "test", [])
     for option in NOT_NEEDED:
@@ -90,7 +90,7 @@ def test_what_an_evaluation_does_not_need_is_not_made(plant: Any, tmp_path: Path
         ("model.time", "gridlstm.multirun.process_tree.ProcessTree"),
     ],
 )
-def test_code_of_others_is_not_run(option: str, target: str, plant: Any, tmp_path: Path) -> None:
+def test_untrusted_code_is_not_run(option: str, target: str, plant: Any, tmp_path: Path) -> None:
     node = {"_target_": target, "file": str(tmp_path / "trace")}
     checkpoint = plant(option, [node] if option.endswith("regularizers") else node)
     commands: list[Callable[[], Any]] = [
@@ -121,7 +121,7 @@ def test_trusted_code_is_run(job_in: JobIn, tmp_path: Path, caplog: pytest.LogCa
     assert found == OmegaConf.load(tmp_path / "run" / "result.json").test
 
 
-def test_reports_make_nothing(plant: Any, tmp_path: Path, trained: Path) -> None:
+def test_reports_instantiate_nothing(plant: Any, tmp_path: Path, trained: Path) -> None:
     for option in ("model", "callbacks.progress", "logger.csv", "trainer.profiler"):
         plant(option, {"_target_": "tests.hostile.note", "file": str(tmp_path / "trace")})
     plant("logger.wandb", {"entity": None, "project": "gridlstm"})

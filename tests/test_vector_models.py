@@ -69,7 +69,7 @@ def test_output_size_and_gradients(model: VectorModel) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_rows_of_a_batch_do_not_meet(model: VectorModel) -> None:
+def test_rows_in_a_batch_are_computed_independently(model: VectorModel) -> None:
     x = torch.randn(3, 5, dtype=torch.float64)
     torch.testing.assert_close(model(x[1:2])[0], model(x)[1], rtol=0, atol=1e-14)
 
@@ -87,7 +87,7 @@ def test_inputs_of_another_type_or_device_than_the_weights_are_refused(model: Ve
         model(torch.zeros(2, 5, dtype=torch.float64, device="meta"))
 
 
-def test_what_is_no_option_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(UserError, match=r"depth must be a cell, .* got 'lstm'"):
         Grid1d(5, 4, 3, depth="lstm")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"tied must be true or false, got \['depth'\]"):
@@ -132,7 +132,7 @@ def test_highway_is_its_equations(activation: Literal["relu", "tanh"], tied: boo
     np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), y, rtol=0, atol=1e-14)
 
 
-def test_a_highway_network_begins_as_nearly_the_identity() -> None:
+def test_highway_with_closed_gates_is_nearly_the_identity() -> None:
     model = Grid1d(5, 4, 3, depth=Highway(gate_bias=-30.0), tied=False).double()
     x = torch.randn(2, 5, dtype=torch.float64)
     torch.testing.assert_close(model(x), model.input(x), rtol=0, atol=1e-11)  # sigma(-30) = 1e-13

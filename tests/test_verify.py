@@ -13,7 +13,7 @@ from gridlstm.verify.cases import GridCase, StackedCase, draw
 LONG = ["--seconds", "3600"]  # the number of cases ends it
 
 
-def test_cases_of_today_agree() -> None:
+def test_daily_random_cases_agree() -> None:
     """Others tomorrow. What fails is printed with the command that repeats it."""
     main(["--cases", "60", "--seed", str(seed_of_today()), *LONG])
 

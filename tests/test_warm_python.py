@@ -34,7 +34,7 @@ print(sys.path[:2], os.path.basename(getattr(__main__, "__file__", "")), file=sy
 
 
 @pytest.mark.parametrize("how", [["mine.py"], ["-m", "mine"], ["-u", "mine.py"]])
-def test_a_program_sees_what_it_sees_in_python(tmp_path: Path, how: list[str]) -> None:
+def test_program_sees_the_same_environment_as_in_python(tmp_path: Path, how: list[str]) -> None:
     (tmp_path / "mine.py").write_text(SEEN)
     path = {"MINE": "1", "PYTHONPATH": str(tmp_path / "nowhere")}
     found = outcome(python(), *how, "a b", "", cwd=tmp_path, **path)
@@ -57,11 +57,11 @@ def test_a_program_sees_what_it_sees_in_python(tmp_path: Path, how: list[str]) -
         "import sys; sys.stdout.write('no line')",
     ],
 )
-def test_a_program_ends_as_it_ends_in_python(tmp_path: Path, code: str) -> None:
+def test_program_exits_as_in_plain_python(tmp_path: Path, code: str) -> None:
     assert outcome(python(), "-c", code, cwd=tmp_path) == outcome(sys.executable, "-c", code, cwd=tmp_path)
 
 
-def test_what_python_reads_when_it_starts_is_heeded(tmp_path: Path) -> None:
+def test_warm_python_respects_startup_environment_variables(tmp_path: Path) -> None:
     code = "import torch; print(torch.get_num_threads())"
     for threads in ("1", "2"):
         assert outcome(python(), "-c", code, cwd=tmp_path, OMP_NUM_THREADS=threads)[1] == f"{threads}\n"

@@ -35,7 +35,7 @@ def test_the_wheel_carries_configuration_launcher_and_kernel(wheel: Path) -> Non
     assert not any("tests" in name or name.startswith(("hydra_plugins/__init__", "multirun")) for name in names)
 
 
-def test_an_installed_wheel_trains_somebody_elses_model(wheel: Path, tmp_path: Path) -> None:
+def test_installed_wheel_trains_a_users_model(wheel: Path, tmp_path: Path) -> None:
     """docs/extending.md's example, in a directory without this repository, from the wheel alone."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
