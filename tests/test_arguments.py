@@ -24,7 +24,7 @@ READ = [word.replace("task.max_steps", "trainer.max_steps") for word in KEPT]
 
 @pytest.fixture
 def directory(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
-    """A run directory, of which the path needs quotes, that keeps ``KEPT``."""
+    """A run directory that keeps ``KEPT`` and whose path needs quotes."""
     run_job(job("stages=[fit]", directory="its run"))
     file = tmp_path / "its run" / "config_source.yaml"
     source = OmegaConf.load(file)

@@ -148,7 +148,7 @@ def test_openmp_spin_count_is_limited_unless_already_set(monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is asked to keep memory")
 def test_malloc_keeps_freed_memory_unless_the_user_configures_it() -> None:
-    """Page faults of making 64 MB ten times over, 160,000 pages of 4 kB or 320 large ones, once a place is found."""
+    """Count page faults of ten 64 MB allocations after warm-up: 160,000 pages of 4 kB, or 320 large ones."""
     code = (
         "from gridlstm.command import prepare; prepare(); import numpy, resource\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

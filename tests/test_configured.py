@@ -65,7 +65,7 @@ def test_the_number_survives_other_precisions(make: Any) -> None:
 
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
 def test_constant_bias_keeps_double_precision(sweep: Any) -> None:
-    """As learned biases have: 0.1 in float32 would be off by 1.5e-9."""
+    """Learned biases keep it too: 0.1 in float32 would be off by 1.5e-9."""
     constant = made(lambda b: GridLSTM(5, 4, 2, time=LSTM(forget_bias=b), sweep=sweep), 0.1).double()
     learned = GridLSTM(5, 4, 2, sweep="reference").double()
     learned.load_state_dict(constant.state_dict(), strict=False)

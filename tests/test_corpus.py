@@ -121,7 +121,7 @@ def test_all_formats_give_the_same_corpus(tmp_path: Path, cache: Path) -> None:
 
 
 def test_link_is_unpacked_by_its_own_suffix(tmp_path: Path, cache: Path) -> None:
-    """Stores that name files by their content have links to them, and no suffixes of their own."""
+    """Content-addressed stores name files without a suffix, and link to them."""
     blob = write(tmp_path / "3fa9", gzip.compress(TEXT))
     (tmp_path / "a.gz").symlink_to(blob)
     found = read_corpus(tmp_path / "a.gz", "char", cache)
@@ -270,7 +270,7 @@ def test_a_short_text_may_repeat_itself(tmp_path: Path, cache: Path) -> None:
 def test_non_text_bytes_are_read_with_a_warning(
     content: bytes, words: str | None, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And are read all the same: at level byte anything may be meant."""
+    """They are still read: level byte accepts any content."""
     path = tmp_path / "some.txt"
     path.write_bytes(content)
     for times in (1, 2):  # decoded, and from the cache
@@ -320,7 +320,7 @@ def test_changed_file_is_read_again(tmp_path: Path, cache: Path, caplog: pytest.
 
 
 def test_changed_file_with_same_size_and_date_is_reread(tmp_path: Path, cache: Path) -> None:
-    """As a copy that keeps dates leaves it, or whoever sets them."""
+    """As left by a copy that preserves dates, or by a program that sets them."""
     path, other = write(tmp_path / "a.txt", b"abc"), write(tmp_path / "b.txt", b"xyz")
 
     def text() -> str:
@@ -470,7 +470,7 @@ def test_entropy_of_known_texts() -> None:
 
 
 def test_unreliable_entropy_estimates_are_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Random bytes have 8 bits; the counts of a few of them say fewer."""
+    """Random bytes have 8 bits; counts of a few of them give a smaller estimate."""
     caplog.set_level("INFO")
     random, text = tmp_path / "random", tmp_path / "text"
     random.write_bytes(np.random.default_rng(1).integers(0, 256, 6000, dtype=np.uint8).tobytes())

@@ -124,7 +124,7 @@ def test_criterion_on_a_language_model_is_refused(job: Job) -> None:
 
 
 def test_checkpoints_fall_on_whole_accumulated_steps(job: Job, tmp_path: Path) -> None:
-    """Two batches a step, a validation asked for every three: it comes every four, and a run goes on bit for bit."""
+    """Two batches a step, a validation every three: it runs every four, and a run resumes bit for bit."""
     options = ("trainer.accumulate_grad_batches=2", "task.val_every=3", "stages=[fit]")
     run_job(job(*options, "trainer.max_steps=6", directory="whole"))
     run_job(job(*options, "trainer.max_steps=4", directory="parts"))
@@ -200,7 +200,7 @@ def test_sizes_beyond_memory_are_refused(job: Job, option: str, message: str) ->
 
 
 def test_each_test_length_is_reported_separately(job: Job, tmp_path: Path) -> None:
-    """And together they are the whole."""
+    """Their weighted mean is the score of the whole test."""
     run_job(job("task.data.test_digits=[1,2,4]", "task.data.num_test=30", task="addition"))
     test: Any = result(tmp_path / "run")["test"]
     shares = [test[f"test/sequence_accuracy_{n}_digits"] for n in (1, 2, 4)]
@@ -217,7 +217,7 @@ def test_each_test_length_is_reported_separately(job: Job, tmp_path: Path) -> No
 
 
 def test_best_checkpoint_is_the_latest_of_equal_scores(job: Job, tmp_path: Path) -> None:
-    """An accuracy of nothing says so of each, and the loss has fallen."""
+    """Equal accuracies do not rank them, and the loss has fallen."""
     run_job(job("trainer.max_steps=6", "task.val_every=2", "optimizer.lr=1e-9"))
     scores = [
         row["val/accuracy"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()) if row["val/accuracy"]

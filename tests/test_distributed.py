@@ -36,7 +36,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Run:
-    """Runs train.py in a directory of this name, once, or again where it is to go on; returns the directory."""
+    """Run train.py in a directory of this name, once, or again to resume; return the directory."""
     root, done = tmp_path_factory.mktemp("distributed"), set[str]()
 
     def run(name: str, task: str, *options: str) -> Path:
@@ -102,7 +102,7 @@ def test_a_criterion_ends_all_ranks_at_the_same_step(run: Run) -> None:
 
 @pytest.mark.parametrize("task", DATA)
 def test_two_ranks_split_the_rows_of_one_in_order(run: Run, task: str) -> None:
-    """Lightning's own sampler would shuffle what comes in order, and fill up the evaluation with samples twice."""
+    """Lightning's own sampler would shuffle ordered rows, and pad the evaluation with repeated samples."""
     whole = seen(one(run, task), 0)
     first, second = (seen(run(f"{task}-ddp_cpu", task, "hardware=ddp_cpu"), rank) for rank in (0, 1))
     assert [a + b for a, b in zip(first["train"], second["train"], strict=True)] == whole["train"]
@@ -158,7 +158,7 @@ def test_invalid_distributed_launches_are_refused(
 
 
 def test_two_rank_run_resumes_on_two_ranks_or_one(run: Run) -> None:
-    """The checkpoint holds the state of all rows, whoever computed them; in its directory, also what was best."""
+    """The checkpoint holds the state of all rows; in its own directory, a run also keeps its best score."""
     # By the largest loss, so that the best checkpoint is of the first half.
     largest = ["task.monitor=val/loss", "task.mode=max", "stages=[fit]"]
     two = run("two", "text", "hardware=ddp_cpu", "trainer.max_steps=6", *largest)
@@ -207,7 +207,7 @@ def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> No
 
 
 def test_failing_rank_lets_rank_zero_record_the_error(tmp_path: Path) -> None:
-    """Torchrun ends all ranks when the first one has ended. Rank zero has loggers to end before it records the run."""
+    """Torchrun ends all ranks once one has ended. Rank zero must close its loggers before it records the run."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     line = [python(), *torchrun, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu", "optimizer.lr=1e30"]
     line += [f"hydra.run.dir={tmp_path / 'run'}", "logger.csv._target_=tests.finite.SlowLogger"]
@@ -219,7 +219,7 @@ def test_failing_rank_lets_rank_zero_record_the_error(tmp_path: Path) -> None:
 
 
 def test_single_failing_rank_fails_the_run(tmp_path: Path) -> None:
-    """Rank zero loses its connection, and is then ended by the signal of an interruption."""
+    """Rank zero loses its connection and then receives the signal of an interruption."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     line = [python(), *torchrun, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu"]
     line += [f"hydra.run.dir={tmp_path / 'run'}", "+callbacks.alone={_target_: tests.finite.FailAlone}"]

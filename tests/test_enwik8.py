@@ -164,7 +164,7 @@ def make(data_dir: Path, served: Served, server: Server, **changes: Any) -> Text
 
 
 def contents(directory: Path) -> list[str]:
-    """The files under a directory, but for the lock."""
+    """The files under a directory, except the lock."""
     if not directory.is_dir():
         return []
     files = (path for path in directory.rglob("*") if path.is_file() and path.name != ".enwik8.lock")

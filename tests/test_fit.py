@@ -94,7 +94,7 @@ def test_models_of_the_users_own_are_judged_by_their_base(job: Callable[..., Dic
 
 
 def test_generated_tables_are_up_to_date() -> None:
-    """Otherwise: python -m gridlstm.list --write"""
+    """If this fails, run python -m gridlstm.list --write."""
     assert MATRIX.read_text() == listing.matrix()
     assert listing.OPTIONS_PAGE.read_text() == listing.options_page()
     page = listing.PAGE.read_text()

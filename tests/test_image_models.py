@@ -225,7 +225,7 @@ def test_too_many_convolution_layers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "multiplications"),
     [
-        # Forward, and the gradients of the weights and of what is read, but for the pixels.
+        # Forward, and the gradients of the weights and of all inputs except the pixels.
         ("mlp", 2 * 96 * 4 + 3 * 2 * 4 * 4),
         # 48 places, then 12: 2 channels to 4, 4 to 4, 4 to 8.
         ("cnn", 9 * (48 * (2 * 2 * 4 + 3 * 4 * 4) + 12 * 3 * 4 * 8)),

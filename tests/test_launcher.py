@@ -157,7 +157,7 @@ def test_failures_are_contained_and_a_repeat_runs_missing_jobs(tmp_path: Path) -
 
 
 def test_job_numbers_are_unique(tmp_path: Path) -> None:
-    """Also where a new point's name is not that of the job whose number it would have."""
+    """Also if a new point's name differs from that of the job at its position."""
 
     def compose_named(overrides: list[str], number: int) -> tuple[DictConfig, str]:
         return OmegaConf.create(), f"{number}-{overrides[0]}"
@@ -170,7 +170,7 @@ def test_job_numbers_are_unique(tmp_path: Path) -> None:
 
 def test_job_that_finishes_despite_an_interrupt_counts_as_completed(tmp_path: Path) -> None:
     class Finishing:
-        """A job that has written its result, and ends before it hears of the interruption."""
+        """A job that writes its result and ends when it is interrupted."""
 
         def __init__(self, job: Job) -> None:
             self.job, self.over = job, False
@@ -292,11 +292,11 @@ def test_resumed_job_adds_the_seconds_of_earlier_attempts(tmp_path: Path, job: C
         (one.directory / "checkpoints" / name).unlink()
     one.begin()
     assert one.result() == {}, "it starts from scratch"
-    run_job(job("stages=[fit]"))  # which is refused where checkpoints of another attempt lie
+    run_job(job("stages=[fit]"))  # refused if checkpoints of another attempt exist
 
 
 def test_resumed_job_adds_the_seconds_of_killed_attempts(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
-    """It had no time to write them; progress.json says how long it had trained."""
+    """A killed attempt cannot write them; progress.json holds its training time."""
     one = Job(0, "run", tmp_path / "run", [], job())
     run_job(job("stages=[fit]"))
     result = one.result() | {"status": "running", "seconds": 10, "fit_seconds": 8}

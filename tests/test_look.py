@@ -228,8 +228,8 @@ def test_new_networks_have_the_requested_steps_and_layers() -> None:
     assert all((c.norms.h > 0).all() for c in curves)
 
 
-def not_seen(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Of what the log says that there is no curve."""
+def missing_curves(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the curves that the log reports as missing."""
     return [line.getMessage().partition(":")[0] for line in caplog.records if line.name == "gridlstm.look.flow"]
 
 
@@ -241,7 +241,7 @@ def test_missing_curves_are_logged_and_the_rest_kept(caplog: pytest.LogCaptureFi
         ("recurrent_highway", "time", 3),
         ("recurrent_highway", "depth", 4),
     ]
-    assert not_seen(caplog) == [
+    assert missing_curves(caplog) == [
         "clockwork_rnn has no curve through depth",
         "transformer has no curve through time",
         "transformer has no curve through depth",
@@ -256,7 +256,7 @@ def test_network_without_visible_layers_keeps_its_time_curve(
     run_job(job_in(tmp_path, task="text", model="min_gru"))
     curves = curves_of_trained([load(tmp_path / "run" / "checkpoints" / "last.ckpt", [])], 5)
     assert [(c.stage, c.along, len(c.norms.h)) for c in curves] == [("start", "time", 5), ("trained", "time", 5)]
-    assert not_seen(caplog) == ["min_gru has no curve through depth"], "once, and not for both stages"
+    assert missing_curves(caplog) == ["min_gru has no curve through depth"], "once, and not for both stages"
 
 
 @pytest.mark.parametrize("name", ["grid2d_relu_depth", "grid2d_gru"])
@@ -562,7 +562,7 @@ def test_gate_shares_cover_all_batches_and_skip_padding(
 
 
 def test_gradients_use_only_the_longest_sequences(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
-    """Of tests of several lengths, those of the longest."""
+    """Only those have an answer at the last step."""
     options = ("task.digits=1", "task.data.min_digits=1", "task.data.test_digits=[1,3]", "task.data.num_test=6")
     run_job(job_in(tmp_path, *options, task="addition"))
     run = load(tmp_path / "run" / "checkpoints" / "last.ckpt", [])
@@ -691,7 +691,7 @@ def test_wrong_options_get_one_sentence(given: dict[str, str], words: str, check
 
 @pytest.mark.filterwarnings("error")
 def test_characters_missing_from_the_font_draw_as_replacements() -> None:
-    """Without one warning each, of which a binary text has thousands."""
+    """Without a warning for each: a binary text would have thousands."""
     text = "plain text\n" * 6 + "a\0\x1b\x9f\u6f22\U0001f600$" * 9
     odd = np.arange(len(text)) % 2.0
     drawn = picture(text, {"time": np.ones((len(text), 1, 1))}, {"odd": odd}, [Ranked("odd", "time", 0, 0, 0.5, 0.5)])

@@ -96,7 +96,7 @@ def test_a_run_records_the_size_and_is_evaluated_with_it(matched: Callable[..., 
     again = evaluate(checkpoint, "test", [])
     assert again == pytest.approx(result["test"])
     cfg.trainer.max_steps, cfg.ckpt_path = 6, "last"
-    run_job(cfg)  # goes on: the same size is found again
+    run_job(cfg)  # resumes: the same size is found again
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_impossible_requests_are_refused(
 def test_experiment_options_do_not_apply_to_the_reference_model(
     matched: Callable[..., DictConfig],
 ) -> None:
-    """It sets the gain of the grid's LSTM cells, which a GRU has not."""
+    """The experiment sets the gain of LSTM cells, an option that a GRU lacks."""
     cfg = matched("grid2d", "experiment=ablation/initial_gain", "match.parameters_to=gru")
     match_size(cfg)
     assert count_parameters(cfg, SPEC) == pytest.approx(count_parameters(matched("gru"), SPEC), rel=0.1)

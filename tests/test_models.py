@@ -79,7 +79,7 @@ def test_whole_sequence_equals_pieces_with_carried_state(model: SequenceModel) -
     for piece in x.split([1, 5, 3], dim=1):
         y, state = model(piece, state)
         pieces.append(y)
-    # The same sums in the same order but for how rows share a matrix product: rounding of float64.
+    # The same sums in the same order, except for how rows share a matrix product: rounding of float64.
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-13)
     for a, b in zip(tree_leaves(state), tree_leaves(end), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
@@ -119,7 +119,7 @@ def test_shapes_and_initial_state(model: SequenceModel) -> None:
 def test_gradients_reach_every_parameter_and_the_initial_state(model: SequenceModel) -> None:
     _, state = model(torch.randint(5, (2, 6)))  # an empty context of a transformer has no say
     state = type(state)(*(leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in state))
-    # A clock is no number, and a GRU has memory vectors of length 0.
+    # A clock is an integer, and a GRU has memory vectors of length 0.
     numbers = [leaf for leaf in state if leaf.requires_grad and leaf.numel()]
     y, _ = model(torch.randint(5, (2, 6)), state)
     (y * torch.randn_like(y)).sum().backward()

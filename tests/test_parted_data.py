@@ -56,7 +56,7 @@ def test_the_treebanks_files_are_the_splits(treebank: Path, tmp_path: Path, leve
     assert len(before) == 1
     assert splits(make()) == [f"{line}\n" * 20 for line in LINES.values()]
     assert {path: path.stat().st_mtime_ns for path in before} == before, "joined once"
-    next(iter(before)).unlink()  # by somebody who needed room
+    next(iter(before)).unlink()  # as a user who needs disk space would
     assert splits(make()) == [f"{line}\n" * 20 for line in LINES.values()]
     (treebank / FILES[1]).write_text(" another text \n" * 9)
     (treebank / FILES[0]).write_text("with a byte order mark\n" * 9, encoding="utf-8-sig")
@@ -93,7 +93,7 @@ def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
 
 
 def test_changed_parts_with_same_size_and_date_are_rejoined(treebank: Path, data_set: Any, tmp_path: Path) -> None:
-    """Also where the package keeps a copy of its own, which goes by dates."""
+    """Even though the datasets package keeps a copy of its own, checked by date."""
     directory = data_set()
 
     def from_treebank() -> str:
@@ -152,7 +152,7 @@ def test_a_data_set_without_splits_is_divided(data_set: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("missing", ["validation", "test"])
 def test_missing_split_is_cut_from_train(data_set: Any, tmp_path: Path, missing: str) -> None:
-    """And the one that it has stays whole, as most data sets have a test of their own and no validation."""
+    """The other split stays whole: most data sets have a test split but no validation split."""
     names = [name for name in ("train", "validation", "test") if name != missing]
     whole = {name: "".join(f"{name} says {n} times größer\n" for n in range(30)) for name in names}
     length = len(whole["train"])
@@ -233,7 +233,7 @@ def test_directory_is_one_data_set_under_any_spelling(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And not the format of that name."""
+    """It is not taken for the format of that name."""
     directory = data_set().rename(tmp_path / "json")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -305,7 +305,7 @@ def test_data_set_errors_name_the_problem(data_set: Any, tmp_path: Path, monkeyp
 
 
 def test_custom_source_from_the_docs_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one of docs/extending.md, chosen by a file of one's own."""
+    """The source of docs/extending.md, chosen by the user's own YAML file."""
     page = (CONF.parent / "docs" / "extending.md").read_text().partition("Add to `mine.py`")[2]
     for name, language in (("mine.py", "python"), ("my_conf/task/folder.yaml", "yaml")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

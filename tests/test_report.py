@@ -151,7 +151,7 @@ def test_copies_of_one_text_share_a_row(job: Callable[..., DictConfig], tmp_path
 
 def test_unstarted_job_varies_only_in_its_overrides(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_job(job("stages=[fit]", directory="sweep/0-began"))
-    # What was done with it says nothing of what was trained: the last is the first one again.
+    # Stages do not change what is trained: the last job repeats the first.
     planned = {
         "0-began": ["model=grid2d", "stages=[fit]"],
         "1-never": ["model=stacked_lstm"],
@@ -207,7 +207,7 @@ def test_training_to_a_criterion_is_compared_by_its_samples(job: Callable[..., D
 
 
 def test_report_compares_published_claims_with_best_runs(job: Callable[..., DictConfig], tmp_path: Path) -> None:
-    """A claim is compared with the best of the runs that it names, and says so where there are none."""
+    """A claim is compared with the best run that it selects; without one, the report says "not run"."""
     given = {
         "paper": None,
         "recalled": False,
@@ -273,7 +273,7 @@ def test_zero_baseline_score_gives_no_percentage(tmp_path: Path) -> None:
 
 
 def test_claims_of_an_experiment_use_only_its_runs(tmp_path: Path) -> None:
-    """Several may have claims of one name; and a run of no experiment, however good, is none of theirs."""
+    """Experiments may share claim names; a run of no experiment, however good, supports no claim."""
 
     def run(experiment: str, model: str, best: float, **claim: str) -> Run:
         config = {"run.group": experiment, "run.model": model, "task.monitor": "val/loss", "task.mode": "min"}
@@ -344,7 +344,7 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
 def test_incomplete_published_results_are_refused(
     job: Callable[..., DictConfig], tmp_path: Path, given: dict[str, Any], words: str
 ) -> None:
-    """Before a run begins; and in the report of a run whose file says otherwise."""
+    """Before a run begins, and when a run's configuration file is read for a report."""
     config = job()
     OmegaConf.update(config, "report", given, force_add=True, merge=False)
     with pytest.raises(UserError, match=re.escape(words)):
@@ -427,7 +427,7 @@ def test_tests_of_several_lengths_are_drawn_by_length() -> None:
 
 
 def test_report_includes_incomplete_run_directories(tmp_path: Path) -> None:
-    """Without a configuration; with numbers that are none; a directory that is named twice."""
+    """No configuration, NaN metrics, a directory given twice; damaged files are refused."""
     directory = tmp_path / "runs" / "one"
     directory.mkdir(parents=True)
     found = {"status": "completed", "task": "a", "monitor": "val/loss", "best": {"val/loss": math.nan}}
@@ -521,7 +521,7 @@ def test_foreign_files_are_not_taken_for_runs(sweep: Path) -> None:
 
 
 def test_rows_are_ranked_and_grouped_by_option_values(tmp_path: Path) -> None:
-    """true is True, two $ are no formula, and a run without a criterion has solved nothing and failed nothing."""
+    """true equals True, two $ are not a formula, and a run without a criterion counts as neither solved nor failed."""
 
     def run(name: str, tied: Any, solved: int | None, seed: int, **overrides: str) -> Run:
         config = {"run.model": "grid2d", "model.tied": tied, "task.monitor": "val/accuracy", "seed": seed}
@@ -576,7 +576,7 @@ def test_mean_over_fewer_seeds_reports_their_number(tmp_path: Path) -> None:
 
 
 def test_choices_from_experiment_and_command_line_match(tmp_path: Path) -> None:
-    """By an experiment or on the command line; and a reference is shown as what it stood for."""
+    """Made by an experiment or on the command line; a reference is shown resolved."""
     for name, given in (("a", ["scheduler=cosine", "trainer.max_steps=${gridlstm.steps:80}"]), ("b", []), ("c", [])):
         (tmp_path / name / ".hydra").mkdir(parents=True)
         (tmp_path / name / ".hydra" / "overrides.yaml").write_text(json.dumps(given))
@@ -600,7 +600,7 @@ def test_choices_from_experiment_and_command_line_match(tmp_path: Path) -> None:
 
 
 def test_runs_are_ranked_within_their_task(tmp_path: Path) -> None:
-    """Also a run that never began, of which only the command line tells."""
+    """Also a run that never began and left only its command line."""
     judged = {"task.monitor": "val/accuracy", "task.mode": "max"}
     runs = [
         Run(

@@ -96,7 +96,7 @@ def test_interrupted_run_resumes_bit_for_bit(
 
 
 def test_interrupted_run_saves_no_non_finite_weights(job: Job, tmp_path: Path, at_step: Any) -> None:
-    """Between two rows of the log nothing has seen yet that they are none."""
+    """Between two log rows, nothing has checked them yet."""
     steps = ("trainer.max_steps=10", "task.val_every=4", "trainer.log_every_n_steps=100", "stages=[fit]")
 
     def spoil(loss: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,7 @@ def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_weight_averaging_keeps_integers_exact(job: Job, tmp_path: Path) -> None:
-    """3 is rounded to a little less in an average of float32, and then to 2."""
+    """A float32 average turns 3 into slightly less, which is then truncated to 2."""
     options = ("callbacks=[default,weight_averaging]", "model.periods=[1,3,9]", "model.hidden_size=6")
     run_job(job(*options, "trainer.max_steps=40", model="clockwork_rnn"))
     tested = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
@@ -152,7 +152,7 @@ def test_a_signal_before_the_first_step_is_recorded(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """As while a text is read or downloaded."""
-    before = signal.signal(number, signal.SIG_DFL)  # who runs the tests may ignore it
+    before = signal.signal(number, signal.SIG_DFL)  # the test runner may ignore it
     monkeypatch.setattr(MemorizationData, "setup", lambda *_: os.kill(os.getpid(), number))
     try:
         with pytest.raises(SystemExit) as ended:
@@ -174,7 +174,7 @@ def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_save_the_current_step(job: Job, tmp_path: Path, at_step: Any, number: int) -> None:
-    before = signal.signal(number, signal.SIG_DFL)  # who runs the tests may ignore it
+    before = signal.signal(number, signal.SIG_DFL)  # the test runner may ignore it
     try:
         at_step(5, lambda loss: os.kill(os.getpid(), number))
         with pytest.raises(SystemExit) as ended:
@@ -206,8 +206,8 @@ STOPPED = (
 def test_resume_after_training_runs_only_the_test(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], where: str
 ) -> None:
-    """Whether steps, a clock or early stopping ended it: a clock that is used up would refuse to go on, and a run that
-    was stopped would train on."""
+    """Whether steps, a clock or early stopping ended training: otherwise a resume would refuse a used-up clock, and
+    train a stopped run further."""
     with monkeypatch.context() as patch:
         if where == "the test":
             patch.setattr(SequenceTask, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -243,7 +243,7 @@ def test_repeating_a_finished_training_changes_nothing(job: Job, tmp_path: Path,
 
 
 def test_divergence_threshold_starts_at_the_guessing_loss(job: Job, tmp_path: Path) -> None:
-    """Weights of another run begin with a loss near 0, of which anything is a multiple."""
+    """Weights of another run start with a loss near 0, so any later loss is a large multiple of it."""
     run_job(job(*STEPS))
     callback = StopOnDivergence(3.0)
     run = build(job(*STEPS, "callbacks.divergence=null", "callbacks.checkpoint=null", directory="other"))
@@ -263,7 +263,7 @@ def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(job: Job, tmp
 
 
 def test_nan_loss_keeps_the_previous_checkpoint(job: Job, tmp_path: Path, at_step: Any) -> None:
-    """Between two rows of the log, so that only the validation sees it."""
+    """It occurs between two log rows, so only the validation sees it."""
     at_step(5, lambda loss: loss * math.nan)
     with pytest.raises(UserError, match="the validation loss became nan by step 8"):
         run_job(job(*STEPS, "trainer.log_every_n_steps=100", task="text"))
@@ -277,7 +277,7 @@ def test_nan_loss_keeps_the_previous_checkpoint(job: Job, tmp_path: Path, at_ste
 
 
 def test_moving_average_does_not_hide_non_finite_weights(job: Job, tmp_path: Path, at_step: Any) -> None:
-    """It last moved before the batch that spoils them, and no row of the log is due before the validation."""
+    """The average was last updated before the bad batch, and no log row is due before the validation."""
     at_step(6, lambda loss: loss * math.nan)
     average = ("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.update_every_n_steps=5")
     with pytest.raises(UserError, match=r"the training loss became nan by step 8.* its last checkpoint is from before"):
@@ -299,7 +299,7 @@ def test_an_exploding_loss_ends_the_run(job: Job, tmp_path: Path) -> None:
 def test_three_high_rows_or_bad_validation_end_the_run(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, log_every: int, val_every: int, ends: bool
 ) -> None:
-    """High from step 4 on, for so many rows, and in every validation; where no row is due yet, in the one begun."""
+    """High from step 4 on for ``rows`` rows, and in every validation; if no row is due, the row in progress counts."""
     original, seen = SequenceTask.training_loss, []
 
     def loss(task: SequenceTask) -> float:

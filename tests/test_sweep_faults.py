@@ -117,7 +117,7 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
         "task.monitor=val/loss", "task.mode=max",  # the largest loss is not the last
         f"hydra.sweeper.storage=sqlite:///{tmp_path}/db", "hydra.sweep.dir=sweep", "hardware=ddp_cpu",
     ]  # fmt: skip
-    for trials in (1, 2):  # the study goes on, in a directory that no earlier trial has
+    for trials in (1, 2):  # the study continues, in a directory that no earlier trial has
         done = sweep(*optuna, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert len(results(tmp_path)) == trials
@@ -141,7 +141,7 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
 
 @pytest.mark.parametrize("good", [True, False])
 def test_search_continues_after_a_failed_trial(tmp_path: Path, good: bool) -> None:
-    """As at a rate that is too high; Optuna's sweeper alone would end there."""
+    """Such as one with too high a learning rate; Optuna's sweeper alone would stop there."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     rates = "choice(0.01,1e30)" if good else "interval(1e29,1e30)"
     trials = ["hydra.sweeper.sampler.seed=8", "hydra.sweeper.n_trials=2"] if good else ["hydra.sweeper.n_trials=1"]

@@ -375,7 +375,7 @@ def test_the_sweep_is_picked_by_shape(
 
 
 def like_gpu(B: int, size: int) -> Tensor:
-    """On a device of no known speed, for which a GPU's is assumed; but for this, it would be computed plainly."""
+    """On a device of unknown speed, for which a GPU's is assumed; otherwise it would use plain operations."""
     return torch.empty(0, B, size, device="meta")
 
 
@@ -388,6 +388,6 @@ def test_unmeasured_device_uses_the_wavefront_sweep(monkeypatch: pytest.MonkeyPa
 
 
 def test_half_step_sweep_refuses_single_stage_grids() -> None:
-    """When the grid is made, which a sweep of jobs does before it starts any."""
+    """At construction, which a sweep does for every job before it starts any."""
     with pytest.raises(UserError, match="sweep=half-step needs two stages"):
         grid_of_two(sweep="half-step")

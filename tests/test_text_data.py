@@ -111,7 +111,7 @@ def test_training_batches_are_a_function_of_their_number(
         assert bool(a.answer_mask.all())
         assert a.reset.tolist() == [number % windows == 0] * batch_size
     for number, (a, b) in enumerate(itertools.pairwise(from_start), start=first + 1):
-        if number % windows:  # inside a stream, each window goes on where the last one ended
+        if number % windows:  # inside a stream, each window continues where the last one ended
             assert torch.equal(b.inputs[:, 0], a.targets[:, -1])
 
 
@@ -470,7 +470,7 @@ class Watched(LanguageModel):
 def test_carried_windows_equal_one_pass_over_each_stream(
     kind: Callable[..., SequenceModel], directory: Path, tmp_path: Path
 ) -> None:
-    """Every stream anew, and whatever is validated in between: the first of them after five of the eight windows."""
+    """State is reset at each stream and survives validation, which runs after five of the eight windows."""
     data = make(directory, 600, batch_size=3)
     torch.manual_seed(1)
     task = Watched(data, kind(600, 6, 2)).double()
@@ -487,7 +487,7 @@ def test_carried_windows_equal_one_pass_over_each_stream(
         targets = torch.cat([window.targets for window in group], dim=1)
         assert torch.equal(inputs[:, 1:], targets[:, :-1]), "three streams of 20 symbols"
         expected += nats(inputs, targets).unflatten(1, (4, 5)).mean((0, 2)).tolist()
-    # The same sums, but for how steps and rows share a matrix product: rounding of float64.
+    # The same sums, except for how steps and rows share a matrix product: rounding of float64.
     assert task.losses == pytest.approx(expected, rel=0, abs=1e-12)
     afresh = [float(nats(window.inputs, window.targets).mean()) for window in windows]
     assert [abs(a - b) > 1e-6 for a, b in zip(task.losses, afresh, strict=True)] == 2 * [False, True, True, True]

@@ -114,7 +114,7 @@ def test_a_clock_ends_a_run_with_a_validation(job: Job, tmp_path: Path) -> None:
 
 
 def test_a_clock_ends_a_run_after_a_whole_step(job: Job, tmp_path: Path) -> None:
-    """A step is a sum of three batches, in the first of which the time is up."""
+    """A step sums three batches; time runs out during the first."""
     run = build(job("trainer.accumulate_grad_batches=3", "trainer.max_steps=100", "task.val_every=99"))
     run.trainer.callbacks.append(Clock(timedelta(microseconds=1)))  # type: ignore[attr-defined]
     run.trainer.fit(run.task, run.data)
@@ -205,7 +205,7 @@ def test_multi_device_run_is_evaluated_on_one_cpu(job: Job, tmp_path: Path) -> N
 
 
 def test_option_counts_as_read_despite_rounding(job: Job) -> None:
-    """One sample more makes no batch more, but the option is read all the same."""
+    """One more sample adds no batch, but the option is still read."""
     config = job("+task.samples=1500")
     config.trainer.max_steps = "${gridlstm.steps:${task.samples}}"
     check(config)
@@ -264,7 +264,7 @@ def test_a_run_behind_a_link_keeps_its_best(job: Job, tmp_path: Path) -> None:
 
 
 def test_resume_requires_the_original_text(job: Job, tmp_path: Path, text_file: Path) -> None:
-    """Also where only its test is left; what is refused leaves the record as it was."""
+    """Also if only its test is left; a refused resume leaves the record unchanged."""
     content, text = text_file.read_text(), tmp_path / "mine.txt"
     text.write_text(content)
 
@@ -323,7 +323,7 @@ def test_resume_with_other_numerics_is_refused(job: Job, option: str) -> None:
 
 
 def test_evaluate_uses_the_whole_split_by_default(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever part the run itself looked at, unless a part is asked for."""
+    """Even if the run validated on a part of it, unless the user asks for a part."""
     run_job(job("stages=[fit]", "trainer.limit_val_batches=1", "task.data.num_val=100"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with caplog.at_level(logging.INFO):
@@ -646,7 +646,7 @@ def test_weights_that_do_not_fit_are_refused_in_a_sentence(job: Job, tmp_path: P
 
 
 def test_another_text_is_encoded_with_the_networks_words(job: Job, tmp_path: Path) -> None:
-    """Also where they are not among its most frequent ones."""
+    """Even if they are not the most frequent ones of that text."""
     for name, counts in (("a", (9, 5, 3, 2, 1)), ("b", (1, 2, 3, 5, 9))):
         words = [word for word, count in zip("vwxyz", counts, strict=True) for _ in range(count)]
         (tmp_path / f"{name}.txt").write_text(" ".join(words * 40))
@@ -701,10 +701,10 @@ def test_ctrl_c_during_evaluation_raises_keyboard_interrupt(
     monkeypatch.setattr(TextData, "test_dataloader", interrupted)
     before = signal.getsignal(signal.SIGINT)
     try:
-        with pytest.raises(KeyboardInterrupt):  # of which the command makes 130
+        with pytest.raises(KeyboardInterrupt):  # the command turns it into exit status 130
             evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
     finally:
-        signal.signal(signal.SIGINT, before)  # which Lightning ignores from then on
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
 
 
 def test_text_with_fewer_symbols_uses_the_networks_vocabulary(job: Job, tmp_path: Path, text_file: Path) -> None:
@@ -714,7 +714,7 @@ def test_text_with_fewer_symbols_uses_the_networks_vocabulary(job: Job, tmp_path
     digits = "".join(text[-len(text) // 10 :].split("times"))  # without t, m and e
     some, all_ = tmp_path / "some.txt", tmp_path / "all.txt"
     some.write_text(digits * 30)
-    all_.write_text(digits * 29 + text)  # of which the test split is not in the last line
+    all_.write_text(digits * 29 + text)  # the test split ends before the last line
     splits = f"task.data.splits=[{len(digits) * 20},{len(digits)},{len(digits) * 2}]"
     few, many = (evaluate(checkpoint, "test", [f"task.path={path}", splits]) for path in (some, all_))
     assert few == many
@@ -786,7 +786,7 @@ def test_resume_after_max_time_is_refused_and_changes_nothing(job: Job, tmp_path
     options = ("trainer.max_time=00:00:00:01", "trainer.max_steps=100000", "task.val_every=100000", option)
     run_job(job(*options))
     before = result(tmp_path / "run")
-    del before["trained_to_end"]  # as a leg leaves it that was killed before it could say so
+    del before["trained_to_end"]  # as left by a run that was killed before it recorded this
     (tmp_path / "run" / "result.json").write_text(json.dumps(before))
     with pytest.raises(UserError, match=r"max_time limits the whole run.* Raise it"):
         run_job(job(*options, "stages=[fit]", "ckpt_path=last"))

@@ -14,7 +14,7 @@ LONG = ["--seconds", "3600"]  # the number of cases ends it
 
 
 def test_daily_random_cases_agree() -> None:
-    """Others tomorrow. What fails is printed with the command that repeats it."""
+    """The seed changes every day. A failure is printed with the command that repeats it."""
     main(["--cases", "60", "--seed", str(seed_of_today()), *LONG])
 
 
