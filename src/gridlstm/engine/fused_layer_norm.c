@@ -103,8 +103,15 @@ static void step(Row *row, const Norm *norm, const float *gain, const float *shi
     for (int g = 0; g < 4; g++) row->scale[g] = normalise(z + g * d, row->normal + g * d, d, norm->epsilon);
     const float *restrict normal = row->normal;
     float *restrict gates = row->gates;
-    for (int64_t i = 0; i < 3 * d; i++) gates[i] = sigmoid(gain[i] * normal[i] + shift[i]);
-    for (int64_t i = 3 * d; i < 4 * d; i++) gates[i] = tanh_(gain[i] * normal[i] + shift[i]);
+    for (int64_t i = 0; i < 4 * d; i++) gates[i] = gain[i] * normal[i] + shift[i];
+    for (int64_t i = 0, n; i < 3 * d; i += n) {
+        n = part(i, 3 * d);
+        store_some(gates + i, sigmoid(load_some(gates + i, n)), n);
+    }
+    for (int64_t i = 3 * d, n; i < 4 * d; i += n) {
+        n = part(i, 4 * d);
+        store_some(gates + i, tanh_(load_some(gates + i, n)), n);
+    }
     const float *u = gates, *f = gates + d, *c = gates + 3 * d;
     float *restrict new_m = row->new_m;
     for (int64_t i = 0; i < d; i++) new_m[i] = f[i] * m[i] + u[i] * c[i];
@@ -113,15 +120,11 @@ static void step(Row *row, const Norm *norm, const float *gain, const float *shi
     for (int64_t i = 0; i < d; i++) y[i] = gain[4 * d + i] * normal[4 * d + i] + shift[4 * d + i];
 }
 
-static void keep_some(int choose, const float *keep, const float *old, float *new_, int64_t d) {
-    for (int64_t i = 0; i < d; i += V) {
-        const int64_t n = d - i < V ? d - i : V;
-        float share[V], before[V], after[V];
-        load(share, keep + i, n);
-        load(before, old + i, n);
-        load(after, new_ + i, n);
-        hold_back(choose, share, before, after);
-        store(new_ + i, after, n);
+static void keep_some(int chooses, const float *keep, const float *old, float *new_, int64_t d) {
+    for (int64_t i = 0, n; i < d; i += n) {
+        n = part(i, d);
+        store_some(new_ + i, hold_back(chooses, load_some(keep + i, n), load_some(old + i, n), load_some(new_ + i, n)),
+                   n);
     }
 }
 
@@ -132,11 +135,10 @@ static void forward_row(const Dimension *self, const Norm *norm, float *scratch,
     float *new_m = self->m + next * d, *restrict new_h = self->h[0] + next * self->h_stride;
     Row row = row_of(scratch, d);
     step(&row, norm, norm->gain + copy, norm->shift + copy, self->z + from * self->z_stride, m, d);
-    const float *restrict o = row.gates + 2 * d, *restrict y = row.y;
-    if (self->standard)
-        for (int64_t i = 0; i < d; i++) new_h[i] = o[i] * tanh_(y[i]);
-    else
-        for (int64_t i = 0; i < d; i++) new_h[i] = tanh_(o[i] * y[i]);
+    for (int64_t i = 0, n; i < d; i += n) {
+        n = part(i, d);
+        store_some(new_h + i, output(load_some(row.gates + 2 * d + i, n), load_some(row.y + i, n), self->standard), n);
+    }
     memcpy(new_m, row.new_m, d * sizeof(float));
     if (self->keep_h)
         keep_some(self->choose_h, self->keep_h + from * d, self->h[self->stage] + from * self->h_stride, new_h, d);
@@ -162,27 +164,30 @@ static void backward_row(const Dimension *self, const Norm *norm, float *scratch
         for (int64_t i = 0; i < d; i++) dh[i] += later[i];
     Row row = row_of(scratch, d);
     step(&row, norm, gain, norm->shift + copy, z, m, d);
-    float *restrict u = row.gates, *restrict f = u + d, *restrict o = u + 2 * d, *restrict c = u + 3 * d;
-    float *restrict y = row.y, *restrict d_o = row.work, *restrict d_m = row.new_m;
+    float *y = row.y, *d_o = row.work, *d_m = row.new_m;
     /* Gradients overwrite values: that of y in y, of the output gate in work, of the memory in new_m. */
-    for (int64_t i = 0; i < d; i++) {
-        float grad = keep_h ? taken(self->choose_h, keep_h[i], dh[i]) : dh[i];
-        if (self->standard) {
-            float t = tanh_(y[i]);
-            d_o[i] = grad * t;
-            y[i] = grad * o[i] * (1.0f - t * t);
-        } else {
-            float t = tanh_(o[i] * y[i]);
-            float product = grad * (1.0f - t * t);
-            d_o[i] = product * y[i];
-            y[i] = product * o[i];
-        }
+    for (int64_t i = 0, n; i < d; i += n) {
+        n = part(i, d);
+        const vec o = load_some(row.gates + 2 * d + i, n), out = load_some(y + i, n);
+        vec grad = load_some(dh + i, n), past = load_some(new_dm + i, n);
+        if (keep_h) grad = taken(self->choose_h, load_some(keep_h + i, n), grad);
+        if (keep_m) past = taken(self->choose_m, load_some(keep_m + i, n), past);
+        const vec t = tanh_(self->standard ? out : o * out), product = grad * (1.0f - t * t);
+        store_some(d_o + i, self->standard ? grad * t : product * out, n);
+        store_some(y + i, product * o, n);
+        store_some(d_m + i, past, n);
     }
-    for (int64_t i = 0; i < d; i++) d_m[i] = keep_m ? taken(self->choose_m, keep_m[i], new_dm[i]) : new_dm[i];
     normalise_backward(y, row.normal + 4 * d, gain + 4 * d, row.scale[4], d_gain + 4 * d, d_shift + 4 * d, d_m, d, 1);
-    gates_backward(u, f, o, c, m, d_o, d_m, dm, d);
-    if (keep_m)
-        for (int64_t i = 0; i < d; i++) dm[i] += held(self->choose_m, keep_m[i], new_dm[i]);
+    for (int64_t i = 0, n; i < d; i += n) {
+        n = part(i, d);
+        float *gates = row.gates + i;
+        vec into_m;
+        const Gates g = gates_backward(load_gates(gates, d, n), load_some(m + i, n), load_some(d_o + i, n),
+                                       load_some(d_m + i, n), &into_m);
+        store_gates(gates, d, g, n);
+        if (keep_m) into_m += held(self->choose_m, load_some(keep_m + i, n), load_some(new_dm + i, n));
+        store_some(dm + i, into_m, n);
+    }
     for (int g = 0; g < 4; g++)
         normalise_backward(row.gates + g * d, row.normal + g * d, gain + g * d, row.scale[g], d_gain + g * d,
                            d_shift + g * d, z + g * d, d, 0);
