@@ -50,6 +50,13 @@ def test_help_names_groups_and_first_commands() -> None:
     assert "$" not in done.stdout, "a placeholder was not filled in"
 
 
+def test_terminal_of_a_run_hides_engine_choices_that_its_log_file_has(tmp_path: Path) -> None:
+    done = run_python(str(ROOT / "train.py"), "debug=smoke", "logger=csv", f"hydra.run.dir={tmp_path}", check=True)
+    assert "sweep: wavefront (auto)" in (tmp_path / "train.log").read_text()
+    assert "sweep: " not in done.stderr
+    assert f"run directory: {tmp_path}" in done.stderr
+
+
 def test_cfg_job_prints_the_configuration() -> None:
     done = run_python("train.py", "task=enwik8", "--cfg", "job")
     assert done.returncode == 0

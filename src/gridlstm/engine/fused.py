@@ -83,7 +83,7 @@ def library() -> ctypes.CDLL | None:
     try:
         loaded = load("fused", ("cc", "gcc"), SOURCES, FLAGS, headers=(HEADER,))
     except NotBuiltError as error:
-        log.info("pointwise: the fused step could not be built (%s), using plain PyTorch instead", error)
+        log.warning("pointwise: the fused step could not be built (%s), using plain PyTorch instead", error)
         return None
     rows = [ctypes.c_int64, ctypes.c_int64]
     for function in (loaded.lstm_forward, loaded.lstm_gates, loaded.lstm_backward):

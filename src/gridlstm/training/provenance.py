@@ -66,6 +66,13 @@ class RankZeroFilter(logging.Filter):
         return record.levelno >= logging.WARNING or rank() == 0
 
 
+class EngineFilter(logging.Filter):
+    """Hides which code computes a run from the terminal; train.log has it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or not record.name.startswith("gridlstm.engine")
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
