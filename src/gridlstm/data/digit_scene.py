@@ -38,7 +38,7 @@ class DigitScenes(PlacedDigits):
         ValueError: see ``PlacedDigits``, or there is no digit.
     """
 
-    INK = 0.5
+    INK = 0.25
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCENES, IMAGES, VIDEOS = 8, 36, 3
+SCENES, IMAGES, VIDEOS = 8, 16, 3
 """Number of scenes, drawn images and videos of a picture."""
 SEED = 0
 """Seed of the drawn images."""
@@ -46,10 +46,11 @@ class PixelPictures(Callback):
 
     def _draw(self, task: L.LightningModule, batch: Any, outputs: Tensor) -> None:
         if isinstance(task, LabelPixels):
-            shown = (x[:SCENES].cpu() for x in (batch.images[:, 0], batch.targets, outputs.argmax(1)))
-            write_png(self.dir / "scenes.png", draw_scenes(*shown, task.classes))
+            images, targets, found = (x[:SCENES].cpu() for x in (batch.images[:, 0], batch.targets, outputs.argmax(1)))
+            write_png(self.dir / "scenes.png", draw_scenes(images, targets, found, task.classes))
         elif isinstance(task, PredictPixels):
-            write_png(self.dir / "samples.png", draw_samples(task.sample(IMAGES, SEED).cpu(), batch.targets.cpu()))
+            drawn, images = task.sample(IMAGES, SEED).cpu(), batch.targets[:IMAGES].cpu()
+            write_png(self.dir / "samples.png", draw_samples(drawn, images))
         elif isinstance(task, PredictFrames):
             videos = (x[:VIDEOS, :, 0].float().cpu() for x in (batch.targets, outputs.sigmoid()))
             write_png(self.dir / "frames.png", draw_frames(*videos))
