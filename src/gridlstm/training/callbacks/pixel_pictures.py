@@ -46,7 +46,9 @@ class PixelPictures(Callback):
 
     def _draw(self, task: L.LightningModule, batch: Any, outputs: Tensor) -> None:
         if isinstance(task, LabelPixels):
-            images, targets, found = (x[:SCENES].cpu() for x in (batch.images[:, 0], batch.targets, outputs.argmax(1)))
+            images, targets, found = (
+                x[:SCENES].cpu() for x in (batch.images[:, 0].float(), batch.targets, outputs.argmax(1))
+            )
             write_png(self.dir / "scenes.png", draw_scenes(images, targets, found, task.classes))
         elif isinstance(task, PredictPixels):
             drawn, images = task.sample(IMAGES, SEED).cpu(), batch.targets[:IMAGES].cpu()
@@ -68,10 +70,10 @@ def draw_scenes(images: Tensor, targets: Tensor, found: Tensor, classes: int) ->
     rows = figure.subplots(3, len(images), squeeze=False)
     figure.suptitle("Scenes of the test, and the digit of every pixel")
     for axes, image in zip(rows[0], images, strict=True):
-        axes.imshow(image.float(), cmap="gray", vmin=-1, vmax=1)
+        axes.imshow(image.numpy(), cmap="gray", vmin=-1, vmax=1)
     for row, maps in zip(rows[1:], (targets, found), strict=True):
         for axes, labels in zip(row, maps, strict=True):
-            axes.imshow(labels, interpolation="nearest", **look)
+            axes.imshow(labels.numpy(), interpolation="nearest", **look)
     _name_rows(rows, ("scene", "truth", "found"))
     digits = [Patch(color=colour, label=str(digit)) for digit, colour in enumerate(colours[1:])]
     figure.legend(handles=digits, loc="outside lower center", ncols=len(digits), frameon=False)
@@ -88,7 +90,7 @@ def draw_samples(samples: Tensor, images: Tensor) -> "Figure":
     ):
         side = max(1, int(len(shown) ** 0.5))
         rows = [torch.cat(list(row), dim=1) for row in shown[: side**2].unflatten(0, (-1, side))]
-        axes.imshow(torch.cat(rows), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(torch.cat(rows).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(f"{side**2} images {title}")
         _bare(axes)
     return figure
@@ -104,7 +106,7 @@ def draw_frames(targets: Tensor, found: Tensor) -> "Figure":
     rows = figure.subplots(2 * number, steps, squeeze=False)
     for row, video in zip(rows, torch.stack([targets, found], dim=1).flatten(0, 1), strict=True):
         for axes, frame in zip(row, video, strict=True):
-            axes.imshow(frame, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(frame.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     for step, axes in enumerate(rows[0]):
         axes.set_title(f"frame {step + 2}", fontsize=9)
     _name_rows(rows, ("truth", "predicted") * number)
