@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gridlstm.cell import LSTM
+from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import GRU, NonLSTM
 from gridlstm.errors import UserError
-from gridlstm.grid import Grid
+from gridlstm.grid import Grid, Transform
 from gridlstm.models.base import Model
 from gridlstm.models.grid2d_pixels import Grid2dPixels
 from gridlstm.models.grid3d import CORNERS, Grid3d
 from gridlstm.models.grid4d import Grid4d
+from gridlstm.scan import apply_block
 
 PIXELS: dict[str, Callable[[], Grid2dPixels]] = {
     "grid2d_pixels": lambda: Grid2dPixels(1, 4, 5, 3, 2),
@@ -75,6 +76,43 @@ def test_a_network_is_its_reference_sweep_in_value_and_gradient(name: str) -> No
 
 
 # Pixels in raster order.
+
+
+def scanned(grid: Grid, entering: list[list[HiddenMemory]], columns: list[int]) -> list[list[HiddenMemory]]:
+    """What leaves a grid along depth at every row and column, block by block, the columns in the given order."""
+    size = grid.block.sizes[0]
+    weights = []
+    for own, name in enumerate(("y", "x", "depth")):
+        transform = grid.transforms[name]
+        assert isinstance(transform, Transform)
+        weights.append(transform.packed((), slice(own * size, own * size + size)))
+    zeros = torch.zeros(len(entering[0][0].h), size, dtype=torch.float64)
+    along_y = [HiddenMemory(zeros, zeros) for _ in columns]
+    for row in entering:
+        along_x = HiddenMemory(zeros, zeros)
+        for j in columns:
+            along_y[j], along_x, row[j] = apply_block(grid.block, weights, [along_y[j], along_x, row[j]])
+    return entering
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_causal_grid_is_its_equations(layers: int) -> None:
+    torch.manual_seed(0)
+    model, x = Grid2dPixels(1, 4, 5, 3, layers).double(), images()
+    nothing = HiddenMemory(*(torch.zeros(2, 3, dtype=torch.float64) for _ in range(2)))
+    v = [[HiddenMemory(*(x[:, :, i, j] @ model.input.weight.T).split(3, dim=1)) for j in range(5)] for i in range(4)]
+    for_a, for_b = [[nothing, *row[:-1]] for row in v], v
+    for left, right in zip(model.left, model.right, strict=True):
+        assert isinstance(left, Grid)
+        assert isinstance(right, Grid)
+        a = scanned(left, for_a, [0, 1, 2, 3, 4])
+        b = [[nothing] * 5, *scanned(right, for_b, [4, 3, 2, 1, 0])]
+        y = [
+            [HiddenMemory((p.h + q.h) / 2, (p.m + q.m) / 2) for p, q in zip(a[i], b[i], strict=True)] for i in range(4)
+        ]
+        for_a, for_b = [list(row) for row in y], [list(row) for row in y]
+    expected = torch.stack([torch.stack([torch.cat(place, dim=1) for place in row], 1) for row in y], 1)
+    torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-13)
 
 
 def test_a_pixel_depends_on_every_earlier_pixel_and_on_no_other(pixels: Grid2dPixels) -> None:
