@@ -101,7 +101,8 @@ def test_the_causal_grid_is_its_equations(layers: int) -> None:
     model, x = Grid2dPixels(1, 4, 5, 3, layers).double(), images()
     nothing = HiddenMemory(*(torch.zeros(2, 3, dtype=torch.float64) for _ in range(2)))
     v = [[HiddenMemory(*(x[:, :, i, j] @ model.input.weight.T).split(3, dim=1)) for j in range(5)] for i in range(4)]
-    for_a, for_b = [[nothing, *row[:-1]] for row in v], v
+    start = HiddenMemory(*model.start.expand(2, -1).split(3, dim=1))
+    for_a, for_b = [[start, *row[:-1]] for row in v], v
     for left, right in zip(model.left, model.right, strict=True):
         assert isinstance(left, Grid)
         assert isinstance(right, Grid)

@@ -43,8 +43,9 @@ class Grid2dPixels(PixelModel):
         layer l > 1:   A and B read y^{l-1}_ij
         output:        y^l_ij = (A^l_ij + B^l_{i-1,j}) / 2
 
-    where zeros stand for what lies outside. A and B are grids of extents (R, W, 1) with weights of their own, and read
-    along depth. The mean, where PixelRNN has the sum, keeps the scale of memories from layer to layer.
+    v_{i,-1} is learned: without it, the first pixels would be predicted from zeros, which no weight can tell apart from
+    a bias. Elsewhere zeros stand for what lies outside. A and B are grids of extents (R, W, 1) with weights of their
+    own, and read along depth. The mean, where PixelRNN has the sum, keeps the scale of memories from layer to layer.
 
     Args:
         channels, height, width: of the images.
@@ -77,6 +78,8 @@ class Grid2dPixels(PixelModel):
         self.space_sizes = hidden_size, space.memory_size(hidden_size)
         self.output_size = sum(self.sizes)
         self.input = VectorProjection(channels, self.output_size)
+        self.start = nn.Parameter(torch.empty(self.output_size))
+        nn.init.normal_(self.start)  # of unit variance, like projected pixels
 
         def grid(from_right: bool) -> Grid:
             y, x = Dimension("y", space, hidden_size), Dimension("x", space, hidden_size, reverse=from_right)
@@ -107,8 +110,8 @@ class Grid2dPixels(PixelModel):
         pixels = images.permute(2, 3, 0, 1)  # (R, W, B, channels)
         extents, B = (*pixels.shape[:2], 1), len(images)
         projected = self.input(pixels.flatten(0, 2)).unflatten(0, pixels.shape[:3])
-        here = HiddenMemory(*projected.split(self.sizes, dim=-1))
-        before = HiddenMemory(*(torch.cat([torch.zeros_like(v[:, :1]), v[:, :-1]], dim=1) for v in here))
+        shifted = torch.cat([self.start.expand_as(projected[:, :1]), projected[:, :-1]], dim=1)
+        before, here = (HiddenMemory(*v.split(self.sizes, dim=-1)) for v in (shifted, projected))
         outside = self._zeros(self.space_sizes, extents[0], 1, B)
         after = []
         for left, right, (y_left, y_right, above) in zip(
