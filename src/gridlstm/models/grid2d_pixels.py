@@ -31,7 +31,7 @@ class Grid2dPixels(PixelModel):
 
     A scan from the top left, A, does not see what lies above and to the right of a pixel; a scan from the top right, B,
     does. B's output is used one row lower, where its whole field lies above the pixel (PixelRNN's Diagonal BiLSTM, van
-    den Oord et al. 2016, arXiv 1601.06759, section 3.3)::
+    den Oord et al. 2016, arXiv 1601.06759, section 3.2)::
 
         A A . .      . . . .      A A . .         At the pixel x, A sees the columns to the left,
         A A . .  and . . B B  is  A A B B         B the rows above, from the column of x on.
