@@ -164,7 +164,7 @@ def job_in(text_file: Path) -> Callable[..., DictConfig]:
         cfg.run.dir = str(root / directory)
         if task == "text" and cfg.task.data.cache_dir is None:
             cfg.task.data.cache_dir = str(root / "cache")
-        for name in ("learning_curve", "image_pictures"):
+        for name in ("learning_curve", "image_pictures", "pixel_pictures"):
             if not picture and name in cfg.callbacks and name not in " ".join(overrides):
                 cfg.callbacks[name] = None
         return cfg

@@ -17,13 +17,14 @@ from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 from tests.image_files import write_digits
+from torch.utils._pytree import tree_leaves
 
 from gridlstm.config import choices, compose_model
 from gridlstm.data.addition import AdditionData
 from gridlstm.data.enwik8 import Enwik8
 from gridlstm.data.hub import Hub
+from gridlstm.data.image_based import ImageBased
 from gridlstm.data.image_files import Cifar10, IdxFiles, ImageSource
-from gridlstm.data.images import ImageData
 from gridlstm.data.memorization import MemorizationData
 from gridlstm.data.parity import ParityData
 from gridlstm.data.penn_treebank import PennTreebank
@@ -31,7 +32,7 @@ from gridlstm.data.text import TextData
 from gridlstm.data.text8 import Text8
 from gridlstm.data.text_file import File
 from gridlstm.errors import UserError
-from gridlstm.models.base import ImageModel, VectorModel
+from gridlstm.models.base import ImageModel, PixelModel, VectorModel, VideoModel
 from gridlstm.options import find, leaves
 from gridlstm.schedules import Cosine
 from gridlstm.train import CONF
@@ -98,9 +99,10 @@ def test_optuna_searches_as_the_task_is_judged(task: str, expected: str) -> None
 @pytest.mark.parametrize("file", [f for f in GROUPED if f.split("/")[0] in ("model", "transform")])
 def test_every_model_is_made(file: str) -> None:
     config = compose(*choice(file), "model.hidden_size=8", "model.num_layers=2", *RUN)
-    if issubclass(get_class(config.model._target_), ImageModel):
-        images = instantiate(config.model, channels=2, height=8, width=8, _convert_="all")(torch.ones(2, 2, 8, 8))
-        assert images.isfinite().all()
+    if issubclass(kind := get_class(config.model._target_), ImageModel | PixelModel | VideoModel):
+        size = (2, 3, 2, 8, 8) if issubclass(kind, VideoModel) else (2, 2, 8, 8)
+        outputs = instantiate(config.model, channels=2, height=8, width=8, _convert_="all")(torch.ones(size))
+        assert all(y.isfinite().all() for y in tree_leaves(outputs))
         return
     model = instantiate(config.model, input_size=5, _convert_="all")
     y = model(torch.ones(2, 5)) if isinstance(model, VectorModel) else model(torch.zeros(2, 3, dtype=torch.int64))[0]
@@ -172,13 +174,16 @@ def test_every_target_is_importable() -> None:
         ("mnist", IdxFiles),
         ("fashion_mnist", IdxFiles),
         ("cifar10", Cifar10),
+        ("digit_scene", IdxFiles),
+        ("mnist_pixels", IdxFiles),
+        ("moving_digits", IdxFiles),
     ],
 )
 def test_every_task_names_its_data(task: str, kind: type) -> None:
     data = compose(f"task={task}").task.data
     assert get_class(data.source._target_ if "source" in data else data._target_) is kind
-    assert "source" not in data or get_class(data._target_) is (
-        ImageData if issubclass(kind, ImageSource) else TextData
+    assert "source" not in data or issubclass(
+        get_class(data._target_), ImageBased if issubclass(kind, ImageSource) else TextData
     )
 
 

@@ -21,7 +21,9 @@ from gridlstm.training.validate import check
 
 MODELS = choices("model")
 TASKS = sorted(
-    set(choices("task")) - {"enwik8", "text8", "penn_treebank", "hub"} - {"mnist", "fashion_mnist", "cifar10"}
+    set(choices("task"))
+    - {"enwik8", "text8", "penn_treebank", "hub"}
+    - {"mnist", "fashion_mnist", "cifar10", "digit_scene", "mnist_pixels", "moving_digits"}
 )
 """Those that make or need no data set of their own; for the models the other texts are what text is. Images have tests
 of their own."""

@@ -72,6 +72,7 @@ def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
         (compose("task=text"), Spec(SYMBOLS, SYMBOLS, STEPS)),
         (compose("task=parity"), Spec(BITS, 2, 1, symbols=False)),
         (compose("task=mnist"), ImageSpec(channels=1, height=PIXELS, width=PIXELS, classes=CLASSES)),
+        *((cfg, _spec(cfg)) for cfg in (compose("task=mnist_pixels"), compose("task=moving_digits"))),
     ]
     for model in models:
         node = compose_model(model)
@@ -142,10 +143,11 @@ class's docstring; each is tested against a transcription of its equations or Py
 
 At hidden_size={HIDDEN_SIZE} and num_layers={NUM_LAYERS}, with {SYMBOLS} symbols in and out; for networks without time a
 vector of {BITS} numbers and 2 classes; for networks of images {PIXELS} x {PIXELS} pixels and {CLASSES} classes, read
-by the mean over all places and 256 ReLUs. Parameters include the projection of the input and the read-out. State:
+by the mean over all places and 256 ReLUs; for networks of single pixels the images of `mnist_pixels`, for those of
+moving images the frames of `moving_digits`. Parameters include the projection of the input and the read-out. State:
 numbers that one sequence carries from step to step. FLOPs: of all matrix products for one more step of one sequence,
-forward and backward, after {STEPS} steps (attention grows with them), or for one image, as they are computed: with the
-blocks of zeros that `grid2d_gru` and `clockwork_rnn` have in their matrices.
+forward and backward, after {STEPS} steps (attention grows with them), for one more frame, or for one image, as they are
+computed: with the blocks of zeros that `grid2d_gru` and `clockwork_rnn` have in their matrices.
 
 {table}
 

@@ -13,34 +13,52 @@ class RatioOfSums(Metric):
 
     Args:
         unit: divisor of the ratio; ``math.log(2)`` converts nats to bits.
+        shape: of the sums; () for one ratio.
     """
 
     full_state_update = False
     total: Tensor
     count: Tensor
 
-    def __init__(self, unit: float = 1.0) -> None:
+    def __init__(self, unit: float = 1.0, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.unit = unit
+        self.shape = shape
         # Sums of 10^8 float32 terms lose digits; float64 keeps them.
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[..., Tensor], exclude_state: Sequence[str] = ()) -> "RatioOfSums":
         """Move to a device but keep the data type: a network in half precision must not count in half precision."""
         super()._apply(fn, exclude_state)
         self.total = self.total.double()
-        self._defaults["total"] = torch.zeros((), dtype=torch.float64)
+        self._defaults["total"] = torch.zeros(self.shape, dtype=torch.float64)
         return self
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
-        """Add a sum and the number of its terms."""
+        """Add a sum and the number of its terms, each of the metric's shape."""
         self.total += total
         self.count += count
 
     def compute(self) -> Tensor:
         """Return the ratio; NaN if nothing was added."""
         return self.total / self.count / self.unit
+
+
+class MeanOverClasses(RatioOfSums):
+    """Mean over classes of the sum of a class's numerators / the sum of its denominators.
+
+    A class without denominators is left out.
+
+    Args:
+        classes: C; ``update`` takes vectors (C,).
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(shape=(classes,))
+
+    def compute(self) -> Tensor:
+        return super().compute()[self.count > 0].mean()
 
 
 class Perplexity(RatioOfSums):

@@ -86,6 +86,7 @@ ROLES: dict[str, Role] = {
     "callbacks.progress_file": Role.RECORD,
     "callbacks.learning_curve": Role.RECORD,
     "callbacks.image_pictures": Role.RECORD,
+    "callbacks.pixel_pictures": Role.RECORD,
     "callbacks.progress": Role.DISPLAY,
     "callbacks.early_stopping.verbose": Role.DISPLAY,
     # lightning.Trainer

@@ -42,6 +42,24 @@ class ImageBatch(NamedTuple):
     """(B,) int64 classes."""
 
 
+class PixelBatch(NamedTuple):
+    """Batch of images with a class at every pixel."""
+
+    images: Tensor
+    """(B, channels, height, width) floats."""
+    targets: Tensor
+    """(B, height, width) int64 classes."""
+
+
+class VideoBatch(NamedTuple):
+    """Batch of moving images, each frame with the one after it."""
+
+    frames: Tensor
+    """(B, T, channels, height, width) floats."""
+    targets: Tensor
+    """(B, T, channels, height, width) bool: the lit pixels of the frame after each."""
+
+
 class PairBatch(NamedTuple):
     """Batch of pairs of symbol sequences: the source is read, the target is predicted symbol by symbol."""
 

@@ -1,6 +1,5 @@
 """Images with one class each, kept whole in memory."""
 
-import zlib
 from typing import Any, Literal
 
 import torch
@@ -9,13 +8,14 @@ from torch.utils.data import Dataset
 
 from gridlstm.data.augmentation import Augmentation
 from gridlstm.data.base import ImageBatch
+from gridlstm.data.image_based import ImageBased
 from gridlstm.data.image_files import Images, ImageSource
 from gridlstm.data.map_style import Drawn, MapData
 from gridlstm.data.spec import ImageSpec
 from gridlstm.errors import UserError
 
 
-class ImageData(MapData):
+class ImageData(ImageBased, MapData):
     """A published set of images; the last ones of its training part are the validation split.
 
     Pixels are scaled to mean 0 and variance 1 over the training split, channel by channel. Training images are shifted
@@ -52,22 +52,12 @@ class ImageData(MapData):
     def spec(self) -> ImageSpec:
         return self.source.spec
 
-    @property
-    def called(self) -> str:
-        return self.source.name
-
     def test_on_all(self) -> None:
         raise ValueError(f"{self.called} has a test of its own")
 
     def check(self) -> None:
         self._check_split(self.source.sizes[0])
-        self.source.check()
-
-    def prepare_data(self) -> None:
-        self.source.prepare()
-
-    def setup(self, stage: str) -> None:
-        self._read()
+        super().check()
 
     @property
     def batches_per_epoch(self) -> int:
@@ -85,36 +75,9 @@ class ImageData(MapData):
         """Return a batch of what a data set of this class gives for a list of indices."""
         return ImageBatch((samples.images - self.mean) / self.std, samples.targets)
 
-    def state_dict(self) -> dict[str, Any]:
-        self._read()
-        return super().state_dict() | {"crc32": self.crc32}
-
-    def check_goes_on(self, state_dict: dict[str, Any]) -> None:
-        self._read()
-        if state_dict.get("crc32") != self.crc32:
-            raise UserError(
-                f"the images of {self.called} are not those that the checkpoint was trained on. Give their files back "
-                f"as they were, or start a new run from its weights: init_from=…."
-            )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.trainer is not None and self.trainer.state.fn == "fit":
-            self.check_goes_on(state_dict)
-        else:
-            self._read()
-            self.changed = state_dict["crc32"] != self.crc32
-        super().load_state_dict(state_dict)
-
-    def _read(self) -> None:
-        """Read the images, once, and find the numbers by which they are scaled."""
-        if self._parts is not None:
-            return
-        train, test = self.source.read()
+    def divide(self, train: Images, test: Images) -> None:
+        """Divide the images into splits, and find the numbers by which they are scaled."""
         self._check_split(len(train.images))
-        self.crc32 = 0
-        """Checksum of all training images and classes, which tells whether a checkpoint was trained on other files."""
-        for part in train:
-            self.crc32 = zlib.crc32(part.numpy().data, self.crc32)
         first = len(train.images) - self.num_val
         self._parts = {
             "train": Images(*(x[:first] for x in train)),

@@ -97,12 +97,13 @@ class Spec(DataSpec):
 
 @dataclass(frozen=True)
 class ImageSpec(DataSpec):
-    """Sizes of images with one class each."""
+    """Sizes of images with one class each, or with a class at every pixel."""
 
     channels: int
     height: int
     width: int
     classes: int
+    """Classes of an image, or of a pixel."""
 
     unit = "images"
 
@@ -123,6 +124,41 @@ class ImageSpec(DataSpec):
 
     def __str__(self) -> str:
         return f"{self.channels}x{self.height}x{self.width} pixels"
+
+
+@dataclass(frozen=True)
+class VideoSpec(DataSpec):
+    """Sizes of moving images, of which the frame after each is predicted."""
+
+    channels: int
+    height: int
+    width: int
+    frames: int
+    """Frames that a network reads (T)."""
+
+    unit = "frames"
+
+    @property
+    def model_options(self) -> dict[str, int]:
+        return {"channels": self.channels, "height": self.height, "width": self.width}
+
+    @property
+    def length(self) -> int:
+        return self.frames
+
+    def example(self, rows: int, length: int | None = None) -> tuple[Tensor, ...]:
+        return (torch.zeros(rows, length or self.frames, self.channels, self.height, self.width),)
+
+    @property
+    def row_size(self) -> int:
+        return (self.frames + 1) * prod((self.channels, self.height, self.width))
+
+    @property
+    def widest(self) -> int:
+        return self.channels
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.channels}x{self.height}x{self.width} pixels"
 
 
 @dataclass(frozen=True)

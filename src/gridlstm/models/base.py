@@ -103,6 +103,41 @@ class ImageModel(Model):
         return cast(Tensor, super().__call__(images))
 
 
+class PixelModel(Model):
+    """``forward(images, state) -> (y, state)``: features of every pixel, from the pixels before it in raster order.
+
+    images is (B, channels, rows, width) floats, whole images or rows of them; y is (B, rows, width, output_size). y at
+    row i and column j is a function of the rows above i and of the columns before j in row i.
+
+    ``state=None`` starts at the first row. If each call gets the state that the previous one returned, an image in
+    bands of rows gives the same result as the whole. The module itself stores no state.
+    """
+
+    def forward(self, images: Tensor, state: State = None) -> tuple[Tensor, State]:
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    # nn.Module's own __call__ is untyped.
+    def __call__(self, images: Tensor, state: State = None) -> tuple[Tensor, State]:
+        return cast(tuple[Tensor, State], super().__call__(images, state))
+
+
+class VideoModel(Model):
+    """``forward(frames) -> y``: features at every place of a map over each frame, from it and the frames before it.
+
+    frames is (B, T, channels, height, width) floats; y is (B, T, Y, X, output_size).
+    """
+
+    map_size: tuple[int, int]
+    """(Y, X)"""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    # nn.Module's own __call__ is untyped.
+    def __call__(self, frames: Tensor) -> Tensor:
+        return cast(Tensor, super().__call__(frames))
+
+
 def check_sizes(input_size: int, hidden_size: int, num_layers: int) -> None:
     """Raise UserError for a network without inputs, units or layers."""
     check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)

@@ -1,6 +1,7 @@
 """Write the rows of the training log."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
 
@@ -51,17 +52,18 @@ class LogRows:
         for logger in self._task.loggers:
             logger.log_metrics(values, step=step)
 
-    def save(self) -> dict[str, list[float]]:
+    def save(self) -> dict[str, list[Any]]:
         """Return the sums of the unfinished row over all ranks. All ranks call this."""
         reduce = self._task.trainer.strategy.reduce  # in place
         return {
-            name: [reduce(part.clone(), reduce_op="sum").item() for part in (metric.total, metric.count)]
+            name: [reduce(part.clone(), reduce_op="sum").tolist() for part in (metric.total, metric.count)]
             for name, metric in self._metrics.items()
         }
 
-    def restore(self, sums: Mapping[str, list[float]], step: int) -> None:
+    def restore(self, sums: Mapping[str, list[Any]], step: int) -> None:
         """Continue the row that ``save`` returned, after the row of ``step``."""
         for name, (total, count) in sums.items():
             if self._task.global_rank == 0:
-                self._metrics[name].update(total, count)  # type: ignore[arg-type]  # numbers add up as tensors do
+                metric = self._metrics[name]
+                metric.update(metric.total.new_tensor(total), metric.count.new_tensor(count))
         self.last_step = step

@@ -17,7 +17,12 @@ _NEXT = {
     "addition": "a stacked LSTM: python train.py task=addition model=stacked_lstm",
     "parity": "ReLU layers: python train.py experiment=paper/parity_small model=feed_forward model.tied=true",
     "text": "the same with a stacked LSTM: add model=stacked_lstm; or longer: trainer.max_time=00:01:00:00",
-    **dict.fromkeys(("mnist", "fashion_mnist", "cifar10"), "without memory along depth: add model=grid3d_relu_depth"),
+    **dict.fromkeys(
+        ("mnist", "fashion_mnist", "cifar10", "digit_scene"), "without memory along depth: add model=grid3d_relu_depth"
+    ),
+    **dict.fromkeys(
+        ("mnist_pixels", "moving_digits"), "without memory along depth: add transform@model.depth=non_lstm"
+    ),
     **dict.fromkeys(
         ("enwik8", "text8", "penn_treebank", "hub"), "the same with a stacked LSTM: add model=stacked_lstm"
     ),

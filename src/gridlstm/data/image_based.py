@@ -1,0 +1,69 @@
+"""Base of data made of a published set of images."""
+
+import zlib
+from typing import Any
+
+from gridlstm.data.base import SequenceData
+from gridlstm.data.image_files import Images, ImageSource
+from gridlstm.errors import UserError
+
+
+class ImageBased(SequenceData):
+    """Data that reads a set of images once and keeps it in memory.
+
+    A checkpoint holds the checksum of the training images, so that no training continues on other ones.
+
+    Subclasses set ``source`` in their constructor and define ``divide``.
+    """
+
+    source: ImageSource
+    crc32: int | None = None
+    """Checksum of all training images and classes; None before they are read."""
+
+    @property
+    def called(self) -> str:
+        return self.source.name
+
+    def divide(self, train: Images, test: Images) -> None:
+        """Keep the images, which have just been read, in splits."""
+        raise NotImplementedError(f"{type(self).__name__} must define divide")
+
+    def check(self) -> None:
+        self.source.check()
+
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    def setup(self, stage: str) -> None:
+        self._read()
+
+    def state_dict(self) -> dict[str, Any]:
+        self._read()
+        return super().state_dict() | {"crc32": self.crc32}
+
+    def check_goes_on(self, state_dict: dict[str, Any]) -> None:
+        self._read()
+        if state_dict.get("crc32") != self.crc32:
+            raise UserError(
+                f"the images of {self.called} are not those that the checkpoint was trained on. Give their files back "
+                f"as they were, or start a new run from its weights: init_from=…."
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self.check_goes_on(state_dict)
+        else:
+            self._read()
+            self.changed = state_dict["crc32"] != self.crc32
+        super().load_state_dict(state_dict)
+
+    def _read(self) -> None:
+        """Read the images unless they have been read."""
+        if self.crc32 is not None:
+            return
+        train, test = self.source.read()
+        self.divide(train, test)
+        checksum = 0
+        for part in train:
+            checksum = zlib.crc32(part.numpy().data, checksum)
+        self.crc32 = checksum

@@ -1,0 +1,208 @@
+"""Networks of pixels and of moving images: against the reference sweep, and what each output may depend on."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.cells import GRU, NonLSTM
+from gridlstm.errors import UserError
+from gridlstm.grid import Grid, Transform
+from gridlstm.models.base import Model
+from gridlstm.models.grid2d_pixels import Grid2dPixels
+from gridlstm.models.grid3d import CORNERS, Grid3d
+from gridlstm.models.grid4d import Grid4d
+from gridlstm.scan import apply_block
+
+PIXELS: dict[str, Callable[[], Grid2dPixels]] = {
+    "grid2d_pixels": lambda: Grid2dPixels(1, 4, 5, 3, 2),
+    "grid2d_pixels one layer": lambda: Grid2dPixels(1, 4, 5, 3, 1),
+    "grid2d_pixels identity depth": lambda: Grid2dPixels(1, 4, 5, 3, 2, depth=NonLSTM()),
+    "grid2d_pixels gru": lambda: Grid2dPixels(1, 4, 5, 3, 2, space=GRU()),
+}
+VIDEOS: dict[str, Callable[[], Grid4d]] = {
+    "grid4d": lambda: Grid4d(1, 4, 6, 3, 4, patch=2),
+    "grid4d identity depth": lambda: Grid4d(1, 4, 6, 3, 2, patch=2, depth=NonLSTM()),
+    "grid4d gru": lambda: Grid4d(1, 4, 6, 3, 2, patch=2, space=GRU(), time=GRU()),
+}
+MAKE: dict[str, Callable[[], Model]] = {**PIXELS, **VIDEOS}
+
+
+@pytest.fixture(params=PIXELS)
+def pixels(request: pytest.FixtureRequest) -> Grid2dPixels:
+    torch.manual_seed(0)
+    return PIXELS[request.param]().double()
+
+
+@pytest.fixture(params=VIDEOS)
+def video(request: pytest.FixtureRequest) -> Grid4d:
+    torch.manual_seed(0)
+    return VIDEOS[request.param]().double()
+
+
+def images(rows: int = 2) -> Tensor:
+    return torch.randn(rows, 1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def frames(rows: int = 2) -> Tensor:
+    return torch.randn(rows, 3, 1, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def use_reference(model: Grid2dPixels | Grid4d) -> None:
+    for grid in model.modules():
+        if isinstance(grid, Grid):
+            grid.sweep = "reference"
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_network_is_its_reference_sweep_in_value_and_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    model = MAKE[name]().double()
+    assert isinstance(model, Grid2dPixels | Grid4d)
+    x = (images() if isinstance(model, Grid2dPixels) else frames()).requires_grad_()
+
+    def values() -> list[Tensor]:
+        y = model(x)[0] if isinstance(model, Grid2dPixels) else model(x)
+        direction = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        return [y, *torch.autograd.grad((y * direction).sum(), [x, *model.parameters()])]
+
+    fast = values()
+    use_reference(model)
+    for a, b in zip(fast, values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+    assert all(gradient.abs().sum() > 0 for gradient in fast)
+
+
+# Pixels in raster order.
+
+
+def scanned(grid: Grid, entering: list[list[HiddenMemory]], columns: list[int]) -> list[list[HiddenMemory]]:
+    """What leaves a grid along depth at every row and column, block by block, the columns in the given order."""
+    size = grid.block.sizes[0]
+    weights = []
+    for own, name in enumerate(("y", "x", "depth")):
+        transform = grid.transforms[name]
+        assert isinstance(transform, Transform)
+        weights.append(transform.packed((), slice(own * size, own * size + size)))
+    zeros = torch.zeros(len(entering[0][0].h), size, dtype=torch.float64)
+    along_y = [HiddenMemory(zeros, zeros) for _ in columns]
+    for row in entering:
+        along_x = HiddenMemory(zeros, zeros)
+        for j in columns:
+            along_y[j], along_x, row[j] = apply_block(grid.block, weights, [along_y[j], along_x, row[j]])
+    return entering
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_causal_grid_is_its_equations(layers: int) -> None:
+    torch.manual_seed(0)
+    model, x = Grid2dPixels(1, 4, 5, 3, layers).double(), images()
+    nothing = HiddenMemory(*(torch.zeros(2, 3, dtype=torch.float64) for _ in range(2)))
+    v = [[HiddenMemory(*(x[:, :, i, j] @ model.input.weight.T).split(3, dim=1)) for j in range(5)] for i in range(4)]
+    start = HiddenMemory(*model.start.expand(2, -1).split(3, dim=1))
+    for_a, for_b = [[start, *row[:-1]] for row in v], v
+    for left, right in zip(model.left, model.right, strict=True):
+        assert isinstance(left, Grid)
+        assert isinstance(right, Grid)
+        a = scanned(left, for_a, [0, 1, 2, 3, 4])
+        b = [[nothing] * 5, *scanned(right, for_b, [4, 3, 2, 1, 0])]
+        y = [
+            [HiddenMemory((p.h + q.h) / 2, (p.m + q.m) / 2) for p, q in zip(a[i], b[i], strict=True)] for i in range(4)
+        ]
+        for_a, for_b = [list(row) for row in y], [list(row) for row in y]
+    expected = torch.stack([torch.stack([torch.cat(place, dim=1) for place in row], 1) for row in y], 1)
+    torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-13)
+
+
+def test_a_pixel_depends_on_every_earlier_pixel_and_on_no_other(pixels: Grid2dPixels) -> None:
+    x = images(1).requires_grad_()
+    y = pixels(x)[0][0].flatten(0, 1)
+    direction = torch.linspace(1, 2, y.shape[-1], dtype=torch.float64)
+    reach = torch.stack([torch.autograd.grad(at @ direction, x, retain_graph=True)[0].flatten() for at in y])
+    earlier = torch.ones(20, 20).tril(-1).bool()
+    assert (reach[earlier] != 0).all()
+    assert (reach[~earlier] == 0).all()
+
+
+def test_changing_a_pixel_changes_no_output_up_to_it(pixels: Grid2dPixels) -> None:
+    x = images(1)
+    before = pixels(x)[0].flatten(1, 2)
+    for k in range(20):
+        changed = x.clone()
+        changed.view(-1)[k] += 1
+        after = pixels(changed)[0].flatten(1, 2)
+        assert torch.equal(after[:, : k + 1], before[:, : k + 1])
+        assert (after != before).any(2)[0, k + 1 :].all()
+
+
+def test_an_image_in_bands_of_rows_gives_the_same_outputs(pixels: Grid2dPixels) -> None:
+    whole, end = pixels(images())
+    state, bands = None, []
+    for band in images().split([1, 2, 1], dim=2):
+        y, state = pixels(band, state)
+        bands.append(y)
+    torch.testing.assert_close(torch.cat(bands, dim=1), whole, rtol=0, atol=1e-13)
+    torch.testing.assert_close(state, end, rtol=0, atol=1e-13)
+
+
+def test_images_of_another_width_are_refused() -> None:
+    with pytest.raises(UserError, match=r"expected rows of images \(B, 1, rows, 5\), got shape \(2, 1, 4, 6\)\. Give"):
+        PIXELS["grid2d_pixels"]()(torch.zeros(2, 1, 4, 6))
+
+
+# Moving images.
+
+
+def test_a_frame_is_seen_with_all_earlier_ones_and_no_later_one(video: Grid4d) -> None:
+    x = frames(1).requires_grad_()
+    y = video(x)[0]  # (T, Y, X, e)
+    direction = torch.linspace(1, 2, y.shape[-1], dtype=torch.float64)
+    for time in range(3):
+        for place in y[time].flatten(0, 1):
+            gradient = torch.autograd.grad(place @ direction, x, retain_graph=True)[0][0, :, 0]  # (T, 4, 6)
+            patches = gradient.abs().unflatten(2, (3, 2)).unflatten(1, (2, 2)).amax((2, 4))
+            assert (patches[: time + 1] > 0).all()
+            assert (patches[time + 1 :] == 0).all()
+
+
+def test_a_prediction_does_not_change_with_the_number_of_later_frames(video: Grid4d) -> None:
+    torch.testing.assert_close(video(frames()[:, :2]), video(frames())[:, :2], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_one_frame_of_a_4d_grid_is_a_3d_grid(corner: str) -> None:
+    """Without a past, the weights that read the h of time multiply zeros."""
+    torch.manual_seed(0)
+    whole, flat = Grid4d(1, 4, 6, 3, 1, 2, [corner]).double(), Grid3d(1, 4, 6, 3, 1, 2, [corner]).double()
+    kept = [0, 1, 2, 3, 4, 5, 9, 10, 11]  # the h of rows, columns and depth
+    own = whole.state_dict()
+    flat.load_state_dict({name: own[name][:, kept] if "layers" in name else own[name] for name in flat.state_dict()})
+    torch.testing.assert_close(whole(frames()[:, :1])[:, 0], flat(frames()[:, 0]), rtol=0, atol=1e-13)
+
+
+def test_other_frames_are_refused() -> None:
+    for wrong in (torch.zeros(2, 1, 4, 6), torch.zeros(2, 0, 1, 4, 6)):
+        with pytest.raises(UserError, match=r"expected frames \(B, T, channels, height, width\), got shape"):
+            VIDEOS["grid4d"]()(wrong)
+    with pytest.raises(UserError, match=r"expected images \(B, 1, 4, 6\) of floats"):
+        VIDEOS["grid4d"]()(torch.zeros(2, 3, 1, 4, 5))
+
+
+# Both.
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_rows_of_a_batch_do_not_meet(name: str) -> None:
+    model = MAKE[name]().double()
+    x = images() if isinstance(model, Grid2dPixels) else frames()
+    one, both = (model(rows)[0] if isinstance(model, Grid2dPixels) else model(rows) for rows in (x[1:], x))
+    torch.testing.assert_close(one[0], both[1], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("option", ["space", "depth"])
+def test_cells_that_are_none_are_refused(option: str) -> None:
+    for make in (Grid2dPixels, Grid4d):
+        with pytest.raises(UserError, match=f"{option} must be a cell"):
+            make(1, 4, 8, 3, 1, **{option: LSTM})  # type: ignore[arg-type]
