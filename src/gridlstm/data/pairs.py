@@ -27,10 +27,9 @@ class Sentences(NamedTuple):
         return [(source, reference) for source, references in found for reference in references]
 
     @classmethod
-    def one_each(cls, pairs: Iterable[Pair]) -> "Sentences":
+    def one_each(cls, pairs: Sequence[Pair]) -> "Sentences":
         """Return pairs as they are, each source with its one translation."""
-        sources, targets = zip(*pairs, strict=True)
-        return cls(list(sources), [[target] for target in targets])
+        return cls([source for source, _ in pairs], [[target] for _, target in pairs])
 
 
 class PairSource:
