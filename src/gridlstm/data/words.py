@@ -180,8 +180,8 @@ class WordLevel(Level):
         frequent = [word for word, count in counts.items() if count >= self.min_count]
         if not frequent:
             raise UserError(
-                f"min_count={self.min_count} leaves no word of {len(sentences):,} training sentences. Expected words "
-                f"seen so often. Use min_count=1, or more text."
+                f"no word of {len(sentences):,} training sentences is seen {self.min_count} times, expected one or "
+                f"more. Lower min_count, or use more text."
             )
         return Words(sorted(frequent, key=lambda word: (-counts[word], word)), self.lowercase, self.segmented)
 
@@ -294,8 +294,8 @@ class PieceLevel(Level):
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"SentencePiece cannot learn size={self.size} from {len(text):,} training sentences: {reason} Use "
-                f"another size=…, or more text."
+                f"SentencePiece cannot learn {self.size:,} symbols from {len(text):,} training sentences: {reason} "
+                f"Change size, or use more text."
             ) from error
         return model.getvalue()
 
