@@ -28,7 +28,7 @@ LAYERS = [
     ["models"],
     ["cost"],
     ["data"],
-    ["metrics", "schedules"],
+    ["metrics", "schedules", "bleu"],
     ["tasks"],
     ["training"],
     ["multirun"],

@@ -64,11 +64,13 @@ ROLES: dict[str, Role] = {
     "task.data.curriculum": Role.TRAINING,
     "task.data.density": Role.TRAINING,
     "task.data.max_words": Role.TRAINING,
+    "task.data.max_length": Role.TRAINING,
     "task.data.max_shift": Role.TRAINING,
     "task.data.max_rotation": Role.TRAINING,
     "task.data.val_symbols": Role.LENGTH,
     "task.data.num_test": Role.EVALUATION,
     "task.data.test_digits": Role.EVALUATION,
+    "task.data.source.test": Role.EVALUATION,
     "data_dir": Role.PLACE,
     # How it is trained.
     "seed": Role.SEED,

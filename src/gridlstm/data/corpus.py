@@ -162,7 +162,7 @@ def _build(path: Path, level: Level, max_words: int | None, entry: Path) -> Corp
 
 def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     log.info("reading %s", path)
-    raw = _contents(path)
+    raw = contents(path)
     _check_unpacked(raw, path)
     doubts = []
     if level != "byte":
@@ -218,7 +218,12 @@ def _empty(path: Path) -> UserError:
     return UserError(f"{path} is empty. Name a file that contains text: path=….")
 
 
-def _contents(path: Path) -> bytes:
+def contents(path: Path) -> bytes:
+    """Return the bytes of a file, unpacked if its name ends in .xz, .gz, .bz2 or .zip.
+
+    Raises:
+        UserError: the file cannot be read, or it does not unpack to something of the size of a text.
+    """
     suffix = path.suffix.lower()
     opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(suffix)
     try:

@@ -1,7 +1,7 @@
 """Base of tasks with finite training data: samples chosen by index, in a new order for each epoch."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ class MapData(SequenceData):
     Evaluation: every sample once, a contiguous part on each rank.
 
     Subclasses implement ``spec``, ``dataset`` and ``collate``, and read files in ``setup``. The training data set is
-    asked for samples by ``Drawn``.
+    asked for samples by ``Drawn``. A subclass may order the samples of an epoch in its own way: see ``order``.
 
     Args:
         batch_size, seed: see ``SequenceData``.
@@ -57,9 +57,17 @@ class MapData(SequenceData):
         """Return one batch of these samples; pad different lengths where ``loss_mask`` is false."""
         raise NotImplementedError(f"{type(self).__name__} must define collate")
 
+    def order(self, epoch: int, samples: int) -> NDArray[np.int64]:
+        """Return the order of the training samples in an epoch: a permutation that depends on (seed, epoch) alone.
+
+        The orders of all epochs, one after the other, are cut into batches. The first sample of epoch e is therefore in
+        row e ``samples`` modulo ``batch_size`` of its batch.
+        """
+        return np.random.default_rng((self.seed, epoch)).permutation(samples)
+
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self.dataset("train")
-        rows = _TrainingRows(_size(dataset), self.batch_size, self.rows, self.seed, first_batch=self.batches_seen)
+        rows = _TrainingRows(_size(dataset), self.batch_size, self.rows, self.order, first_batch=self.batches_seen)
         return DataLoader(dataset, batch_sampler=rows, collate_fn=self.collate)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -80,11 +88,18 @@ class MapData(SequenceData):
 class _TrainingRows(Sampler[list[int]]):
     """Endless batches of the indices that this rank owns; every iterator starts again."""
 
-    def __init__(self, samples: int, batch_size: int, rows: range, seed: int, first_batch: int) -> None:
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        rows: range,
+        order: Callable[[int, int], NDArray[np.int64]],
+        first_batch: int,
+    ) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.rows = rows
-        self.seed = seed
+        self.order = lru_cache(maxsize=2)(order)  # a batch may be in two epochs
         self.first_batch = first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -93,12 +108,7 @@ class _TrainingRows(Sampler[list[int]]):
 
     def _drawn(self, place: int) -> Drawn:
         epoch, place = divmod(place, self.samples)
-        return Drawn(int(_order(self.seed, epoch, self.samples)[place]), epoch)
-
-
-@lru_cache(maxsize=2)  # a batch may be in two epochs
-def _order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(samples)
+        return Drawn(int(self.order(epoch, self.samples)[place]), epoch)
 
 
 def _size(dataset: Any) -> int:

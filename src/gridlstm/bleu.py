@@ -1,0 +1,62 @@
+"""Scores of translations against any number of references, computed by sacrebleu (Post 2018)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gridlstm.errors import UserError
+
+
+class Scores(NamedTuple):
+    """Scores of a corpus, from 0 to 100. A signature says how sacrebleu computed a score; publish it with the score."""
+
+    bleu: float
+    """Cased BLEU: text as it is, tokenized by 13a (mteval-v13a)."""
+    bleu_lowercased: float
+    """BLEU of lower-cased text, tokenized by 13a.
+
+    Papers on Multi30k lower-case and tokenize with the Moses scripts, whose tokens differ from those of 13a in details
+    such as apostrophes: close to their scores, not equal.
+    """
+    chrf: float
+    """chrF2: F-score of character n-grams, cased, without white space."""
+    signatures: dict[str, str]
+    """sacrebleu's signature of each score, by field."""
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """Return the scores of translations.
+
+    BLEU is of the corpus (Papineni et al. 2002): n-gram matches up to length 4 are summed over all sentences, and the
+    brevity penalty takes the closest reference length of each. 13a separates words by white space and punctuation, so
+    these scores do not suit Chinese or Japanese translations.
+
+    Args:
+        hypotheses: translations, as detokenized text.
+        references: one or more correct translations of each; their number may differ between sentences.
+
+    Raises:
+        ValueError: there is no sentence, the lengths differ, or a sentence has no reference.
+        UserError: the package sacrebleu is not installed.
+    """
+    if not hypotheses or len(hypotheses) != len(references):
+        raise ValueError(
+            f"hypotheses must be as many as lists of references, and one at least, got {len(hypotheses)} and "
+            f"{len(references)}."
+        )
+    if not all(references):
+        raise ValueError("references must have one or more for each hypothesis, got none for some.")
+    try:
+        from sacrebleu.metrics import BLEU, CHRF
+    except ImportError as error:
+        raise UserError(
+            "BLEU needs the package sacrebleu, which is not installed. Give: pip install 'gridlstm[translation]'"
+        ) from error
+    # sacrebleu takes the first reference of all sentences, then the second, and so on; None where there is no other.
+    most = max(map(len, references))
+    streams = [[one[n] if n < len(one) else None for one in references] for n in range(most)]
+    metrics = {"bleu": BLEU(), "bleu_lowercased": BLEU(lowercase=True), "chrf": CHRF()}
+    found = {
+        name: float(metric.corpus_score(list(hypotheses), streams).score)  # type: ignore[arg-type]  # None is allowed
+        for name, metric in metrics.items()
+    }
+    return Scores(**found, signatures={name: str(metric.get_signature()) for name, metric in metrics.items()})

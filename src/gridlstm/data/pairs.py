@@ -1,0 +1,139 @@
+"""Sentences with their translations: the base of all sources, reading of files, and division into splits."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gridlstm.data.base import Split
+from gridlstm.data.corpus import contents
+from gridlstm.errors import UserError
+
+Pair = tuple[str, str]
+"""A source sentence and its translation."""
+
+
+class Sentences(NamedTuple):
+    """Sentences of one split."""
+
+    sources: list[str]
+    """Sentences to translate."""
+    references: list[list[str]]
+    """One or more translations of each."""
+
+    def pairs(self) -> list[Pair]:
+        """Return each source with each of its translations, in order."""
+        found = zip(self.sources, self.references, strict=True)
+        return [(source, reference) for source, references in found for reference in references]
+
+    @classmethod
+    def one_each(cls, pairs: Sequence[Pair]) -> "Sentences":
+        """Return pairs as they are, each source with its one translation."""
+        return cls([source for source, _ in pairs], [[target] for _, target in pairs])
+
+
+class PairSource:
+    """Sentences with translations in three splits.
+
+    A source reads nothing when it is created. Subclasses set ``name`` and implement ``read``.
+    """
+
+    name: str
+    """Name of the data set in messages."""
+
+    def check(self) -> None:
+        """Raise UserError if the sentences are certainly not available, without reading or downloading them."""
+
+    def prepare(self) -> None:
+        """Download what is missing and can be downloaded.
+
+        Raises:
+            UserError: a download fails.
+        """
+
+    def read(self) -> Mapping[Split, Sentences]:
+        """Return the sentences of each split.
+
+        Raises:
+            UserError: the sentences are not available, or not as expected.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define read")
+
+
+def find_file(name: str, folders: Sequence[Path]) -> Path | None:
+    """Return the path of a file in the first folder that has it; None if none has."""
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file (plain, .gz, .xz, .bz2 or .zip) without their ends.
+
+    Raises:
+        UserError: the file cannot be read or is not UTF-8.
+    """
+    lines = contents(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # the mark of the encoding is no text
+    if lines[-1] == b"":
+        del lines[-1]
+    return [_decoded(line, path, number) for number, line in enumerate(lines, 1)]
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode().removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 in line {number:,} ({error.reason}). Expected UTF-8. Convert the file, for example "
+            f"with iconv -f latin1 -t utf-8."
+        ) from error
+
+
+def read_parallel(source: Path, references: Sequence[Path]) -> Sentences:
+    """Return the sentences of parallel files: line n of every file belongs to line n of the others.
+
+    An empty line of a further reference file is no reference, because sentences may have different numbers of them.
+
+    Raises:
+        UserError: a file cannot be read, or two files differ in their numbers of lines.
+    """
+    sources = read_lines(source)
+    columns = []
+    for file in references:
+        columns.append(read_lines(file))
+        if len(columns[-1]) != len(sources):
+            raise UserError(
+                f"{source} has {len(sources):,} lines and {file} has {len(columns[-1]):,}, expected as many in both: "
+                f"line n of one translates line n of the other. Give files that are aligned so."
+            )
+    rows = zip(*columns, strict=True)
+    return Sentences(sources, [[first, *(line for line in further if line.strip())] for first, *further in rows])
+
+
+def by_source(pairs: Iterable[Pair]) -> Sentences:
+    """Return the distinct sources of pairs in the order of their first lines, each with its distinct translations."""
+    found: dict[str, dict[str, None]] = {}
+    for source, target in pairs:
+        found.setdefault(source, {})[target] = None
+    return Sentences(list(found), [list(targets) for targets in found.values()])
+
+
+def split_off(pairs: Sequence[Pair], number: int, option: str) -> tuple[list[Pair], Sentences]:
+    """Return the pairs left for training, and a split of ``number`` distinct sources with all their translations.
+
+    A hash of the source decides: the split depends neither on the order of the pairs nor on a seed, and no source of
+    the split is left for training.
+
+    Args:
+        pairs: sources with their translations.
+        number: sources of the split.
+        option: name of the option that sets ``number``, for errors.
+
+    Raises:
+        UserError: no source would be left for training.
+    """
+    sources = sorted({source for source, _ in pairs}, key=lambda source: hashlib.sha256(source.encode()).digest())
+    if number >= len(sources):
+        raise UserError(
+            f"{option}={number} leaves none of {len(sources):,} source sentences to train on. Use a smaller number."
+        )
+    chosen = set(sources[:number])
+    return [pair for pair in pairs if pair[0] not in chosen], by_source(pair for pair in pairs if pair[0] in chosen)

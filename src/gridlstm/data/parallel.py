@@ -1,0 +1,111 @@
+"""Parallel text files: any pair of languages, and the layout of the IWSLT BTEC corpus."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gridlstm.data.base import Split
+from gridlstm.data.pairs import PairSource, Sentences, read_parallel, split_off
+from gridlstm.errors import UserError
+
+
+class Parallel(PairSource):
+    """Parallel files (plain, .gz, .xz, .bz2 or .zip): line n of a split's files is one sentence.
+
+    The first file of a split has the sources, each other one a translation. An empty line of a third or later file is
+    no translation, because sentences may have different numbers of them.
+
+    Args:
+        train, test: files of the splits, sources first.
+        val: the same for validation; None to take ``num_val`` distinct sources of the training files, which a hash of
+            the source chooses, with all their translations.
+        num_val: see ``val``.
+
+    Raises:
+        ValueError: a split has fewer than two files, or ``num_val`` is below 1.
+        UserError: from ``check`` and ``read``, if a file is missing, or files differ in their numbers of lines.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[str | Path],
+        test: Sequence[str | Path],
+        val: Sequence[str | Path] | None = None,
+        num_val: int = 1000,
+    ) -> None:
+        for split, files in (("train", train), ("test", test), ("val", val)):
+            if files is not None and (isinstance(files, str) or len(files) < 2):
+                raise ValueError(f"{split} must list a file of sources and one or more of translations, got {files!r}.")
+        if num_val < 1:
+            raise ValueError(f"num_val must be at least 1, got {num_val}.")
+        given: dict[Split, Sequence[str | Path]] = {"train": train, "test": test, **({"val": val} if val else {})}
+        self.files = {split: [Path(file).expanduser() for file in files] for split, files in given.items()}
+        self.name = " and ".join(map(str, self.files["train"]))
+        self.num_val = num_val
+
+    def check(self) -> None:
+        missing = [str(file) for files in self.files.values() for file in files if not file.is_file()]
+        if missing:
+            raise UserError(
+                f"there is no file {', '.join(missing)}. Expected text files with one sentence a line. Name those of "
+                f"each split, sources first: train=[…], val=[…], test=[…]."
+            )
+
+    def read(self) -> Mapping[Split, Sentences]:
+        self.check()
+        found = {split: read_parallel(files[0], files[1:]) for split, files in self.files.items()}
+        if "val" not in found:
+            pairs, found["val"] = split_off(found["train"].pairs(), self.num_val, "num_val")
+            found["train"] = Sentences.one_each(pairs)
+        return found
+
+
+class Btec(PairSource):
+    """IWSLT BTEC Chinese to English, the corpus of the paper: travel sentences under a licence, not to be downloaded.
+
+    The user's licensed copy is expected in ``data_dir``/btec, as UTF-8 files with one sentence a line. These names are
+    assumed, because the distributed files differ from year to year::
+
+        train.zh  train.en                       44,016 pairs
+        dev.zh    dev.en.0   …  dev.en.14        15 references of each sentence
+        test.zh   test.en.0  …  test.en.14       15 references of each sentence
+
+    An empty line of a reference file other than the first is no reference. The Chinese is expected to be segmented into
+    words by white space.
+
+    Args:
+        data_dir: directory with the folder btec.
+
+    Raises:
+        UserError: from ``check`` and ``read``, if files are missing or differ in their numbers of lines.
+    """
+
+    name = "BTEC"
+    references = 15
+    """Reference translations of each sentence of dev and test."""
+
+    def __init__(self, data_dir: str | Path) -> None:
+        self.folder = Path(data_dir).expanduser() / "btec"
+
+    def check(self) -> None:
+        missing = [file.name for files in self._files().values() for file in files if not file.is_file()]
+        if missing:
+            shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+            raise UserError(
+                f"{self.folder} lacks {shown}. BTEC needs a licence (IWSLT) and cannot be downloaded. Put your copy "
+                f"there as train.zh and train.en, dev.zh and dev.en.0 to dev.en.{self.references - 1}, and the same "
+                f"for test, one sentence a line, or use task=tatoeba."
+            )
+
+    def read(self) -> Mapping[Split, Sentences]:
+        self.check()
+        return {split: read_parallel(files[0], files[1:]) for split, files in self._files().items()}
+
+    def _files(self) -> Mapping[Split, list[Path]]:
+        parts: dict[Split, str] = {"val": "dev", "test": "test"}
+        return {
+            "train": [self.folder / "train.zh", self.folder / "train.en"],
+            **{
+                split: [self.folder / f"{part}.zh", *(self.folder / f"{part}.en.{n}" for n in range(self.references))]
+                for split, part in parts.items()
+            },
+        }

@@ -1,0 +1,305 @@
+"""Pairs of sentences for translation, in batches of similar lengths.
+
+Shape legend: B batch rows, S symbols of the longest source, T symbols of the longest target.
+"""
+
+import logging
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gridlstm.data.base import PairBatch, Split
+from gridlstm.data.map_style import MapData
+from gridlstm.data.pairs import Pair, PairSource, Sentences
+from gridlstm.data.spec import PairSpec
+from gridlstm.data.words import BOS, EOS, PAD, Level, SentenceVocabulary, vocabulary_from
+from gridlstm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+CHUNK = 50
+"""Batches whose pairs are sorted by length together: many enough for little padding, few enough to mix well."""
+EXPECTED_LENGTH = 20
+"""Symbols of a sentence, assumed before sentences are read."""
+
+
+class EncodedPair(NamedTuple):
+    """Symbol ids of a pair, without begin and end."""
+
+    source: list[int]
+    target: list[int]
+
+
+class TranslationData(MapData):
+    """Sentences and their translations, as symbols of two vocabularies that are learned from the training pairs.
+
+    A source is read to its end: its symbols, then </s>. A target is predicted from <s> to </s>::
+
+        source   Ein Hund bellt . </s>            source_mask  1 1 1 1 1
+        inputs   <s> A   dog barks .              loss_mask    1 1 1 1 1
+        targets  A   dog barks . </s>
+
+    Shorter rows are padded on the right, where the masks are false.
+
+    Training: the order of ``MapData``, in batches of similar lengths. The shuffled pairs of an epoch are sorted by
+    (target length, source length) within chunks of 50 batches, cut into batches, and the batches are shuffled. Every
+    batch has ``batch_size`` pairs and is a function of (seed, its number); every epoch has every pair once. Pairs with
+    an empty side, and those with more than ``max_length`` symbols on a side, are left out.
+
+    Evaluation: every source with each of its references, sorted by length. No evaluation sentence is ever left out or
+    cut, however long, because that would change the test set.
+
+    Args:
+        source: the sentences; see ``PairSource``.
+        batch_size, seed: see ``SequenceData``; rows are pairs.
+        source_level, target_level: units of the two languages, from which their vocabularies are learned.
+        max_length: limit on the symbols of either side of a training pair, not counting <s> and </s>.
+        cache_dir: directory of learned vocabularies; None for ``$XDG_CACHE_HOME/gridlstm`` or ``~/.cache/gridlstm``.
+
+    Raises:
+        ValueError: ``max_length`` is below 1.
+        UserError: from ``setup``, if the sentences cannot be read or no training pair is left.
+    """
+
+    def __init__(
+        self,
+        source: PairSource,
+        batch_size: int,
+        seed: int,
+        source_level: Level,
+        target_level: Level,
+        max_length: int = 100,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {max_length}.")
+        self.source = source
+        self.source_level = source_level
+        self.target_level = target_level
+        self.max_length = max_length
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._sentences: dict[Split, Sentences] | None = None
+        self._vocabularies: tuple[SentenceVocabulary, SentenceVocabulary] | None = None
+        self._encoded: dict[Split, list[EncodedPair]] = {}
+
+    @property
+    def expected_spec(self) -> PairSpec:
+        sizes = self.source_level.expected_size, self.target_level.expected_size
+        return PairSpec(*sizes, EXPECTED_LENGTH, EXPECTED_LENGTH)
+
+    @property
+    def spec(self) -> PairSpec:
+        pairs = self._pairs("train")
+        source, target = (math.ceil(1 + sum(map(len, side)) / len(pairs)) for side in zip(*pairs, strict=True))
+        return PairSpec(len(self.source_vocabulary), len(self.target_vocabulary), source, target)
+
+    @property
+    def called(self) -> str:
+        return self.source.name
+
+    @property
+    def source_vocabulary(self) -> SentenceVocabulary:
+        """Symbols of the sources, learned on first use or taken from a checkpoint."""
+        return self._both()[0]
+
+    @property
+    def target_vocabulary(self) -> SentenceVocabulary:
+        """Symbols of the targets, learned on first use or taken from a checkpoint."""
+        return self._both()[1]
+
+    def sources(self, split: Literal["val", "test"]) -> list[str]:
+        """Return the source sentences of a split as text, each once with its references, in the order of the source."""
+        return self._read()[split].sources
+
+    def references(self, split: Literal["val", "test"]) -> list[list[str]]:
+        """Return all translations, as text, of each sentence that ``sources`` returns."""
+        return self._read()[split].references
+
+    def test_on_all(self) -> None:
+        raise ValueError(f"{self.called} has a test of its own")
+
+    def check(self) -> None:
+        self.source.check()
+
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        if "train" in self._encoded:
+            return
+        sizes = [f"{len(self._pairs(split)):,}" for split in ("train", "val", "test")]
+        log.info(
+            "%s: %s pairs for training, validation and test; %s source and %s target symbols",
+            self.called,
+            " + ".join(sizes),
+            f"{len(self.source_vocabulary):,}",
+            f"{len(self.target_vocabulary):,}",
+        )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return max(1, round(len(self._pairs("train")) / self.batch_size))
+
+    def dataset(self, split: Split) -> Dataset[EncodedPair]:
+        """Return the pairs of a split; those for evaluation are sorted by length."""
+        pairs = self._pairs(split)
+        return _Pairs(pairs if split == "train" else [pairs[place] for place in _by_length(_lengths(pairs))])
+
+    def order(self, epoch: int, samples: int) -> NDArray[np.int64]:
+        return bucketed(_lengths(self._pairs("train")), self.batch_size, self.seed, epoch)
+
+    def collate(self, samples: list[EncodedPair]) -> PairBatch:
+        """Return a batch of pairs, padded on the right to the longest of each side."""
+        source, source_mask = _padded([[*pair.source, EOS] for pair in samples])
+        inputs, _ = _padded([[BOS, *pair.target] for pair in samples])
+        targets, loss_mask = _padded([[*pair.target, EOS] for pair in samples])
+        return PairBatch(source, source_mask, inputs, targets, loss_mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {
+            "source_vocabulary": self.source_vocabulary.state(),
+            "target_vocabulary": self.target_vocabulary.state(),
+            "crc32": self._crc32(),
+        }
+        return super().state_dict() | own
+
+    def check_goes_on(self, state_dict: dict[str, Any]) -> None:
+        known = state_dict["source_vocabulary"], state_dict["target_vocabulary"]
+        own = self.source_vocabulary.state(), self.target_vocabulary.state()
+        if state_dict["crc32"] != self._crc32() or known != own:
+            what = "pairs" if state_dict["crc32"] != self._crc32() else "vocabularies"
+            raise UserError(
+                f"the checkpoint was trained on other {what} than those of {self.called}, expected the same to resume. "
+                f"Restore them, or start a new run."
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint; if the network is only evaluated, take the vocabularies of the checkpoint.
+
+        Raises:
+            UserError: training would continue with other pairs or vocabularies.
+        """
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self.check_goes_on(state_dict)
+        else:
+            self._vocabularies = (
+                vocabulary_from(state_dict["source_vocabulary"]),
+                vocabulary_from(state_dict["target_vocabulary"]),
+            )
+            self._encoded = {}
+            self.changed = state_dict["crc32"] != self._crc32()
+        super().load_state_dict(state_dict)
+
+    def _read(self) -> dict[Split, Sentences]:
+        """Read the sentences, once; leave out training pairs with an empty side."""
+        if self._sentences is None:
+            sentences = dict(self.source.read())
+            pairs = sentences["train"].pairs()
+            kept = [pair for pair in pairs if all(side.strip() for side in pair)]
+            if not kept:
+                raise UserError(
+                    f"{self.called} has no training pair with text on both sides, expected one or more. Add pairs."
+                )
+            if len(kept) < len(pairs):
+                log.info("%s training pairs with an empty side are left out", f"{len(pairs) - len(kept):,}")
+            sentences["train"] = Sentences.one_each(kept)
+            self._sentences = sentences
+        return self._sentences
+
+    def _both(self) -> tuple[SentenceVocabulary, SentenceVocabulary]:
+        if self._vocabularies is None:
+            sources, targets = zip(*self._read()["train"].pairs(), strict=True)
+            self._vocabularies = (
+                self.source_level.learn(sources, self.cache_dir),
+                self.target_level.learn(targets, self.cache_dir),
+            )
+        return self._vocabularies
+
+    def _pairs(self, split: Split) -> list[EncodedPair]:
+        """Return the encoded pairs of a split; leave out training pairs that are too long."""
+        if split not in self._encoded:
+            pairs = self._encode(self._read()[split].pairs())
+            self._encoded[split] = self._short_enough(pairs) if split == "train" else pairs
+        return self._encoded[split]
+
+    def _encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+        source, target = self._both()
+        return [EncodedPair(source.encode(one), target.encode(other)) for one, other in pairs]
+
+    def _short_enough(self, pairs: list[EncodedPair]) -> list[EncodedPair]:
+        kept = [pair for pair in pairs if max(map(len, pair)) <= self.max_length]
+        if not kept:
+            shortest = min(max(map(len, pair)) for pair in pairs)
+            raise UserError(
+                f"max_length={self.max_length} leaves no training pair of {self.called}, whose shortest has {shortest} "
+                f"symbols. Use a larger number."
+            )
+        if len(kept) < len(pairs):
+            left_out = f"{len(pairs) - len(kept):,}"
+            log.info("%s training pairs with over %d symbols on a side are left out", left_out, self.max_length)
+        return kept
+
+    def _crc32(self) -> int:
+        """Return a checksum of all training pairs, which tells whether a checkpoint was trained on others."""
+        text = "\n".join(side for pair in self._read()["train"].pairs() for side in pair)
+        return zlib.crc32(text.encode())
+
+
+def bucketed(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order of an epoch's pairs in which every whole batch has pairs of similar lengths.
+
+    Epochs follow one another without a gap, so the first pairs of an epoch complete the last batch of the one before.
+    These, and the last ones, which begin a batch of the next epoch, are of any length.
+
+    Args:
+        lengths: (pairs, 2) symbols of source and target of each pair.
+        batch_size: pairs of a batch.
+        seed, epoch: numbers from which the order is drawn.
+    """
+    draw = np.random.default_rng((seed, epoch))
+    shuffled = draw.permutation(len(lengths))
+    begin = min(-epoch * len(lengths) % batch_size, len(lengths))
+    end = begin + (len(lengths) - begin) // batch_size * batch_size
+    size = CHUNK * batch_size
+    chunks = [shuffled[first : min(first + size, end)] for first in range(begin, end, size)]
+    ordered = [chunk[_by_length(lengths[chunk])] for chunk in chunks]
+    batches = np.concatenate([np.zeros(0, np.int64), *ordered]).reshape(-1, batch_size)
+    return np.concatenate([shuffled[:begin], draw.permutation(batches).ravel(), shuffled[end:]])
+
+
+class _Pairs(Dataset[EncodedPair]):
+    """List of pairs."""
+
+    def __init__(self, pairs: list[EncodedPair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> EncodedPair:
+        return self.pairs[index]
+
+
+def _lengths(pairs: list[EncodedPair]) -> NDArray[np.int64]:
+    return np.array([(len(pair.source), len(pair.target)) for pair in pairs]).reshape(-1, 2)
+
+
+def _by_length(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the places of pairs in ascending order of (target length, source length); equal ones keep their order."""
+    return np.lexsort((lengths[:, 0], lengths[:, 1]))
+
+
+def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return rows of ids, (B, longest), padded on the right, and the mask that is false there."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+    return ids, torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]

@@ -1,0 +1,59 @@
+"""BLEU and chrF of translations."""
+
+import math
+
+import pytest
+
+from gridlstm.bleu import bleu
+from gridlstm.errors import UserError
+
+pytest.importorskip("sacrebleu")
+
+HYPOTHESES = ["the cat sat on the mat today", "a dog barks here"]
+REFERENCES = [["the cat sat on a mat today", "a cat sat there"], ["a dog barks here"]]
+
+
+def test_bleu_equals_a_computation_by_hand() -> None:
+    # 1-grams: of the first sentence 6 of 7, because the references have "the" once. Closest lengths: 7 and 4.
+    precisions = [(6 + 4) / 11, (4 + 3) / 9, (2 + 2) / 7, (1 + 1) / 5]
+    expected = 100 * math.prod(precisions) ** (1 / 4)
+    assert bleu(HYPOTHESES, REFERENCES).bleu == pytest.approx(expected)
+
+
+def test_short_translations_are_penalised_by_the_closest_reference_of_each() -> None:
+    short = ["the cat sat on the mat today", "a dog barks loudly"]
+    longer = [[REFERENCES[0][0]], ["a dog barks loudly at two cats", "a dog barks loudly now at cats too"]]
+    # 11 words, and references of 7 and 7.
+    precisions = [(6 + 4) / 11, (4 + 3) / 9, (2 + 2) / 7, (1 + 1) / 5]
+    expected = 100 * math.exp(1 - 14 / 11) * math.prod(precisions) ** (1 / 4)
+    assert bleu(short, longer).bleu == pytest.approx(expected)
+
+
+def test_sentences_without_a_further_reference_do_not_count_as_empty_references() -> None:
+    """An empty second reference of the second sentence would be closer to a short translation in length."""
+    many = [["a b c d e", "a b c d f"], ["a b c d e f g h"]]
+    once = [[references[0]] for references in many]
+    assert bleu(["a b c d e", "a b c d"], many).bleu == bleu(["a b c d e", "a b c d"], once).bleu
+
+
+def test_case_counts_in_the_one_score_only() -> None:
+    scores = bleu(["The Cat sat on the mat."], [["the cat sat on the mat."]])
+    assert scores.bleu_lowercased == pytest.approx(100)
+    assert scores.bleu < 70
+    assert 70 < scores.chrf < 100
+    assert "case:mixed" in scores.signatures["bleu"]
+    assert "case:lc" in scores.signatures["bleu_lowercased"]
+    assert all("nrefs:1" in signature for signature in scores.signatures.values())
+
+
+def test_missing_references_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^hypotheses must be as many as lists of references.*got 2 and 1\.$"):
+        bleu(HYPOTHESES, REFERENCES[:1])
+    with pytest.raises(ValueError, match=r"^references must have one or more for each hypothesis"):
+        bleu(HYPOTHESES, [["a"], []])
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
+    with pytest.raises(UserError, match=r"not installed\. Give: pip install 'gridlstm\[translation\]'$"):
+        bleu(HYPOTHESES, REFERENCES)

@@ -1,0 +1,144 @@
+"""Vocabularies of sentences: what is a word, what is unknown, and what a checkpoint keeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gridlstm.data.words import (
+    UNKNOWN,
+    Level,
+    PieceLevel,
+    Pieces,
+    SentenceVocabulary,
+    WordLevel,
+    Words,
+    join_words,
+    split_sentence,
+    vocabulary_from,
+)
+from gridlstm.errors import UserError
+
+SENTENCES = [f"The {animal} {verb} {place}." for animal in ("dog", "cat", "cow") for verb in ("sat", "lay")
+             for place in ("on the mat", "under the table", "here")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Don't stop!", ["Don't", "stop", "!"]),
+        ("A T-shirt for $1,000.50.", ["A", "T-shirt", "for", "$", "1,000.50", "."]),
+        ("It's 7:45, Tom.", ["It's", "7:45", ",", "Tom", "."]),
+        ("他是一个DJ。", ["他", "是", "一", "个", "DJ", "。"]),
+        ("Größe: „free“", ["Größe", ":", "„", "free", "“"]),
+        (" \t ", []),
+    ],
+)
+def test_a_sentence_is_split_into_words_and_punctuation(text: str, words: list[str]) -> None:
+    assert split_sentence(text) == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Don't stop!",
+        'He said "yes", and "no".',
+        "A T-shirt (red) for $1,000.50.",
+        "The ladies' room; it's 7:45.",
+        "Er trägt ein „free“ Schild.",
+        "He “ran” away…",
+        "你好，世界！",
+    ],
+)
+def test_joined_words_are_the_sentence(text: str) -> None:
+    assert join_words(split_sentence(text)) == text
+
+
+@given(st.text())
+def test_splitting_keeps_every_visible_character(text: str) -> None:
+    assert "".join(split_sentence(text)) == "".join(text.split())
+
+
+def test_words_seen_once_are_unknown() -> None:
+    words = WordLevel(min_count=2).learn(["a b b c", "c c a d"])
+    assert words.words == ["c", "a", "b"]
+    assert len(words) == 7
+    assert words.encode("a d c") == [5, Words.UNK, 4]
+    assert words.decode([5, Words.UNK, 4]) == f"a {UNKNOWN} c"
+    assert len(WordLevel(min_count=1).learn(["a b b c", "c c a d"])) == 8
+
+
+def test_segmented_text_keeps_the_words_of_its_segmentation() -> None:
+    words = WordLevel(1, segmented=True).learn(["我们 喜欢 don't"])
+    assert words.encode("我们 喜欢") == [words.encode("我们")[0], words.encode("喜欢")[0]]
+    assert words.decode(words.encode("我们 喜欢")) == "我们 喜欢"
+
+
+def levels() -> list[Level]:
+    pytest.importorskip("sentencepiece")
+    return [WordLevel(1), WordLevel(1, lowercase=True), PieceLevel(60), PieceLevel(60, lowercase=True)]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_vocabulary_survives_its_state_and_decodes_what_it_encodes(number: int, tmp_path: Path) -> None:
+    level = levels()[number]
+    learned = level.learn(SENTENCES, tmp_path)
+    kept = vocabulary_from(json.loads(json.dumps(learned.state())))
+    assert type(kept) is type(learned)
+    assert len(kept) == len(learned)
+    for text in (*SENTENCES, "A zebra lay here."):
+        assert kept.encode(text) == learned.encode(text)
+    expected = [text.lower() for text in SENTENCES] if number % 2 else SENTENCES
+    assert [kept.decode(kept.encode(text)) for text in SENTENCES] == expected
+    assert all(max(kept.encode(text)) < len(kept) for text in SENTENCES)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_decoding_ends_at_the_end_and_skips_padding(number: int, tmp_path: Path) -> None:
+    words: SentenceVocabulary = levels()[number].learn(SENTENCES, tmp_path)
+    text = SENTENCES[0]
+    ids = [words.BOS, *words.encode(text), words.EOS, *words.encode("cow"), words.PAD]
+    assert words.decode(ids) == text
+    assert words.decode([words.PAD, words.PAD]) == ""
+    assert words.decode([words.UNK]) == UNKNOWN
+
+
+def test_a_character_seen_in_no_training_is_unknown_to_pieces(tmp_path: Path) -> None:
+    pieces = levels()[2].learn(SENTENCES, tmp_path)
+    assert Pieces.UNK in pieces.encode("The 猫 sat")
+    assert Pieces.UNK not in pieces.encode("The lamb sat")
+
+
+def test_pieces_are_learned_once_and_are_a_function_of_text_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    first = PieceLevel(60).learn(SENTENCES, tmp_path / "a")
+    assert PieceLevel(60).learn(SENTENCES, tmp_path / "b").model == first.model
+    assert PieceLevel(50).learn(SENTENCES, tmp_path / "a").model != first.model
+    assert PieceLevel(60).learn([*SENTENCES, "A new one."], tmp_path / "a").model != first.model
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", None)
+    assert PieceLevel(60).learn(SENTENCES, tmp_path / "a").model == first.model
+
+
+def test_impossible_vocabularies_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    with pytest.raises(ValueError, match=r"^min_count must be at least 1, got 0\.$"):
+        WordLevel(0)
+    with pytest.raises(ValueError, match=r"^size must be at least 5, got 4\.$"):
+        PieceLevel(4)
+    with pytest.raises(UserError, match=r"^no word of 2 training sentences is seen 9 times.*Lower min_count"):
+        WordLevel(9).learn(["a b", "b"])
+    with pytest.raises(UserError, match=r"^SentencePiece cannot learn 5,000 symbols .* <= \d+\. Change size, or"):
+        PieceLevel(5000).learn(["a b", "b"], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be cached: .*Use another directory: cache_dir=…\.$"):
+        PieceLevel(20).learn(SENTENCES, tmp_path / "file")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sentencepiece", None)
+    with pytest.raises(UserError, match=r"not installed\. Give: pip install 'gridlstm\[translation\]'$"):
+        PieceLevel(60).learn(SENTENCES, tmp_path)
