@@ -30,6 +30,7 @@ LAYERS = [
     ["data"],
     ["metrics", "schedules"],
     ["tasks"],
+    ["decoding"],
     ["training"],
     ["multirun"],
     ["report"],

@@ -109,8 +109,8 @@ class Reencoder(TranslationModel):
 
     def read(self, source: Tensor, source_mask: Tensor) -> ReencoderContext:
         check_source(source, source_mask)
-        words = self.source(source).transpose(0, 1).split(self.sizes, dim=-1)
-        return ReencoderContext(*words, source_mask.T)
+        h, m = self.source(source).transpose(0, 1).split(self.sizes, dim=-1)
+        return ReencoderContext(h, m, source_mask.T)
 
     def start(self, context: ReencoderContext) -> tuple[HiddenMemory, ...]:
         """Return h and m along target of every grid, (S, R, d) each: those of the first are the source's words."""

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from gridlstm.engine.dispatch import needs_plain_ops
 from gridlstm.errors import UserError
-from gridlstm.models.base import Model, State
+from gridlstm.models.base import InputProjection, Model, State
 
 Context = Any
 """A NamedTuple of tensors, each (·, R, …): all that predicting a target needs of the source."""
@@ -26,6 +26,9 @@ class TranslationModel(Model):
     symbols. Any division into pieces gives the same outputs. Rows are axis 1 of every tensor of a context and a state:
     ``select_rows`` repeats, reorders and drops them. The module itself stores no state.
     """
+
+    target: InputProjection
+    """Projection of target symbols."""
 
     def read(self, source: Tensor, source_mask: Tensor) -> Context:
         """Return the context of sources.
@@ -58,6 +61,13 @@ class TranslationModel(Model):
         """Return the output (R, e) of the next step, given the symbol (R,) before it, and the state after it."""
         y, state = self.advance(context, state, symbols[:, None])
         return y[:, 0], state
+
+    def alignment(self, source: Tensor, source_mask: Tensor, inputs: Tensor) -> Tensor | None:
+        """Return how much of its attention each target step gives to each source place, (B, T, S) summing to 1.
+
+        None for a model without such weights.
+        """
+        return None
 
     def forward(self, source: Tensor, source_mask: Tensor, inputs: Tensor) -> Tensor:
         """Return the outputs (B, T, e) of whole targets; see ``read`` and ``advance``."""
