@@ -30,6 +30,7 @@ LAYERS = [
     ["data"],
     ["metrics", "schedules", "bleu"],
     ["tasks"],
+    ["decoding"],
     ["training"],
     ["multirun"],
     ["report"],

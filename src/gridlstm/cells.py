@@ -279,6 +279,22 @@ class NonLSTM(Cell):
 
 
 @dataclass(frozen=True)
+class Carry(Cell):
+    """A dimension without a transform: h' = h. It brings its vectors to every block, and has no weights.
+
+    For the depth of a last grid whose output is read along other dimensions: a transform there would change nothing.
+    """
+
+    num_gates: ClassVar[int] = 0
+
+    def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+        return HiddenMemory(h, m)
+
+    def reset_parameters(self, weight: Tensor, bias: Tensor | None, *vectors: Tensor) -> None:
+        """Do nothing: the weight is empty."""
+
+
+@dataclass(frozen=True)
 class Highway(Cell):
     """A highway layer (Srivastava et al. 2015, arXiv 1505.00387): a gate mixes the layer's output with its input.
 

@@ -8,6 +8,7 @@ Shape legend: N dimensions, B batch rows, d_n size of dimension n, D = d_1 + ...
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, product
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,9 @@ class Weights(NamedTuple):
     def copies(self, axes: int) -> list["Weights"]:
         """Return the weights of every position of the untied axes, in lexicographic order."""
         # Unbound once: indexing inside the sweep would fill a whole gradient with zeros for every block.
-        weights, *vectors = (x.reshape(-1, *x.shape[axes:]).unbind() for x in (self.weight, *self.vectors))
+        weights, *vectors = (
+            x.reshape(prod(x.shape[:axes]), *x.shape[axes:]).unbind() for x in (self.weight, *self.vectors)
+        )
         biases = [None] * len(weights) if self.bias is None else self.bias.reshape(-1, self.bias.shape[-1]).unbind()
         return [
             Weights(weight, bias, tuple(vector[k] for vector in vectors))
