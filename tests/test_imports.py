@@ -31,11 +31,12 @@ LAYERS = [
     ["metrics", "schedules", "bleu"],
     ["tasks"],
     ["decoding"],
+    ["translator"],
     ["training"],
     ["multirun"],
     ["report"],
     ["dashboard"],
-    ["train", "evaluate", "sample", "bench", "verify", "list", "doctor", "publish", "__main__"],
+    ["train", "evaluate", "sample", "bench", "verify", "list", "doctor", "publish", "translate", "__main__"],
     ["look"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}

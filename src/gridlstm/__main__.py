@@ -6,6 +6,7 @@ COMMANDS = {
     "train": "train and test a model on a task: model=grid2d task=memorization",
     "evaluate": "evaluate a checkpoint: ckpt=outputs/…/best.ckpt split=test",
     "sample": 'let a language model write: ckpt=outputs/…/best.ckpt prime="The "',
+    "translate": 'translate sentences: ckpt=outputs/…/best.ckpt "Ein Hund bellt."',
     "report": "put the runs of a sweep into tables, curves and one page: multirun/…",
     "look": "draw gradients, memory cells and gates of a network: what=gradients model=grid2d",
     "dashboard": "make a W&B workspace of a sweep: multirun/…",

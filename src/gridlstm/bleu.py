@@ -1,6 +1,7 @@
 """Scores of translations against any number of references, computed by sacrebleu (Post 2018)."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from gridlstm.errors import UserError
@@ -21,6 +22,14 @@ class Scores(NamedTuple):
     """chrF2: F-score of character n-grams, cased, without white space."""
     signatures: dict[str, str]
     """sacrebleu's signature of each score, by field."""
+
+
+def check_installed() -> None:
+    """Raise UserError if the package sacrebleu is not installed."""
+    if find_spec("sacrebleu") is None:
+        raise UserError(
+            "BLEU needs the package sacrebleu, which is not installed. Give: pip install 'gridlstm[translation]'"
+        )
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
@@ -45,12 +54,9 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scor
         )
     if not all(references):
         raise ValueError("references must have one or more for each hypothesis, got none for some.")
-    try:
-        from sacrebleu.metrics import BLEU, CHRF
-    except ImportError as error:
-        raise UserError(
-            "BLEU needs the package sacrebleu, which is not installed. Give: pip install 'gridlstm[translation]'"
-        ) from error
+    check_installed()
+    from sacrebleu.metrics import BLEU, CHRF
+
     # sacrebleu takes the first reference of all sentences, then the second, and so on; None where there is no other.
     most = max(map(len, references))
     streams = [[one[n] if n < len(one) else None for one in references] for n in range(most)]

@@ -72,10 +72,13 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         module: name below gridlstm, such as "evaluate".
-        others: words accepted besides options: ``key=value`` options of a run, directories (adds ``--out``), or none.
+        others: words accepted besides options: ``key=value`` options of a run, directories (adds ``--out``), sentences,
+            or none.
     """
 
-    def __init__(self, module: str, description: str, others: Literal["key=value", "directory", "none"]) -> None:
+    def __init__(
+        self, module: str, description: str, others: Literal["key=value", "directory", "sentence", "none"]
+    ) -> None:
         super().__init__(
             prog=f"python -m gridlstm.{module}",
             description=description,
@@ -86,6 +89,8 @@ class Parser(argparse.ArgumentParser):
         self._others = others
         if others == "key=value":
             self.add_argument("others", nargs="*", metavar=others, help="options of the run: task.data.batch_size=200")
+        elif others == "sentence":
+            self.add_argument("others", nargs="*", metavar=others, help="text to translate, in quotes")
         elif others == "directory":
             self.add_argument("others", nargs="*", metavar=others, help="a sweep, or any directory that contains runs")
             self.add_argument(

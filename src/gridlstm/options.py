@@ -89,6 +89,8 @@ ROLES: dict[str, Role] = {
     "callbacks.learning_curve": Role.RECORD,
     "callbacks.image_pictures": Role.RECORD,
     "callbacks.pixel_pictures": Role.RECORD,
+    "callbacks.translations": Role.RECORD,
+    "callbacks.translations.beam": Role.EVALUATION,
     "callbacks.progress": Role.DISPLAY,
     "callbacks.early_stopping.verbose": Role.DISPLAY,
     # lightning.Trainer

@@ -52,6 +52,8 @@ def log_summary(cfg: DictConfig, fields: Mapping[str, Any]) -> None:
         log.info("  evaluate again     python -m gridlstm.evaluate %s split=test", ckpt)
         if cfg.task.monitor in ("val/bpc", "val/bpw"):
             log.info("  let it write       python -m gridlstm.sample %s", ckpt)
+        if "test/bleu" in fields.get("test", {}):
+            log.info('  translate          python -m gridlstm.translate %s "…"', ckpt)
     if cfg.run.model.startswith("grid"):
         log.info("  try next           %s", _NEXT.get(cfg.run.task, _NEXT["memorization"]))
 

@@ -1,0 +1,100 @@
+"""BLEU of a translation run, and its translations of the test."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch.distributed
+from lightning.pytorch.callbacks import Callback
+
+from gridlstm.bleu import bleu, check_installed
+from gridlstm.data.base import owned_rows
+from gridlstm.data.translation import TranslationData
+from gridlstm.errors import check_at_least_one
+from gridlstm.files import write_text
+from gridlstm.tasks.translate import Translate
+from gridlstm.translator import Translator
+
+
+class Translations(Callback):
+    """Logs BLEU, and writes translations.tsv after the test: sources, translations and references.
+
+    Every ``every``-th validation, val/bleu is that of greedy translations. After the test, test/bleu (cased),
+    test/bleu_lowercased and test/chrf are those of a beam search; see ``gridlstm.bleu``. Ranks share the sentences.
+    Runs of other tasks have none.
+
+    Args:
+        dir: the run directory.
+        every: validations from one val/bleu to the next.
+        beam: width of the beam in the test; 20 in the paper.
+
+    Raises:
+        UserError: ``every`` or ``beam`` is below 1, or the package sacrebleu is not installed.
+    """
+
+    def __init__(self, dir: str, every: int = 2, beam: int = 5) -> None:
+        check_at_least_one(every=every, beam=beam)
+        self.dir = Path(dir)
+        self.every = every
+        self.beam = beam
+        self._validations = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._validations = state_dict["validations"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if isinstance(pl_module, Translate):
+            check_installed()  # not only after the training
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer, missing from its annotations
+        if trainer.sanity_checking or not isinstance(pl_module, Translate) or not isinstance(data, TranslationData):
+            return
+        self._validations += 1
+        if self._validations % self.every == 0:
+            found = translate_split(pl_module, data, "val", beam=1)
+            self._log(pl_module, {"val/bleu": bleu(found, data.references("val")).bleu})
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # as above
+        if not isinstance(pl_module, Translate) or not isinstance(data, TranslationData):
+            return
+        found, references = translate_split(pl_module, data, "test", self.beam), data.references("test")
+        scores = bleu(found, references)
+        names = ("bleu", "bleu_lowercased", "chrf")
+        self._log(pl_module, {f"test/{name}": getattr(scores, name) for name in names})
+        if trainer.is_global_zero:
+            write_text(self.dir / "translations.tsv", table(data.sources("test"), found, references))
+
+    def _log(self, pl_module: L.LightningModule, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            pl_module.log(name, value, on_step=False, on_epoch=True, logger=False)
+
+
+def translate_split(task: Translate, data: TranslationData, split: Literal["val", "test"], beam: int) -> list[str]:
+    """Return the best translation of each source of a split; all ranks return all."""
+    sources = data.sources(split)
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
+    owned = owned_rows(len(sources), rank, ranks, f"the number of {split} sentences")
+    translator = Translator([task], data.source_vocabulary, data.target_vocabulary, beam)
+    found = [best[0].text if best else "" for best in translator.translate([sources[n] for n in owned])]
+    if not several:
+        return found
+    gathered: list[list[str]] = [[] for _ in range(ranks)]
+    torch.distributed.all_gather_object(gathered, found)
+    return [text for part in gathered for text in part]
+
+
+def table(sources: Sequence[str], translations: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+    """Return lines of source, translation and references, separated by tabs."""
+    rows = [
+        (source, translation, *texts)
+        for source, translation, texts in zip(sources, translations, references, strict=True)
+    ]
+    head = ("source", "translation", "reference")
+    return "".join("\t".join(text.replace("\t", " ") for text in row) + "\n" for row in (head, *rows))

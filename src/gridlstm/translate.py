@@ -1,0 +1,186 @@
+"""Translate with trained networks: ``python -m gridlstm.translate ckpt=outputs/…/checkpoints/best.ckpt "Ein Hund."``."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gridlstm.command import Parser, checkpoint_paths, from_one, number, packages, run_command
+from gridlstm.errors import UserError
+from gridlstm.files import to_json, write_text
+
+if TYPE_CHECKING:
+    from gridlstm.translator import Translation, Translator
+
+PARSER = Parser(
+    "translate",
+    """Translate sentences, one a line: those given, those of a file, or those of standard input. With --split, translate
+a split of the run's own data and print its BLEU and chrF as JSON.
+
+An empty line stays empty. Unknown words are read as unknown and never written. A sentence of more than 200 symbols is
+translated in parts.""",
+    others="sentence",
+)
+_add = PARSER.add_argument
+_add(
+    "--ckpt", required=True, metavar="CHECKPOINT[,…]",
+    help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several are an ensemble: the mean of their "
+    "probabilities",
+)  # fmt: skip
+_add("--file", type=Path, help="text file with one sentence a line")
+_add("--split", choices=("val", "test"), help="translate this split of the run's data, and score it")
+_add("--out", type=Path, metavar="FILE", help="with --split, write sources, translations and references as a table")
+_add("--beam", type=from_one(), help="width of the beam (20, the paper's); 1 is greedy")
+_add(
+    "--best", type=from_one(),
+    help="print the best N translations with their log-probabilities: number ||| translation ||| score (1, without)",
+)  # fmt: skip
+_add("--length-penalty", type=number, help="p: rank by log-probability / length^p (0)")
+_add("--batch-size", type=from_one(), help="sentences that are searched together (32)")
+_add("--device", help="cpu or cuda (cpu)")
+_add(
+    "--trust", type=packages, metavar="PACKAGE[,…]",
+    help="packages besides gridlstm whose code the run may use: those of your own models",
+)  # fmt: skip
+
+
+def load(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] = (), **options: Any) -> "Translator":
+    """Return a translator of trained networks; their data is not needed.
+
+    Args:
+        checkpoints: files in run directories.
+        device: "cpu" or "cuda".
+        trust: see ``gridlstm.training.trust``.
+        options: of ``gridlstm.translator.Translator``.
+
+    Raises:
+        UserError: a checkpoint cannot be loaded, is not of a translation, or has other symbols than the first.
+    """
+    from gridlstm.data.spec import PairSpec
+    from gridlstm.data.words import vocabulary_from
+    from gridlstm.tasks.translate import Translate
+    from gridlstm.training.build import make_task
+    from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights
+    from gridlstm.translator import Translator
+
+    tasks: list[Translate] = []
+    first: dict[str, Any] = {}
+    for checkpoint in checkpoints:
+        config = load_config(checkpoint, [], trust)
+        content = load_content(checkpoint)
+        state = data_state(config, content)
+        if "source_vocabulary" not in state:
+            raise UserError(
+                f"{checkpoint} is of task={config.run.task}, which does not translate. Give the checkpoint of a run of "
+                f"task=translation or tatoeba."
+            )
+        first = first or state
+        for name in ("source_vocabulary", "target_vocabulary"):
+            if state[name] != first[name]:
+                raise UserError(
+                    f"{checkpoint} and {checkpoints[0]} have different {name.replace('_vocabulary', '')} symbols. An "
+                    f"ensemble needs checkpoints of the same languages and vocabularies. Remove one."
+                )
+        source, target = (vocabulary_from(state[f"{side}_vocabulary"]) for side in ("source", "target"))
+        task = make_task(config, PairSpec(len(source), len(target), 1, 1))
+        assert isinstance(task, Translate), "its data has two vocabularies"
+        load_weights(task, content["state_dict"])
+        try:
+            tasks.append(task.eval().to(device))
+        except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
+            raise UserError(
+                f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
+            ) from error
+    return Translator(tasks, source, target, **options)
+
+
+def score(translator: "Translator", checkpoint: Path, split: str, out: Path | None, trust: Sequence[str]) -> str:
+    """Translate a split of a run's data; return its scores as JSON, and write the translations to a file.
+
+    Raises:
+        UserError: the data is not available.
+    """
+    from gridlstm.bleu import bleu, check_installed
+    from gridlstm.data.translation import TranslationData
+    from gridlstm.training.build import make_data
+    from gridlstm.training.callbacks.translations import table
+    from gridlstm.training.checkpoint import data_state, load_config, load_content, warn_of_change
+
+    check_installed()
+    config = load_config(checkpoint, [], trust)
+    data = cast(TranslationData, make_data(config, data_state(config, load_content(checkpoint))))
+    warn_of_change(data, [])
+    which: Any = split
+    sources, references = data.sources(which), data.references(which)
+    found = [best[0].text if best else "" for best in translator.translate(sources)]
+    if out is not None:
+        write_text(out, table(sources, found, references))
+    scores = bleu(found, references)
+    return to_json({"split": split, "sentences": len(sources), "beam": translator.beam, **scores._asdict()}, indent=2)
+
+
+def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:
+    """Yield the sentences to translate: those given, or the lines of a file or of standard input.
+
+    Raises:
+        UserError: a file cannot be read, or sentences and a file are given.
+    """
+    from gridlstm.data.pairs import read_lines
+
+    if given and file is not None:
+        raise UserError("sentences and file exclude each other. Remove one of them.")
+    if given:
+        yield from given
+    elif file is not None:
+        yield from read_lines(file.expanduser())
+    else:
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+
+
+def write_translations(
+    translator: "Translator", sentences: Iterator[str], write: Callable[[str], Any], at_once: int
+) -> None:
+    """Write a line for each sentence, or if the translator finds several, a line for each translation."""
+    count = 0
+    while some := list(islice(sentences, at_once)):
+        for found in translator.translate(some):
+            write(_shown(found, count, translator.best))
+            count += 1
+
+
+def _shown(found: "list[Translation]", number: int, best: int) -> str:
+    if best == 1:
+        return (found[0].text if found else "") + "\n"
+    return "".join(f"{number} ||| {one.text} ||| {one.score:.4f}\n" for one in found)
+
+
+def _run(given: dict[str, Any], sentences: list[str]) -> None:
+    checkpoints = checkpoint_paths(given.pop("ckpt"))
+    file, split, out = (given.pop(name, None) for name in ("file", "split", "out"))
+    trust = given.pop("trust", [])
+    if split is not None and (sentences or file is not None):
+        raise UserError(f"split={split} translates the run's own data. Remove the sentences, or split.")
+    if out is not None and split is None:
+        raise UserError("out is the table of a split. Give split=test too, or redirect the output: > FILE.")
+    translator = load(checkpoints, given.pop("device", "cpu"), trust, **given)
+    if split is not None:
+        print(score(translator, checkpoints[0], split, out, trust))
+        return
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    # On a terminal each line is answered at once; otherwise many are sorted by length together.
+    interactive = not sentences and file is None and sys.stdin.isatty()
+    write_translations(translator, lines_of(sentences, file), write, 1 if interactive else 2000)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(PARSER, _run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Sentences translated as text: encoded, searched in batches of similar lengths, decoded."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from gridlstm.data.words import BOS, EOS, PAD, UNK, SentenceVocabulary
+from gridlstm.decoding import Hypothesis, beam_search, greedy
+from gridlstm.errors import check_at_least_one
+from gridlstm.tasks.translate import Translate
+
+log = logging.getLogger(__name__)
+
+LONGEST = 200
+"""Symbols of a source that are translated at once. A search takes the square of this number of steps and more."""
+
+
+class Translation(NamedTuple):
+    """A translation of a sentence."""
+
+    text: str
+    score: float
+    """log p(translation | sentence); of a sentence in parts, their sum."""
+
+
+class Translator:
+    """Trained networks with their vocabularies.
+
+    An empty sentence has an empty translation. Unknown symbols of a sentence are read as such; none is ever written. A
+    sentence of more than ``LONGEST`` symbols is translated in parts of equal lengths, which are joined by a space; it
+    has a single translation.
+
+    Args:
+        tasks: trained networks in evaluation mode, for the same symbols: the mean of their probabilities counts.
+        source, target: vocabularies.
+        beam: width of the beam; 1 for the greedy search.
+        best: number of translations of each sentence, the best first; at most ``beam``.
+        length_penalty: see ``gridlstm.decoding.beam_search``.
+        batch_size: sentences that are searched together.
+
+    Raises:
+        UserError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Translate],
+        source: SentenceVocabulary,
+        target: SentenceVocabulary,
+        beam: int = 20,
+        best: int = 1,
+        length_penalty: float = 0.0,
+        batch_size: int = 32,
+    ) -> None:
+        check_at_least_one(beam=beam, best=best, batch_size=batch_size)
+        self.tasks = tasks
+        self.source = source
+        self.target = target
+        self.beam = beam
+        self.best = best
+        self.length_penalty = length_penalty
+        self.batch_size = batch_size
+
+    def translate(self, sentences: Sequence[str]) -> list[list[Translation]]:
+        """Return the translations of each sentence."""
+        parts = [self._parts(sentence) for sentence in sentences]
+        if long := sum(len(each) > 1 for each in parts):
+            log.info("sentences of more than %d symbols are translated in parts: %d", LONGEST, long)
+        flat = [part for each in parts for part in each]
+        order = sorted(range(len(flat)), key=lambda n: len(flat[n]))
+        found: dict[int, list[Hypothesis]] = {}
+        for first in range(0, len(order), self.batch_size):
+            places = order[first : first + self.batch_size]
+            found |= dict(zip(places, self._search([flat[place] for place in places]), strict=True))
+        results, start = [], 0
+        for each in parts:
+            results.append(self._joined([found[place] for place in range(start, start + len(each))]))
+            start += len(each)
+        return results
+
+    def _parts(self, sentence: str) -> list[list[int]]:
+        ids = self.source.encode(sentence)
+        number = -(-len(ids) // LONGEST)
+        return [ids[n * len(ids) // number : (n + 1) * len(ids) // number] for n in range(number)]
+
+    def _search(self, rows: list[list[int]]) -> list[list[Hypothesis]]:
+        device = next(self.tasks[0].parameters()).device
+        longest = 1 + max(map(len, rows))
+        source = torch.tensor([[*row, EOS] + [PAD] * (longest - 1 - len(row)) for row in rows], device=device)
+        mask = torch.arange(longest, device=device) <= torch.tensor([len(row) for row in rows], device=device)[:, None]
+        never = (PAD, BOS, UNK)
+        if self.beam == 1:
+            return [[one] for one in greedy(self.tasks, source, mask, BOS, EOS, never=never)]
+        return beam_search(
+            self.tasks, source, mask, BOS, EOS, self.beam, self.best, length_penalty=self.length_penalty, never=never
+        )
+
+    def _joined(self, parts: list[list[Hypothesis]]) -> list[Translation]:
+        if len(parts) == 1:
+            return [Translation(self.target.decode(one.symbols), one.score) for one in parts[0]]
+        best = [each[0] for each in parts]
+        return [Translation(" ".join(self.target.decode(one.symbols) for one in best), sum(one.score for one in best))]
