@@ -33,6 +33,7 @@ from gridlstm.data.text8 import Text8
 from gridlstm.data.text_file import File
 from gridlstm.errors import UserError
 from gridlstm.models.base import ImageModel, PixelModel, VectorModel, VideoModel
+from gridlstm.models.translation import TranslationModel
 from gridlstm.options import find, leaves
 from gridlstm.schedules import Cosine
 from gridlstm.train import CONF
@@ -99,7 +100,13 @@ def test_optuna_searches_as_the_task_is_judged(task: str, expected: str) -> None
 @pytest.mark.parametrize("file", [f for f in GROUPED if f.split("/")[0] in ("model", "transform")])
 def test_every_model_is_made(file: str) -> None:
     config = compose(*choice(file), "model.hidden_size=8", "model.num_layers=2", *RUN)
-    if issubclass(kind := get_class(config.model._target_), ImageModel | PixelModel | VideoModel):
+    kind = get_class(config.model._target_)
+    if issubclass(kind, TranslationModel):
+        symbols, mask = torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool)
+        made = instantiate(config.model, source_size=5, target_size=4, _convert_="all")
+        assert made(symbols, mask, symbols).isfinite().all()
+        return
+    if issubclass(kind, ImageModel | PixelModel | VideoModel):
         size = (2, 3, 2, 8, 8) if issubclass(kind, VideoModel) else (2, 2, 8, 8)
         outputs = instantiate(config.model, channels=2, height=8, width=8, _convert_="all")(torch.ones(size))
         assert all(y.isfinite().all() for y in tree_leaves(outputs))

@@ -95,11 +95,11 @@ def test_targets_keep_to_the_limits_of_their_own_source() -> None:
     tasks = [network("attention_lstm")]
     lengths = [len(source) for source in sources()]
     with torch.no_grad():
-        tasks[0].head.bias[END] += 20  # type: ignore[index]
+        tasks[0].head.bias[END] += 20
     for found in (search(tasks, beam=3), [[h] for h in greedy(tasks, *pairs()[:2], BEGIN, END, never=NEVER)]):
         assert [len(best[0].symbols) for best in found] == [math.ceil(length / 2) for length in lengths]
     with torch.no_grad():
-        tasks[0].head.bias[END] -= 40  # type: ignore[index]
+        tasks[0].head.bias[END] -= 40
     limits = Limits(longest=1.5, more=1)
     for found in (
         search(tasks, beam=3, limits=limits),
@@ -109,9 +109,14 @@ def test_targets_keep_to_the_limits_of_their_own_source() -> None:
 
 
 def test_sentences_that_are_done_are_computed_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = []
+    rows: list[int] = []
     step = Networks.step
-    monkeypatch.setattr(Networks, "step", lambda self, symbols: (rows.append(len(symbols)), step(self, symbols))[1])
+
+    def counted(self: Networks, symbols: Tensor) -> Tensor:
+        rows.append(len(symbols))
+        return step(self, symbols)
+
+    monkeypatch.setattr(Networks, "step", counted)
     limits = Limits(shortest=1.0, longest=1.0, more=0)  # 4, 2 and 1 symbols
     greedy([network("reencoder")], *pairs()[:2], BEGIN, END, limits, NEVER)
     assert rows == [3, 3, 2, 1, 1]
@@ -134,6 +139,6 @@ def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(UserError, match=r"Expected evaluation mode: call task\.eval"):
         search([network("attention_lstm").train()])
     with torch.no_grad():
-        task.head.weight[0, 0] = math.nan  # type: ignore[index]
+        task.head.weight[0, 0] = math.nan
     with pytest.raises(UserError, match="the network's output is not a number"):
         search([task])

@@ -14,6 +14,7 @@ from tests.conftest import compose
 from tests.test_image_models import MAKE as IMAGE_MODELS
 from tests.test_pixel_models import MAKE as PIXEL_MODELS
 from tests.test_published_models import MAKE as PUBLISHED
+from tests.test_translation_models import MAKE as TRANSLATION_MODELS
 from tests.test_vector_models import MAKE as VECTOR_MODELS
 from torch.utils._pytree import tree_leaves
 
@@ -211,7 +212,7 @@ def test_parameters_are_those_on_record() -> None:
 
 
 def described() -> dict[str, dict[str, list[int]]]:
-    made = {**MAKE, **VECTOR_MODELS, **IMAGE_MODELS, **PIXEL_MODELS}
+    made = {**MAKE, **VECTOR_MODELS, **IMAGE_MODELS, **PIXEL_MODELS, **TRANSLATION_MODELS}
     return {name: {key: list(value.shape) for key, value in make().state_dict().items()} for name, make in made.items()}
 
 

@@ -1,4 +1,4 @@
-"""Translate with trained networks: ``python -m gridlstm.translate ckpt=outputs/…/checkpoints/best.ckpt "Ein Hund."``."""
+"""Translate with trained networks: ``python -m gridlstm.translate ckpt=outputs/…/best.ckpt "Ein Hund bellt."``."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 PARSER = Parser(
     "translate",
-    """Translate sentences, one a line: those given, those of a file, or those of standard input. With --split, translate
-a split of the run's own data and print its BLEU and chrF as JSON.
+    """Translate sentences, one a line: those given, those of a file, or those of standard input. With --split,
+translate a split of the run's own data and print its BLEU and chrF as JSON.
 
 An empty line stays empty. Unknown words are read as unknown and never written. A sentence of more than 200 symbols is
 translated in parts.""",
@@ -25,8 +25,8 @@ translated in parts.""",
 _add = PARSER.add_argument
 _add(
     "--ckpt", required=True, metavar="CHECKPOINT[,…]",
-    help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several are an ensemble: the mean of their "
-    "probabilities",
+    help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several are an ensemble: the mean of "
+    "their probabilities",
 )  # fmt: skip
 _add("--file", type=Path, help="text file with one sentence a line")
 _add("--split", choices=("val", "test"), help="translate this split of the run's data, and score it")
