@@ -133,7 +133,7 @@ def test_what_cannot_be_searched_is_refused() -> None:
         ({"length_penalty": -1.0}, "length_penalty must be 0 or more and finite, got -1.0"),
     ):
         with pytest.raises(UserError, match=words):
-            search([task], **options)  # type: ignore[arg-type]
+            search([task], **options)
     with pytest.raises(UserError, match="Expected at least one trained task"):
         search([])
     with pytest.raises(UserError, match=r"Expected evaluation mode: call task\.eval"):

@@ -22,11 +22,11 @@ class Hypothesis(NamedTuple):
     symbols: list[int]
     """Symbols without those of beginning and end."""
     score: float
-    """log p(symbols and end | source)."""
+    """Sum of log-probabilities, log p(symbols and end | source)."""
 
 
 class Limits(NamedTuple):
-    """Which targets a search considers.
+    """Least and greatest lengths of the targets that a search considers.
 
     A target of a source of S symbols has at least ``shortest`` S symbols, rounded up (the paper discards candidates
     shorter than half the source), and at most ``longest`` S + ``more``, rounded down. The symbol of the end is counted
@@ -46,7 +46,7 @@ DEFAULT = Limits()
 
 
 class Networks:
-    """log p of the next symbol: of one trained network, or of the mean of the probabilities of several.
+    """Trained networks that predict the next symbol together: the mean of their probabilities.
 
     p = (p_1 + … + p_n) / n; each network keeps its own context and state.
 

@@ -16,7 +16,7 @@ from gridlstm.models.translation import TranslationModel, check_source
 
 
 class EncodedSource(NamedTuple):
-    """What a target needs of the source."""
+    """Encoded source, which the prediction of a target needs."""
 
     annotations: Tensor
     """(S, B, 2 d): outputs of both directions of the encoder"""

@@ -22,7 +22,7 @@ ReadOut = Literal["end", "gated_max"]
 
 
 class ReencoderContext(NamedTuple):
-    """What a target needs of the source."""
+    """Projected source, which the prediction of a target needs."""
 
     h: Tensor
     """(S, B, d): projected words, read before the first step only"""

@@ -18,7 +18,7 @@ from gridlstm.models.translation import TranslationModel, check_source
 
 
 class TransformerContext(NamedTuple):
-    """What every decoder layer attends to in the source."""
+    """Keys and values of the source for every decoder layer."""
 
     keys: Tensor
     """(L, B, n, S, e)"""
