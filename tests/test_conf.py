@@ -23,14 +23,20 @@ from gridlstm.config import choices, compose_model
 from gridlstm.data.addition import AdditionData
 from gridlstm.data.enwik8 import Enwik8
 from gridlstm.data.hub import Hub
+from gridlstm.data.hub_pairs import HubPairs
 from gridlstm.data.image_based import ImageBased
 from gridlstm.data.image_files import Cifar10, IdxFiles, ImageSource
 from gridlstm.data.memorization import MemorizationData
+from gridlstm.data.multi30k import Multi30k
+from gridlstm.data.pairs import PairSource
+from gridlstm.data.parallel import Btec, Parallel
 from gridlstm.data.parity import ParityData
 from gridlstm.data.penn_treebank import PennTreebank
+from gridlstm.data.tatoeba import Tatoeba
 from gridlstm.data.text import TextData
 from gridlstm.data.text8 import Text8
 from gridlstm.data.text_file import File
+from gridlstm.data.translation import TranslationData
 from gridlstm.errors import UserError
 from gridlstm.models.base import ImageModel, PixelModel, VectorModel, VideoModel
 from gridlstm.models.translation import TranslationModel
@@ -55,8 +61,10 @@ def choice(file: str) -> list[str]:
         file in ("task/text", "task/penn_treebank") or "override /task: text" in (CONF / f"{file}.yaml").read_text()
     )
     extra = ["task.path=some.txt"] if needs_text else []
-    if file == "task/hub":
+    if file in ("task/hub", "task/hub_pairs"):
         extra = ["task.name=some/name"]
+    if file == "task/parallel":
+        extra = ["task.pairs=a", "task.test_pairs=b"]
     if file == "scheduler/epoch_decay":  # what a run's data says
         extra = ["scheduler.steps_per_epoch=1", "scheduler.first_epoch=1"]
     if group.startswith("experiment"):
@@ -184,14 +192,19 @@ def test_every_target_is_importable() -> None:
         ("digit_scene", IdxFiles),
         ("mnist_pixels", IdxFiles),
         ("moving_digits", IdxFiles),
+        ("translation", Multi30k),
+        ("tatoeba", Tatoeba),
+        ("btec", Btec),
+        ("parallel", Parallel),
+        ("hub_pairs", HubPairs),
     ],
 )
 def test_every_task_names_its_data(task: str, kind: type) -> None:
-    data = compose(f"task={task}").task.data
+    data = compose(*choice(f"task/{task}")).task.data
     assert get_class(data.source._target_ if "source" in data else data._target_) is kind
-    assert "source" not in data or issubclass(
-        get_class(data._target_), ImageBased if issubclass(kind, ImageSource) else TextData
-    )
+    made_of = {ImageSource: ImageBased, PairSource: TranslationData}
+    expected = next((data for source, data in made_of.items() if issubclass(kind, source)), TextData)
+    assert "source" not in data or issubclass(get_class(data._target_), expected)
 
 
 def sweep(file: str) -> list[Override]:
