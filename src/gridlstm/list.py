@@ -72,7 +72,7 @@ def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
         (compose("task=text"), Spec(SYMBOLS, SYMBOLS, STEPS)),
         (compose("task=parity"), Spec(BITS, 2, 1, symbols=False)),
         (compose("task=mnist"), ImageSpec(channels=1, height=PIXELS, width=PIXELS, classes=CLASSES)),
-        *((cfg, _spec(cfg)) for cfg in (compose("task=mnist_pixels"), compose("task=moving_digits"))),
+        *((cfg, _spec(cfg)) for cfg in map(compose, ("task=mnist_pixels", "task=moving_digits", "task=translation"))),
     ]
     for model in models:
         node = compose_model(model)

@@ -113,7 +113,7 @@ def score(translator: "Translator", checkpoint: Path, split: str, out: Path | No
     warn_of_change(data, [])
     which: Any = split
     sources, references = data.sources(which), data.references(which)
-    found = [best[0].text if best else "" for best in translator.translate(sources)]
+    found = [best[0].text for best in translator.translate(sources)]
     if out is not None:
         write_text(out, table(sources, found, references))
     scores = bleu(found, references)
@@ -151,7 +151,7 @@ def write_translations(
 
 def _shown(found: "list[Translation]", number: int, best: int) -> str:
     if best == 1:
-        return (found[0].text if found else "") + "\n"
+        return found[0].text + "\n"
     return "".join(f"{number} ||| {one.text} ||| {one.score:.4f}\n" for one in found)
 
 

@@ -101,4 +101,8 @@ class Translator:
         if len(parts) == 1:
             return [Translation(self.target.decode(one.symbols), one.score) for one in parts[0]]
         best = [each[0] for each in parts]
-        return [Translation(" ".join(self.target.decode(one.symbols) for one in best), sum(one.score for one in best))]
+        return [
+            Translation(
+                " ".join(self.target.decode(one.symbols) for one in best), sum((one.score for one in best), 0.0)
+            )
+        ]

@@ -82,7 +82,7 @@ def translate_split(task: Translate, data: TranslationData, split: Literal["val"
     rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
     owned = owned_rows(len(sources), rank, ranks, f"the number of {split} sentences")
     translator = Translator([task], data.source_vocabulary, data.target_vocabulary, beam)
-    found = [best[0].text if best else "" for best in translator.translate([sources[n] for n in owned])]
+    found = [best[0].text for best in translator.translate([sources[n] for n in owned])]
     if not several:
         return found
     gathered: list[list[str]] = [[] for _ in range(ranks)]

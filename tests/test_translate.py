@@ -1,0 +1,177 @@
+"""Translation as text: a run with its BLEU, and the command on what the run leaves."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from tests.conftest import run_python
+from tests.test_translation_models import MAKE, task_of
+
+from gridlstm.bleu import bleu
+from gridlstm.data.words import BOS, EOS, UNK, Words
+from gridlstm.decoding import beam_search
+from gridlstm.errors import UserError
+from gridlstm.training.job import run_job
+from gridlstm.translate import load, score, write_translations
+from gridlstm.translator import LONGEST, Translator
+
+pytest.importorskip("sacrebleu")
+
+COLOURS = ["red", "green", "blue", "black", "white", "grey"]
+THINGS = ["cat", "dog", "bird", "horse", "fish", "cow"]
+SOURCE_OF = dict(zip(COLOURS + THINGS, "红绿蓝黑白灰猫狗鸟马鱼牛", strict=True))
+PAIRS = [(f"A {a} {b} sees a {c} {d}.", f"{SOURCE_OF[a]}{SOURCE_OF[b]}见{SOURCE_OF[c]}{SOURCE_OF[d]}。")
+         for a in COLOURS for b in THINGS for c in COLOURS[:2] for d in THINGS[:2]]  # fmt: skip
+
+
+@pytest.fixture
+def translation_job(job: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., DictConfig]:
+    """Return a job of a small Chinese to English task."""
+    (tmp_path / "data").mkdir(exist_ok=True)
+    lines = "".join(f"{english}\t{chinese}\tCC-BY 2.0\n" for english, chinese in PAIRS)
+    (tmp_path / "data" / "cmn.txt").write_text(lines)
+
+    def make(*options: str, model: str = "attention_lstm", directory: str = "run") -> DictConfig:
+        small = ("task.data.source.num_val=8", "task.data.source.num_test=8", "model.dropout=0.0")
+        given = (f"data_dir={tmp_path / 'data'}", *small, *options)
+        return job(*given, task="tatoeba", model=model, directory=directory)
+
+    return make
+
+
+def trained(translation_job: Callable[..., DictConfig], tmp_path: Path, *options: str, **named: str) -> Path:
+    run_job(translation_job(*options, **named))
+    return tmp_path / named.get("directory", "run") / "checkpoints" / "best.ckpt"
+
+
+def small_translator(**options: Any) -> Translator:
+    torch.manual_seed(0)
+    return Translator([task_of(MAKE["reencoder"]().double()).eval()], Words(["a"]), Words(["b", "c"]), **options)
+
+
+def test_run_logs_bleu_and_writes_its_test_translations(
+    translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "callbacks.translations.every=1")
+    test = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    assert {"test/bleu", "test/bleu_lowercased", "test/chrf", "test/loss", "test/perplexity"} <= test.keys()
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert any(row["val/bleu"] for row in csv.DictReader(file))
+    head, *rows = [line.split("\t") for line in (tmp_path / "run" / "translations.tsv").read_text().splitlines()]
+    assert head == ["source", "translation", "reference"]
+    assert len(rows) == 8
+    found = bleu([row[1] for row in rows], [row[2:] for row in rows])
+    assert found.bleu == pytest.approx(test["test/bleu"])
+    printed = json.loads(score(load([checkpoint], beam=5), checkpoint, "test", tmp_path / "t.tsv", []))
+    assert printed["bleu"] == pytest.approx(test["test/bleu"])
+    assert (tmp_path / "t.tsv").read_text() == (tmp_path / "run" / "translations.tsv").read_text()
+
+
+def test_resumed_run_equals_an_uninterrupted_one(translation_job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    whole = trained(translation_job, tmp_path, model="reencoder", directory="whole")
+    run_job(translation_job("trainer.max_steps=2", model="reencoder"))
+    run_job(translation_job("ckpt_path=last", model="reencoder"))
+    weights = [
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in (whole.with_name("last.ckpt"), tmp_path / "run" / "checkpoints" / "last.ckpt")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_command_translates_sentences_files_and_lists_the_best(
+    translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]", "callbacks=default")
+    sentences = ["红猫见绿狗。", "", "黑马见红猫。"]
+    (tmp_path / "in.txt").write_text("\n".join(sentences) + "\n")
+    command = ("-m", "gridlstm.translate", f"ckpt={checkpoint}", "beam=3")
+    given = run_python(*command, *[each for each in sentences if each], check=True).stdout.splitlines()
+    lines = run_python(*command, f"file={tmp_path / 'in.txt'}", check=True).stdout.splitlines()
+    assert [lines[0], lines[2]] == given
+    assert lines[1] == ""
+    best = run_python(*command, "best=2", sentences[0], check=True).stdout.splitlines()
+    assert [line.split(" ||| ")[0] for line in best] == ["0", "0"]
+    assert best[0].split(" ||| ")[1] == given[0]
+    assert float(best[0].split(" ||| ")[2]) >= float(best[1].split(" ||| ")[2])
+
+
+def test_ensemble_of_one_network_twice_equals_the_network(
+    translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
+    sentences = [source for _, source in PAIRS[:5]]
+    one, two = (load([checkpoint] * n, beam=4).translate(sentences) for n in (1, 2))
+    assert [found[0].text for found in one] == [found[0].text for found in two]
+    assert [found[0].score for found in two] == pytest.approx([found[0].score for found in one], abs=1e-5)
+
+
+def test_sentences_are_translated_alike_alone_and_in_any_batch() -> None:
+    sentences = ["a a a", "a", "", "a ? a a a", "a a"]
+    expected = [small_translator(beam=3).translate([each])[0] for each in sentences]
+    for batch_size in (1, 2, 5):
+        found = small_translator(beam=3, batch_size=batch_size).translate(sentences)
+        for one, other in zip(expected, found, strict=True):
+            assert [t.text for t in one] == [t.text for t in other]
+            assert [t.score for t in one] == pytest.approx([t.score for t in other], abs=1e-10)
+    assert expected[2] == [("", 0.0)]
+
+
+def test_beam_of_one_equals_greedy_search() -> None:
+    translator = small_translator(beam=1)
+    (found,) = translator.translate(["a a"])[0]
+    ids = translator.source.encode("a a")
+    source = torch.tensor([[*ids, EOS]])
+    (best,) = beam_search(translator.tasks, source, source > -1, BOS, EOS, beam=1, never=(0, BOS, UNK))[0]
+    assert found.text == translator.target.decode(best.symbols)
+    assert found.score == pytest.approx(best.score)
+
+
+def test_long_sentences_are_translated_in_parts_with_nothing_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gridlstm.translator.LONGEST", 4)
+    translator = small_translator(beam=2)
+    (whole,) = translator.translate(["a ? a a a a ? a a"])[0]  # 9 symbols: 3, 3 and 3
+    parts = [translator.translate([part])[0][0] for part in ("a ? a", "a a a", "? a a")]
+    assert whole.text == " ".join(part.text for part in parts)
+    assert whole.score == pytest.approx(math.fsum(part.score for part in parts))
+    assert LONGEST >= 100
+
+
+def test_unknown_words_are_read_and_never_written() -> None:
+    for found in small_translator(beam=3).translate(["x y z", "a x"]):
+        assert found[0].text
+        assert "⁇" not in found[0].text
+
+
+def test_other_checkpoints_are_refused(
+    translation_job: Callable[..., DictConfig], job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_job(job("stages=[fit]", directory="memory"))
+    with pytest.raises(UserError, match=r"is of task=memorization, which does not translate\. Give"):
+        load([tmp_path / "memory" / "checkpoints" / "best.ckpt"])
+    first = trained(translation_job, tmp_path, "stages=[fit]")
+    options = ("stages=[fit]", "task.data.target_level.lowercase=true")
+    second = trained(translation_job, tmp_path, *options, directory="other")
+    with pytest.raises(UserError, match="have different target symbols"):
+        load([first, second])
+    with pytest.raises(UserError, match=r"device=nowhere cannot be used: .*Expected cpu or cuda"):
+        load([first], device="nowhere")
+
+
+def test_best_may_not_exceed_the_beam() -> None:
+    with pytest.raises(UserError, match="best must be at most beam=2, got 3"):
+        small_translator(beam=2, best=3).translate(["a"])
+
+
+def test_standard_input_is_translated_line_by_line() -> None:
+    written: list[str] = []
+    write_translations(small_translator(beam=2), iter(["a", "", "a a"]), written.append, at_once=2)
+    assert len(written) == 3
+    assert written[1] == "\n"
+    assert io.StringIO("".join(written)).read().count("\n") == 3
