@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from tests.conftest import run_python
+from tests.conftest import look_at, run_python
 from tests.test_translation_models import MAKE, task_of
 
 from gridlstm.bleu import bleu
 from gridlstm.data.words import BOS, EOS, UNK, Words
 from gridlstm.decoding import beam_search
 from gridlstm.errors import UserError
+from gridlstm.look.alignment import align
+from gridlstm.look.load import load_translation
 from gridlstm.training.job import run_job
 from gridlstm.translate import load, score, write_translations
 from gridlstm.translator import LONGEST, Translator
@@ -162,6 +164,62 @@ def test_other_checkpoints_are_refused(
         load([first, second])
     with pytest.raises(UserError, match=r"device=nowhere cannot be used: .*Expected cpu or cuda"):
         load([first], device="nowhere")
+
+
+@pytest.mark.parametrize("model", ["reencoder", "attention_lstm"])
+def test_look_draws_which_source_words_move_which_target_word(
+    model: str, translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]", model=model)
+    table, picture = look_at({"what": "alignment", "ckpt": str(checkpoint), "sentences": "2"})
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["sentence"] for row in rows} == {"0", "1"}
+    of_one = [row for row in rows if (row["sentence"], row["target place"]) == ("0", "0")]
+    assert math.fsum(float(row["influence"]) for row in of_one) == pytest.approx(1, abs=1e-5)
+    assert all(bool(row["attention"]) == (model == "attention_lstm") for row in rows)
+
+
+def test_influence_is_the_gradient_of_each_target_symbol(
+    translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]", model="reencoder")
+    data, task = load_translation(checkpoint, [])
+    task.double()
+    sentence = data.sources("test")[0]
+    found = align(task, data, sentence, beam=1)
+    ids = torch.tensor([[*data.source_vocabulary.encode(sentence), EOS]])
+    (best,) = beam_search([task], ids, ids > -1, BOS, EOS, beam=1, never=(0, BOS, UNK))[0]
+    target = [*best.symbols, EOS]
+
+    def log_p(place: int, unit: int, change: float) -> torch.Tensor:
+        def moved(module: torch.nn.Module, given: Any, words: torch.Tensor) -> torch.Tensor:
+            words = words.clone()
+            words[0, place, unit] += change
+            return words
+
+        hook = task.model.source.register_forward_hook(moved)
+        with torch.no_grad():
+            logits = task(ids, ids > -1, torch.tensor([[BOS, *best.symbols]]))[0].log_softmax(-1)
+        hook.remove()
+        return logits[torch.arange(len(target)), torch.tensor(target)]
+
+    places, units = ids.shape[1], task.model.source.weight.shape[1]
+    slopes = torch.stack(
+        [
+            torch.stack([(log_p(s, e, 1e-6) - log_p(s, e, -1e-6)) / 2e-6 for e in range(units)]).norm(dim=0)
+            for s in range(places)
+        ],
+        dim=1,
+    )  # (T, S)
+    torch.testing.assert_close(found.influence, slopes / slopes.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
+
+
+def test_look_refuses_to_align_other_tasks(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    with pytest.raises(UserError, match=r"what=alignment is for translations, and .* is of task=memorization"):
+        look_at({"what": "alignment", "ckpt": str(tmp_path / "run" / "checkpoints" / "best.ckpt")})
 
 
 def test_best_may_not_exceed_the_beam() -> None:

@@ -28,6 +28,8 @@ PARSER = Parser(
   gates        how often gates are closed or open, by layer; --symbols 10000 of a text or all of a shorter one; for
                other tasks, as many steps of test batches
   image        a classifier of images: the pixels that decide, and the memories of each layer; --images 6 of the test
+  alignment    a translation: which source words move which target word, by gradients, and the attention of a network
+               that has it; the first --sentences 4 of the test
   activation   the 1-LSTM as an activation function; --memory=-2,-1,0,1,2 --weights 1,2,3,4 (of u, f, o, c), or seed=1
                for four random sets
 
@@ -38,14 +40,15 @@ PARSER.add_argument("--what", required=True, help="one of these pictures")
 PARSER.add_argument("--ckpt", metavar="CHECKPOINT[,…]", help="files in run directories")
 PARSER.add_argument("--out", metavar="DIRECTORY", help="directory of pictures and tables")
 
-MOST, MOST_IMAGES = 1_000_000, 24
-"""Largest number of steps or layers of a new network, and of images in one picture."""
+MOST, MOST_IMAGES, MOST_SENTENCES = 1_000_000, 24, 20
+"""Largest number of steps or layers of a new network, and of images and sentences in one picture."""
 
 PARSER.add_argument("--steps", type=from_one(MOST), help="time steps")
 PARSER.add_argument("--layers", type=from_one(MOST), help="layers of new networks")
 PARSER.add_argument("--model", metavar="MODEL[,…]", help="new networks")
 PARSER.add_argument("--symbols", type=from_one(), help="symbols of a text")
 PARSER.add_argument("--images", type=from_one(MOST_IMAGES), help="images of a test")
+PARSER.add_argument("--sentences", type=from_one(MOST_SENTENCES), help="sentences of a test")
 PARSER.add_argument("--memory", type=numbers, metavar="NUMBER[,…]", help="values of m")
 PARSER.add_argument("--weights", type=numbers, metavar="U,F,O,C", help="four numbers")
 PARSER.add_argument(
@@ -61,6 +64,7 @@ MODES: dict[str, frozenset[str]] = {
     "cells": frozenset({"symbols"}),
     "gates": frozenset({"symbols"}),
     "image": frozenset({"images"}),
+    "alignment": frozenset({"sentences"}),
     "activation": frozenset({"memory", "weights"}),
 }
 """Options of each picture, besides those of all."""
@@ -86,7 +90,7 @@ def look(given: dict[str, Any], overrides: list[str]) -> list[Path]:
     if unread := sorted(set(given) - MODES[what] - {"what", "ckpt", "out", "trust"}):
         raise UserError(f"{unread[0]} has no effect on what={what}. Remove it.")
     named = checkpoint_paths(given["ckpt"]) if "ckpt" in given else []
-    if what in ("cells", "gates", "image") and len(named) != 1:
+    if what in ("cells", "gates", "image", "alignment") and len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint. Give ckpt=outputs/…/checkpoints/best.ckpt.")
     out = writable(Path(given["out"]) if "out" in given else _beside(named))
     with within_memory("Give fewer units, layers, steps or symbols."):
@@ -94,7 +98,9 @@ def look(given: dict[str, Any], overrides: list[str]) -> list[Path]:
             return _activation(named, out, given, overrides)
         if what == "gradients":
             return _gradients(named, out, given, overrides)
-        return {"cells": _cells, "gates": _gates, "image": _image}[what](named[0], out, given, overrides)
+        return {"cells": _cells, "gates": _gates, "image": _image, "alignment": _alignment}[what](
+            named[0], out, given, overrides
+        )
 
 
 def _beside(checkpoints: list[Path]) -> Path:
@@ -198,6 +204,14 @@ def _image(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[s
 
     data, task = load_classifier(checkpoint, overrides, given.get("trust", []))
     return image.look(data, task, given.get("images", 6), out)
+
+
+def _alignment(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
+    from gridlstm.look import alignment
+    from gridlstm.look.load import load_translation
+
+    data, task = load_translation(checkpoint, overrides, given.get("trust", []))
+    return alignment.look(data, task, given.get("sentences", 4), out)
 
 
 def _symbols(asked: int | None, text: "Text", default: int) -> int:

@@ -18,12 +18,14 @@ from torch import Tensor
 from gridlstm.config import compose
 from gridlstm.data.base import Batch, SequenceData
 from gridlstm.data.spec import Spec
+from gridlstm.data.translation import TranslationData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.explain import explain
 from gridlstm.models.base import ImageModel
 from gridlstm.tasks.classify_image import ClassifyImage
 from gridlstm.tasks.sequence import SequenceTask
+from gridlstm.tasks.translate import Translate
 from gridlstm.training.build import make_data, make_sequence_task, make_task
 from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
 from gridlstm.training.init_from import init_from
@@ -85,6 +87,25 @@ def load_classifier(
         raise UserError(
             f"what=image is for classifiers of images, and {checkpoint} is of task={cfg.run.task}. Give a checkpoint "
             f"of task=mnist, say."
+        )
+    load_weights(task, weights)
+    return data, task.eval()
+
+
+def load_translation(
+    checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()
+) -> tuple[TranslationData, Translate]:
+    """Load a checkpoint of a translation, as ``load`` does; return its data and the trained task.
+
+    Raises:
+        UserError: it is of another task, or see ``load``.
+    """
+    cfg, weights, data = _opened(checkpoint, overrides, trust)
+    task = make_task(cfg, data.spec)
+    if not isinstance(task, Translate) or not isinstance(data, TranslationData):
+        raise UserError(
+            f"what=alignment is for translations, and {checkpoint} is of task={cfg.run.task}. Give a checkpoint of "
+            f"task=translation, say."
         )
     load_weights(task, weights)
     return data, task.eval()

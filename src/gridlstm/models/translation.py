@@ -27,6 +27,8 @@ class TranslationModel(Model):
     ``select_rows`` repeats, reorders and drops them. The module itself stores no state.
     """
 
+    source: InputProjection
+    """Projection of source symbols."""
     target: InputProjection
     """Projection of target symbols."""
 
