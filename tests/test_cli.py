@@ -43,7 +43,7 @@ def test_help_names_groups_and_first_commands() -> None:
         "model: ",
         "grid2d, grid2d_gru",
         "stacked_lstm",
-        "task: addition, cifar10, enwik8, fashion_mnist, hub, memorization",
+        "task: addition, btec, cifar10, digit_scene, enwik8",
         "trainer.max_time",
     ):
         assert words in done.stdout
@@ -73,7 +73,7 @@ def test_cfg_job_prints_the_configuration() -> None:
         ("experiment=memorization", ["experiment=memorization does not exist", "Did you mean paper/memorization"]),
         ("callbacks.criterion.at_least=1", ["Add callbacks=[default,criterion]."]),
         ("model=gird2d", ["model=gird2d does not exist", "Did you mean grid2d or ", "Choices of model: "]),
-        ("task=enwik9", ["Did you mean enwik8?", "enwik8, fashion_mnist, hub, memorization"]),
+        ("task=enwik9", ["Did you mean enwik8?", "enwik8, fashion_mnist, hub, hub_pairs, memorization"]),
         ("model.hiden_size=3", ["no option model.hiden_size", "Did you mean model.hidden_size", "Options of model: "]),
         ("trainer.max_step=3", ["Did you mean trainer.max_steps"]),
         ("optimizer.learning_rate=3", ["Options of optimizer: ", "lr"]),

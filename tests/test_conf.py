@@ -17,10 +17,12 @@ from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
 from tests.image_files import write_digits
+from tests.sentence_files import write_sentences
 from torch.utils._pytree import tree_leaves
 
 from gridlstm.config import choices, compose_model
 from gridlstm.data.addition import AdditionData
+from gridlstm.data.base import PairBatch
 from gridlstm.data.enwik8 import Enwik8
 from gridlstm.data.hub import Hub
 from gridlstm.data.hub_pairs import HubPairs
@@ -224,7 +226,7 @@ def ends(file: str) -> list[list[str]]:
     ("file", "point"), [(file, point) for file in GROUPED if file.startswith("experiment/") for point in ends(file)]
 )
 def test_every_experiment_is_made_at_both_ends_of_its_sweep(
-    file: str, point: list[str], tmp_path: Path, text_file: Path
+    file: str, point: list[str], tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ["model.hidden_size=8", "task.network.num_layers=2", "logger=csv", "hardware=cpu"]
     swept = [f"run.model={part.removeprefix('model=')}" for part in point if part.startswith("model=")]
@@ -240,10 +242,19 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
     images = "override /task: mnist" in (CONF / f"{file}.yaml").read_text()
     if images:
         data = [f"data_dir={write_digits(tmp_path)}", "task.data.num_val=20"]
+    if file.endswith(("/translation", "/tatoeba")):
+        data = [f"data_dir={write_sentences(tmp_path, monkeypatch)}"]
+        if file == "experiment/compare/translation":
+            data += [f"task.data.{side}_level.size=30" for side in ("source", "target")]
+        if file == "experiment/compare/tatoeba":
+            data += ["task.data.source.num_val=2", "task.data.source.num_test=2"]
     run = build(compose(choice(file)[0], *point, *small, *names(file), *swept, f"run.dir={tmp_path}", *data))
     batch = run.data.on_after_batch_transfer(next(iter(run.data.val_dataloader())), 0)
     if images:
         assert run.task(batch.images[:2]).shape == (2, 10)
+    elif isinstance(batch, PairBatch):
+        logits = run.task(batch.source, batch.source_mask, batch.inputs)
+        assert logits.shape == (*batch.targets.shape, run.data.spec.target_size)
     else:
         logits, _ = run.task(batch.inputs[:2])
         assert logits.shape == (len(batch.targets[:2]), batch.targets.shape[1], run.data.spec.output_size)
