@@ -24,9 +24,10 @@ TASKS = sorted(
     set(choices("task"))
     - {"enwik8", "text8", "penn_treebank", "hub"}
     - {"mnist", "fashion_mnist", "cifar10", "digit_scene", "mnist_pixels", "moving_digits"}
+    - {"translation", "tatoeba", "btec", "parallel", "hub_pairs"}
 )
-"""Those that make or need no data set of their own; for the models the other texts are what text is. Images have tests
-of their own."""
+"""Those that make or need no data set of their own; for the models the other texts are what text is. Images and
+translations have tests of their own."""
 
 
 @pytest.fixture(scope="module")

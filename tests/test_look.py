@@ -272,10 +272,12 @@ def test_unsupported_models_and_cells_raise() -> None:
         through_time(Transformer(SYMBOLS, 4, 1, num_heads=1), nn.Linear(4, SYMBOLS), *sample())
     with pytest.raises(UserError, match="cells of GRU cannot be recorded"), watching(GRU(SYMBOLS, D, 1)):
         pass
-    with pytest.raises(UserError, match="model=grid4d does not exist"):
-        new("grid4d", Spec(SYMBOLS, SYMBOLS, T), [])
-    with pytest.raises(UserError, match=r"model=grid3d is a network of images\. Give networks of sequences, such as"):
+    with pytest.raises(UserError, match="model=grid5d does not exist"):
+        new("grid5d", Spec(SYMBOLS, SYMBOLS, T), [])
+    with pytest.raises(UserError, match=r"model=grid3d does not read sequences of symbols\. Give networks that do"):
         new("grid3d", Spec(SYMBOLS, SYMBOLS, T), [])
+    with pytest.raises(UserError, match=r"model=reencoder does not read sequences of symbols"):
+        new("reencoder", Spec(SYMBOLS, SYMBOLS, T), [])
     with pytest.raises(UserError, match="counted in PeepholeLSTM cells"):
         saturation("time", PeepholeLSTM(), torch.zeros(1, 1, 1, 4))
 

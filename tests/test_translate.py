@@ -76,6 +76,17 @@ def test_run_logs_bleu_and_writes_its_test_translations(
     assert (tmp_path / "t.tsv").read_text() == (tmp_path / "run" / "translations.tsv").read_text()
 
 
+@pytest.mark.parametrize("model", ["reencoder", "encoder_decoder_lstm", "translation_transformer"])
+def test_every_model_trains_and_is_tested(
+    model: str, translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, model=model)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "completed"
+    assert 0 <= result["test"]["test/bleu"] <= 100
+    assert load([checkpoint], beam=2).translate(["红猫见绿狗。"])[0][0].score < 0
+
+
 def test_resumed_run_equals_an_uninterrupted_one(translation_job: Callable[..., DictConfig], tmp_path: Path) -> None:
     whole = trained(translation_job, tmp_path, model="reencoder", directory="whole")
     run_job(translation_job("trainer.max_steps=2", model="reencoder"))

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from hydra.errors import HydraException
-from hydra.utils import get_class
 from lightning import seed_everything
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -22,13 +21,13 @@ from gridlstm.data.translation import TranslationData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.explain import explain
-from gridlstm.models.base import ImageModel
 from gridlstm.tasks.classify_image import ClassifyImage
 from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.tasks.translate import Translate
 from gridlstm.training.build import make_data, make_sequence_task, make_task
 from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
 from gridlstm.training.init_from import init_from
+from gridlstm.training.task_models import fits
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +149,10 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
         raise UserError(explain(error, words)) from error
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
-    if issubclass(get_class(cfg.model._target_), ImageModel):
+    if not fits(cfg.model, cfg.task):
         raise UserError(
-            f"model={model} is a network of images. Give networks of sequences, such as model=grid2d, or what=image "
-            f"with a checkpoint."
+            f"model={model} does not read sequences of symbols. Give networks that do, such as model=grid2d; for a "
+            f"network of images or translations, give a checkpoint with what=image or what=alignment."
         )
     seed_everything(cfg.seed, verbose=False)
     return make_sequence_task(cfg, spec).eval()
