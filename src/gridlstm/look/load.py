@@ -21,13 +21,14 @@ from gridlstm.data.translation import TranslationData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.explain import explain
+from gridlstm.models.base import ImageModel, PixelModel, VideoModel
+from gridlstm.models.translation import TranslationModel
 from gridlstm.tasks.classify_image import ClassifyImage
 from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.tasks.translate import Translate
 from gridlstm.training.build import make_data, make_sequence_task, make_task
 from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
 from gridlstm.training.init_from import init_from
-from gridlstm.training.task_models import fits
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
         raise UserError(explain(error, words)) from error
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed!r}.")
-    if not fits(cfg.model, cfg.task):
+    if issubclass(get_class(cfg.model._target_), ImageModel | PixelModel | VideoModel | TranslationModel):
         raise UserError(
             f"model={model} does not read sequences of symbols. Give networks that do, such as model=grid2d; for a "
             f"network of images or translations, give a checkpoint with what=image or what=alignment."
