@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from hydra.errors import HydraException
+from hydra.utils import get_class
 from lightning import seed_everything
 from numpy.typing import NDArray
 from omegaconf import DictConfig
