@@ -113,7 +113,7 @@ def score(translator: "Translator", checkpoint: Path, split: str, out: Path | No
     warn_of_change(data, [])
     which: Any = split
     sources, references = data.sources(which), data.references(which)
-    found = [best[0].text for best in translator.translate(sources)]
+    found = translator.best_texts(sources)
     if out is not None:
         write_text(out, table(sources, found, references))
     scores = bleu(found, references)

@@ -80,6 +80,10 @@ class Translator:
             start += len(each)
         return results
 
+    def best_texts(self, sentences: Sequence[str]) -> list[str]:
+        """Return the best translation of each sentence as text."""
+        return [found[0].text for found in self.translate(sentences)]
+
     def _parts(self, sentence: str) -> list[list[int]]:
         ids = self.source.encode(sentence)
         number = -(-len(ids) // LONGEST)

@@ -10,6 +10,19 @@ static inline Gates gates_of(Gates z) {
     return g;
 }
 
+/* What one step makes of V units. */
+typedef struct {
+    Gates gates;
+    vec m, h;
+} Step;
+
+static inline Step forward_step(Gates z, vec m, int standard) {
+    Step step = {.gates = gates_of(z)};
+    step.m = step.gates.f * m + step.gates.u * step.gates.c;
+    step.h = output(step.gates.o, step.m, standard);
+    return step;
+}
+
 /* Gradients for h' = output(o, m', standard), given those of h' and m'; *dm becomes that of m. */
 static inline Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, vec new_dm, vec *dm, int standard) {
     if (standard) {
@@ -24,17 +37,16 @@ static inline Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, 
 static inline void forward_part(const Dimension *self, int64_t row, int64_t next, int64_t i, int64_t n) {
     const int64_t d = self->d;
     float *z = self->z + row * self->z_stride + i;
-    const Gates g = gates_of(load_gates(z, d, n));
     const vec old_m = load_some(self->m + row * d + i, n);
-    vec new_m = g.f * old_m + g.u * g.c, new_h = output(g.o, new_m, self->standard);
+    Step step = forward_step(load_gates(z, d, n), old_m, self->standard);
     if (self->keep_h)
-        new_h = hold_back(self->choose_h, load_some(self->keep_h + row * d + i, n),
-                          load_some(self->h[self->stage] + row * self->h_stride + i, n), new_h);
+        step.h = hold_back(self->choose_h, load_some(self->keep_h + row * d + i, n),
+                           load_some(self->h[self->stage] + row * self->h_stride + i, n), step.h);
     if (self->keep_m)
-        new_m = hold_back(self->choose_m, load_some(self->keep_m + row * d + i, n), old_m, new_m);
-    store_gates(z, d, g, n);
-    store_some(self->m + next * d + i, new_m, n);
-    store_some(self->h[0] + next * self->h_stride + i, new_h, n);
+        step.m = hold_back(self->choose_m, load_some(self->keep_m + row * d + i, n), old_m, step.m);
+    store_gates(z, d, step.gates, n);
+    store_some(self->m + next * d + i, step.m, n);
+    store_some(self->h[0] + next * self->h_stride + i, step.h, n);
 }
 
 /* With keep masks the slots hold mixtures, so the step's own results are computed again. The caller adds held(dh') to
@@ -74,23 +86,18 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
         float *z = self->z + row * self->z_stride, *new_m = self->m + next * d;
         const float *m = self->m + row * d;
         float *new_h = self->h[0] + next * self->h_stride;
-        Gates last;
-        vec last_m;
-        if (overlap) {
-            last = gates_of(load_gates(z + end, d, V));
-            last_m = last.f * load(m + end) + last.u * last.c;
-        }
+        Step last;
+        if (overlap) last = forward_step(load_gates(z + end, d, V), load(m + end), self->standard);
         for (int64_t i = 0; i < full; i += V) {
-            const Gates g = gates_of(load_gates(z + i, d, V));
-            const vec here = g.f * load(m + i) + g.u * g.c;
-            store_gates(z + i, d, g, V);
-            store(new_m + i, here);
-            store(new_h + i, output(g.o, here, self->standard));
+            const Step step = forward_step(load_gates(z + i, d, V), load(m + i), self->standard);
+            store_gates(z + i, d, step.gates, V);
+            store(new_m + i, step.m);
+            store(new_h + i, step.h);
         }
         if (overlap) {
-            store_gates(z + end, d, last, V);
-            store(new_m + end, last_m);
-            store(new_h + end, output(last.o, last_m, self->standard));
+            store_gates(z + end, d, last.gates, V);
+            store(new_m + end, last.m);
+            store(new_h + end, last.h);
         } else
             for (int64_t i = full; i < d; i += V) forward_part(self, row, next, i, part(i, d));
         for (int stage = 1; stage < self->stages; stage++)

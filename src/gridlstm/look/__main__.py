@@ -90,7 +90,8 @@ def look(given: dict[str, Any], overrides: list[str]) -> list[Path]:
     if unread := sorted(set(given) - MODES[what] - {"what", "ckpt", "out", "trust"}):
         raise UserError(f"{unread[0]} has no effect on what={what}. Remove it.")
     named = checkpoint_paths(given["ckpt"]) if "ckpt" in given else []
-    if what in ("cells", "gates", "image", "alignment") and len(named) != 1:
+    of_one = {"cells": _cells, "gates": _gates, "image": _image, "alignment": _alignment}
+    if what in of_one and len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint. Give ckpt=outputs/…/checkpoints/best.ckpt.")
     out = writable(Path(given["out"]) if "out" in given else _beside(named))
     with within_memory("Give fewer units, layers, steps or symbols."):
@@ -98,9 +99,7 @@ def look(given: dict[str, Any], overrides: list[str]) -> list[Path]:
             return _activation(named, out, given, overrides)
         if what == "gradients":
             return _gradients(named, out, given, overrides)
-        return {"cells": _cells, "gates": _gates, "image": _image, "alignment": _alignment}[what](
-            named[0], out, given, overrides
-        )
+        return of_one[what](named[0], out, given, overrides)
 
 
 def _beside(checkpoints: list[Path]) -> Path:

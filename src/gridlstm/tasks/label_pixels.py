@@ -44,9 +44,7 @@ class LabelPixels(Task):
     ) -> None:
         self.classes = spec.classes
         super().__init__(model, optimizer, scheduler)
-        self.head = PatchHead(
-            type(model).__name__, model.output_size, model.map_size, spec.height, spec.width, spec.classes
-        )
+        self.head = PatchHead(model, spec, spec.classes)
 
     @property
     def output_text(self) -> str:

@@ -5,35 +5,34 @@ Shape legend: B batch rows, (Y, X) rows and columns of a model's map, e its outp
 
 from torch import Tensor, nn
 
+from gridlstm.data.spec import ImageSpec, VideoSpec
 from gridlstm.errors import UserError
+from gridlstm.models.base import ImageModel, VideoModel
 
 
 class PatchHead(nn.Module):
     """Numbers of every pixel: a place of the map gives, by one linear layer, those of its (H / Y) x (W / X) pixels.
 
     Args:
-        name: of the model, in the message.
-        features: e.
-        map_size: (Y, X).
-        height, width: H and W, pixels of the image.
+        model: the network, whose map has (Y, X) places of e numbers.
+        spec: sizes of the images, H x W pixels.
         numbers: K.
 
     Raises:
         UserError: the map does not divide the image into equal patches.
     """
 
-    def __init__(
-        self, name: str, features: int, map_size: tuple[int, int], height: int, width: int, numbers: int
-    ) -> None:
+    def __init__(self, model: ImageModel | VideoModel, spec: ImageSpec | VideoSpec, numbers: int) -> None:
         super().__init__()
-        Y, X = map_size
+        (Y, X), height, width = model.map_size, spec.height, spec.width
         if height % Y or width % X:
             raise UserError(
-                f"{name} gives a map of {Y} x {X} places, which does not divide an image of {height} x {width} pixels "
-                f"into equal patches. Choose other layers or patches, or an image of a multiple of {Y} x {X} pixels."
+                f"{type(model).__name__} gives a map of {Y} x {X} places, which does not divide an image of {height} x "
+                f"{width} pixels into equal patches. Choose other layers or patches, or an image of a multiple of "
+                f"{Y} x {X} pixels."
             )
         self.shape = numbers, height // Y, width // X
-        self.linear = nn.Linear(features, numbers * self.shape[1] * self.shape[2])
+        self.linear = nn.Linear(model.output_size, numbers * self.shape[1] * self.shape[2])
 
     def forward(self, y: Tensor) -> Tensor:
         """Return numbers (B, K, H, W) of a map (B, Y, X, e)."""

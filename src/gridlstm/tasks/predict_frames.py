@@ -40,9 +40,7 @@ class PredictFrames(Task):
         self, model: VideoModel, spec: VideoSpec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
     ) -> None:
         super().__init__(model, optimizer, scheduler)
-        self.head = PatchHead(
-            type(model).__name__, model.output_size, model.map_size, spec.height, spec.width, spec.channels
-        )
+        self.head = PatchHead(model, spec, spec.channels)
 
     @property
     def output_text(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import lightning as L
 import torch.distributed
@@ -51,19 +51,18 @@ class Translations(Callback):
             check_installed()  # not only after the training
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer, missing from its annotations
-        if trainer.sanity_checking or not isinstance(pl_module, Translate) or not isinstance(data, TranslationData):
+        data = _sentences(trainer, pl_module)
+        if trainer.sanity_checking or data is None:
             return
         self._validations += 1
         if self._validations % self.every == 0:
-            found = translate_split(pl_module, data, "val", beam=1)
+            found = _translated(trainer, data, "val", beam=1)
             self._log(pl_module, {"val/bleu": bleu(found, data.references("val")).bleu})
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]  # as above
-        if not isinstance(pl_module, Translate) or not isinstance(data, TranslationData):
+        if (data := _sentences(trainer, pl_module)) is None:
             return
-        found, references = translate_split(pl_module, data, "test", self.beam), data.references("test")
+        found, references = _translated(trainer, data, "test", self.beam), data.references("test")
         scores = bleu(found, references)
         names = ("bleu", "bleu_lowercased", "chrf")
         self._log(pl_module, {f"test/{name}": getattr(scores, name) for name in names})
@@ -75,15 +74,21 @@ class Translations(Callback):
             pl_module.log(name, value, on_step=False, on_epoch=True, logger=False)
 
 
-def translate_split(task: Translate, data: TranslationData, split: Literal["val", "test"], beam: int) -> list[str]:
+def _sentences(trainer: L.Trainer, task: L.LightningModule) -> TranslationData | None:
+    """Return the data of a translation run; None for other runs."""
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer, missing from its annotations
+    return data if isinstance(task, Translate) and isinstance(data, TranslationData) else None
+
+
+def _translated(trainer: L.Trainer, data: TranslationData, split: Literal["val", "test"], beam: int) -> list[str]:
     """Return the best translation of each source of a split; all ranks return all."""
-    sources = data.sources(split)
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
-    owned = owned_rows(len(sources), rank, ranks, f"the number of {split} sentences")
-    translator = Translator([task], data.source_vocabulary, data.target_vocabulary, beam)
-    found = [best[0].text for best in translator.translate([sources[n] for n in owned])]
-    if not several:
+    sources, ranks = data.sources(split), trainer.world_size
+    owned = owned_rows(len(sources), trainer.global_rank, ranks, f"the number of {split} sentences")
+    task = cast(Translate, trainer.lightning_module)
+    found = Translator([task], data.source_vocabulary, data.target_vocabulary, beam).best_texts(
+        [sources[n] for n in owned]
+    )
+    if ranks == 1:
         return found
     gathered: list[list[str]] = [[] for _ in range(ranks)]
     torch.distributed.all_gather_object(gathered, found)
@@ -92,9 +97,6 @@ def translate_split(task: Translate, data: TranslationData, split: Literal["val"
 
 def table(sources: Sequence[str], translations: Sequence[str], references: Sequence[Sequence[str]]) -> str:
     """Return lines of source, translation and references, separated by tabs."""
-    rows = [
-        (source, translation, *texts)
-        for source, translation, texts in zip(sources, translations, references, strict=True)
-    ]
-    head = ("source", "translation", "reference")
-    return "".join("\t".join(text.replace("\t", " ") for text in row) + "\n" for row in (head, *rows))
+    rows: list[tuple[str, ...]] = [("source", "translation", "reference")]
+    rows += [(source, found, *texts) for source, found, texts in zip(sources, translations, references, strict=True)]
+    return "".join("\t".join(text.replace("\t", " ") for text in row) + "\n" for row in rows)
