@@ -67,11 +67,18 @@ def cases(draw: st.DrawFn) -> Case:
     order = draw(st.permutations(range(N)))
     cuts = sorted(draw(st.sets(st.integers(1, N - 1)))) if N > 1 else []
     stages = tuple(tuple(order[a:b]) for a, b in zip([0, *cuts], [*cuts, N], strict=True))
-    cells = tuple(draw(any_cell) for _ in range(N))
-    sizes = tuple(draw(st.integers(1, 3)) for _ in range(N))
+    cells = [draw(any_cell) for _ in range(N)]
+    sizes = [draw(st.integers(1, 3)) for _ in range(N)]
+    same = []
+    for owner, *others in stages:
+        for n in others:
+            if draw(st.booleans()):
+                same.append((n, owner))
+                cells[n], sizes[n] = cells[owner], sizes[owner]
     untied = tuple(sorted(draw(st.sets(st.integers(0, N - 1)))))
     masked = tuple(draw(st.sets(st.sampled_from(["keep", "mix", "drop"]), max_size=2)))
-    return Case(Block(cells, sizes, stages, untied), extents, draw(st.integers(1, 3), label="B"), masked)
+    block = Block(tuple(cells), tuple(sizes), stages, untied, tuple(same))
+    return Case(block, extents, draw(st.integers(1, 3), label="B"), masked)
 
 
 def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights], list[HiddenMemory]]:
@@ -92,6 +99,8 @@ def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights]
             bias = constant.expand(*copies, -1)
         vectors = tuple(random(*copies, length) for length in cell.vector_lengths(size).values())
         weights.append(Weights(random(*copies, cell.num_gates * size, D), bias, vectors))
+    for n, owner in block.same:
+        weights[n] = weights[n]._replace(weight=weights[owner].weight, bias=weights[owner].bias)
     sides = []
     for n in range(N):
         leading = (*(extent for axis, extent in enumerate(case.extents) if axis != n), case.B)

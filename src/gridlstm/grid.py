@@ -149,6 +149,14 @@ class Grid(nn.Module):
             sizes=tuple(dimension.size for dimension in dimensions),
             stages=(first, *later) if first else later,
             untied=tuple(n for n, d in enumerate(dimensions) if d.untied_extent is not None),
+            same=tuple(
+                (n, names.index(d.shares))
+                for n, d in enumerate(dimensions)
+                # A cell with an expand_weight of its own has another weight along every dimension.
+                if d.shares is not None
+                and not {d.name, d.shares} & set(priority)
+                and type(d.cell).expand_weight is Cell.expand_weight
+            ),
         )
         check_sweep_fits(sweep, self.block)
         copies = tuple(d.untied_extent for d in dimensions if d.untied_extent is not None)

@@ -29,12 +29,16 @@ class Block:
             later stage see the h' of all earlier ones. ``((0, 1),)`` is equation 5; ``((0,), (1,))`` is equation 6
             with dimension 1 prioritised.
         untied: the axes along which every position has its own weights; along all others weights are shared.
+        same: (n, other) for each dimension n with the same cell and weights as ``other`` of the same stage. Both then
+            have the same pre-activations, which a fast sweep computes once. A gradient of the weights goes to those
+            given for ``other``.
     """
 
     cells: tuple[Cell, ...]
     sizes: tuple[int, ...]
     stages: tuple[tuple[int, ...], ...]
     untied: tuple[int, ...] = ()
+    same: tuple[tuple[int, int], ...] = ()
 
 
 def columns_of(block: Block) -> list[slice]:

@@ -1,7 +1,8 @@
 """Buffers of a sweep, which blocks read and write, and the layout of packed dimensions.
 
 Shape legend: B batch rows, d_n size of dimension n, D = d_1 + ... + d_N, C blocks of the grid, r blocks of one
-diagonal, G packed gates of all dimensions of one stage. Buffers are (rows, B, ...), with rows as in ``plan.Plan``.
+diagonal, P packed gates that one stage's product computes, G >= P gates of all dimensions of the stage. Buffers are
+(rows, B, ...), with rows as in ``plan.Plan``.
 """
 
 import ctypes
@@ -67,14 +68,25 @@ class Layout:
         self.plan: Plan = plan(extents, block.untied, device, order, pace)
         # Half-steps compute stages of two diagonals at once; other orders, one diagonal or layer at a time.
         self.at_once = self.plan.blocks if order == "half-step" else self.plan.largest
+        # Other orders do not form one product for all dimensions of a stage.
+        self.same = dict(block.same) if order == "diagonal" else {}
+        self.owners = [tuple(n for n in stage if n not in self.same) for stage in block.stages]
+        # A dimension reads the pre-activations of its owner before that one's step overwrites them.
+        self.stages = [
+            (*(n for n in stage if n in self.same), *owners)
+            for stage, owners in zip(block.stages, self.owners, strict=True)
+        ]
         self.gates: dict[int, slice] = {}  # each dimension's columns within its stage
+        self.products: list[int] = []  # P of each stage
         self.num_gates: list[int] = []  # G of each stage
-        for stage in block.stages:
-            G = 0
-            for n in stage:
+        for owners, stage in zip(self.owners, self.stages, strict=True):
+            G = P = 0
+            for n in (*owners, *stage[: -len(owners)]):
                 rows = block.cells[n].num_gates * block.sizes[n]
                 self.gates[n] = slice(G, G + rows)
                 G += rows
+                P += rows * (n in owners)
+            self.products.append(P)
             self.num_gates.append(G)
 
     @property
@@ -86,33 +98,33 @@ class Layout:
             inner, outer = self.columns[-1].start, self.gates[0].stop - self.gates[0].start
         else:
             steps = sum(len(diagonal.copies) for diagonal in plan.diagonals)
-            inner, outer = self.D, max(self.num_gates)
+            inner, outer = self.D, max(self.products)
         return 2 * self.B * inner * outer * plan.blocks / steps
 
     def pack_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return each stage's weights as (copies, G, D)."""
-        packed = [torch.cat([weights[n] for n in stage], dim=-2) for stage in self.block.stages]
+        """Return each stage's weights as (copies, P, D)."""
+        packed = [torch.cat([weights[n] for n in owners], dim=-2) for owners in self.owners]
         return [weight.reshape(-1, *weight.shape[-2:]).to(self.product_dtype or weight.dtype) for weight in packed]
 
     def pack_weights_transposed(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return each stage's weights as contiguous (copies, D, G), which makes products with few rows faster."""
+        """Return each stage's weights as contiguous (copies, D, P), which makes products with few rows faster."""
         packed = []
-        for stage, G in zip(self.block.stages, self.num_gates, strict=True):
-            weight = weights[stage[0]].new_empty(*weights[stage[0]].shape[:-2], self.D, G)
-            for n in stage:
+        for owners, P in zip(self.owners, self.products, strict=True):
+            weight = weights[owners[0]].new_empty(*weights[owners[0]].shape[:-2], self.D, P)
+            for n in owners:
                 weight[..., self.gates[n]] = weights[n].mT
-            packed.append(weight.reshape(-1, self.D, G).to(self.product_dtype or weight.dtype))
+            packed.append(weight.reshape(-1, self.D, P).to(self.product_dtype or weight.dtype))
         return packed
 
     def pack_biases(self, biases: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:
-        """Return each stage's biases as (copies, G), zero for a dimension without one; None if no dimension has one."""
+        """Return each stage's biases as (copies, P), zero for a dimension without one; None if no dimension has one."""
         packed: list[Tensor | None] = []
-        for stage, G in zip(self.block.stages, self.num_gates, strict=True):
-            present = [(n, bias) for n in stage if (bias := biases[n]) is not None]
+        for owners, P in zip(self.owners, self.products, strict=True):
+            present = [(n, bias) for n in owners if (bias := biases[n]) is not None]
             if not present:
                 packed.append(None)
                 continue
-            total = like.new_zeros(len(self.plan.by_copy), G)
+            total = like.new_zeros(len(self.plan.by_copy), P)
             for n, bias in present:
                 total[:, self.gates[n]] = bias.reshape(-1, bias.shape[-1])
             packed.append(total)
@@ -185,6 +197,10 @@ class Buffers:
     def z(self, k: int, rows: slice) -> Tensor:
         """Return stage k's part of Z: (r, B, G)."""
         return self.Z[k][rows.start - self.first : rows.stop - self.first]
+
+    def product(self, k: int, rows: slice) -> Tensor:
+        """Return the part of ``z`` that stage k's product computes: (r, B, P)."""
+        return self.z(k, rows)[:, :, : self.layout.products[k]]
 
     def operand(self, k: int, rows: slice) -> Tensor:
         """Return the input of stage k's product: (r, B, D)."""

@@ -21,7 +21,7 @@ from gridlstm.engine.buffers import Buffers, Layout, empty, empty_stages, stages
 from gridlstm.engine.fused import fused_step
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
 from gridlstm.engine.plan import Order
-from gridlstm.engine.steps import EagerStep, Step
+from gridlstm.engine.steps import EagerStep, Owner, Reader, Step
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights
 
@@ -94,8 +94,17 @@ class Packed:
 
 
 def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
-    """Return each dimension's pointwise step."""
-    return [fused_step(n, buffers, backward) or EagerStep(n, buffers) for n in range(len(buffers.layout.block.cells))]
+    """Return each dimension's pointwise step. Those of one stage run in the order of ``Layout.stages``."""
+    layout = buffers.layout
+
+    def step(n: int) -> Step:
+        own = fused_step(n, buffers, backward) or EagerStep(n, buffers)
+        readers = [reader for reader, owner in layout.same.items() if owner == n]
+        if n in layout.same:
+            return Reader(n, buffers, own)
+        return Owner(n, readers, buffers, own) if readers else own
+
+    return [step(n) for n in range(len(layout.block.cells))]
 
 
 def check_backward(what_has: str, grads: Sequence[Tensor]) -> None:
@@ -216,16 +225,18 @@ def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence
     layout = buffers.layout
     packed, bias = layout.pack_weights(weights), layout.pack_biases(biases, buffers.X[0])
     everything = slice(0, layout.plan.blocks)
-    for k, Z in enumerate(buffers.Z):
-        x = buffers.operand(k, everything)
+    for k in range(len(buffers.Z)):
+        x, Z = buffers.operand(k, everything), buffers.product(k, everything)
         for copy, rows in enumerate(layout.plan.by_copy):
             constant = None if (own := bias[k]) is None else own[copy]
             z = _rows(Z, rows)
             affine(_rows(x, rows).flatten(0, 1), packed[k][copy].t(), constant, z.flatten(0, 1), layout.product_dtype)
             if isinstance(rows, Tensor):
                 Z.index_copy_(0, rows, z)
-    for step in steps(buffers):
-        step.restore(everything)
+    pointwise = steps(buffers)
+    for stage in layout.stages:
+        for n in stage:
+            pointwise[n].restore(everything)
 
 
 def _weight_gradients(
@@ -240,18 +251,18 @@ def _weight_gradients(
     layout = buffers.layout
     N, C, by_copy = len(weights), layout.plan.blocks, layout.plan.by_copy
     gradients: list[Tensor | None] = [None] * (2 * N)
-    for k, stage in enumerate(layout.block.stages):
-        dz, x = buffers.Z[k], buffers.operand(k, slice(0, C))
-        grad_weight = empty(len(by_copy), dz.shape[-1], layout.D, like=dz)  # (copies, G, D)
-        grad_bias = empty(len(by_copy), dz.shape[-1], like=dz)  # (copies, G)
-        has_bias, has_weight = any(biases[n] is not None for n in stage), any(trained[n] for n in stage)
+    for k, owners in enumerate(layout.owners):
+        dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
+        grad_weight = empty(len(by_copy), dz.shape[-1], layout.D, like=dz)  # (copies, P, D)
+        grad_bias = empty(len(by_copy), dz.shape[-1], like=dz)  # (copies, P)
+        has_bias, has_weight = any(biases[n] is not None for n in owners), any(trained[n] for n in owners)
         for copy, rows in enumerate(by_copy):
             a = _rows(dz, rows)
             if has_weight:
                 multiply(a.flatten(0, 1).t(), _rows(x, rows).flatten(0, 1), grad_weight[copy], layout.product_dtype)
             if has_bias:
                 torch.sum(a, (0, 1), out=grad_bias[copy])
-        for n in stage:
+        for n in owners:
             gradients[n] = grad_weight[:, layout.gates[n]].reshape(weights[n].shape) if trained[n] else None
             if (bias := biases[n]) is not None:
                 gradients[N + n] = grad_bias[:, layout.gates[n]].reshape(bias.shape)

@@ -3,6 +3,7 @@
 Shape legend: B batch rows, r blocks of the diagonal, d_n size of the dimension, D = d_1 + ... + d_N.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -70,3 +71,55 @@ class EagerStep:
         buffers.dM[n][diagonal.rows] = gradient.m.view(grad_m.shape)
         buffers.add_vector_gradients(n, diagonal.rows, gradient.vectors)
         return None if gradient.h is None else gradient.h.view(grad_h.shape)
+
+
+class Reader:
+    """The step of a dimension whose pre-activations another one's product computes: see ``Block.same``.
+
+    It runs before its owner's step, which overwrites them.
+    """
+
+    def __init__(self, n: int, buffers: Buffers, step: Step) -> None:
+        self.n = n
+        self.buffers = buffers
+        self.step = step
+
+    def forward(self, diagonal: Diagonal) -> None:
+        self._copy(diagonal.rows)
+        self.step.forward(diagonal)
+
+    def restore(self, rows: slice) -> None:
+        self._copy(rows)
+        self.step.restore(rows)
+
+    def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
+        return self.step.backward(diagonal, later)
+
+    def _copy(self, rows: slice) -> None:
+        layout = self.buffers.layout
+        z = self.buffers.z(layout.stage_of[self.n], rows)
+        z[:, :, layout.gates[self.n]] = z[:, :, layout.gates[layout.same[self.n]]]
+
+
+class Owner:
+    """The step of a dimension whose pre-activations others read: it adds up their gradients, after all their steps."""
+
+    def __init__(self, n: int, readers: Sequence[int], buffers: Buffers, step: Step) -> None:
+        self.n = n
+        self.readers = readers
+        self.buffers = buffers
+        self.step = step
+
+    def forward(self, diagonal: Diagonal) -> None:
+        self.step.forward(diagonal)
+
+    def restore(self, rows: slice) -> None:
+        self.step.restore(rows)
+
+    def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
+        gradient = self.step.backward(diagonal, later)
+        layout = self.buffers.layout
+        dz = self.buffers.z(layout.stage_of[self.n], diagonal.rows)
+        for reader in self.readers:
+            dz[:, :, layout.gates[self.n]] += dz[:, :, layout.gates[reader]]
+        return gradient

@@ -24,15 +24,15 @@ class Wavefront:
         packed, bias = layout.pack_weights_transposed(weights), layout.pack_biases(biases, buffers.X[0])
         for diagonal in layout.plan.diagonals:
             buffers.begin(diagonal.rows)
-            for k, stage in enumerate(layout.block.stages):
-                x, z = buffers.operand(k, diagonal.rows), buffers.z(k, diagonal.rows)
+            for k, stage in enumerate(layout.stages):
+                x, z = buffers.operand(k, diagonal.rows), buffers.product(k, diagonal.rows)
                 _product(diagonal, x, packed[k], bias[k], out=z)
                 for n in stage:
                     pointwise[n].forward(diagonal)
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
         layout, dH = buffers.layout, buffers.dH
-        stages, last = layout.block.stages, len(layout.block.stages) - 1
+        stages, last = layout.stages, len(layout.stages) - 1
         packed, pointwise = layout.pack_weights(weights), steps(buffers, backward=True)
         for diagonal in reversed(layout.plan.diagonals):
             here = dH[diagonal.rows]
@@ -44,13 +44,15 @@ class Wavefront:
                 if later is not None:
                     for columns, _ in direct:
                         here[:, :, columns] = 0
-                dz = buffers.z(k, diagonal.rows)
+                dz = buffers.product(k, diagonal.rows)
                 if buffers.drop is None:
                     _product(diagonal, dz, packed[k], None, out=here, add=later is not None)
+                elif later is None:
+                    _product(diagonal, dz, packed[k], None, out=here)
+                    here *= buffers.drop[diagonal.rows]
                 else:
                     _product(diagonal, dz, packed[k], None, out=(read := torch.empty_like(here)))
-                    read *= buffers.drop[diagonal.rows]
-                    here.copy_(read if later is None else here + read)
+                    here.addcmul_(read, buffers.drop[diagonal.rows])
                 for columns, gradient in direct:
                     if gradient is not None:
                         here[:, :, columns] += gradient

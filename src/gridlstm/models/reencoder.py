@@ -40,6 +40,8 @@ class Reencoder(TranslationModel):
 
         (h'_s, m'_s), (h'_t, m'_t) = LSTM(H, m_s, W), LSTM(H, m_t, W)
 
+    Both read the same H, so one product W H serves both.
+
     Along depth k, a prioritised dimension without memory (sections 3.2 and 3.3): h'_k = V [h'_s; h'_t; h_k]. It carries
     a grid's result to the next one at every place. Inputs come from two sides of the first grid (section 3.4): each
     source word is projected into the h and the m that enter along target, at the first step; each target word into
