@@ -5,33 +5,15 @@ diagonal, P packed gates that one stage's product computes, G >= P gates of all 
 (rows, B, ...), with rows as in ``plan.Plan``.
 """
 
-import ctypes
-import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from gridlstm.engine.memory import empty
 from gridlstm.engine.plan import Order, Plan, Runs, plan
 from gridlstm.engine.pointwise import Inputs
 from gridlstm.scan import Block, Masks, columns_of, expand_masks
-
-HUGE_PAGE = 1 << 21
-_MADV_HUGEPAGE = 14
-
-
-def empty(*shape: int, like: Tensor) -> Tensor:
-    """Return ``like.new_empty(shape)``, in huge pages if it is large, on the CPU, and Linux provides them.
-
-    Every step allocates new buffers of 100 MB, and touching new 4 KB pages costs more than the pointwise arithmetic.
-    """
-    buffer = like.new_empty(shape)
-    start = -(-buffer.data_ptr() // HUGE_PAGE) * HUGE_PAGE if buffer.device.type == "cpu" else 0
-    length = (buffer.data_ptr() + buffer.nbytes - start) // HUGE_PAGE * HUGE_PAGE if start else 0
-    if length > 0 and sys.platform == "linux":
-        # Advice only: if Linux ignores it, pages stay small.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_HUGEPAGE)
-    return buffer
 
 
 def empty_stages(widths: Sequence[int], rows: int, B: int, like: Tensor) -> list[Tensor]:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gridlstm.cell import Cell, HiddenMemory
-from gridlstm.engine.buffers import Buffers, Layout, empty
+from gridlstm.engine.buffers import Buffers, Layout
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
+from gridlstm.engine.memory import empty
 from gridlstm.engine.packed import as_it_is, check_backward, steps
 from gridlstm.scan import Block, Weights
 

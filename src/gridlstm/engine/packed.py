@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
-from gridlstm.engine.buffers import Buffers, Layout, empty, empty_stages, stages_of
+from gridlstm.engine.buffers import Buffers, Layout, empty_stages, stages_of
 from gridlstm.engine.fused import fused_step
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
+from gridlstm.engine.memory import empty
 from gridlstm.engine.plan import Order
 from gridlstm.engine.steps import EagerStep, Owner, Reader, Step
 from gridlstm.errors import UserError
@@ -253,17 +254,23 @@ def _weight_gradients(
     gradients: list[Tensor | None] = [None] * (2 * N)
     for k, owners in enumerate(layout.owners):
         dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
-        grad_weight = empty(len(by_copy), dz.shape[-1], layout.D, like=dz)  # (copies, P, D)
-        grad_bias = empty(len(by_copy), dz.shape[-1], like=dz)  # (copies, P)
-        has_bias, has_weight = any(biases[n] is not None for n in owners), any(trained[n] for n in owners)
-        for copy, rows in enumerate(by_copy):
-            a = _rows(dz, rows)
-            if has_weight:
-                multiply(a.flatten(0, 1).t(), _rows(x, rows).flatten(0, 1), grad_weight[copy], layout.product_dtype)
-            if has_bias:
-                torch.sum(a, (0, 1), out=grad_bias[copy])
+        # A product for each dimension, so that its gradient is contiguous and becomes ``.grad`` without a copy.
         for n in owners:
-            gradients[n] = grad_weight[:, layout.gates[n]].reshape(weights[n].shape) if trained[n] else None
-            if (bias := biases[n]) is not None:
-                gradients[N + n] = grad_bias[:, layout.gates[n]].reshape(bias.shape)
+            if trained[n]:
+                gradients[n] = empty(len(by_copy), weights[n].shape[-2], layout.D, like=dz)
+            if biases[n] is not None:
+                gradients[N + n] = empty(len(by_copy), weights[n].shape[-2], like=dz)
+        for copy, rows in enumerate(by_copy):
+            z, H = _rows(dz, rows).flatten(0, 1), _rows(x, rows).flatten(0, 1)
+            for n in owners:
+                own = z[:, layout.gates[n]]
+                if (gradient := gradients[n]) is not None:
+                    multiply(own.t(), H, gradient[copy], layout.product_dtype)
+                if (gradient := gradients[N + n]) is not None:
+                    torch.sum(own, 0, out=gradient[copy])
+    for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if (gradient := gradients[n]) is not None:
+            gradients[n] = gradient.view(weight.shape)
+        if bias is not None and (gradient := gradients[N + n]) is not None:
+            gradients[N + n] = gradient.view(bias.shape)
     return gradients

@@ -1,0 +1,92 @@
+"""Large buffers of the engine are used again, and never while a tensor still holds them."""
+
+import mmap
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from gridlstm.engine import memory
+from gridlstm.engine.memory import HUGE_PAGE, empty
+from gridlstm.layer import GridLSTM
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="buffers are used again under Linux only")
+
+LIKE = torch.empty(0)
+ROWS = HUGE_PAGE // 4 // 8
+"""Rows of 8 float32 numbers in 2 MB."""
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_unused", memory.defaultdict(list))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_large_buffer_has_the_shape_and_type_of_new_empty(dtype: torch.dtype) -> None:
+    like = torch.empty(0, dtype=dtype)
+    buffer, expected = empty(2, 3 * ROWS, 8, like=like), like.new_empty(2, 3 * ROWS, 8)
+    assert (buffer.shape, buffer.dtype, buffer.stride()) == (expected.shape, dtype, expected.stride())
+    assert buffer.data_ptr() % HUGE_PAGE == 0
+    buffer.fill_(2)
+    assert buffer.double().sum() == 2 * buffer.numel()
+
+
+def test_memory_of_a_freed_buffer_is_used_again() -> None:
+    address = empty(3 * ROWS, 8, like=LIKE).data_ptr()
+    assert empty(3 * ROWS, 8, like=LIKE).data_ptr() == address
+    assert empty(8, 3 * ROWS - 5, like=LIKE).data_ptr() == address  # rounded up to the same size
+
+
+def test_a_view_keeps_its_buffer() -> None:
+    view = empty(3 * ROWS, 8, like=LIKE).fill_(1)[ROWS:].T
+    other = empty(3 * ROWS, 8, like=LIKE).fill_(2)
+    assert other.data_ptr() + ROWS * 8 * 4 != view.data_ptr()
+    assert (view == 1).all()
+
+
+def test_a_gradient_keeps_its_buffer_until_it_is_dropped() -> None:
+    layer = GridLSTM(8, 300, num_layers=2, tied=True)
+    layer(torch.randn(3, 2, 8))[0].sum().backward()
+    kept = {name: p.grad for name, p in layer.named_parameters()}
+    copies = {name: grad.clone() for name, grad in kept.items() if grad is not None}
+    assert max(grad.nbytes for grad in copies.values()) >= HUGE_PAGE
+    layer.zero_grad()
+    layer(torch.randn(3, 2, 8))[0].sum().backward()
+    assert all(torch.equal(copies[name], grad) for name, grad in kept.items() if grad is not None)
+
+
+def test_a_second_training_step_makes_no_new_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, made = GridLSTM(8, 300, num_layers=3), []
+
+    class Counted(mmap.mmap):
+        def __new__(cls, *args: int, **options: int) -> "Counted":
+            made.append(args)
+            return super().__new__(cls, *args, **options)
+
+    monkeypatch.setattr(memory.mmap, "mmap", Counted)
+    for _ in range(2):
+        before = len(made)
+        layer(torch.randn(9, 8, 8))[0].sum().backward()
+        layer.zero_grad()
+    assert before > 0
+    assert len(made) == before
+
+
+@pytest.mark.parametrize(("rows", "device"), [(ROWS - 1, "cpu"), (3 * ROWS, "meta")])
+def test_small_buffers_and_other_devices_are_ordinary_tensors(rows: int, device: str) -> None:
+    assert empty(rows, 8, like=torch.empty(0, device=device)).device.type == device
+    assert not memory._unused
+
+
+def test_threads_never_share_a_buffer() -> None:
+    def differing(value: int) -> int:
+        wrong = 0
+        for _ in range(50):
+            buffer = empty(2 * ROWS, 8, like=LIKE).fill_(value)
+            wrong += int((buffer != value).sum())
+        return wrong
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(differing, range(4))) == 0
