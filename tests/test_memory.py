@@ -1,6 +1,5 @@
 """Large buffers of the engine are used again, and never while a tensor still holds them."""
 
-import mmap
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +19,7 @@ ROWS = HUGE_PAGE // 4 // 8
 
 @pytest.fixture(autouse=True)
 def no_earlier_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_unused", memory.defaultdict(list))
+    monkeypatch.setattr(memory, "_pool", memory.Pool())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -36,7 +35,7 @@ def test_a_large_buffer_has_the_shape_and_type_of_new_empty(dtype: torch.dtype) 
 def test_memory_of_a_freed_buffer_is_used_again() -> None:
     address = empty(3 * ROWS, 8, like=LIKE).data_ptr()
     assert empty(3 * ROWS, 8, like=LIKE).data_ptr() == address
-    assert empty(8, 3 * ROWS - 5, like=LIKE).data_ptr() == address  # rounded up to the same size
+    assert empty(8, ROWS, like=LIKE).data_ptr() == address
 
 
 def test_a_view_keeps_its_buffer() -> None:
@@ -57,15 +56,21 @@ def test_a_gradient_keeps_its_buffer_until_it_is_dropped() -> None:
     assert all(torch.equal(copies[name], grad) for name, grad in kept.items() if grad is not None)
 
 
-def test_a_second_training_step_makes_no_new_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, made = GridLSTM(8, 300, num_layers=3), []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the regions that the pool requested from the system."""
+    sizes, new = [], memory._map
 
-    class Counted(mmap.mmap):
-        def __new__(cls, *args: int, **options: int) -> "Counted":
-            made.append(args)
-            return super().__new__(cls, *args, **options)
+    def counted(size: int) -> memory.Region:
+        sizes.append(size)
+        return new(size)
 
-    monkeypatch.setattr(memory.mmap, "mmap", Counted)
+    monkeypatch.setattr(memory, "_map", counted)
+    return sizes
+
+
+def test_a_second_training_step_makes_no_new_buffers(made: list[int]) -> None:
+    layer = GridLSTM(8, 300, num_layers=3)
     for _ in range(2):
         before = len(made)
         layer(torch.randn(9, 8, 8))[0].sum().backward()
@@ -74,10 +79,20 @@ def test_a_second_training_step_makes_no_new_buffers(monkeypatch: pytest.MonkeyP
     assert len(made) == before
 
 
+def test_buffers_of_all_sizes_keep_no_more_memory_than_was_held_at_once(made: list[int]) -> None:
+    rows = [k * ROWS for k in (3, 4, 5, 9, 2, 7, 6, 8)]
+    for a, b in zip(rows, rows[::-1], strict=True):
+        held = [empty(k, 8, like=LIKE) for k in (a, b)]
+    del held
+    most = 12 * HUGE_PAGE  # 9 and 2, 3 and 8, or with a buffer of 9 in the place of one of 2, hence at most twice that
+    empty(ROWS, 8, like=LIKE)
+    assert sum(region.size for region in memory._pool._unused) <= 2 * most
+    assert sum(made) > 2 * most  # otherwise nothing was dropped
+
+
 @pytest.mark.parametrize(("rows", "device"), [(ROWS - 1, "cpu"), (3 * ROWS, "meta")])
 def test_small_buffers_and_other_devices_are_ordinary_tensors(rows: int, device: str) -> None:
     assert empty(rows, 8, like=torch.empty(0, device=device)).device.type == device
-    assert not memory._unused
 
 
 def test_threads_never_share_a_buffer() -> None:

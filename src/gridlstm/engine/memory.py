@@ -7,46 +7,84 @@ their pages on the next use: that is 10 to 30 % of a step in a script that does 
 import ctypes
 import mmap
 import sys
+import threading
 import weakref
-from collections import defaultdict
+from collections import deque
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
 HUGE_PAGE = 1 << 21
-SIZES = 8
-"""Sizes of buffers between one power of two and the next, so that at most an eighth of a buffer is unused."""
 
-_unused: dict[int, list[mmap.mmap]] = defaultdict(list)
-"""Buffers of each size that no tensor holds."""
+
+@dataclass(frozen=True)
+class Region:
+    """Memory of the process, from a multiple of HUGE_PAGE on."""
+
+    memory: mmap.mmap
+    start: int
+    size: int
+
+
+class Pool:
+    """Regions for tensors; those that no tensor holds any more are handed out again.
+
+    A region serves any tensor that fits into it. Unused regions are kept, up to as many bytes as tensors have held at
+    once, so that batches of different lengths do not collect memory. Linux may take their pages when memory is short.
+    """
+
+    def __init__(self) -> None:
+        self._unused: list[Region] = []  # the least recently used first
+        # A tensor may be freed in any thread and at any allocation of Python's, also while the lock is held.
+        self._returned = deque[Region]()
+        self._lock = threading.Lock()
+        self._held = 0  # bytes
+        self._most_held = 0
+
+    def take(self, size: int) -> ctypes.Array[ctypes.c_char]:
+        """Return an array of this many bytes. Its region is used again after the array is freed."""
+        with self._lock:
+            while self._returned:
+                region = self._returned.popleft()
+                self._held -= region.size
+                self._unused.append(region)
+            fitting = [region for region in self._unused if region.size >= size]
+            region = min(fitting, key=lambda region: region.size) if fitting else _map(size)
+            if fitting:
+                self._unused.remove(region)
+            self._held += region.size
+            self._most_held = max(self._held, self._most_held)
+            while sum(region.size for region in self._unused) > self._most_held:
+                del self._unused[0]
+        array = (ctypes.c_char * size).from_buffer(region.memory, region.start)
+        weakref.finalize(array, self._give_back, region).atexit = False
+        return array
+
+    def _give_back(self, region: Region) -> None:
+        region.memory.madvise(mmap.MADV_FREE, region.start, region.size)
+        self._returned.append(region)
+
+
+def _map(size: int) -> Region:
+    """Return new memory of at least this size, in huge pages if Linux provides them."""
+    size = -(-size // HUGE_PAGE) * HUGE_PAGE
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE_PAGE
+    # Advice only: if Linux ignores it, pages stay small.
+    memory.madvise(mmap.MADV_HUGEPAGE, start, size)
+    return Region(memory, start, size)
+
+
+_pool = Pool()
 
 
 def empty(*shape: int, like: Tensor) -> Tensor:
-    """Return ``like.new_empty(shape)``; on a CPU under Linux, a large one takes the memory of an earlier buffer.
-
-    The memory consists of huge pages if Linux provides them. It stays with the process after the tensor is freed, but
-    Linux may take it when memory is short.
-    """
+    """Return ``like.new_empty(shape)``; on a CPU under Linux, a large one is in memory of earlier ones."""
     numbers = prod(shape)
     size = numbers * like.element_size()
     if size < HUGE_PAGE or like.device.type != "cpu" or sys.platform != "linux":
         return like.new_empty(shape)
-    step = max(HUGE_PAGE, (1 << (size.bit_length() - 1)) // SIZES)
-    size = -(-size // step) * step
-    try:
-        region = _unused[size].pop()
-    except IndexError:
-        region = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(region)) % HUGE_PAGE
-    # Advice only: if Linux ignores it, pages stay small.
-    region.madvise(mmap.MADV_HUGEPAGE, start, size)
-    array = (ctypes.c_char * size).from_buffer(region, start)  # the storage of the tensor and its views holds it
-    weakref.finalize(array, _reuse, region, start, size).atexit = False
-    return torch.frombuffer(array, dtype=like.dtype, count=numbers).view(shape)
-
-
-def _reuse(region: mmap.mmap, start: int, size: int) -> None:
-    """Keep a buffer that no tensor holds any more for the next one of its size."""
-    region.madvise(mmap.MADV_FREE, start, size)
-    _unused[size].append(region)
+    # The tensor's storage, which all its views share, holds the array.
+    return torch.frombuffer(_pool.take(size), dtype=like.dtype, count=numbers).view(shape)
