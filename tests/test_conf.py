@@ -49,6 +49,7 @@ from gridlstm.training.build import build, check_types, make_data
 from gridlstm.training.callbacks.criterion import Criterion
 from gridlstm.training.match import count_flops, count_parameters
 from gridlstm.training.task_models import fits
+from gridlstm.training.validate import check_one_value
 
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 GROUPED = [file for file in FILES if "/" in file]
@@ -95,6 +96,11 @@ def test_composes_to_options_of_the_right_types_with_a_role_each(file: str) -> N
     roles = {key: find(key) for key, _ in leaves(OmegaConf.to_container(config))}
     # The trainer's options have nothing in common: each stands in the table by itself.
     assert [key for key, entry in roles.items() if entry in (None, "trainer")] == []
+
+
+@pytest.mark.parametrize("file", [f for f in GROUPED if f.split("/")[0] == "task"])
+def test_no_option_of_a_task_contradicts_its_data(file: str) -> None:
+    check_one_value(compose(*choice(file), *RUN))
 
 
 @pytest.mark.parametrize(("task", "expected"), [("memorization", "maximize"), ("enwik8", "minimize")])

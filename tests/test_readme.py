@@ -1,5 +1,6 @@
 """Every command of the README runs, and every training command of docs/ composes."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 from tests.conftest import PATIENCE, ROOT, run_python
+from tests.image_files import write_digits
+from tests.sentence_files import SENTENCES
 
 from gridlstm.config import CONF
 
@@ -38,6 +41,14 @@ def arguments(line: str, tmp_path: Path) -> list[str]:
             f"task.path={genuine}", "task.data.source.size=66000", "task.data.splits=[60000,3000,3000]",
             "task.data.source.sha256=" + sha256(genuine), "task.data.batch_size=2",
         ]  # fmt: skip
+    if "task=mnist" in words:
+        words += [f"data_dir={write_digits(tmp_path)}", "task.data.num_val=20"]
+    if "task=translation" in words:  # other pairs, because those of the task are checked by their SHA-256
+        for part, language in itertools.product(("train", "test"), ("de", "en")):
+            (tmp_path / f"{part}.{language}").write_text("\n".join(SENTENCES))
+        words[words.index("task=translation")] = "task=parallel"
+        words += [f"task.pairs={tmp_path}/train", f"task.test_pairs={tmp_path}/test", "task.data.source.num_val=2"]
+        words += [f"task.data.{side}_level.size=30" for side in ("source", "target")]
     return [word.replace("task.path=README.md", f"task.path={ROOT}/README.md") for word in words]
 
 

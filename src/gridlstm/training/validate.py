@@ -71,7 +71,7 @@ def check(cfg: DictConfig) -> None:
     _check_stages(cfg)
     _check_defaults()
     _check_task_options(cfg)
-    _check_one_value(cfg)
+    check_one_value(cfg)
     check_fit(cfg)
     check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
     matched = check_match(cfg)
@@ -203,7 +203,7 @@ def _check_task_options(cfg: DictConfig) -> None:
             )
 
 
-def _check_one_value(cfg: DictConfig) -> None:
+def check_one_value(cfg: DictConfig) -> None:
     """Raise UserError if an option of the data contradicts the same option of the task, which reports read."""
     for path in ("task.data", "task.data.source"):
         node = OmegaConf.select(cfg, path)
