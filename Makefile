@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-# As many processes as there are cores; they take over one another's tests at the end. ARGS="-n 0" for one.
+# One process for each core; at the end, idle processes take over tests of others. For one process: ARGS="-n 0".
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help train test test-slow lint generated docs list bench clean
@@ -16,12 +16,12 @@ help:
 	@echo "make lint                                     ruff and mypy"
 	@echo "make generated                                write docs/models.md, docs/configuration.md, conf/models.txt and the parameters on record"
 	@echo "make docs                                     build the documentation into site/; a broken link is an error"
-	@echo "make list                                     models and tasks that go together, and their parameters"
-	@echo "make bench                                    speed of the sweeps; half an hour"
+	@echo "make list                                     models that fit each task, and their parameters"
+	@echo "make bench                                    speed of the sweeps; takes half an hour"
 
-# The stamp is remade when what is installed changes.
+# The stamp is remade when the requirements change.
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gridlstm needs Python 3.11 or newer; give one with make PYTHON=python3.12, say")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gridlstm needs Python 3.11 or newer; give one, for example make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@
@@ -44,7 +44,7 @@ generated: $(VENV)/installed
 	@$(BIN)/python -m gridlstm.list --write
 	@PYTHONPATH=. $(BIN)/python -m tests.test_models
 
-# Searching needs a server: .venv/bin/mkdocs serve. The theme's notice about its successor says nothing about this site.
+# Search in the site needs a server: .venv/bin/mkdocs serve. The variable hides the theme's notice of its successor.
 docs: $(VENV)/installed
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"

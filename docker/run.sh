@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains in the container, results and data on this side: docker/run.sh model=grid2d task=enwik8 hardware=gpu
+# Train in the container, with data and results outside it: docker/run.sh model=grid2d task=enwik8 hardware=gpu
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data="${GRIDLSTM_DATA:-$PWD/data}"

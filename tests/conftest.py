@@ -1,4 +1,4 @@
-"""What several test files share: real data where it is, jobs of toy size in this process, commands in others."""
+"""Fixtures and helpers of several test files: real data if available, toy jobs in this process, commands in others."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from gridlstm.train import CONF
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 600.0
-"""Seconds after which what is waited for is taken to have failed. A busy machine needs a minute for many things."""
+"""Seconds to wait before a test fails. On a busy machine, many operations take a minute."""
 
 TOY = (
     "logger=csv",
@@ -46,14 +46,14 @@ TOY_TASKS = {
 
 
 TOO_MANY_LAYERS = 10**13
-"""Of a network whose layers have weights of their own: no check of options finds it, and no machine has the memory."""
+"""Number of layers that passes every check of options but exceeds any memory if each layer has its own weights."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the Python of the commands under test, once: the processes of pytest-xdist find it in the environment."""
+    """Start the Python for the commands under test once; workers of pytest-xdist find it through the environment."""
     if "GRIDLSTM_WARM_PYTHON" in os.environ:
         return
-    # Tests run side by side. The variable is read when torch is imported, which is later.
+    # Tests run in parallel. torch reads the variable when it is imported, which happens later.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.platform == "linux":
         warm = WarmPython()
@@ -62,17 +62,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def python() -> str:
-    """Return the Python that starts a command within a tenth of a second; see warm_python.py."""
+    """Return the path of a Python that starts a command within a tenth of a second; see warm_python.py."""
     return os.environ.get("GRIDLSTM_WARM_PYTHON", sys.executable)
 
 
 def run_python(
     *arguments: str, cwd: Path = ROOT, check: bool = False, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Return what became of a command, by default of one that may fail.
+    """Run Python with these arguments and return the completed process.
 
     Args:
-        environment: variables beside those of the tests.
+        check: raise an error if the command fails.
+        environment: variables to set in addition to those of the tests.
     """
     return subprocess.run(
         [python(), *arguments],
@@ -86,7 +87,7 @@ def run_python(
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Return when the condition holds."""
+    """Wait until the condition holds; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -95,10 +96,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
 
 @pytest.fixture
 def _ctrl_c() -> Iterator[None]:
-    """Have SIGINT interrupt this process and those that it starts, also where the tests are started with it ignored.
+    """Make SIGINT interrupt this process and its children, even if the tests were started with SIGINT ignored.
 
-    A shell starts so what it puts in the background. Lightning ignores further interrupts until the process ends, which
-    here it does not.
+    A shell ignores SIGINT in the processes that it starts in the background. After an interrupt, Lightning ignores all
+    further ones until the process ends, but the process of the tests continues.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -107,7 +108,7 @@ def _ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The directory of real data sets; the test is skipped where there is none."""
+    """Return the directory of real data sets; skip the test if there is none."""
     directory = os.environ.get("GRIDLSTM_DATA")
     if not directory:
         pytest.skip("real data is not here: set GRIDLSTM_DATA to its directory")
@@ -116,22 +117,22 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text that a model can learn something of."""
+    """Write a text with patterns that a model can learn."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("".join(f"{n} times {n} is {n * n}; " for n in range(700)))
     return path
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The configuration of a job, as train.py composes it.
+    """Return the configuration of a job, as train.py composes it.
 
-    What the choices of groups compose to is kept, for it takes Hydra ten times as long as to apply the other overrides.
+    The composition of the chosen groups is cached: it takes Hydra ten times as long as applying the other overrides.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     choices = [
         override
         for override in parsed
-        # A search path decides which files there are to choose from.
+        # A search path determines which files can be chosen.
         if (CONF / override.key_or_group).is_dir() or override.key_or_group == "hydra.searchpath"
     ]
     config = deepcopy(_composed(*(str(choice.input_line) for choice in choices)))
@@ -147,8 +148,10 @@ def _composed(*choices: str) -> DictConfig:
 
 @pytest.fixture(scope="session")
 def job_in(text_file: Path) -> Callable[..., DictConfig]:
-    """Composes a toy job whose run directory is below a given one, by default without pictures, such as that of
-    its learning curve, which take as long as all the rest."""
+    """Return a function that composes a toy job whose run directory is inside a given one.
+
+    By default the job draws no pictures, such as the learning curve: they take as long as everything else.
+    """
 
     def make(
         root: Path,
@@ -174,7 +177,7 @@ def job_in(text_file: Path) -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def job(tmp_path: Path, job_in: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-    """Composes a toy job whose run directory is below this test's own."""
+    """Return a function that composes a toy job whose run directory is inside ``tmp_path``."""
     return partial(job_in, tmp_path)
 
 
@@ -184,7 +187,7 @@ def look_at(options: dict[str, str]) -> list[Path]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nothing listens on."""
+    """Return ports of the loopback interface on which nothing listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(one.getsockname()[1]) for one in sockets]
     for one in sockets:

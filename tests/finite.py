@@ -1,4 +1,4 @@
-"""For runs in tests: map-style data in the place of memorization's, and callbacks and a logger for their ranks."""
+"""Parts of test runs: map-style data that replaces the memorization data, and callbacks and a logger for ranks."""
 
 import json
 import time
@@ -35,7 +35,7 @@ class Strings(Dataset[Tensor]):
 
 
 class FiniteMemorization(MapData):
-    """Say each symbol of a string as it is read; strings of many lengths, so that ranks have different counts."""
+    """Strings whose targets are their inputs; their lengths differ, so ranks count different numbers of terms."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class FiniteMemorization(MapData):
         num_test: int = 7,
         delay: int = 0,
     ) -> None:
-        """``delay`` is of the task whose configuration this takes the place in: there is none."""
+        """Accept ``delay`` only because the configuration of memorization has it; it must be 0."""
         assert delay == 0
         super().__init__(batch_size, seed)
         self.alphabet = alphabet
@@ -68,7 +68,7 @@ class FiniteMemorization(MapData):
 
 
 class SlowEnd(L.Callback):
-    """Lets rank zero take its time when a run ends before its time."""
+    """Makes rank zero sleep when a run ends early."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -79,7 +79,7 @@ class SlowEnd(L.Callback):
 
 
 class SlowLogger(CSVLogger):
-    """Takes its time on rank zero when a run has ended, as W&B does."""
+    """Takes five seconds on rank zero to end a run, as W&B may."""
 
     @rank_zero_only
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ class SlowLogger(CSVLogger):
 
 
 class FailSecond(L.Callback):
-    """Has the other ranks fail when the logger of rank zero is ending the run in ``dir``."""
+    """Makes the other ranks fail while the logger of rank zero ends the run in ``dir``."""
 
     def __init__(self, dir: str) -> None:
         self.file = Path(dir) / "finishing"
@@ -99,7 +99,7 @@ class FailSecond(L.Callback):
 
 
 class FailAlone(L.Callback):
-    """Has the other ranks fail at the first step."""
+    """Makes every rank except rank zero fail at the first step."""
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if not trainer.is_global_zero:
@@ -107,7 +107,7 @@ class FailAlone(L.Callback):
 
 
 class Seen(L.Callback):
-    """Writes the rows of every batch that this rank has had into ``dir``."""
+    """Writes the rows of every batch of this rank into ``dir``."""
 
     def __init__(self, dir: str) -> None:
         self.dir = Path(dir)

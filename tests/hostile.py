@@ -1,9 +1,9 @@
-"""Code that somebody else's run directory names: it notes in a file that it has run."""
+"""Untrusted code for tests: a configuration names it, and it leaves a file if it is run."""
 
 from pathlib import Path
 from typing import Any
 
 
 def note(file: str, **_: Any) -> None:
-    """Make the file."""
+    """Create the file, which shows that this code has run."""
     Path(file).touch()

@@ -1,4 +1,4 @@
-"""Small images in files of the published form."""
+"""Write small images in the file format of MNIST."""
 
 import gzip
 from pathlib import Path
@@ -15,7 +15,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def digits(number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return noise with a bright block, whose place is the class, and the classes."""
+    """Return images and their classes: noise with a bright block, whose position shows the class."""
     draw = np.random.default_rng((seed, number))
     labels = np.arange(number) % 10
     images = draw.integers(0, 60, (number, 28, 28))
@@ -26,7 +26,7 @@ def digits(number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_digits(directory: Path, train: int = 60, test: int = 20) -> Path:
-    """Write four packed files of digits into ``directory``/mnist; return the directory."""
+    """Write four compressed files of digits into ``directory``/mnist; return the directory."""
     parts = [*digits(train, seed=1), *digits(test, seed=2)]
     (directory / "mnist").mkdir(parents=True)
     for name, part in zip(FILES, parts, strict=True):

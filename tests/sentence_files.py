@@ -1,4 +1,4 @@
-"""Small files of the translation tasks, as Tatoeba, Multi30k and BTEC have them."""
+"""Write small files in the formats of Tatoeba, Multi30k and BTEC."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ SENTENCES = [
 
 
 def write_sentences(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write the files of all three, and let Multi30k expect these; return the directory."""
+    """Write files of all three data sets and make Multi30k expect their checksums; return the directory."""
     (folder / "cmn.txt").write_text("".join(f"{line}\t{line.upper()}\tCC-BY\n" for line in SENTENCES))
     files = {}
     for part, language in itertools.product(("train", "val", "test_2016_flickr"), ("de", "en")):

@@ -23,12 +23,12 @@ def addition(digits: int = 3, **options: Any) -> AdditionData:
 
 
 def written(symbols: torch.Tensor) -> list[str]:
-    """Each row as text."""
+    """Return each row as text."""
     return ["".join(SYMBOLS[s] for s in row) for row in symbols.tolist()]
 
 
 def expected(question: str, length: int, leading_zero: bool) -> tuple[str, str]:
-    """The targets and the answer mask, by Python's own arithmetic, of a row of inputs such as "-123-899-----"."""
+    """Compute the targets and the answer mask of a row of inputs, such as "-123-899-----", with Python's integers."""
     _, a, b, *_ = question.split("-")
     total = str(int(a) + int(b)).rjust(len(a) + 1, "0" if leading_zero else " ").strip()
     before = "-" * (2 * len(a) + 2)
@@ -157,7 +157,7 @@ MAKE: dict[str, Callable[[], GeneratedData]] = {
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 @pytest.mark.parametrize("split", [TRAIN, VAL, TEST])
 def test_a_sample_depends_on_its_index_alone(make: Callable[[], GeneratedData], split: int) -> None:
-    """So any number of ranks, and a resumed run, see the same samples."""
+    """This is why any number of ranks, and a resumed run, see the same samples."""
     whole = make().generate((1, split), torch.arange(20))
     for rows in (torch.tensor([19, 3]), torch.tensor([7])):
         part = make().generate((1, split), rows)
@@ -177,13 +177,13 @@ def test_batches_have_the_sizes_in_the_spec() -> None:
 @pytest.mark.parametrize(
     ("data", "model", "passes"),
     [
-        (MemorizationData(20, 64, 15, 1), Grid2d(65, 100, 43), 1),  # a forward pass alone is less than half of a step
-        (AdditionData(15, 15, 1), Grid2d(11, 400, 2), 1),  # of the paper's 18 layers
+        (MemorizationData(20, 64, 15, 1), Grid2d(65, 100, 43), 1),  # a forward pass is less than half a step
+        (AdditionData(15, 15, 1), Grid2d(11, 400, 2), 1),  # 2 of the paper's 18 layers
         (ParityData(250, 20, 1), Grid1d(250, 500, 10), 2),
     ],
 )
 def test_a_batch_costs_under_a_twentieth_of_a_step(data: GeneratedData, model: torch.nn.Module, passes: int) -> None:
-    """At the paper's sizes."""
+    """The sizes are those of the paper."""
     index = torch.arange(data.batch_size)
     x = data.generate((1, TRAIN), index).inputs
     x = x[:, 0] if isinstance(model, Grid1d) else x

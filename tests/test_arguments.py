@@ -1,4 +1,4 @@
-"""A run directory knows the options of its run: ckpt_path=last hydra.run.dir=… resumes it."""
+"""A run directory keeps the options of its run, so ckpt_path=last hydra.run.dir=… is enough to resume it."""
 
 import json
 from collections.abc import Callable
@@ -19,12 +19,12 @@ KEPT = [
     *("task.path='/a b/c.txt'", "task.max_steps=${gridlstm.steps:80}"),
 ]
 READ = [word.replace("task.max_steps", "trainer.max_steps") for word in KEPT]
-"""What is read of ``KEPT``: older runs set the task's default of an option."""
+"""``KEPT`` as it is read: where an older run kept task.max_steps, trainer.max_steps is read."""
 
 
 @pytest.fixture
 def directory(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
-    """A run directory that keeps ``KEPT`` and whose path needs quotes."""
+    """Train a run in a directory whose path needs quotes, and replace its kept options by ``KEPT``."""
     run_job(job("stages=[fit]", directory="its run"))
     file = tmp_path / "its run" / "config_source.yaml"
     source = OmegaConf.load(file)
@@ -78,7 +78,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
-    """From another working directory than the one in which its text was named."""
+    """The working directory differs from the one to which the path of the text was relative."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "text.txt").write_text("some text of which little is learned, " * 200)
     words = [TRAIN, "task=text", *TOY, *TOY_TASKS["text"], "task.path=text.txt", "optimizer=rmsprop", "stages=[fit]"]
@@ -92,7 +92,7 @@ def test_a_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     whole = weights(tmp_path / "there" / "whole")
     assert all(torch.equal(value, whole[name]) for name, value in weights(parts).items())
     run_python(*resume, "trainer.max_steps=8", cwd=tmp_path, check=True)
-    assert result(parts)["steps"] == 8, "it keeps them when it is resumed, too"
+    assert result(parts)["steps"] == 8, "a resumed run keeps its options too"
     refused = run_python(*resume, "model.hidden_size=9", "optimizer=sgd", "seed=1", cwd=tmp_path)
     assert refused.returncode == 1
     named = [line.split("=")[0].strip() for line in refused.stderr.splitlines() if ", there " in line]

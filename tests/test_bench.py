@@ -1,4 +1,4 @@
-"""The benchmark runs, writes what it says, and times nothing that is wrong."""
+"""The benchmark writes its table and picture, and refuses to time a sweep whose results are wrong."""
 
 import csv
 import os
@@ -47,7 +47,7 @@ def test_bench_prints_a_table_and_writes_its_files(tmp_path: Path, capsys: pytes
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in out.iterdir()) == names
     for name in names:
-        assert (tmp_path / name).read_text() == "older", "whoever was reading it reads on in the old file"
+        assert (tmp_path / name).read_text() == "older", "a reader of the old file is not disturbed"
 
 
 def test_unwritable_directory_is_refused_before_timing(

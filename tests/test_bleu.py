@@ -14,7 +14,7 @@ REFERENCES = [["the cat sat on a mat today", "a cat sat there"], ["a dog barks h
 
 
 def test_bleu_equals_a_computation_by_hand() -> None:
-    # 1-grams: of the first sentence 6 of 7, because the references have "the" once. Closest lengths: 7 and 4.
+    # 6 of the first sentence's 7 1-grams count, because each reference has "the" once. Closest lengths: 7 and 4.
     precisions = [(6 + 4) / 11, (4 + 3) / 9, (2 + 2) / 7, (1 + 1) / 5]
     expected = 100 * math.prod(precisions) ** (1 / 4)
     assert bleu(HYPOTHESES, REFERENCES).bleu == pytest.approx(expected)
@@ -23,20 +23,20 @@ def test_bleu_equals_a_computation_by_hand() -> None:
 def test_short_translations_are_penalised_by_the_closest_reference_of_each() -> None:
     short = ["the cat sat on the mat today", "a dog barks loudly"]
     longer = [[REFERENCES[0][0]], ["a dog barks loudly at two cats", "a dog barks loudly now at cats too"]]
-    # 11 words, and references of 7 and 7.
+    # The translations have 11 words, their closest references 7 each.
     precisions = [(6 + 4) / 11, (4 + 3) / 9, (2 + 2) / 7, (1 + 1) / 5]
     expected = 100 * math.exp(1 - 14 / 11) * math.prod(precisions) ** (1 / 4)
     assert bleu(short, longer).bleu == pytest.approx(expected)
 
 
 def test_sentences_without_a_further_reference_do_not_count_as_empty_references() -> None:
-    """An empty second reference of the second sentence would be closer to a short translation in length."""
+    """The length of an empty second reference would be closer to that of a short translation."""
     many = [["a b c d e", "a b c d f"], ["a b c d e f g h"]]
     once = [[references[0]] for references in many]
     assert bleu(["a b c d e", "a b c d"], many).bleu == bleu(["a b c d e", "a b c d"], once).bleu
 
 
-def test_case_counts_in_the_one_score_only() -> None:
+def test_case_counts_except_in_the_lowercased_score() -> None:
     scores = bleu(["The Cat sat on the mat."], [["the cat sat on the mat."]])
     assert scores.bleu_lowercased == pytest.approx(100)
     assert scores.bleu < 70

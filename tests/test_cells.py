@@ -17,12 +17,12 @@ from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid, Transform
 from gridlstm.models.grid2d import Grid2d
 
-# float64, other order of sums.
+# Both sides compute in float64, with different orders of summation.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
 def chain(cell: Cell, x: Tensor, h: Tensor) -> tuple[Transform, Tensor]:
-    """One step along a dimension of size 3 that reads x (B, 2) from another dimension: its transform, and h'."""
+    """Take one step along a dimension of size 3 that reads x (B, 2) from another one; return its transform and h'."""
     torch.manual_seed(0)
     passive = Dimension("input", NonLSTM(), 2)
     grid = Grid([Dimension("time", cell, 3), passive]).double()
@@ -87,7 +87,7 @@ def test_peepholes_see_the_old_memory_and_the_output_gate_the_new() -> None:
 
 
 @pytest.mark.parametrize("peepholes", ["ufo", "uf", "uo", "fo", "u", "f", "o"])
-def test_gates_without_a_peephole_are_as_with_one_of_zero(
+def test_gates_without_peepholes_equal_gates_with_zero_peepholes(
     peepholes: Literal["ufo", "uf", "uo", "fo", "u", "f", "o"],
 ) -> None:
     z, m = torch.randn(5, 8).double(), torch.randn(5, 2).double()
@@ -213,6 +213,6 @@ def test_gain_must_be_positive_and_finite(cell: type[LSTM], gain: float) -> None
         cell(gain=gain)
 
 
-def test_a_variance_cannot_be_lowered() -> None:
+def test_a_negative_epsilon_of_layer_normalisation_is_refused() -> None:
     with pytest.raises(UserError, match=r"epsilon must be above 0 and finite, got -1\.0"):
         LayerNormLSTM(epsilon=-1.0)

@@ -1,4 +1,4 @@
-"""Choices of this machine change speed alone, can be stored, and are no other thread's."""
+"""Engine choices affect only speed, can be stored in checkpoints, and apply only to their own thread."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 needs_onednn = pytest.mark.skipif(
-    not matmul.onednn_is_exact(), reason="no oneDNN product that is exact, or no compiler"
+    not matmul.onednn_is_exact(), reason="oneDNN's product is not exact here, or there is no compiler"
 )
 
 
@@ -56,7 +56,7 @@ def test_inexact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stored_product_that_is_inexact_here_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A checkpoint may come from a processor whose oneDNN is exact."""
+    """The checkpoint may come from a processor on which oneDNN is exact."""
     monkeypatch.setattr(matmul, "_relative_error", lambda: 3e-3)
     choices.force(Choices("onednn", fused.pointwise_step()))
     assert matmul.product() == "native"
@@ -123,7 +123,7 @@ def test_using_onednn_leaves_other_code_and_threads_alone() -> None:
 
 @needs_onednn
 def test_every_thread_computes_the_same_bits() -> None:
-    """Small networks keep PyTorch's product while large ones in other threads take oneDNN's."""
+    """Small networks use PyTorch's product while large ones in other threads use oneDNN's."""
     matmul.force_product("onednn")
     networks = []
     for size in (8, 128):
@@ -157,7 +157,7 @@ def test_flop_counter_counts_products_but_not_probes() -> None:
 
 
 def test_probe_multiplies_float32_whatever_the_default_type() -> None:
-    """In float64 every product looks exact."""
+    """In float64, every product would pass as exact."""
     seen = set()
 
     def type_of(x: Tensor, weight: Tensor, out: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What the command line prints to somebody who is new to it."""
+"""The command line helps newcomers: it lists choices, corrects spelling and explains refusals."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from gridlstm.train import explain
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python that has imported nothing."""
+    """Run a new Python, which has imported nothing."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -27,7 +27,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def refused(*arguments: str, cwd: Path = ROOT) -> str:
-    """The one message of a command that fails, which must be no traceback."""
+    """Run train.py, which must fail; return its error message, which must contain no traceback."""
     done = run_python(str(ROOT / "train.py"), *arguments, cwd=cwd)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -50,7 +50,7 @@ def test_help_names_groups_and_first_commands() -> None:
     assert "$" not in done.stdout, "a placeholder was not filled in"
 
 
-def test_terminal_of_a_run_hides_engine_choices_that_its_log_file_has(tmp_path: Path) -> None:
+def test_engine_choices_are_written_to_the_log_file_and_not_to_the_terminal(tmp_path: Path) -> None:
     done = run_python(str(ROOT / "train.py"), "debug=smoke", "logger=csv", f"hydra.run.dir={tmp_path}", check=True)
     assert "sweep: wavefront (auto)" in (tmp_path / "train.log").read_text()
     assert "sweep: " not in done.stderr
@@ -146,14 +146,14 @@ def test_startup_without_work_does_not_wait_for_torch() -> None:
 
 
 def test_openmp_spin_count_is_limited_unless_already_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # of a command that ran in this process
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # an earlier command in this process may have set it
     code = "from gridlstm.command import prepare; prepare(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
     assert run("-c", code).stdout.strip() == "10000"
     assert run("-c", code, GOMP_SPINCOUNT="5").stdout.strip() == "5"
     assert run("-c", code, OMP_WAIT_POLICY="active").stdout.strip() == "None"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is asked to keep memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc's malloc is told to keep memory")
 def test_malloc_keeps_freed_memory_unless_the_user_configures_it() -> None:
     """Count page faults of ten 64 MB allocations after warm-up: 160,000 pages of 4 kB, or 320 large ones."""
     code = (
@@ -171,7 +171,7 @@ def test_malloc_keeps_freed_memory_unless_the_user_configures_it() -> None:
 
 @pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--info"], ["-m", "gridlstm.sample", "-h"]])
 def test_closed_reader_ends_the_command_by_sigpipe(words: list[str]) -> None:
-    """As in ``--help | head``."""
+    """This happens in ``--help | head``."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)
@@ -181,7 +181,7 @@ def test_closed_reader_ends_the_command_by_sigpipe(words: list[str]) -> None:
 
 
 def test_closed_streams_are_opened(tmp_path: Path) -> None:
-    """As those of a daemon."""
+    """A daemon may start a command with its standard streams closed."""
     code = (
         "from gridlstm.command import prepare; prepare(); import os, sys\n"
         "print('nobody reads this', sys.stderr.isatty(), file=sys.stderr, flush=True); print(sys.stdin.read())\n"
@@ -204,7 +204,7 @@ def test_help_of_evaluate() -> None:
 
 
 def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
-    """No account, no environment variable, no terminal, no repository as working directory."""
+    """It needs no account, no environment variable, no terminal, and no repository as its working directory."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "GRIDLSTM"))}
     steps = ["trainer.max_steps=3", "model.num_layers=2", "trainer.limit_test_batches=1", "task.data.num_val=15"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The command line of what is not train.py: options as argparse takes them, or as train.py's."""
+"""Command lines other than train.py's accept options in argparse's form (--key value) and in Hydra's (key=value)."""
 
 from pathlib import Path
 

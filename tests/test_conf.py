@@ -1,4 +1,4 @@
-"""Every file in conf/ composes, and what it describes can be made."""
+"""Every file in conf/ composes, and the objects that it describes can be instantiated."""
 
 import hashlib
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def choice(file: str) -> list[str]:
         extra = ["task.name=some/name"]
     if file == "task/parallel":
         extra = ["task.pairs=a", "task.test_pairs=b"]
-    if file == "scheduler/epoch_decay":  # what a run's data says
+    if file == "scheduler/epoch_decay":  # a run takes these from its data
         extra = ["scheduler.steps_per_epoch=1", "scheduler.first_epoch=1"]
     if group.startswith("experiment"):
         return [f"experiment={file.removeprefix('experiment/')}", *extra]
@@ -77,7 +77,7 @@ def choice(file: str) -> list[str]:
 
 @cache
 def names(file: str) -> list[str]:
-    """As a run of the file is named: an experiment may choose by the name of its model."""
+    """Return the options that name a run of the file; an experiment may choose values by the name of its model."""
     if not file.startswith("experiment/"):
         return RUN
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -94,7 +94,7 @@ def test_composes_to_options_of_the_right_types_with_a_role_each(file: str) -> N
         if config[group]:
             check_types(config[group], group)
     roles = {key: find(key) for key, _ in leaves(OmegaConf.to_container(config))}
-    # The trainer's options have nothing in common: each stands in the table by itself.
+    # Options of the trainer have different roles: each needs an entry of its own in the table.
     assert [key for key, entry in roles.items() if entry in (None, "trainer")] == []
 
 
@@ -104,7 +104,7 @@ def test_no_option_of_a_task_contradicts_its_data(file: str) -> None:
 
 
 @pytest.mark.parametrize(("task", "expected"), [("memorization", "maximize"), ("enwik8", "minimize")])
-def test_optuna_searches_as_the_task_is_judged(task: str, expected: str) -> None:
+def test_optuna_searches_in_the_direction_of_the_task(task: str, expected: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for more in ([], ["hydra.sweeper.direction=minimize"]):
@@ -143,7 +143,7 @@ def test_every_optimizer_and_scheduler_takes_a_step(file: str) -> None:
     if config.scheduler:
         scheduler = instantiate(config.scheduler, _convert_="all")(optimizer)
         if isinstance(scheduler, Cosine):
-            scheduler.progress = 0.5  # as a task would say
+            scheduler.progress = 0.5  # a task would set this
         scheduler.step()
         assert scheduler.get_last_lr()[0] < optimizer.defaults["lr"]
 
@@ -216,14 +216,14 @@ def test_every_task_names_its_data(task: str, kind: type) -> None:
 
 
 def sweep(file: str) -> list[Override]:
-    """The overrides that an experiment sweeps over."""
+    """Return the overrides that an experiment sweeps over."""
     node = OmegaConf.select(OmegaConf.load(CONF / f"{file}.yaml"), "hydra.sweeper.params") or {}
     params = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
     return OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
 
 
 def ends(file: str) -> list[list[str]]:
-    """The first and the last point of an experiment's sweep, where they differ."""
+    """Return the first and the last point of an experiment's sweep, or one point if they are equal."""
     points = [[f"{o.get_key_element()}={list(o.sweep_string_iterator())[end]}" for o in sweep(file)] for end in (0, -1)]
     return points if points[0] != points[1] else points[:1]
 
@@ -237,7 +237,7 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
     small = ["model.hidden_size=8", "task.network.num_layers=2", "logger=csv", "hardware=cpu"]
     swept = [f"run.model={part.removeprefix('model=')}" for part in point if part.startswith("model=")]
     data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path}"] if len(choice(file)) > 1 else []
-    if "enwik8" in (CONF / f"{file}.yaml").read_text():  # proof of being genuine holds for any file
+    if "enwik8" in (CONF / f"{file}.yaml").read_text():  # make it accept this file as the genuine one
         content = text_file.read_bytes()
         data = [f"task.path={text_file}", f"task.data.cache_dir={tmp_path}", "task.data.stream_length=100"]
         data += [
@@ -264,7 +264,7 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
     else:
         logits, _ = run.task(batch.inputs[:2])
         assert logits.shape == (len(batch.targets[:2]), batch.targets.shape[1], run.data.spec.output_size)
-    # A sweep over generated data without a criterion or a clock would train every network to the last sample.
+    # Generated data never end: without a criterion or time limit, a sweep would train every network to the last step.
     ended = [c for c in run.trainer.callbacks if isinstance(c, Criterion | Timer)]  # type: ignore[attr-defined]
     assert not point or ended or run.data.batches_per_epoch is not None
 
@@ -281,7 +281,7 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
 def test_methods_that_are_compared_have_as_many_weights_and_as_much_arithmetic(
     experiment: str, models: list[str]
 ) -> None:
-    """Up to the read-out, whose length differs: a grid's is of hidden and memory vectors."""
+    """They differ in the read-out: a grid reads out hidden and memory vectors."""
     parameters, flops = [], []
     for model in models:
         cfg = compose(f"experiment={experiment}", f"model={model}", "model.tied=true", *RUN, f"run.model={model}")
@@ -312,9 +312,11 @@ def test_config_files_start_with_a_description() -> None:
         if file.startswith(("experiment/", "task/", "model/", "transform/")):
             text = (CONF / f"{file}.yaml").read_text()
             if file.startswith("experiment/") and file != "experiment/adhoc":
-                assert text.startswith("# @package _global_\n"), f"what {file} says would lie below experiment"
+                assert text.startswith("# @package _global_\n"), (
+                    f"the options of {file} would be composed below experiment"
+                )
             text = text.removeprefix("# @package _global_\n")
-            assert text.startswith("# "), f"{file} does not say what it is"
+            assert text.startswith("# "), f"{file} has no description"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Configured numbers, such as a constant forget bias, are exact whatever happens to a module; weights know theirs."""
+"""Configured constants, such as a forget bias, stay exact in a converted module and are stored with its weights."""
 
 import io
 from collections import OrderedDict
@@ -21,7 +21,7 @@ from gridlstm.models.clockwork_rnn import ClockworkRNN
 from gridlstm.models.stacked_lstm import StackedLSTM
 from gridlstm.training.job import run_job
 
-# Of numbers that neither float32 nor bfloat16 holds.
+# Each takes a constant; the tests use values that neither float32 nor bfloat16 can represent.
 MODULES: list[Callable[[float], nn.Module]] = [
     lambda b: GridLSTM(5, 4, 2, time=LSTM(forget_bias=b), depth=CoupledLSTM(forget_bias=-b)),
     lambda b: GridLSTM(5, 4, 2, tied=True, time=PeepholeLSTM(forget_bias=b), sweep="reference"),
@@ -45,7 +45,7 @@ def output(module: nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("make", MODULES)
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_module_built_without_memory_computes_the_same_once_it_is_loaded(make: Any, assign: bool) -> None:
+def test_a_module_built_on_the_meta_device_computes_the_same_after_loading(make: Any, assign: bool) -> None:
     expected = made(make)
     with torch.device("meta"):
         module = make(3.7)
@@ -57,7 +57,7 @@ def test_a_module_built_without_memory_computes_the_same_once_it_is_loaded(make:
 
 
 @pytest.mark.parametrize("make", MODULES)
-def test_the_number_survives_other_precisions(make: Any) -> None:
+def test_the_constant_survives_a_change_of_precision(make: Any) -> None:
     expected, module = made(make), made(make).bfloat16().float()
     module.load_state_dict(expected.state_dict())
     assert torch.equal(output(module), output(expected))
@@ -65,7 +65,7 @@ def test_the_number_survives_other_precisions(make: Any) -> None:
 
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
 def test_constant_bias_keeps_double_precision(sweep: Any) -> None:
-    """Learned biases keep it too: 0.1 in float32 would be off by 1.5e-9."""
+    """Learned biases do as well. In float32, 0.1 would be wrong by 1.5e-9."""
     constant = made(lambda b: GridLSTM(5, 4, 2, time=LSTM(forget_bias=b), sweep=sweep), 0.1).double()
     learned = GridLSTM(5, 4, 2, sweep="reference").double()
     learned.load_state_dict(constant.state_dict(), strict=False)

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md is true: in a copy of the repository, a model and a task take one file each and one YAML each."""
+"""A model and a task need one Python file and one YAML file each, as CONTRIBUTING.md says; tried in a copy."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ class Leaky(SequenceModel):
         return torch.stack(outputs, 1), LeakyState(h[None])
 '''
 
-TASK = '''"""Say again what was said one step ago: inputs a b c, targets - a b."""
+TASK = '''"""Repeat the input of the step before: inputs a b c, targets - a b."""
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ from gridlstm.data.spec import Spec
 
 
 class EchoData(GeneratedData):
-    """Random symbols, and the same one step later."""
+    """Random symbols as inputs; the target is the input of the step before."""
 
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__(batch_size, seed, num_val=20, num_test=20)
@@ -80,7 +80,7 @@ hidden_size: ${task.network.hidden_size}
 num_layers: ${task.network.num_layers}
 """,
     "src/gridlstm/data/echo.py": TASK,
-    "conf/task/echo.yaml": """# Say again what was said one step ago.
+    "conf/task/echo.yaml": """# Repeat the input of the step before.
 data:
   _target_: gridlstm.data.echo.EchoData
   batch_size: 4
@@ -98,7 +98,7 @@ val_every: 2
 }
 
 
-@pytest.mark.slow  # three processes; what they run is tested for every model and task of the suite
+@pytest.mark.slow  # it starts three processes, and other tests check the same for the models and tasks of the suite
 def test_a_model_and_a_task_take_one_file_and_one_yaml_each(tmp_path: Path) -> None:
     copied = ("src", "conf", "tests", "docs", "docker", "pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile")
     for name in copied:
@@ -128,7 +128,7 @@ def test_a_model_and_a_task_take_one_file_and_one_yaml_each(tmp_path: Path) -> N
     run("-m", "tests.test_models")
     assert (tmp_path / "tests/golden/parameters.json").read_text().count("\n") == 1 + len(
         (ROOT / "tests/golden/parameters.json").read_text().splitlines()
-    ), "one line more"
+    ), "the record must gain one line"
     found = run(
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=0", "-n0"),
         *("tests/test_models.py", "tests/test_fit.py", "tests/test_imports.py", "tests/test_conf.py"),

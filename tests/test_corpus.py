@@ -37,7 +37,7 @@ TEXT = ("Die Größe des Gitters ändert sich nicht.\n在網格中,每一維都�
 
 
 def shared(name: str) -> Path:
-    """A file of the data directory that GRIDLSTM_DATA names; skips the test where it is missing."""
+    """Return the path of a file below GRIDLSTM_DATA; skip the test if it is missing."""
     path = Path(os.environ.get("GRIDLSTM_DATA", "/nonexistent")) / name
     if not path.is_file():
         pytest.skip(f"needs {name} under the directory that GRIDLSTM_DATA names")
@@ -67,11 +67,11 @@ def write_zip(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def reads(caplog: pytest.LogCaptureFixture) -> int:
-    """How often a text was decoded, not taken from the cache."""
+    """Count how often a text was decoded instead of being read from the cache."""
     return sum(message.startswith("reading ") for message in caplog.messages)
 
 
-def test_byte_level_ids_are_places_among_the_distinct_bytes(tmp_path: Path, cache: Path) -> None:
+def test_byte_level_ids_are_positions_among_the_distinct_bytes(tmp_path: Path, cache: Path) -> None:
     found = read_corpus(write(tmp_path / "a.txt", b"banana\xff\n"), "byte", cache)
     assert found.vocabulary.symbols == (10, 97, 98, 110, 255)
     assert found.ids.tolist() == [2, 1, 3, 1, 3, 1, 4, 0]
@@ -121,7 +121,7 @@ def test_all_formats_give_the_same_corpus(tmp_path: Path, cache: Path) -> None:
 
 
 def test_link_is_unpacked_by_its_own_suffix(tmp_path: Path, cache: Path) -> None:
-    """Content-addressed stores name files without a suffix, and link to them."""
+    """Content-addressed stores keep files without a suffix and link to them."""
     blob = write(tmp_path / "3fa9", gzip.compress(TEXT))
     (tmp_path / "a.gz").symlink_to(blob)
     found = read_corpus(tmp_path / "a.gz", "char", cache)
@@ -134,11 +134,13 @@ def test_link_is_unpacked_by_its_own_suffix(tmp_path: Path, cache: Path) -> None
 
 @given(text=st.text(min_size=1), chunk=st.integers(1, 9))
 @settings(deadline=None, max_examples=100)
-def test_any_text_survives_whatever_the_chunks(text: str, chunk: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_text_is_decoded_exactly_at_any_chunk_size(
+    text: str, chunk: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     directory = tmp_path_factory.mktemp("drawn")
     path = write(directory / "a.txt", text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary_module, "CHUNK", chunk)  # so that characters lie across chunks
+        patch.setattr(vocabulary_module, "CHUNK", chunk)  # small, so that chunks cut characters
         for level in ("char", "byte"):
             found = read_corpus(path, level, directory / "cache")
             assert found.vocabulary.decode(found.ids) == text
@@ -156,7 +158,7 @@ def test_encoding_an_unknown_symbol_names_it(tmp_path: Path, cache: Path) -> Non
         octets.encode("abcd")
     with pytest.raises(UserError, match="not UTF-8 at byte offset 1"):
         chars.encode(b"a\xff")
-    with pytest.raises(UserError, match="not UTF-8 at byte offset 2"):  # cut short: no end of a file, so no excuse
+    with pytest.raises(UserError, match="not UTF-8 at byte offset 2"):  # only at the end of a file
         chars.encode("abé".encode()[:-1])
 
 
@@ -178,14 +180,14 @@ def test_a_character_cut_by_the_end_of_the_file_is_dropped(
     [
         (b"abc\xffdef", 3),
         ("記".encode() + b"\x80abc", 3),
-        ("a記".encode()[:-1] + b"b", 1),  # a cut character in the interior
-        (b"abc\xff", 3),  # at the end, but the beginning of no character
+        ("a記".encode()[:-1] + b"b", 1),  # an incomplete character inside the file
+        (b"abc\xff", 3),  # at the end, but no character begins with it
         (b"a" * 5000 + b"\xed\xa0\x80" + b"b" * 5000, 5000),  # a surrogate
         (b"ab\x80", 2),
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 4, 1 << 20])
-def test_invalid_utf8_names_the_byte_and_the_way_out(
+def test_invalid_utf8_error_names_the_byte_offset_and_level_byte(
     content: bytes, offset: int, chunk: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vocabulary_module, "CHUNK", chunk)
@@ -196,7 +198,7 @@ def test_invalid_utf8_names_the_byte_and_the_way_out(
 
 
 def unreadable_files(directory: Path) -> dict[str, tuple[Path, str]]:
-    """Files that must be refused, and what the message must say."""
+    """Return files that must be refused, each with a pattern of the message."""
     two = write_zip(directory / "two.zip", {"a.txt": b"1", "b.txt": b"2"})
     whole_zip = write_zip(directory / "whole.zip", {"a.txt": TEXT})
     with zipfile.ZipFile(directory / "stored.zip", "w", zipfile.ZIP_STORED) as archive:
@@ -270,10 +272,10 @@ def test_a_short_text_may_repeat_itself(tmp_path: Path, cache: Path) -> None:
 def test_non_text_bytes_are_read_with_a_warning(
     content: bytes, words: str | None, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are still read: level byte accepts any content."""
+    """Level byte accepts any content."""
     path = tmp_path / "some.txt"
     path.write_bytes(content)
-    for times in (1, 2):  # decoded, and from the cache
+    for times in (1, 2):  # first decoded, then read from the cache
         assert len(read_corpus(path, "byte", cache).ids) == len(content)
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == times * (words is not None)
@@ -302,9 +304,9 @@ def test_a_text_is_decoded_once(tmp_path: Path, cache: Path, caplog: pytest.LogC
     assert reads(caplog) == 1
     assert again.vocabulary == first.vocabulary
     assert np.array_equal(again.ids, first.ids)
-    assert vars(again)["crc32"] == zlib.crc32(again.ids), "which has been computed once, to check the entry"
+    assert vars(again)["crc32"] == zlib.crc32(again.ids), "the checksum was computed when the entry was read"
     read_corpus(path, "byte", cache)
-    assert reads(caplog) == 2  # another level is another corpus
+    assert reads(caplog) == 2  # another level has its own cache entry
     assert list(cache.glob("*.part")) == []
 
 
@@ -320,7 +322,7 @@ def test_changed_file_is_read_again(tmp_path: Path, cache: Path, caplog: pytest.
 
 
 def test_changed_file_with_same_size_and_date_is_reread(tmp_path: Path, cache: Path) -> None:
-    """As left by a copy that preserves dates, or by a program that sets them."""
+    """A copy that preserves dates leaves such a file, and so does a program that sets them."""
     path, other = write(tmp_path / "a.txt", b"abc"), write(tmp_path / "b.txt", b"xyz")
 
     def text() -> str:
@@ -331,7 +333,7 @@ def test_changed_file_with_same_size_and_date_is_reread(tmp_path: Path, cache: P
     assert text() == "abc"
     other.replace(path)
     assert text() == "xyz"
-    time.sleep(0.05)  # the clock of a file system has steps
+    time.sleep(0.05)  # the clock of a file system is coarse
     path.write_bytes(b"uvw")
     assert text() == "uvw"
 
@@ -402,7 +404,7 @@ def test_an_unusable_cache_warns_and_works_in_memory(tmp_path: Path, caplog: pyt
 def test_a_full_disk_warns_and_works_in_memory(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "a.txt", TEXT)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the kernel refuses to write more, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the kernel refuses longer files, like a full disk
     try:
         found = read_corpus(path, "char", cache)
     finally:
@@ -424,8 +426,8 @@ def test_cache_directory_follows_xdg_cache_home(tmp_path: Path, monkeypatch: pyt
     assert len(list((tmp_path / "home" / ".cache" / "gridlstm").glob("*.ids"))) == 1
 
 
-def test_processes_at_once_decode_once(tmp_path: Path, cache: Path) -> None:
-    text = TEXT * 4000  # long enough to decode that the processes meet
+def test_concurrent_processes_decode_a_text_once(tmp_path: Path, cache: Path) -> None:
+    text = TEXT * 4000  # decoding takes long enough for the processes to overlap
     path = write(tmp_path / "a.txt", text)
     program = (
         "import logging, pathlib, sys; logging.basicConfig(level='INFO', format='%(message)s')\n"
@@ -464,13 +466,13 @@ def test_entropy_of_known_texts() -> None:
     alternating = ngram_entropy(np.array([0, 1] * 50, dtype=np.uint8), 2)
     assert alternating.unigram == 1.0
     assert alternating.bigram == 0.0
-    # Every pair of four symbols once (a de Bruijn sequence, closed): the last symbol says nothing about the next.
+    # A cyclic de Bruijn sequence has every pair of four symbols once, so a symbol does not predict the next one.
     de_bruijn = ngram_entropy(np.array([0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2, 3, 3, 0]), 4)
     assert de_bruijn.bigram == 2.0
 
 
 def test_unreliable_entropy_estimates_are_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Random bytes have 8 bits; counts of a few of them give a smaller estimate."""
+    """Random bytes have 8 bits of entropy, but counts of a small sample give a lower estimate."""
     caplog.set_level("INFO")
     random, text = tmp_path / "random", tmp_path / "text"
     random.write_bytes(np.random.default_rng(1).integers(0, 256, 6000, dtype=np.uint8).tobytes())
@@ -491,11 +493,11 @@ def test_entropy_equals_its_definition(ids: list[int], chunk: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entropy_module, "CHUNK", chunk)
         found = ngram_entropy(np.array(ids, dtype=np.uint8), 7)
-    # Sums of under a hundred terms below 3 in float64, in another order.
+    # Both sides sum fewer than a hundred float64 terms below 3, in different orders.
     assert found == pytest.approx((unigram, bigram, len(symbols), len(pairs)), abs=1e-12)
 
 
-def test_words_stand_between_white_space_and_lines_end_with_eos(tmp_path: Path, cache: Path) -> None:
+def test_words_are_separated_by_white_space_and_lines_end_with_eos(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "a.txt", "the  cat saw\tthe dog\n\nthe größte \x0b end".encode())
     found = read_corpus(path, "word", cache)
     assert found.vocabulary.symbols == ("the", "<eos>", "cat", "dog", "end", "größte", "saw")  # frequent ones first
@@ -512,7 +514,7 @@ def test_all_but_the_most_frequent_words_are_unknown(tmp_path: Path, cache: Path
     assert found.vocabulary.symbols == ("a", "c", "<unk>")
     assert found.ids.tolist() == [0, 2, 0, 1, 2, 0, 2, 1, 2]
     assert found.vocabulary.encode("a mouse").tolist() == [0, 2]
-    assert len(read_corpus(path, "word", cache, max_words=6).vocabulary) == 6, "no limit is hit"
+    assert len(read_corpus(path, "word", cache, max_words=6).vocabulary) == 6, "the text has six words"
     for level, limit, message in (
         ("word", 1, "must be at least 2, got 1"),
         ("char", 5, "must be null at level=char, got 5"),
@@ -536,6 +538,6 @@ def test_words_do_not_depend_on_the_chunks(tmp_path: Path, cache: Path, monkeypa
     monkeypatch.setattr(vocabulary_module, "_decoded", spy)
     words = list(vocabulary_module.split_words(b"one two  three\tfour\r\nfive six seven eight", ""))
     assert words == ["one", "two", "three", "four", "<eos>", "five", "six", "seven", "eight"]
-    assert max(lengths) <= 7 + len("three "), "whole lines may be the whole text"
+    assert max(lengths) <= 7 + len("three "), "the text must not be decoded by whole lines: it may be one line"
     with pytest.raises(UserError, match="not UTF-8 at byte offset 9 "):
         read_corpus(write(tmp_path / "c.txt", b"line one\n\xff"), "word", cache)

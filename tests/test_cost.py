@@ -1,4 +1,4 @@
-"""Costs of models against counts by hand."""
+"""Costs of models against formulas."""
 
 import pytest
 import torch
@@ -17,13 +17,14 @@ L, d, S = 3, 8, 5
 @pytest.mark.parametrize("priority", [None, "depth"])
 def test_grid_cost_matches_the_formulas(tied: bool, priority: str | None) -> None:
     found = cost(Grid2d(S, d, L, tied=tied, priority=priority))
-    # Two transforms of 4 d x 2 d weights, shared by all layers or each layer's own.
+    # There are two transforms of 4 d x 2 d weights, shared by all layers or separate for each.
     assert found.parameters == S * 2 * d + 2 * (1 if tied else L) * 8 * d * d
     assert found.state_size == 2 * L * d
-    # Of each layer: 8 d x 2 d weights, two operations each, in forward, input's and weights' gradient.
+    # Each layer has 8 d x 2 d weights. A weight costs two operations in the forward pass, in the gradient of the input
+    # and in the gradient of the weights.
     assert found.flops_per_step == 96 * d * d * L
-    # Of each layer 6 D numbers, D = 2 d (and D more where a second stage reads another H); one exit slot of 2 D at the
-    # top, and y.
+    # Each layer saves 6 D numbers, D = 2 d, and D more if a second stage reads another H. The top saves an exit slot
+    # of 2 D, and y.
     stages = 1 if priority is None else 2
     D = 2 * d
     assert found.saved_bytes_per_step == FLOAT * (L * (5 + stages) * D + (1 + stages) * D + D)
@@ -43,13 +44,13 @@ def test_stacked_lstm_cost_matches_the_formulas() -> None:
 
 
 def test_floats_are_projected_by_a_product() -> None:
-    # The input needs no gradient of its own.
+    # The input needs no gradient.
     more = cost(StackedLSTM(S, d, L), input_size=S).flops_per_step - cost(StackedLSTM(S, d, L)).flops_per_step
     assert more == 2 * 2 * S * d
 
 
 class Torch(SequenceModel):
-    """torch.nn.LSTM under our contract."""
+    """torch.nn.LSTM as a SequenceModel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,18 +68,18 @@ def test_torchs_own_lstm_is_counted_in_full() -> None:
     found = cost(Torch(), input_size=S)
     weights = 4 * d * (S + d) + (L - 1) * 8 * d * d
     assert found.parameters == weights + L * 8 * d
-    # Its kernel makes a gradient of the input too, asked for or not.
+    # Its kernel always computes the gradient of the input too.
     assert found.flops_per_step == 6 * weights
 
 
-def test_bytes_are_counted_while_they_live() -> None:
+def test_bytes_are_counted_until_they_are_freed() -> None:
     class Square(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(10))
 
         def forward(self, x: Tensor) -> Tensor:
-            passing = x + 1  # not needed by any gradient: gone when the function returns
+            passing = x + 1  # freed when the function returns: no gradient needs it
             kept = passing[:, :1] * 2  # the product below needs it
             return kept * self.weight
 

@@ -1,4 +1,4 @@
-"""Training to a criterion."""
+"""Training until a criterion is met."""
 
 import csv
 from collections.abc import Callable
@@ -19,7 +19,7 @@ EASY = (
     "callbacks=criterion", "task.length=1", "task.alphabet=2", "model.hidden_size=16", "task.val_every=10",
     "trainer.max_steps=300", "stages=[fit]",
 )  # fmt: skip
-"""Solved after some dozens of steps."""
+"""Overrides of a run that meets its criterion after a few dozen steps."""
 
 
 def test_training_stops_once_every_answer_is_correct(job: Job, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_changed_criterion_recomputes_samples_to_solve(
     assert result(tmp_path / "run")["samples_to_solve"] > early  # type: ignore[operator]
     assert f"whether it was met within the first {early:,} samples" in caplog.text
     run_job(job(*EASY, "callbacks=default", "trainer.max_steps=310", "ckpt_path=last"))
-    assert "samples_to_solve" not in result(tmp_path / "run"), "this leg had no criterion"
+    assert "samples_to_solve" not in result(tmp_path / "run"), "this part of the run had no criterion"
 
 
 def test_resume_with_another_validation_size_is_refused(job: Job) -> None:
@@ -124,7 +124,7 @@ def test_criterion_on_a_language_model_is_refused(job: Job) -> None:
 
 
 def test_checkpoints_fall_on_whole_accumulated_steps(job: Job, tmp_path: Path) -> None:
-    """Two batches a step, a validation every three: it runs every four, and a run resumes bit for bit."""
+    """With two batches a step, a validation every three batches runs every four; a resumed run equals a whole one."""
     options = ("trainer.accumulate_grad_batches=2", "task.val_every=3", "stages=[fit]")
     run_job(job(*options, "trainer.max_steps=6", directory="whole"))
     run_job(job(*options, "trainer.max_steps=4", directory="parts"))
@@ -154,12 +154,12 @@ def test_parity_string_beyond_memory_is_refused(job: Job) -> None:
         run_job(job("task.bits=100000000", task="parity", model="grid1d"))
 
 
-def test_two_values_of_one_size_are_refused(job: Job) -> None:
+def test_contradicting_values_of_one_option_are_refused(job: Job) -> None:
     with pytest.raises(UserError, match=r"task\.data\.delay=3 contradicts task\.delay=2"):
         run_job(job("task.delay=2", "task.data.delay=3"))
 
 
-def test_an_evaluation_has_any_number_of_digits_whatever_was_trained(job: Job, tmp_path: Path) -> None:
+def test_evaluation_accepts_any_number_of_digits_whatever_was_trained(job: Job, tmp_path: Path) -> None:
     trained = ("task.digits=3", "task.data.min_digits=2", "task.data.curriculum=10")
     run_job(job(*trained, task="addition"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
@@ -200,7 +200,7 @@ def test_sizes_beyond_memory_are_refused(job: Job, option: str, message: str) ->
 
 
 def test_each_test_length_is_reported_separately(job: Job, tmp_path: Path) -> None:
-    """Their weighted mean is the score of the whole test."""
+    """The weighted mean of their scores is the score of the whole test."""
     run_job(job("task.data.test_digits=[1,2,4]", "task.data.num_test=30", task="addition"))
     test: Any = result(tmp_path / "run")["test"]
     shares = [test[f"test/sequence_accuracy_{n}_digits"] for n in (1, 2, 4)]
@@ -217,7 +217,7 @@ def test_each_test_length_is_reported_separately(job: Job, tmp_path: Path) -> No
 
 
 def test_best_checkpoint_is_the_latest_of_equal_scores(job: Job, tmp_path: Path) -> None:
-    """Equal accuracies do not rank them, and the loss has fallen."""
+    """Equal accuracies cannot rank checkpoints, but the loss has fallen since the earlier ones."""
     run_job(job("trainer.max_steps=6", "task.val_every=2", "optimizer.lr=1e-9"))
     scores = [
         row["val/accuracy"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()) if row["val/accuracy"]

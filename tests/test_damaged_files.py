@@ -1,4 +1,4 @@
-"""Run directories in which a file is damaged: each is one sentence that says what to do, or is made up for."""
+"""Damaged files in a run directory: the error says what to do, or the run continues from an intact file."""
 
 import random
 import shutil
@@ -25,7 +25,7 @@ NO_CONFIGURATION = [b"", b"- a\n- list\n", b"\x89PNG\r\n\x1a\n\x00\xff", b"task:
 
 @pytest.fixture(scope="module")
 def trained(job_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a small language model; tests put back what they damage."""
+    """Train a small language model; return its run directory. Tests restore the files that they damage."""
     root = tmp_path_factory.mktemp("trained")
     run_job(job_in(root, task="text"))
     return root / "run"
@@ -33,7 +33,7 @@ def trained(job_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def damage(trained: Path) -> Any:
-    """Writes something else into a file of the run."""
+    """Return a function that overwrites a file of the run; restore the files after the test."""
     kept: dict[Path, bytes] = {}
 
     def write(name: str, content: bytes) -> None:
@@ -85,7 +85,7 @@ def test_a_finished_run_needs_its_best_checkpoint(damage: Any, trained: Path, jo
 
 
 def flip(path: Path, count: int = 64, seed: int = 1) -> None:
-    """Changes some bytes of a file."""
+    """Change some bytes of a file."""
     content, draw = bytearray(path.read_bytes()), random.Random(seed)
     for place in draw.sample(range(len(content)), count):
         content[place] ^= draw.randrange(1, 256)
@@ -117,7 +117,7 @@ def test_damaged_checkpoint_does_not_replace_an_intact_one(job: Job, tmp_path: P
     run_job(job("trainer.max_steps=4", *options))
     checkpoints = tmp_path / "run" / "checkpoints"
     flip(checkpoints / "last.ckpt")
-    run_job(job("trainer.max_steps=4", *options, "ckpt_path=last"))  # which writes one checkpoint
+    run_job(job("trainer.max_steps=4", *options, "ckpt_path=last"))  # this writes one checkpoint
     flip(checkpoints / "last.ckpt")
     run_job(job("trainer.max_steps=6", *options, "ckpt_path=last"))
     assert result(tmp_path / "run")["steps"] == 6
@@ -133,7 +133,7 @@ def test_resume_with_two_damaged_checkpoints_is_refused(job: Job, tmp_path: Path
     assert result(tmp_path / "run") == before
 
 
-def test_any_changed_byte_of_a_checkpoint_is_noticed_or_changes_nothing(trained: Path, tmp_path: Path) -> None:
+def test_a_changed_byte_of_a_checkpoint_is_detected_or_has_no_effect(trained: Path, tmp_path: Path) -> None:
     whole = torch.load(trained / "checkpoints" / "best.ckpt")
     for seed in range(200):
         copy = Path(shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path))

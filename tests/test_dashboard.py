@@ -1,4 +1,4 @@
-"""The W&B workspace of a sweep: built offline from real runs, and saved to a server of our own."""
+"""The W&B workspace of a sweep is built offline from real runs, and saved to a local server."""
 
 import json
 import os
@@ -26,7 +26,7 @@ POINTS = [("grid2d", 1, 0.01), ("grid2d", 2, 0.01), ("stacked_lstm", 1, 0.02)]
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory, job_in: Callable[..., DictConfig]) -> Path:
-    """Three runs of two models, logged to W&B offline, and a job that never began."""
+    """Train three runs of two models, logged to W&B offline, and plan a fourth job that never starts."""
     root = tmp_path_factory.mktemp("sweep")
     plan = []
     for number, (model, seed, lr) in enumerate(POINTS):
@@ -41,7 +41,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, job_in: Callable[..., DictCo
 
 
 def recorded(root: Path) -> tuple[set[str], set[str], dict[str, Any], dict[str, str]]:
-    """What the runs of a sweep logged, by wandb's own records: history, summary, configuration, ids by name."""
+    """Return what wandb recorded of a sweep: keys of the history and of the summary, configuration, run ids by name."""
     history, summary, config, ids = set(), set(), {}, {}
     for file in root.glob("*/wandb/offline-run-*/run-*.wandb"):
         found = read_back(file)
@@ -60,7 +60,7 @@ def panels(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def test_workspace_refers_only_to_logged_keys(sweep: Path, tmp_path: Path) -> None:
     history, summary, config, ids = recorded(sweep)
-    assert set(ids) == {path.name for path in sweep.iterdir() if path.is_dir()}, "a run is named as its directory"
+    assert set(ids) == {path.name for path in sweep.iterdir() if path.is_dir()}, "a run is named after its directory"
     workspace = build(find_runs([sweep]), "one")
     write(workspace, tmp_path / FILE)
     spec = json.loads((tmp_path / FILE).read_text())
@@ -139,7 +139,7 @@ def dashboard(*arguments: str, **environment: str) -> subprocess.CompletedProces
     )
 
 
-def test_upload_saves_the_workspace_and_the_report_and_again_over_them(sweep: Path, tmp_path: Path) -> None:
+def test_a_second_upload_replaces_the_workspace_and_the_report(sweep: Path, tmp_path: Path) -> None:
     with server() as wandb_server:
         account = {
             "WANDB_BASE_URL": wandb_server.url,
@@ -153,9 +153,9 @@ def test_upload_saves_the_workspace_and_the_report_and_again_over_them(sweep: Pa
         first, second = wandb_server.of("UpsertView2")
         assert json.loads(second["spec"]) == json.loads((tmp_path / FILE).read_text())["spec"]
         assert (first["entityName"], first["projectName"], "id" in first) == ("me", "gridlstm", False)
-        assert (second["id"], second["name"]) == ("v", "nw-saved-v"), "the same view"
+        assert (second["id"], second["name"]) == ("v", "nw-saved-v"), "the second upload updates the view of the first"
         resumed = {asked["name"] for asked in wandb_server.of("RunResumeStatus")}
-        assert len(resumed) == 1, "the same run of the report"
+        assert len(resumed) == 1, "both uploads log to one run of the report"
         assert {asked["name"] for asked in wandb_server.of("UpsertBucket")} == resumed
 
 

@@ -1,4 +1,4 @@
-"""Greedy and beam search against every target there is."""
+"""Greedy and beam search against an exhaustive search over all targets."""
 
 import itertools
 import math
@@ -23,12 +23,12 @@ def network(name: str, seed: int = 0) -> Translate:
     task = task_of(MAKE[name]().double())
     with torch.no_grad():
         for parameter in task.head.parameters():
-            parameter.mul_(3)  # probabilities that differ
+            parameter.mul_(3)  # makes the probabilities differ more
     return task.eval()
 
 
 def log_p(tasks: list[Translate], source: Tensor, target: list[int]) -> float:
-    """Return log p(target and end | source), of the whole target at once."""
+    """Return log p(target and end | source), computed for the whole target at once."""
     inputs, mask = torch.tensor([[BEGIN, *target]]), torch.ones(1, len(source), dtype=torch.bool)
     with torch.no_grad():
         p = sum(task(source[None], mask, inputs).softmax(-1) for task in tasks) / len(tasks)
@@ -48,9 +48,7 @@ def search(tasks: list[Translate], **options: object) -> list[list[Hypothesis]]:
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_beam_wide_enough_finds_what_trying_every_target_finds(
-    name: str, members: int, length_penalty: float
-) -> None:
+def test_a_wide_beam_equals_exhaustive_search(name: str, members: int, length_penalty: float) -> None:
     tasks = [network(name, seed) for seed in range(members)]
     everything = [list(t) for length in range(4) for t in itertools.product(CHOICES, repeat=length)]
     found = search(tasks, beam=50, best=5, limits=EVERY, length_penalty=length_penalty)
@@ -91,7 +89,7 @@ def test_a_wider_beam_finds_no_worse_targets_here() -> None:
     assert all(wide >= narrow for narrow, wide in zip(*scores, strict=True))
 
 
-def test_targets_keep_to_the_limits_of_their_own_source() -> None:
+def test_target_lengths_respect_the_limits_of_their_own_source() -> None:
     tasks = [network("attention_lstm")]
     lengths = [len(source) for source in sources()]
     with torch.no_grad():
@@ -108,7 +106,7 @@ def test_targets_keep_to_the_limits_of_their_own_source() -> None:
         assert [len(best[0].symbols) for best in found] == [math.floor(1.5 * length) + 1 for length in lengths]
 
 
-def test_sentences_that_are_done_are_computed_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_sentences_are_not_computed_further(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     step = Networks.step
 
@@ -117,7 +115,7 @@ def test_sentences_that_are_done_are_computed_no_longer(monkeypatch: pytest.Monk
         return step(self, symbols)
 
     monkeypatch.setattr(Networks, "step", counted)
-    limits = Limits(shortest=1.0, longest=1.0, more=0)  # 4, 2 and 1 symbols
+    limits = Limits(shortest=1.0, longest=1.0, more=0)  # targets of 4, 2 and 1 symbols
     greedy([network("reencoder")], *pairs()[:2], BEGIN, END, limits, NEVER)
     assert rows == [3, 3, 2, 1, 1]
     rows.clear()
@@ -125,7 +123,7 @@ def test_sentences_that_are_done_are_computed_no_longer(monkeypatch: pytest.Monk
     assert rows == [3, 6, 4, 2, 2]
 
 
-def test_what_cannot_be_searched_is_refused() -> None:
+def test_invalid_searches_are_refused() -> None:
     task = network("attention_lstm")
     for options, words in (
         ({"beam": 0}, "beam must be a whole number of at least 1, got 0"),

@@ -1,4 +1,4 @@
-"""Two processes compute what one does: same global batch, same losses."""
+"""Two processes compute the same losses as one, because they share the same global batch."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Run:
-    """Run train.py in a directory of this name, once, or again to resume; return the directory."""
+    """Return a function that runs train.py once for each directory, or again to resume, and returns the directory."""
     root, done = tmp_path_factory.mktemp("distributed"), set[str]()
 
     def run(name: str, task: str, *options: str) -> Path:
@@ -67,7 +67,7 @@ def result(directory: Path) -> dict[str, Any]:
 
 
 def seen(directory: Path, rank: int) -> dict[str, list[list[str]]]:
-    """The rows of every batch that a rank has had, by stage."""
+    """Return the rows of every batch of a rank by stage."""
     found: dict[str, list[list[str]]] = json.loads((directory / f"seen{rank}.json").read_text())
     return found
 
@@ -75,13 +75,13 @@ def seen(directory: Path, rank: int) -> dict[str, list[list[str]]]:
 def assert_same_losses(one: Path, other: Path) -> None:
     for row, same in zip(rows(one), rows(other), strict=True):
         for name, value in row.items():
-            # float64 throughout; the ranks' sums are added in another order.
+            # All numbers are float64; two ranks add the sums in another order.
             assert float(value or 0) == pytest.approx(float(same[name] or 0), abs=1e-9), name
 
 
 @pytest.mark.parametrize("task", DATA)
 def test_two_ranks_reproduce_the_losses_of_one(run: Run, task: str) -> None:
-    """Five rows over two ranks: divided unevenly, weighted by count."""
+    """Five rows are divided unevenly over two ranks, so their losses must be weighted by count."""
     two = run(f"{task}-ddp_cpu", task, "hardware=ddp_cpu")
     assert result(two)["processes"] == 2
     assert_same_losses(one(run, task), two)
@@ -109,11 +109,11 @@ def test_two_ranks_split_the_rows_of_one_in_order(run: Run, task: str) -> None:
     assert {(len(a), len(b)) for a, b in zip(first["train"], second["train"], strict=True)} == {(2, 3)}
     for stage in ("validate", "test"):
         parts = Counter(chain(*first[stage], *second[stage]))
-        assert parts == Counter(chain(*whole[stage])), f"{stage}: every row once"
+        assert parts == Counter(chain(*whole[stage])), f"{stage}: every row must occur once"
 
 
 def test_torchrun_on_two_nodes_trains_one_run(run: Run, tmp_path: Path) -> None:
-    """Each with one process, on the loopback interface."""
+    """Both nodes are on this machine, with one process each."""
     (port,) = free_ports(1)
     nodes = []
     for node in (0, 1):
@@ -158,8 +158,8 @@ def test_invalid_distributed_launches_are_refused(
 
 
 def test_two_rank_run_resumes_on_two_ranks_or_one(run: Run) -> None:
-    """The checkpoint holds the state of all rows; in its own directory, a run also keeps its best score."""
-    # By the largest loss, so that the best checkpoint is of the first half.
+    """The checkpoint holds the state of all rows. A run that resumes in its own directory also keeps its best score."""
+    # The best checkpoint is chosen by the largest loss, so that it comes from the first half.
     largest = ["task.monitor=val/loss", "task.mode=max", "stages=[fit]"]
     two = run("two", "text", "hardware=ddp_cpu", "trainer.max_steps=6", *largest)
     best = result(two)["best"]
@@ -167,14 +167,14 @@ def test_two_rank_run_resumes_on_two_ranks_or_one(run: Run) -> None:
     alone = {row["step"]: row for row in rows(run("alone", "text", "hardware=cpu", there, "stages=[fit]"))}
     run("two", "text", "hardware=ddp_cpu", "ckpt_path=last", *largest)
     whole = [row for row in rows(one(run, "text")) if row["train/loss"]]
-    # The second row is begun before the checkpoint and ended after it.
+    # The second row begins before the checkpoint and ends after it.
     assert [row["step"] for row in whole] == ["4", "8", "12"]
     for row, other in zip(whole, (row for row in rows(two) if row["train/loss"]), strict=True):
         assert row["step"] == other["step"]
         assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), abs=1e-9)
         if int(row["step"]) > 6:
             assert float(row["train/loss"]) == pytest.approx(float(alone[row["step"]]["train/loss"]), abs=1e-9)
-    assert result(two)["best"] == best, "what was best before is best of all"
+    assert result(two)["best"] == best, "the best score before the resume is the best of the whole run"
     assert result(two)["steps"] == 12
     before = rows(two)
     run("two", "text", "hardware=ddp_cpu", "ckpt_path=last", *largest[:2], "stages=[fit,test]")
@@ -187,18 +187,18 @@ def test_two_rank_run_resumes_on_two_ranks_or_one(run: Run) -> None:
 
 @pytest.mark.usefixtures("_ctrl_c")
 def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> None:
-    """Lightning would kill the first within seconds of the other's end, whether it has written or not."""
+    """Lightning would kill rank zero seconds after the other rank ends, even if it has not written its record."""
     line = [sys.executable, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu", "trainer.max_steps=1000000"]
     line += ["trainer.log_every_n_steps=1000", "task.val_every=1000", f"hydra.run.dir={tmp_path / 'run'}"]
-    # A picture that takes longer than Lightning waits.
+    # Like a picture whose drawing takes longer than Lightning waits.
     line.append("+callbacks.slow={_target_: tests.finite.SlowEnd, seconds: 7}")
     process = subprocess.Popen(line, cwd=ROOT, env=environment(tmp_path), start_new_session=True)
     try:
-        # At a step, all ranks have long taken on to answer signals.
+        # By the first step, all ranks have installed their signal handlers.
         progress = tmp_path / "run" / "progress.json"
         wait_for(lambda: bool(read_json(progress).get("step")) or process.poll() is not None)
         assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)  # a terminal does the same
         assert process.wait(timeout=PATIENCE) == 128 + signal.SIGINT
     finally:
         process.kill()
@@ -207,7 +207,7 @@ def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> No
 
 
 def test_failing_rank_lets_rank_zero_record_the_error(tmp_path: Path) -> None:
-    """Torchrun ends all ranks once one has ended. Rank zero must close its loggers before it records the run."""
+    """Torchrun ends all ranks when one fails. Rank zero must close its loggers before it records the run."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     line = [python(), *torchrun, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu", "optimizer.lr=1e30"]
     line += [f"hydra.run.dir={tmp_path / 'run'}", "logger.csv._target_=tests.finite.SlowLogger"]

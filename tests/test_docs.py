@@ -1,4 +1,4 @@
-"""The site of docs/ builds without a warning, and a broken link is one."""
+"""The site of docs/ builds without warnings; a broken link gives a warning."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def test_pages_of_docs_and_of_the_root_are_built(site: Path) -> None:
 
 def test_docstrings_become_pages(site: Path) -> None:
     assert 'id="gridlstm.layer.GridLSTM"' in (site / "api/layer.html").read_text()
-    assert "=====" not in (site / "api/layer.html").read_text(), "a docstring's table is not shown as one"
+    assert "=====" not in (site / "api/layer.html").read_text(), "a table in a docstring is not shown as a table"
     assert 'id="gridlstm.data.base.Batch.loss_mask"' in (site / "api/data.html").read_text()
 
 

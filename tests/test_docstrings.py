@@ -1,16 +1,17 @@
-"""Docstrings say what code does in plain English: a function's begins with an imperative verb, a class's with a noun.
+"""Docstrings say in plain English what code does: those of functions begin with a verb, those of classes with a noun.
 
-The check reads the source only. It knows the openings that are wrong, not all that are right.
+The check reads the text of the package and of its tests. It knows the openings that are wrong, not all that are right.
 """
 
 import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
 
 # They open a clause about a thing ("What the cell returns"), which leaves out who does what.
 CLAUSES = "what|whatever|whether|which|whichever|of|where|wherever|how|who|whoever|whom|whose|why|when"
@@ -32,19 +33,26 @@ THIRD_PERSON = (
 )
 
 
-def problem(docstring: str, is_function: bool) -> str | None:
+# They continue the name of a test ("So any number of ranks …") instead of giving its reason in a sentence.
+FRAGMENTS = "also|and|as|at|by|else|even|from|or|so|such"
+
+Kind = Literal["function", "test", "other"]
+
+
+def problem(docstring: str, kind: Kind) -> str | None:
     """Return the opening of a docstring if it is a wrong one."""
     opening = " ".join(docstring.split()[:4])
     first = re.match(r"[A-Za-z][A-Za-z'’-]*", opening)
     word = first[0].lower() if first else ""
-    if not is_function:
-        return opening if re.fullmatch(CLAUSES, word) else None
-    wrong = not first or re.fullmatch(f"{CLAUSES}|{DESCRIPTIONS}|{THIRD_PERSON}", word)
+    if kind == "function":
+        wrong = not first or re.fullmatch(f"{CLAUSES}|{DESCRIPTIONS}|{THIRD_PERSON}", word)
+    else:
+        wrong = re.fullmatch(f"{CLAUSES}|{FRAGMENTS}" if kind == "test" else CLAUSES, word)
     return opening if wrong else None
 
 
-def documented(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
-    """Yield the line of every docstring, its text, and True if it belongs to a function that is no property."""
+def documented(tree: ast.AST) -> Iterator[tuple[int, str, Kind]]:
+    """Yield the line, the text and the kind of every docstring; a property is no function."""
     for node in ast.walk(tree):
         body = getattr(node, "body", [])
         strings = [
@@ -55,29 +63,31 @@ def documented(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
             and isinstance(statement.value.value, str)
         ]
         for k, line, text in strings:
-            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and k == 0
-            yield line, text, is_function and not _is_property(node)
+            kind: Kind = "other"
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and k == 0 and not _is_property(node):
+                kind = "test" if node.name.startswith("test_") else "function"
+            yield line, text, kind
 
 
-def _is_property(node: ast.AST) -> bool:
-    decorators = [ast.unparse(decorator) for decorator in getattr(node, "decorator_list", [])]
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
     return any(name.endswith(("property", ".setter")) for name in decorators)
 
 
-FILES = sorted(SOURCE.rglob("*.py"))
+EXPECTED: dict[Kind, str] = {
+    "function": 'an imperative verb, such as "Return …", "Raise …" or "Return True if …"',
+    "test": "a sentence that gives the reason of the test, or an equation",
+    "other": 'a noun or a verb, such as "Number of layers." or "True if …"',
+}
+FILES = sorted(path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_begin_with_a_verb_or_a_noun(path: Path) -> None:
     found = []
-    for line, text, is_function in documented(ast.parse(path.read_text(encoding="utf-8"))):
-        if (opening := problem(text, is_function)) is not None:
-            expected = (
-                'an imperative verb, such as "Return …", "Raise …" or "Return True if …"'
-                if is_function
-                else 'a noun or a verb, such as "Number of layers." or "True if …"'
-            )
-            found.append(f"{path.relative_to(SOURCE.parent)}:{line}: begins with {opening!r}; expected {expected}")
+    for line, text, kind in documented(ast.parse(path.read_text(encoding="utf-8"))):
+        if (opening := problem(text, kind)) is not None:
+            found.append(f"{path.relative_to(ROOT)}:{line}: begins with {opening!r}; expected {EXPECTED[kind]}")
     assert not found, "\n" + "\n".join(found)
 
 
@@ -89,7 +99,7 @@ def test_docstrings_begin_with_a_verb_or_a_noun(path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_verb_may_begin_a_function(opening: str) -> None:
-    assert problem(opening, is_function=True) is None
+    assert problem(opening, "function") is None
 
 
 @pytest.mark.parametrize(
@@ -100,14 +110,26 @@ def test_a_verb_may_begin_a_function(opening: str) -> None:
     ],
 )  # fmt: skip
 def test_a_noun_or_a_clause_may_not_begin_a_function(opening: str) -> None:
-    assert problem(opening, is_function=True) is not None
+    assert problem(opening, "function") is not None
 
 
 @pytest.mark.parametrize("opening", ["Where a run lies.", "What leaves the grid.", "Of the best rate."])
 def test_a_clause_may_not_begin_a_class_or_attribute(opening: str) -> None:
-    assert problem(opening, is_function=False) is not None
+    assert problem(opening, "other") is not None
+
+
+@pytest.mark.parametrize("opening", ["So ranks agree.", "As in a container.", "Whatever the depth.", "And no other."])
+def test_a_fragment_or_a_clause_may_not_begin_a_test(opening: str) -> None:
+    assert problem(opening, "test") is not None
+
+
+@pytest.mark.parametrize(
+    "opening", ["Otherwise h is lost.", "The state is kept.", "In float32, 0.1 rounds.", "|m'| <= 1"]
+)
+def test_a_sentence_may_begin_a_test(opening: str) -> None:
+    assert problem(opening, "test") is None
 
 
 @pytest.mark.parametrize("opening", ["The state.", "(L, B, d)", "True if it fits.", "Number of layers."])
 def test_a_noun_or_a_shape_may_begin_a_class_or_attribute(opening: str) -> None:
-    assert problem(opening, is_function=False) is None
+    assert problem(opening, "other") is None

@@ -1,4 +1,4 @@
-"""The commands that a newcomer types first: what there is, and what this machine will use."""
+"""The commands that a newcomer types first: the list of commands, and the doctor, which checks this machine."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_words_after_the_package_name_the_command_to_type() -> None:
 
 
 def test_doctor_lists_the_components_of_this_machine(tmp_path: Path) -> None:
-    (tmp_path / Enwik8.name).write_text("stands for the data set, of which the name alone is looked at")
+    (tmp_path / Enwik8.name).write_text("represents the data set: only its name is checked")
     done = run_python("-m", "gridlstm.doctor", check=True, environment={"GRIDLSTM_DATA": str(tmp_path)})
     lines = {line[4:].split("  ")[0]: line for line in done.stdout.splitlines()}
     assert lines["enwik8"] == f"ok  {'enwik8':<16}  {tmp_path / 'enwik8'}"

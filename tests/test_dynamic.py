@@ -1,4 +1,4 @@
-"""Dynamic evaluation against its equation, and on a text that changes."""
+"""Dynamic evaluation against its equation, and on a text whose pattern changes."""
 
 from collections.abc import Callable
 from pathlib import Path

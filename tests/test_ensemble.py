@@ -1,4 +1,4 @@
-"""Several checkpoints evaluated as one: the mean of their probabilities."""
+"""Several checkpoints are evaluated as an ensemble: the mean of their probabilities."""
 
 import json
 import math
@@ -25,7 +25,7 @@ Job = Callable[..., DictConfig]
 
 
 def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path) -> None:
-    """Of networks with states of different kinds, carried over windows: as each of them over whole streams."""
+    """The networks have states of different kinds. Windows that carry states equal one pass over each stream."""
     tasks, checkpoints = [], []
     for model, seed in (("grid2d", 1), ("transformer", 2), ("lstm", 3)):
         config = job(
@@ -50,12 +50,12 @@ def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path
     assert found["test/bpc"] == pytest.approx(bits / (len(text) - 1), rel=1e-9)
     assert found["test/bpc"] < max(evaluate(path, "test", [])["test/bpc"] for path in checkpoints)
     alone, twice = (evaluate(first, "test", [], others=others)["test/bpc"] for others in ([], [first]))
-    assert twice == pytest.approx(alone, rel=1e-12), "in double precision, from the weights' first digit to the last"
+    assert twice == pytest.approx(alone, rel=1e-12), "the weights must be loaded and used in double precision"
 
 
 def test_ensemble_accepts_models_without_an_input_layer() -> None:
     class Last(SequenceModel):
-        """One-hot vectors as they are."""
+        """Returns its one-hot inputs unchanged."""
 
         output_size = 3
 

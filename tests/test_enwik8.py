@@ -1,6 +1,6 @@
-"""Finding and downloading enwik8, against a real HTTP server on loopback that serves another, smaller file.
+"""Finding and downloading enwik8 from a real HTTP server on the loopback interface, which serves a smaller file.
 
-The real MediaWiki extract takes part where GRIDLSTM_DATA names the directory that holds it; a generated text always.
+Every test uses a generated text, and also a real MediaWiki extract if GRIDLSTM_DATA names the directory that holds it.
 """
 
 import bz2
@@ -54,14 +54,14 @@ class Served(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def own_progress_lock() -> None:
-    """tqdm's lock of two parts does not survive a Ctrl-C at every moment: no test inherits it from another."""
+    """Give each test a new lock: a Ctrl-C at the wrong moment leaves tqdm's own lock, of two parts, unusable."""
     tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(scope="module", params=["MediaWiki extract", "generated"])
 def served(request: pytest.FixtureRequest) -> Served:
     if request.param == "generated":
-        # Printable noise, so that the archive is long enough to be cut in the middle of a transfer.
+        # Noise does not compress well, so the archive is long enough to be cut in the middle of a transfer.
         text = bytes(random.Random(0).choices(range(32, 127), k=500_000))
     else:
         path = Path(os.environ.get("GRIDLSTM_DATA", "/nonexistent")) / EXTRACT
@@ -75,7 +75,7 @@ def served(request: pytest.FixtureRequest) -> Served:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one archive, in the way that ``behave`` says."""
+    """Serves one archive; the function ``behave`` determines how."""
 
     daemon_threads = True
 
@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.archive)
 
     def send_half(self) -> None:
-        """Cuts the connection in the middle."""
+        """Send half of the archive and close the connection."""
         self.send_head()
         self.wfile.write(self.server.archive[: len(self.server.archive) // 2])
 
@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         os.kill(os.getpid(), signal.SIGINT)
         self.connection.settimeout(PATIENCE)
-        self.rfile.read()  # keeps the connection open until the client goes
+        self.rfile.read()  # keeps the connection open until the client closes it
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def make(data_dir: Path, served: Served, server: Server, **changes: Any) -> Text
 
 
 def contents(directory: Path) -> list[str]:
-    """The files under a directory, except the lock."""
+    """Return the names of the files in a directory, except the lock."""
     if not directory.is_dir():
         return []
     files = (path for path in directory.rglob("*") if path.is_file() and path.name != ".enwik8.lock")
@@ -172,7 +172,7 @@ def contents(directory: Path) -> list[str]:
 
 
 def check_recovers(data_dir: Path, served: Served, server: Server) -> None:
-    """The next run, against a healthy server, succeeds."""
+    """Check that the next run succeeds if the server works."""
     server.behave = Handler.send_whole
     data = make(data_dir, served, server)
     data.setup("fit")
@@ -182,7 +182,7 @@ def check_recovers(data_dir: Path, served: Served, server: Server) -> None:
 
 @pytest.fixture
 def open_dir() -> Iterator[Path]:
-    """A directory that other users can enter, unlike pytest's own."""
+    """Make a directory that other users can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         yield Path(directory)
@@ -190,7 +190,7 @@ def open_dir() -> Iterator[Path]:
 
 @contextmanager
 def read_only(directory: Path) -> Iterator[None]:
-    """Takes the right to write away, from root too, who becomes another user meanwhile."""
+    """Forbid writing to a directory until the end of the block; root, who may write anywhere, becomes another user."""
     user = os.geteuid()
     directory.chmod(0o555)
     try:
@@ -249,7 +249,7 @@ def test_enwik8_is_downloaded_once_and_read(
     assert server.requests == 1
 
 
-def test_nothing_is_downloaded_where_the_file_lies(data_dir: Path, served: Served, server: Server) -> None:
+def test_nothing_is_downloaded_if_the_file_exists(data_dir: Path, served: Served, server: Server) -> None:
     for place in ("enwik8", "enwik8/enwik8", "enwik8.zip", "enwik8/enwik8.zip"):
         directory = data_dir / place.replace("/", "-")
         path = directory / place
@@ -273,7 +273,7 @@ def test_named_file_or_archive_is_used(data_dir: Path, served: Served, server: S
     assert server.requests == 0
 
 
-def test_a_trained_network_is_measured_on_any_text(
+def test_a_trained_network_is_evaluated_on_any_text(
     data_dir: Path, tmp_path: Path, served: Served, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = make(data_dir, served, server).state_dict()
@@ -320,7 +320,7 @@ def test_failed_download_reports_why_and_leaves_no_files(
     server.behave = behave
     with pytest.raises(UserError, match=message) as caught:
         make(data_dir, served, server).setup("fit")
-    # One message: every place and why, where to put the file by hand, and what works without it.
+    # One message names every path that was tried and why it failed, where to put the file, and what works without it.
     text = str(caught.value)
     for place in (data_dir / "enwik8", data_dir / "enwik8.zip", data_dir / "enwik8" / "enwik8"):
         assert f"{place}: no such file" in text
@@ -352,7 +352,7 @@ def test_silent_server_times_out(data_dir: Path, served: Served, server: Server)
     def hang_in_the_middle(handler: Handler) -> None:
         handler.send_half()
         handler.wfile.flush()
-        handler.rfile.read()  # until the client goes
+        handler.rfile.read()  # until the client closes the connection
 
     def hang_at_once(handler: Handler) -> None:
         handler.rfile.read()
@@ -408,7 +408,7 @@ def test_directory_without_permission_is_reported(open_dir: Path, served: Served
     check_recovers(data_dir, served, server)
 
 
-def test_a_read_only_directory_that_holds_it_is_enough(open_dir: Path, served: Served, server: Server) -> None:
+def test_a_read_only_directory_that_holds_enwik8_is_enough(open_dir: Path, served: Served, server: Server) -> None:
     data_dir = open_dir / "data"
     data_dir.mkdir()
     (data_dir / "enwik8").write_bytes(served.text)
@@ -424,7 +424,7 @@ def test_full_disk_is_reported_and_leaves_no_files(data_dir: Path, served: Serve
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     in_the_archive, in_the_text = len(served.archive) // 2, (len(served.archive) + len(served.text)) // 2
     for limit, name in ((in_the_archive, r"enwik8\.zip"), (in_the_text, "enwik8")):
-        # The kernel refuses to write more into a file, as on a full disk.
+        # The kernel refuses longer files, like a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         try:
             with pytest.raises(UserError, match=rf"cannot write \S*/{name}: File too large\. Free space"):
@@ -463,8 +463,8 @@ def test_user_file_is_never_replaced(name: str, data_dir: Path, served: Served, 
     check_recovers(data_dir, served, server)
 
 
-@pytest.mark.parametrize("served", ["generated"], indirect=True)  # seconds of imports, so with one text only
-def test_two_processes_at_once_download_once(data_dir: Path, served: Served, server: Server) -> None:
+@pytest.mark.parametrize("served", ["generated"], indirect=True)  # with one text only: importing takes seconds
+def test_concurrent_processes_download_once(data_dir: Path, served: Served, server: Server) -> None:
     program = (
         "import sys\n"
         "from gridlstm.data.enwik8 import Enwik8\n"
@@ -479,7 +479,7 @@ def test_two_processes_at_once_download_once(data_dir: Path, served: Served, ser
 
     def send_late(handler: Handler) -> None:
         told.wait(PATIENCE)
-        threading.Event().wait(0.5)  # time for a second request, if there were one
+        threading.Event().wait(0.5)  # leaves time for a second request, which there must not be
         handler.send_whole()
 
     server.behave = send_late
@@ -535,7 +535,9 @@ def test_unpublished_checksum_is_recorded_and_checked_later(data_dir: Path, tmp_
     assert (data_dir / "text8.sha256").read_text() == f"{digest}  text8\n"
     (data_dir / "text8.sha256").unlink()
     assert source.find(None).file == data_dir / "text8"
-    assert (data_dir / "text8.sha256").read_text() == f"{digest}  text8\n", "of a file that lay there"
+    assert (data_dir / "text8.sha256").read_text() == f"{digest}  text8\n", (
+        "the checksum of an existing file is recorded too"
+    )
     (data_dir / "text8").write_bytes(text.upper())
     with pytest.raises(UserError, match=rf"text8: SHA-256 [0-9a-f]*, expected {digest}"):
         source.find(None)

@@ -11,7 +11,7 @@ from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.scan import Block, Weights, apply_block, scan
 
-# Both sides compute in float64 and differ only by the order of sums.
+# Both sides compute in float64, with different orders of summation.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
@@ -66,7 +66,7 @@ def test_lstm_transform_is_equations_1_to_3() -> None:
 
 
 def test_gates_are_packed_u_f_o_c() -> None:
-    # One gate at a time is saturated; the paper's equations then determine the result.
+    # With saturated gates, the paper's equations determine the result.
     d, m = 2, torch.tensor([[0.3, -0.8]], dtype=torch.float64)
     h = torch.zeros_like(m)
 
@@ -75,8 +75,8 @@ def test_gates_are_packed_u_f_o_c() -> None:
         packed = torch.cat([torch.full((1, d), z.get(gate, 0.0), dtype=torch.float64) for gate in order], dim=-1)
         return LSTM().pointwise(packed, h, m).m
 
-    torch.testing.assert_close(new_memory(f=40.0, u=-40.0), m)  # kept
-    torch.testing.assert_close(new_memory(f=-40.0, u=40.0, c=40.0), torch.ones_like(m))  # replaced by c
+    torch.testing.assert_close(new_memory(f=40.0, u=-40.0), m)  # the memory is kept
+    torch.testing.assert_close(new_memory(f=-40.0, u=40.0, c=40.0), torch.ones_like(m))  # the memory is replaced by c
     torch.testing.assert_close(new_memory(f=-40.0, u=40.0, c=-40.0), -torch.ones_like(m))
     torch.testing.assert_close(new_memory(f=40.0, u=-40.0, o=-40.0), m)  # o does not touch the memory
     closed = torch.cat([torch.zeros(1, 2 * d), torch.full((1, d), -40.0), torch.zeros(1, d)], dim=-1).double()
@@ -84,7 +84,7 @@ def test_gates_are_packed_u_f_o_c() -> None:
 
 
 def test_paper_output_is_tanh_of_the_product() -> None:
-    z = torch.zeros(1, 4, dtype=torch.float64)  # every gate 1/2, candidate 0
+    z = torch.zeros(1, 4, dtype=torch.float64)  # every gate is 1/2, the candidate 0
     m = torch.tensor([[6.0]], dtype=torch.float64)
     h = torch.zeros_like(m)
     assert LSTM(output="paper").pointwise(z, h, m).h.item() == pytest.approx(np.tanh(0.5 * 3.0), abs=1e-15)
@@ -156,7 +156,7 @@ def test_forget_bias_as_constant_equals_forget_bias_as_initial_value() -> None:
 
 
 def test_parameter_count_of_the_character_model() -> None:
-    # 2 transforms x 4 gates x 1000 x 2000, inputs into h and m, output from h and m: the paper's 16.8 M.
+    # The paper's 16.8 M: 2 transforms x 4 gates x 1000 x 2000, an input to h and m, and an output from h and m.
     model = Grid2d(205, 1000, 6)
     head = 2 * 1000 * 205 + 205
     assert sum(p.numel() for p in model.parameters()) + head == 16_820_205

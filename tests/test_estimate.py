@@ -1,4 +1,4 @@
-"""What a sweep says of itself before it starts, beside what its jobs then take."""
+"""Estimates of time and memory that a sweep prints before it starts, compared with the time that training takes."""
 
 import logging
 import os
@@ -42,7 +42,9 @@ def test_estimate_line_summarizes_time_and_memory() -> None:
     (text,) = lines([Estimate(4 * HOUR, GIB), Estimate(2 * HOUR, 3 * GIB), Estimate(None, GIB)], at_once=2)
     assert "3 jobs, about 2.0 to 4.0 h each of training, 6.0 h in all, 4.0 h with 2 at once" in text
     assert "1 without a last step; 1.0 to 3.0 GiB of memory each" in text
-    assert lines([Estimate(0.4 * HOUR, GIB), Estimate(0.5 * HOUR, GIB)], at_once=1) == [], "less than an hour"
+    assert lines([Estimate(0.4 * HOUR, GIB), Estimate(0.5 * HOUR, GIB)], at_once=1) == [], (
+        "nothing is estimated for less than an hour"
+    )
     assert lines([], at_once=1) == []
 
 
@@ -57,7 +59,7 @@ def test_warnings_name_jobs_beyond_memory() -> None:
 
 @pytest.fixture
 def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure in processes that need not import torch."""
+    """Measure in processes that start with torch already imported."""
     monkeypatch.setattr(sys, "executable", python())
 
 
@@ -77,18 +79,20 @@ def test_jobs_are_measured_and_build_errors_are_reported() -> None:
     assert isinstance(longer, Estimate)
     assert isinstance(accumulated, Estimate)
     assert first.seconds is not None
-    assert longer.seconds == first.seconds * 2, "twice the steps; a seed and a learning rate cost nothing"
+    assert longer.seconds == first.seconds * 2, (
+        "twice the steps take twice as long; the seed and the learning rate make no difference"
+    )
     assert accumulated.seconds is not None
     assert (timed.seconds, endless.seconds) == (2 * HOUR, None)  # type: ignore[union-attr]
     assert isinstance(impossible, str)
     assert "num_layers must be a whole number of at least 1" in impossible
     assert isinstance(two, Estimate)
-    assert two.bytes > 1.5 * first.bytes, "two processes, each with a Python of its own"
+    assert two.bytes > 1.5 * first.bytes, "two processes have a Python each"
 
 
 @pytest.mark.usefixtures("_warm")
 def test_each_job_is_measured_at_its_own_width() -> None:
-    """``widths.${run.model}`` takes the job's own choice of a model from Hydra."""
+    """The width is ``widths.${run.model}``, and Hydra sets run.model to the model of the job."""
     size = ["experiment=paper/memorization_small", "task.network.num_layers=1", "trainer.max_steps=3000"]
     size += ["model.hidden_size=${task.network.hidden_size}"]
     jobs = [(job(n, *size, f"model={model}"), Demand(1)) for n, model in enumerate(["grid2d", "stacked_lstm"])]
@@ -99,12 +103,12 @@ def test_each_job_is_measured_at_its_own_width() -> None:
     ]
     found = estimates(jobs, os.environ)
     assert all(isinstance(one, Estimate) for one in found.values()), found
-    assert found["job2"].seconds > 10 * found["job3"].seconds, "which is sized as a smaller network"  # type: ignore[union-attr, operator]
+    assert found["job2"].seconds > 10 * found["job3"].seconds, "job 3 matches a smaller network"  # type: ignore[union-attr, operator]
 
 
 @pytest.fixture
 def _own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure the seconds that this process computes: what else runs on the machine stretches all others."""
+    """Measure the CPU time of this process, because other processes lengthen the elapsed time."""
     monkeypatch.setattr(time, "perf_counter", time.process_time)
 
 
@@ -122,18 +126,18 @@ def test_estimate_is_close_to_measured_training_time(tmp_path: Path) -> None:
         assert run.trainer.global_step == 600
         return time.perf_counter() - start
 
-    seconds(limit_val_batches=0)  # builds and caches
+    seconds(limit_val_batches=0)  # fills caches
     taken = seconds(limit_val_batches=0)
     config.trainer.max_steps, config.trainer.limit_val_batches = -1, None
     found = measure(config)
-    # One process's share of the caches and of a core's two threads depends on the others.
+    # CPU time depends on other processes too: they share the caches and a core's two threads.
     assert 1 / 3 < found.seconds / (taken / 600) < 3
     assert found.bytes > sum(p.nbytes for p in build(config).task.parameters())
     assert found.validation_seconds > 0
 
 
 def test_validations_are_counted() -> None:
-    """As many as the interval says, each of as many batches as its limit leaves."""
+    """The interval determines how many validations there are."""
     found = {"seconds": 2.0, "validation_seconds": 5.0, "bytes": GIB}
     config = compose(*SMALL, "trainer.max_steps=100", "task.val_every=30", "trainer.accumulate_grad_batches=2")
     assert estimate(config, Demand(1), found) == Estimate(200 * 2.0 + 6 * 5.0, GIB)
@@ -141,7 +145,7 @@ def test_validations_are_counted() -> None:
 
 
 @pytest.mark.parametrize("limit", ["null", "7", "0.5"])
-def test_an_estimate_validates_on_two_batches_alone(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_validates_on_only_two_batches(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(*SMALL, "run.dir=.", "task.data.num_val=3000", f"trainer.limit_val_batches={limit}")
     config.trainer.enable_checkpointing = False
     config.callbacks, config.logger = {}, {}
@@ -183,7 +187,7 @@ def test_an_interrupted_estimate_leaves_nothing(
     before = signal.signal(signal.SIGTERM, lambda *_: None)
 
     def interrupt() -> None:
-        wait_for(lambda: any(tmp_path.iterdir()))  # the directory of what is measured
+        wait_for(lambda: any(tmp_path.iterdir()))  # the directory of the measurement
         os.kill(os.getpid(), signal.SIGTERM)
 
     waiting = threading.Thread(target=interrupt)

@@ -1,4 +1,4 @@
-"""Which model goes with which task: every pair that does takes a step, any other is refused."""
+"""Every model that fits a task takes a training step on it; other pairs are refused."""
 
 import re
 import subprocess
@@ -26,8 +26,7 @@ TASKS = sorted(
     - {"mnist", "fashion_mnist", "cifar10", "digit_scene", "mnist_pixels", "moving_digits"}
     - {"translation", "tatoeba", "btec", "parallel", "hub_pairs"}
 )
-"""Those that make or need no data set of their own; for the models the other texts are what text is. Images and
-translations have tests of their own."""
+"""Tasks with generated data, and text, which represents all texts. Images and translations have their own tests."""
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +88,13 @@ def test_a_misspelt_class_is_named(job: Callable[..., DictConfig]) -> None:
         check(job("optimizer._target_=torch.optim.Adamm"))
 
 
-def test_models_of_the_users_own_are_judged_by_their_base(job: Callable[..., DictConfig]) -> None:
+def test_a_users_own_model_fits_if_its_base_class_fits(job: Callable[..., DictConfig]) -> None:
     task = job().task
     assert fits(OmegaConf.create({"_target_": "gridlstm.models.base.SequenceModel"}), task)
     assert not fits(OmegaConf.create({"_target_": "gridlstm.models.base.VectorModel"}), task)
-    assert fits(OmegaConf.create({"_target_": "gridlstm.training.build.make_task"}), task)  # a function may make any
+    assert fits(
+        OmegaConf.create({"_target_": "gridlstm.training.build.make_task"}), task
+    )  # a function may return any model
 
 
 def test_generated_tables_are_up_to_date() -> None:
@@ -105,7 +106,7 @@ def test_generated_tables_are_up_to_date() -> None:
     table = dict(re.findall(r"^(\| `(\w+)` \| .* \|)$", page, re.MULTILINE))
     shown = [name for _, name in re.findall(r"^(\| `(\w+)` \| .* \|)$", page, re.MULTILINE)]
     assert shown == [name for name in MODELS if not re.search(rf"^{name}[ -]+$", MATRIX.read_text(), re.MULTILINE)]
-    some = ["grid2d", "transformer"]  # all take half a minute
+    some = ["grid2d", "transformer"]  # all models take half a minute
     for row in listing.costs(some):
         assert f"| `{row[0]}` | {row[1]} | {row[2]} | {row[3]} | {row[4]} |" in table
 
@@ -117,7 +118,7 @@ def test_the_papers_count_is_in_the_matrix() -> None:
 
 
 def test_commands_show_the_matrix() -> None:
-    """And the help need not wait for torch."""
+    """The help does not import torch."""
     code = (
         "import sys; sys.argv = ['train.py', '--help']; from gridlstm.train import main\n"
         "try: main()\n"

@@ -18,7 +18,7 @@ from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.scan import Block, Masks, Weights, scan
 
-# Values are of order 1, so float32 rounds them at 6e-8; gradients here sum a few hundred terms.
+# Values are of order 1, so float32 rounds them by 6e-8; gradients are sums of a few hundred terms.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -141,7 +141,7 @@ def test_nan_stays_nan_in_its_own_row(cell: LSTM, value: float) -> None:
 @pytest.mark.parametrize("sweep", [wavefront, layer_major])
 @pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
 def test_masks_let_nan_through_where_the_reference_does(cell: LSTM, sweep: Sweep, kind: torch.dtype) -> None:
-    """Booleans choose, so the other value has no effect; floats mix, and 0 times NaN is NaN."""
+    """A boolean mask selects one value and ignores the other; a float mask mixes them, and 0 times NaN is NaN."""
     block = Block((cell, cell), (20, 20), ((0, 1),))
     generator = torch.Generator().manual_seed(0)
     vectors = tuple(torch.ones(length) for length in cell.vector_lengths(20).values())
@@ -165,7 +165,7 @@ def test_masks_let_nan_through_where_the_reference_does(cell: LSTM, sweep: Sweep
 @needs_compiler
 @pytest.mark.parametrize(("run", "threads"), [(wavefront, 1), (wavefront, 2), (scan, 1)])
 def test_gradients_of_gain_and_shift_stay_precise_for_many_rows(run: Sweep, threads: int) -> None:
-    """Adding 40,000 rows one after the other in float32 would give an error of 5e-6."""
+    """Adding 40,000 rows one by one in float32 would give an error of 5e-6."""
     block = Block((LayerNormLSTM(),), (4,), ((0,),))
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(*shape, generator=generator) for shape in ((16, 4), (20,), (20,), (20_000, 4), (20_000, 4))]
@@ -188,7 +188,7 @@ def test_gradients_of_gain_and_shift_stay_precise_for_many_rows(run: Sweep, thre
 def test_results_do_not_depend_on_the_number_of_threads(cell: LSTM, untied: tuple[int, ...]) -> None:
     before, results = torch.get_num_threads(), []
     generator = torch.Generator().manual_seed(0)
-    # The widest diagonal has 12 x 16 rows of 100: enough for several threads.
+    # The widest diagonal has 12 x 16 rows of 100 numbers, enough for several threads.
     block = Block((cell, cell), (100, 100), ((0, 1),), untied)
     copies = (12,) * len(untied)
 
@@ -209,7 +209,7 @@ def test_results_do_not_depend_on_the_number_of_threads(cell: LSTM, untied: tupl
             results.append([*out, *gradients])
     finally:
         torch.set_num_threads(before)
-    # Gradients of vectors sum 2,304 rows, in another order.
+    # Gradients of vectors are sums over 2,304 rows, in different orders.
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
@@ -238,7 +238,7 @@ def test_a_failed_build_is_logged_and_falls_back(
 
 @pytest.mark.usefixtures("fresh_library")
 def test_a_missing_home_directory_falls_back(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """As in a container whose user ID is not in its password file."""
+    """A container may run as a user whose ID is not in its password file."""
 
     def unknown(uid: int) -> None:
         raise KeyError(uid)
@@ -251,7 +251,7 @@ def test_a_missing_home_directory_falls_back(monkeypatch: pytest.MonkeyPatch, ca
     assert "there is no home directory. Set XDG_CACHE_HOME" in caplog.text
 
 
-def test_tensors_without_memory_use_plain_operations() -> None:
+def test_fake_tensors_use_plain_operations() -> None:
     with FakeTensorMode():
         layer = GridLSTM(5, 4, 3)
         output, _ = layer(torch.randn(13, 2, 5))

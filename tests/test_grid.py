@@ -15,7 +15,7 @@ from gridlstm.grid import Dimension, Grid, Transform
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.scan import Masks
 
-# float64 with another order of sums.
+# Both sides compute in float64, with different orders of summation.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
@@ -44,7 +44,7 @@ def test_reversed_dimension_reads_mirrored_data(reverse: tuple[bool, bool, bool]
     if reverse[2]:
         with torch.no_grad():
             for parameter in backward.parameters():
-                parameter.copy_(parameter.flip(0))  # untied along depth: weights belong to positions, not to steps
+                parameter.copy_(parameter.flip(0))  # untied weights belong to positions, not to steps
     torch.manual_seed(1)
     sides = [random_side(4, 2, B, 2), random_side(3, 2, B, 3), random_side(3, 4, B, 2)]
     keep = torch.rand(3, 4, 1, B, 1) < 0.3
@@ -96,7 +96,7 @@ def test_dimensions_can_share_one_weight_set() -> None:
 
 
 def test_a_shared_gru_separates_each_dimension_s_own_h() -> None:
-    """In n = tanh(W_n x + b_n + r . (W_n h + c_n)), h is the dimension's own, even with another's weights."""
+    """With shared weights, the h in n = tanh(W_n x + b_n + r . (W_n h + c_n)) is still the dimension's own."""
     torch.manual_seed(0)
     grid = Grid([Dimension("a", GRU(), 2), Dimension("b", GRU(), 2, shares="a")]).double()
     transform = grid.transforms["a"]
@@ -139,7 +139,7 @@ def test_naming_a_priority_twice_raises() -> None:
 
 
 def test_a_string_as_priority_raises() -> None:
-    """Its letters would count as names."""
+    """Otherwise its letters would be taken for names."""
     with pytest.raises(UserError, match=r"priority must be a list of dimension names, .* got 'b'"):
         Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority="b")
 
@@ -164,7 +164,7 @@ def test_sides_may_be_plain_tuples() -> None:
 
 @pytest.mark.parametrize("sweep", ["auto", "reference", "layer-major"])
 @pytest.mark.parametrize("extent", [2, 4])
-def test_another_extent_than_that_of_untied_weights_raises(sweep: SweepName, extent: int) -> None:
+def test_an_extent_that_differs_from_untied_weights_raises(sweep: SweepName, extent: int) -> None:
     grid = Grid([Dimension("a", LSTM(), 2), Dimension("b", LSTM(), 2, untied_extent=3)], sweep=sweep).double()
     with pytest.raises(UserError, match=rf"expected extents \(3,\) along the untied dimensions.*got \({extent},\)"):
         grid([random_side(extent, 1, 2), random_side(5, 1, 2)], (5, extent))
@@ -172,7 +172,7 @@ def test_another_extent_than_that_of_untied_weights_raises(sweep: SweepName, ext
 
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
 def test_sides_of_another_type_than_the_weights_raise(sweep: SweepName) -> None:
-    """Otherwise products in the weights' float32 would look like float64."""
+    """Otherwise results would look like float64 although the weights are float32."""
     grid = Grid([Dimension("a", LSTM(), 2)], sweep=sweep)
     with pytest.raises(UserError, match=r"expected sides as torch.float32 on cpu like the weights, got torch.float64"):
         grid([random_side(1, 2)], (3,))
@@ -274,7 +274,7 @@ class Scaled(NonLSTM):
 
 
 def test_a_cell_gets_its_vectors_in_its_own_order() -> None:
-    """The order is not that of the vectors' names."""
+    """The cell defines the order, which is not alphabetical."""
     grid = Grid([Dimension("time", Scaled(), 3)])
     transform = grid.transforms["time"]
     assert isinstance(transform, Transform)

@@ -1,4 +1,4 @@
-"""Variants of the 2-D grid against the networks that they claim to be."""
+"""Variants of the 2-D grid against the networks that they are equivalent to."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from gridlstm.grid import Transform
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.stacked_lstm import StackedLSTM
 
-# float64 with another order of sums.
+# Both sides compute in float64, with different orders of summation.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
@@ -28,7 +28,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cell", [LSTM(), LSTM("standard", bias=True), GRU()])
 def test_identity_depth_can_equal_the_stacked_lstm(cell: Cell, tied: bool) -> None:
-    """Section 3.3: h'_depth = V [h'_time; h_depth] with V = [I, 0]."""
+    """In section 3.3, this is h'_depth = V [h'_time; h_depth] with V = [I, 0]."""
     torch.manual_seed(0)
     stacked = StackedLSTM(5, 4, 3, time=cell, tied=tied).double()
     grid = Grid2d(5, 4, 3, time=cell, depth=NonLSTM(), tied=tied, priority="depth").double()
@@ -50,7 +50,7 @@ def test_identity_depth_can_equal_the_stacked_lstm(cell: Cell, tied: bool) -> No
 
 @pytest.mark.parametrize("priority", [None, "depth"])
 def test_relu_depth_equals_its_equations(priority: str | None) -> None:
-    """Equations 1 to 3 along time, h' = relu(V H) along depth, block by block."""
+    """A loop over blocks computes equations 1 to 3 along time and h' = relu(V H) along depth."""
     torch.manual_seed(0)
     model = Grid2d(5, 4, 3, depth=NonLSTM("relu"), priority=priority).double()
     W, V = (transform(model, name).weight.detach().numpy() for name in ("time", "depth"))

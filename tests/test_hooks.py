@@ -1,4 +1,4 @@
-"""What torch.nn.utils hangs on a module's call works on transforms as it does on torch.nn.LSTM."""
+"""Hooks of torch.nn.utils on a module's weights work on transforms as they do on torch.nn.LSTM."""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def transform_of(model: nn.Module) -> Transform:
 
 
 HOOKS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Tensor]]] = {
-    # How the hook is hung, and the weight that it makes.
+    # A function that registers the hook, and one that computes the resulting weight.
     "prune": (lambda t: prune.random_unstructured(t, "weight", 0.5), lambda t: t.weight_orig * t.weight_mask),
     "weight_norm": (
         weight_norm,
@@ -46,19 +46,19 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("hook", HOOKS)
 def test_weight_hook_is_applied_in_every_step(hook: str, model: str) -> None:
-    hang, weight_of = HOOKS[hook]
+    register, weight_of = HOOKS[hook]
     torch.manual_seed(0)
     plain = MODELS[model]().double()
     hooked, fresh = copy.deepcopy(plain), MODELS[model]().double()
     for each in (hooked, fresh):
-        hang(transform_of(each))
+        register(transform_of(each))
     named = list(plain.named_parameters())
     optimizer = torch.optim.SGD(hooked.parameters(), lr=0.1)
     x, seen = torch.randn(6, 2, 5, dtype=torch.float64), []
     for _ in range(3):
         output = hooked(x)[0]
         found = torch.autograd.grad(output.square().sum(), list(hooked.parameters()))
-        # The same by a plain network with the weight of the formula.
+        # A plain network with the weight that the formula gives must compute the same.
         weight = weight_of(transform_of(hooked))
         values = [weight if p is transform_of(plain).weight else hooked.get_parameter(name) for name, p in named]
         with torch.no_grad():
@@ -74,7 +74,7 @@ def test_weight_hook_is_applied_in_every_step(hook: str, model: str) -> None:
         optimizer.step()
         seen.append(output.detach())
     assert not torch.equal(seen[1], seen[2])
-    hooked.eval()  # in which spectral normalisation stands still
+    hooked.eval()  # so that spectral normalisation stops updating its vectors
     fresh.eval().load_state_dict(hooked.state_dict())
     assert torch.equal(fresh(x)[0], hooked(x)[0])
 
@@ -96,8 +96,8 @@ def test_pruning_applies_to_cell_vectors() -> None:
             vectors.get_parameter("peephole_orig").add_(1)
 
 
-def test_a_hook_of_a_shared_transform_runs_once_a_call() -> None:
-    """Spectral normalisation takes a step of its power iteration each time."""
+def test_a_hook_of_a_shared_transform_runs_once_per_call() -> None:
+    """Otherwise spectral normalisation would take several steps of its power iteration."""
     calls = []
     grid = Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3, shares="a")])
     grid.transforms["a"].register_forward_pre_hook(lambda *_: calls.append(1))

@@ -1,4 +1,4 @@
-"""Networks of images: against the reference sweep, and what holds for each of them."""
+"""Networks of images against the reference sweep, and properties that all of them share."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def images(rows: int = 3) -> Tensor:
 
 
 def plain(model: Grid3d, x: Tensor, corners: list[str]) -> Tensor:
-    """Layer by layer: turn the map so that the corner is its first place, scan it block by block, turn it back."""
+    """Compute layer by layer: flip the map so that the corner comes first, scan it block by block, flip it back."""
     d, m_size = model.sizes
     p = model.input.patch
     Y, X = model.map_size
@@ -97,7 +97,7 @@ def test_scan_output_depends_only_on_places_towards_its_corner(corner: str) -> N
 
 
 def reach(model: ImageModel) -> Tensor:
-    """Return which patch changes the output of which place, (Y, X, Y, X)."""
+    """Return booleans (Y, X, Y, X): does the output at the first two indices depend on the patch at the last two?"""
     x = images(1).requires_grad_()
     y = model(x)[0]
     direction = torch.linspace(1, 2, y.shape[-1], dtype=torch.float64)
@@ -143,8 +143,9 @@ def test_grid_flops_match_the_formula() -> None:
     d, places = 4, 12
     model = Grid3d(2, 6, 8, d, 4, patch=2)
     run_once(model, torch.zeros(1, 2, 6, 8))
-    # Of each layer 3 transforms of 4 d x 3 d weights, two operations each, in forward, input's and weights' gradient;
-    # of the projection of 8 pixels to 2 d, without the pixels' gradient.
+    # Each layer has 3 transforms of 4 d x 3 d weights. A weight costs two operations in the forward pass, in the
+    # gradient of the input and in the gradient of the weights. The projection of 8 pixels to 2 d needs no gradient of
+    # its input.
     assert run_once(model, torch.zeros(1, 2, 6, 8)).flops == places * (4 * 3 * 24 * d * 3 * d + 2 * 2 * 8 * 2 * d)
 
 
@@ -177,7 +178,9 @@ def test_multidimensional_lstms_scan_as_their_plain_loops_do(corner: str) -> Non
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
     turned = [axis + 2 for axis, yes in enumerate(CORNERS[corner]) if yes]
-    if turned:  # scanning from a corner is scanning the turned image from the first one, inside patches too
+    if (
+        turned
+    ):  # a scan from another corner equals a scan of the flipped image from the first corner, also inside patches
         first = MDLSTMImage(2, 6, 8, 4, 2, patch=1, corners=["top_left"]).double()
         other = MDLSTMImage(2, 6, 8, 4, 2, patch=1, corners=[corner]).double()
         other.load_state_dict(first.state_dict())
@@ -186,7 +189,7 @@ def test_multidimensional_lstms_scan_as_their_plain_loops_do(corner: str) -> Non
 
 
 def test_renet_is_its_equations() -> None:
-    """Over columns down and up, then over the rows of that to the right and to the left, cell by cell."""
+    """LSTMs run down and up each column, then right and left along the rows of their outputs; here, cell by cell."""
     torch.manual_seed(0)
     model = ReNet(2, 6, 8, 4, 1, patch=2).double()
     x = images()
@@ -225,17 +228,17 @@ def test_too_many_convolution_layers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "multiplications"),
     [
-        # Forward, and the gradients of the weights and of all inputs except the pixels.
+        # The forward pass, and the gradients of the weights and of all inputs except the pixels.
         ("mlp", 2 * 96 * 4 + 3 * 2 * 4 * 4),
-        # 48 places, then 12: 2 channels to 4, 4 to 4, 4 to 8.
+        # 2 channels to 4 and 4 to 4 at 48 positions, then 4 to 8 at 12 positions.
         ("cnn", 9 * (48 * (2 * 2 * 4 + 3 * 4 * 4) + 12 * 3 * 4 * 8)),
-        # 12 places of 8 pixels to 8, then two layers of columns and rows, both ways: 4 gates of 8 + 4.
+        # 8 pixels to 8 at 12 positions, then two layers of columns and rows in both directions: 4 gates of 8 + 4.
         ("renet", 12 * (2 * 8 * 8 + 3 * 2 * 2 * 2 * 16 * 12)),
-        # 12 places of 8 pixels to 4, then four layers of 5 gates of 4 + 2 x 4; nothing asks for the gradient of zeros.
+        # 8 pixels to 4 at 12 positions, then four layers of 5 gates of 4 + 2 x 4; incoming zeros need no gradient.
         ("mdlstm_image", 12 * (2 * 8 * 4 + 3 * 4 * 20 * 12) - 4 * 20 * 8),
     ],
 )
-def test_rivals_are_counted_in_full(name: str, multiplications: int) -> None:
+def test_flops_of_rival_models_are_counted_completely(name: str, multiplications: int) -> None:
     model, rows = MAKE[name](), torch.zeros(1, 2, 6, 8)
     run_once(model, rows)
     assert run_once(model, rows).flops == 2 * multiplications

@@ -1,4 +1,4 @@
-"""Images from their files to a tested network."""
+"""Image classification, from the files to a tested network."""
 
 import gzip
 import json
@@ -48,7 +48,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def image_job(job: Callable[..., DictConfig], directory: Path) -> Callable[..., DictConfig]:
-    """Composes a toy job on small images."""
+    """Return a function that composes a toy job on small images."""
 
     def make(*overrides: str, **options: Any) -> DictConfig:
         return job(f"data_dir={directory}", *SMALL, *overrides, task="mnist", model="grid3d", **options)
@@ -64,7 +64,7 @@ def data(directory: Path, **options: float) -> ImageData:
 
 
 def on_rank(made: ImageData, rank: int, world_size: int) -> ImageData:
-    # What the data reads of a trainer, and no more.
+    # The data read only these attributes of a trainer.
     made.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
     return made
 
@@ -103,7 +103,7 @@ def test_the_genuine_mnist_is_divided_as_in_the_paper(real_data: Path) -> None:
         "val": 10_000,
         "test": 10_000,
     }
-    # Of the published test files.
+    # The counts of the published test files.
     assert splits["test"].targets.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert splits["train"].targets[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert (made.mean.item() / 255, made.std.item() / 255) == pytest.approx((0.1307, 0.3081), abs=1e-3)
@@ -123,7 +123,9 @@ def test_unpacked_files_in_the_torchvision_layout_are_read(directory: Path, tmp_
 
 IMAGES, LABELS = f"{FILES[0]}.gz", f"{FILES[1]}.gz"
 WHOLE = idx(digits(60, seed=1)[0])
-pack = partial(gzip.compress, mtime=0)  # whose time would make other names of the tests in each process
+pack = partial(
+    gzip.compress, mtime=0
+)  # fixed time: the bytes are part of test names, which must be equal in all processes
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_cifar_is_read_with_its_channels_first(tmp_path: Path, monkeypatch: pyte
     for option, name in names.items():
         monkeypatch.setattr(datasets.CIFAR10, option, [[name, None]])
     monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
-    source.prepare()  # what is there is not downloaded
+    source.prepare()  # downloads nothing, because the files exist
     train, _ = source.read()
     assert train.images.shape == (4, *(source.spec.channels, source.spec.height, source.spec.width))
     assert train.images[2, 1, 5, 7] == pixels[2, 32 * 32 + 5 * 32 + 7]
@@ -276,7 +278,7 @@ def test_a_quarter_turn_turns_pixels_exactly(monkeypatch: pytest.MonkeyPatch) ->
     image = torch.randint(256, (1, 1, 6, 6), dtype=torch.uint8)
     moved = Augmentation(1, 90.0)(image, (0,), still)
     turned = F.pad(torch.rot90(image.float(), -1, (2, 3)), (1, 0))[..., :6]  # then one pixel to the right
-    # Bilinear weights in float32.
+    # Bilinear weights are float32.
     torch.testing.assert_close(moved, turned, rtol=0, atol=1e-3)
 
 
@@ -284,7 +286,7 @@ def test_a_quarter_turn_turns_pixels_exactly(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_change_depends_on_seed_epoch_and_image_alone(rotation: float, directory: Path) -> None:
     made = data(directory, max_rotation=rotation)
     dataset = made.dataset("train")
-    stream = list(islice(made.train_dataloader().batch_sampler, 12))  # two epochs of 40 and more
+    stream = list(islice(made.train_dataloader().batch_sampler, 12))  # more than two epochs of 40 images
     whole = batches(made, 12)
     for drawn, batch in zip(stream, whole, strict=True):
         for row, index in enumerate(drawn):
@@ -401,7 +403,7 @@ def test_read_outs_equal_their_definitions(
     cfg = image_job("model.patch=4", f"task.objective.read={read}", f"task.objective.width={width}")
     task = make_task(cfg, make_data(cfg).spec).double()
     x = torch.randn(2, 1, 28, 28, dtype=torch.float64)
-    y = task.model(x)  # 4 x 4 pixels a place; two layers: the last scan ends at the top left
+    y = task.model(x)  # a patch has 4 x 4 pixels; the scan of the second layer ends at the top left
     seen: Tensor = {"all": y.flatten(1), "pooled": y.mean((1, 2)), "last_corner": y[:, 0, 0]}[read]
     assert seen.shape == (2, features)
     hidden, logits = task.head.hidden, task.head.logits
@@ -433,9 +435,7 @@ def test_the_papers_read_out_has_160_million_weights(image_job: Callable[..., Di
 # Pictures.
 
 
-def test_a_run_leaves_pictures_of_its_batch_and_its_mistakes(
-    image_job: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_a_run_draws_its_first_batch_and_its_mistakes(image_job: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_job(image_job(picture=True))
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.png")}
     assert set(pictures) == {"training_batch.png", "confusion.png", "misclassified.png", "learning_curve.png"}
@@ -498,10 +498,10 @@ def test_gradients_over_an_image_are_those_of_the_chosen_logit(image_job: Callab
     slope = (task(x + step)[0, chosen] - task(x - step)[0, chosen]) / 2e-6
     assert seen.pixels[0, 10, 12].item() == pytest.approx(abs(slope.item()), rel=1e-5)
     assert seen.chosen[0] == chosen
-    y = task.model(x)[0].detach()  # of the last layer: h and m of 8 units each
+    y = task.model(x)[0].detach()  # output of the last layer: h and m of 8 units each
     torch.testing.assert_close(seen.layers[-1].m[0], y[..., 8:].norm(dim=-1), rtol=0, atol=1e-12)
     elsewhere = seen.layers[-1].gradient[0].clone()
-    assert elsewhere[0, 0] > 0, "only the last corner is read"
+    assert elsewhere[0, 0] > 0, "the read-out uses the last corner"
     elsewhere[0, 0] = 0
     assert not elsewhere.any()
 

@@ -1,4 +1,4 @@
-"""Imports flow one way: a module imports only from its own layer and those before it."""
+"""Imports flow one way: a module imports only from its own layer and from earlier ones."""
 
 import ast
 from pathlib import Path
@@ -43,21 +43,21 @@ LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
 def layered(dotted: str) -> str:
-    """The name in ``LAYERS`` of what lies below the package."""
+    """Return the name in ``LAYERS`` of a module, whose path is relative to the package."""
     parts = dotted.split(".")
     return ".".join(parts[: 2 if parts[0] == "engine" else 1])
 
 
-def test_the_layer_is_listed_before_it_is_imported() -> None:
+def test_gridlstm_lists_the_layer_class_before_importing_it() -> None:
     assert "GridLSTM" in dir(gridlstm)
 
 
 def imports(path: Path) -> set[str]:
-    """The layered name of every import of the package in a file, also of those inside functions."""
+    """Return the name in ``LAYERS`` of every import of the package in a file, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
+            assert node.level == 0, f"{path} has a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -88,7 +88,7 @@ def test_imports_flow_one_way() -> None:
     assert not against
 
 
-def test_models_and_data_do_not_know_each_other() -> None:
+def test_models_and_data_do_not_import_each_other() -> None:
     assert not any("data" in imports(path) for path in (PACKAGE / "models").glob("*.py"))
     assert not any("models" in imports(path) for path in (PACKAGE / "data").glob("*.py"))
 

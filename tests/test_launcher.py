@@ -1,4 +1,4 @@
-"""A sweep: one fresh process tree a job, failures contained, all of it ended by Ctrl-C, finished jobs kept."""
+"""A sweep starts new processes for each job, survives failing jobs, ends them at Ctrl-C and keeps finished jobs."""
 
 import json
 import logging
@@ -36,12 +36,12 @@ def sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def results(cwd: Path) -> dict[str, dict[str, Any]]:
-    """result.json of every job, by directory."""
+    """Return the content of every job's result.json by the name of its directory."""
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(cwd.glob("sweep/*/result.json"))}
 
 
 def processes_with(*texts: str) -> list[int]:
-    """Living processes whose command line holds all ``texts``."""
+    """Return the running processes whose command line contains all ``texts``."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -54,7 +54,7 @@ def processes_with(*texts: str) -> list[int]:
 
 
 def processes_of(directory: Path) -> list[int]:
-    """Living processes that work in a directory, or whose command line names it."""
+    """Return the running processes whose working directory is in a directory, or whose command line names it."""
     found = processes_with(str(directory))
     for path in Path("/proc").glob("[0-9]*/cwd"):
         try:
@@ -69,7 +69,7 @@ def test_the_table_shows_what_runs_and_how_long_it_will_take() -> None:
     done = Row("0-a", "seed=1", "completed", best=0.25, seconds=100)
     runs = Row("1-b", "seed=2", "running", step="10/40", best=0.5, seconds=20, seconds_left=60)
     waiting = [Row(f"{n}-c", f"seed={n}", "waiting") for n in (3, 4, 5)]
-    # 60 s are left of one job, and three more of (100 + 80) / 2 s each, two at once.
+    # One job has 60 s left, and three waiting ones take (100 + 80) / 2 s each; two run at once.
     assert sweep_seconds_left([done, runs, *waiting], at_once=2) == (60 + 3 * 90) / 2
     assert sweep_seconds_left([done, runs], at_once=2) == 60
     assert sweep_seconds_left(waiting, at_once=2) is None
@@ -121,11 +121,13 @@ def test_single_gpu_jobs_are_pinned_and_cores_are_not_oversubscribed() -> None:
 
     pool = Pool(gpus=(), cores=8, jobs=None, threads=None)
     two = Demand(2)
-    assert pool.threads_of(two, jobs=2) == 2, "few jobs get many threads"
+    assert pool.threads_of(two, jobs=2) == 2, "few jobs get more threads each"
     assert pool.threads_of(two, jobs=9) == 1
     assert [pool.take(two, 1) is not None for _ in range(5)] == [True] * 4 + [False]
     asked = Pool(gpus=("0",), cores=8, jobs=3, threads=None)
-    assert [asked.take(one, 1) is not None for _ in range(4)] == [True] * 3 + [False], "the user may share a GPU"
+    assert [asked.take(one, 1) is not None for _ in range(4)] == [True] * 3 + [False], (
+        "the user may share a GPU between jobs"
+    )
 
 
 def test_failures_are_contained_and_a_repeat_runs_missing_jobs(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_failures_are_contained_and_a_repeat_runs_missing_jobs(tmp_path: Path) -
         assert words in done.stderr
     assert "1-memorization-grid2d-s4 (model.num_layers=1): completed after" in done.stdout
 
-    # Another set of points: what is completed is kept, and a new point gets a number of its own.
+    # A sweep over other points keeps completed jobs and gives a new number to a new point.
     done = sweep("model.tied=false", "model.num_layers=1,2", "seed=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "(1 more were completed earlier)" in done.stdout
@@ -157,7 +159,7 @@ def test_failures_are_contained_and_a_repeat_runs_missing_jobs(tmp_path: Path) -
 
 
 def test_job_numbers_are_unique(tmp_path: Path) -> None:
-    """Also if a new point's name differs from that of the job at its position."""
+    """This holds even if a new point's name differs from that of the earlier job at its position."""
 
     def compose_named(overrides: list[str], number: int) -> tuple[DictConfig, str]:
         return OmegaConf.create(), f"{number}-{overrides[0]}"
@@ -170,7 +172,7 @@ def test_job_numbers_are_unique(tmp_path: Path) -> None:
 
 def test_job_that_finishes_despite_an_interrupt_counts_as_completed(tmp_path: Path) -> None:
     class Finishing:
-        """A job that writes its result and ends when it is interrupted."""
+        """A job that, when interrupted, still writes its result and ends."""
 
         def __init__(self, job: Job) -> None:
             self.job, self.over = job, False
@@ -206,7 +208,7 @@ def test_printed_report_command_is_shell_quoted(tmp_path: Path, caplog: pytest.L
     assert caplog.messages == ["tables and curves: python -m gridlstm.report 'my sweeps'"]
 
 
-# The clock says that it is too short for an estimate.
+# The time limit makes the sweep too short for an estimate.
 LONG = ["hardware=ddp_cpu", "seed=1,2", "trainer.max_steps=1000000", "trainer.max_time=00:00:20:00"]
 LONG += ["task.val_every=2", "task.data.num_val=2"]
 
@@ -215,7 +217,7 @@ LONG += ["task.val_every=2", "task.data.num_val=2"]
 def long_sweep(
     request: pytest.FixtureRequest, tmp_path: Path, _ctrl_c: None
 ) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts a sweep that would take hours."""
+    """Return a function that starts a long sweep; end the processes that are left after the test."""
     program = python() if request.param == "warm" else sys.executable
     started: list[subprocess.Popen[str]] = []
 
@@ -232,7 +234,7 @@ def long_sweep(
 
     try:
         yield start
-    finally:  # where the test has failed
+    finally:  # processes are left if the test has failed
         for process in started:
             if process.poll() is None:
                 process.terminate()
@@ -261,7 +263,7 @@ def test_interrupted_sweep_ends_all_processes_and_resumes(
     assert result["steps"] >= 2
     assert set(result["best"]) == {"val/accuracy", "checkpoint"}
     assert result["fit_seconds"] > 0
-    assert (job / "metrics.csv").exists(), "rank 0 had the time to save what it had logged"
+    assert (job / "metrics.csv").exists(), "rank 0 must have time to save its log"
 
     lines = len((job / "metrics.csv").read_text().splitlines())
     process = long_sweep()
@@ -291,35 +293,37 @@ def test_resumed_job_adds_the_seconds_of_earlier_attempts(tmp_path: Path, job: C
     for name in ("last.ckpt", "previous.ckpt"):
         (one.directory / "checkpoints" / name).unlink()
     one.begin()
-    assert one.result() == {}, "it starts from scratch"
+    assert one.result() == {}, "without checkpoints it starts from scratch"
     run_job(job("stages=[fit]"))  # refused if checkpoints of another attempt exist
 
 
 def test_resumed_job_adds_the_seconds_of_killed_attempts(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
-    """A killed attempt cannot write them; progress.json holds its training time."""
+    """A killed attempt cannot record its seconds, but progress.json holds its training time."""
     one = Job(0, "run", tmp_path / "run", [], job())
     run_job(job("stages=[fit]"))
     result = one.result() | {"status": "running", "seconds": 10, "fit_seconds": 8}
     write_text(one.directory / "progress.json", json.dumps({"seconds": 1000}))
     write_text(one.directory / "result.json", json.dumps(result))
     one.begin()
-    assert (one.result()["seconds"], one.result()["fit_seconds"]) == (10, 8), "it was killed in its test"
+    assert (one.result()["seconds"], one.result()["fit_seconds"]) == (10, 8), (
+        "training was already recorded when the test was killed"
+    )
     write_text(one.directory / "progress.json", json.dumps({"seconds": 1000}))
     del result["trained_to_end"]
     write_text(one.directory / "result.json", json.dumps(result))
     one.begin()
     assert (one.result()["seconds"], one.result()["fit_seconds"]) == (1010, 1008)
     one.begin()
-    assert one.result()["seconds"] == 1010, "once"
+    assert one.result()["seconds"] == 1010, "the seconds must be added only once"
     write_text(one.directory / "progress.json", json.dumps({"seconds": 500}))
     write_text(one.directory / "result.json", json.dumps(one.result() | {"status": "running"}))
-    one.record_end("failed", "ended with signal 9")  # as a sweep says that outlived it
+    one.record_end("failed", "ended with signal 9")  # a sweep that is still running records this
     one.begin()
     assert one.result()["seconds"] == 1510
 
 
 def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) -> None:
-    """As where SLURM takes no more than so many of one user."""
+    """For example, SLURM may limit the number of jobs of one user."""
     started = []
 
     def start(job: Job, *_: object) -> Process:
@@ -340,10 +344,10 @@ def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) ->
             return ""
 
         def interrupt(self) -> None:
-            raise AssertionError("nobody asked for that")
+            raise AssertionError("this job must not be interrupted")
 
         def kill(self) -> None:
-            raise AssertionError("nobody asked for that")
+            raise AssertionError("this job must not be killed")
 
     jobs = [(Job(n, f"{n}", tmp_path / f"{n}", [], compose()), Demand(1)) for n in (0, 1)]
     launch = Launch(tmp_path, jobs, Pool((), 2, 1, 1), start)
@@ -353,7 +357,7 @@ def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) ->
     assert jobs[0][0].result()["error"] == "SLURM refuses 0"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can signal a process when its parent dies")
 def test_killed_sweep_leaves_no_processes(tmp_path: Path, long_sweep: Callable[[], subprocess.Popen[str]]) -> None:
     process = long_sweep()
     wait_for(lambda: len(list(tmp_path.glob("sweep/*/progress.json"))) > 0)

@@ -1,4 +1,4 @@
-"""The layer can be used like torch.nn.LSTM."""
+"""GridLSTM can be used like torch.nn.LSTM."""
 
 import copy
 import io
@@ -44,7 +44,7 @@ def test_shapes_equal_those_of_nn_lstm() -> None:
     first, _ = layer(batch_first=True)(x.transpose(0, 1))
     assert torch.equal(first.transpose(0, 1), output)
     single, single_state = layer()(x[:, 0])
-    torch.testing.assert_close(single, output[:, 0], rtol=1e-5, atol=1e-6)  # float32, other product shapes
+    torch.testing.assert_close(single, output[:, 0], rtol=1e-5, atol=1e-6)  # float32 products of other shapes
     assert single_state.time.h.shape == (3, 4)
     torch.testing.assert_close(layer()(x[:, 0], single_state)[0], layer()(x[:, :1], _slice(state))[0][:, 0])
 
@@ -56,7 +56,7 @@ def _slice(state: GridLSTMState) -> GridLSTMState:
 @pytest.mark.parametrize("sweep", ["auto", "reference", "recompute", "wavefront"])
 @pytest.mark.parametrize("time", [LSTM(bias=True), PeepholeLSTM()])
 def test_a_batch_may_be_empty(sweep: SweepName, time: LSTM) -> None:
-    """As for torch.nn.LSTM: the last batch of a rank may have no rows."""
+    """The last batch of a rank may have no rows, and torch.nn.LSTM accepts that too."""
     model, x = layer(sweep=sweep, time=time), torch.zeros(7, 0, 5)
     output, state = model(x)
     assert output.shape == nn.LSTM(5, 4, 3)(x)[0].shape == (7, 0, 4)
@@ -82,7 +82,7 @@ def test_changing_the_output_in_place_changes_neither_state_nor_gradient(batch_f
 @pytest.mark.parametrize("part", ["weight", "bias"])
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
 def test_transforms_of_two_data_types_raise(sweep: Any, part: str) -> None:
-    """Copying them into one buffer would convert them silently."""
+    """Otherwise copying them into one buffer would silently convert them."""
     grid, x = layer(sweep=sweep), torch.randn(7, 2, 5)
     parameter = grid.grid.transforms["depth"].get_parameter(part)
     parameter.data = parameter.data.double()
@@ -217,7 +217,7 @@ def test_shapes_can_be_computed_on_the_meta_device(sweep: SweepName) -> None:
     grid, x = layer(sweep=sweep), torch.randn(37, 2, 5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert grid(x)[0].shape == (37, 2, 4)
-    assert grid(x)[0].isfinite().all(), "and real ones afterwards"
+    assert grid(x)[0].isfinite().all(), "a real input must still give real outputs afterwards"
 
 
 def test_gradients_do_not_depend_on_the_strides_that_hooks_return() -> None:
@@ -250,7 +250,7 @@ def test_activation_checkpointing_saves_nothing_and_changes_no_gradient(make: An
         lambda saved: held.append(saved.numel()) or saved, lambda saved: saved
     ):
         output = checkpoint(lambda x: grid(x)[0], x, use_reentrant=False)
-    for _ in range(2):  # the second pass computes the gates again, in another order of sums
+    for _ in range(2):  # the second pass recomputes the gates, with another order of summation
         torch.testing.assert_close(torch.autograd.grad(output.sum(), wanted, retain_graph=True), expected)
     assert sum(held) <= x.numel()
 
@@ -301,8 +301,8 @@ def test_autocast_lowers_only_products(tied: bool) -> None:
     assert state.time.m.dtype == torch.float32
     for low, full in zip(got, expected, strict=True):
         assert low.dtype == torch.float32
-        assert not torch.equal(low, full)  # products did run in bfloat16
-        # bfloat16 has 8 bits of mantissa: each product is off by up to 2^-9, and errors add up over 18 blocks.
+        assert not torch.equal(low, full)  # products were computed in bfloat16
+        # bfloat16 has 8 bits of mantissa: each product has an error of up to 2^-9, and errors add up over 18 blocks.
         assert (low - full).norm() < 0.03 * full.norm()
 
 
@@ -365,7 +365,7 @@ def test_compiling_with_fullgraph_needs_the_reference_sweep() -> None:
 
 
 def test_a_compiled_caller_runs_the_backward_pass_uncompiled() -> None:
-    """It fills buffers in place, partly by fused.c; compiling it in pieces takes long and gains nothing."""
+    """The backward pass fills buffers in place, partly in fused.c. Compiling it in pieces is slow and of no use."""
     counter, loss = CompileCounter(), layer()(torch.randn(3, 2, 5))[0].sum()
     torch.compile(lambda: loss.backward(), backend=counter)()
     assert counter.frame_count == 0
@@ -478,7 +478,7 @@ def test_a_state_may_be_plain_tuples() -> None:
 
 
 def test_vectors_on_the_meta_device_raise() -> None:
-    """The compiled step would read memory that does not exist."""
+    """Otherwise the compiled step would read memory that does not exist."""
 
     def make() -> GridLSTM:
         return GridLSTM(5, 8, 2, time=LayerNormLSTM(), depth=LayerNormLSTM())
@@ -524,7 +524,7 @@ def test_gradcheck_of_the_default_layer() -> None:
     ],
 )
 def test_the_layer_and_the_model_compute_the_same(options: dict[str, Any]) -> None:
-    """They differ only in input and output: the model's output includes the top memory."""
+    """They differ only in input and output; the model's output includes the memory of the top layer."""
     cell, x = LSTM(bias=True), torch.randn(2, 5, 3)
     layer = GridLSTM(3, 4, 2, batch_first=True, time=cell, depth=cell, **options)
     model = Grid2d(3, 4, 2, time=cell, depth=cell, **options)

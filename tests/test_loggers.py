@@ -1,4 +1,4 @@
-"""The record that loggers keep."""
+"""The rows of metrics.csv, and the runs that W&B and TensorBoard record."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ OPTIONS = {"project": "p", "entity": None, "name": "n", "group": "g", "tags": []
 
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment without any W&B account."""
+    """Remove every W&B account from the environment."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -71,11 +71,11 @@ def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pyt
         logger = make_logger(**OPTIONS, dir=str(tmp_path), mode=mode)  # type: ignore[arg-type]
         return logger._wandb_init["mode"] == "offline"
 
-    monkeypatch.setattr(wandb_logger, "unreachable", lambda: None)  # as where there is a network
+    monkeypatch.setattr(wandb_logger, "unreachable", lambda: None)  # as if the network worked
     assert offline()
     with pytest.raises(UserError, match="wandb login"):
         offline("online")
-    # Where wandb itself keeps a key of its own server, and where earlier versions kept it.
+    # wandb stores the key under the host of its server; earlier versions used api.wandb.ai.
     for host in (urlsplit(wandb.Settings().base_url).netloc, "api.wandb.ai"):
         (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {40 * 'a'}\n")
         assert not offline()
@@ -121,11 +121,11 @@ def test_unwritable_home_does_not_stop_wandb_runs(
 
 
 def end_service() -> None:
-    """Kills the process of W&B that this one has started."""
+    """Kill the W&B process that this process has started."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             name, rest = (process / "stat").read_text().rsplit(")", 1)
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
         if name.endswith("(wandb-core") and int(rest.split()[1]) == os.getpid():
             os.kill(int(process.name), signal.SIGKILL)
@@ -142,7 +142,7 @@ class EndService(Callback):
 def test_an_error_of_wandb_does_not_end_a_run(
     nobody: None, job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next run of the process is logged again."""
+    """The next run in the same process is logged again."""
     score = run_job(job("logger=[csv,wandb]", "+callbacks.end._target_=tests.test_loggers.EndService"))
     assert caplog.text.count("W&B failed and logs no more of this run: Connection") == 1
     written = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -155,7 +155,7 @@ def test_an_error_of_wandb_does_not_end_a_run(
 def test_a_run_is_recorded_before_its_loggers_end(
     job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They may wait for a server for hours."""
+    """Loggers may wait hours for a server."""
 
     def wait(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -174,7 +174,7 @@ def run_file(directory: Path) -> Path:
 
 
 def items(records: list[Record], kind: str) -> list[dict[str, Any]]:
-    """What each history or summary record says, by key."""
+    """Return the content of each history or summary record by key."""
     rows = [getattr(r, kind) for r in records]
     lists = [row.item if kind == "history" else row.update for row in rows]
     return [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in row} for row in lists]
@@ -186,10 +186,10 @@ def test_one_offline_run_with_its_name_config_metrics_and_result(
     configs = {name: job("logger=[csv,wandb]", directory=name, picture=name == "a") for name in "ab"}
     for cfg in configs.values():
         run_job(cfg)
-    assert wandb.run is None, "left open, it would swallow the next job"
+    assert wandb.run is None, "an open run would record the metrics of the next job"
     found, second = (read_back(run_file(tmp_path / name)) for name in "ab")
     run = found["run"][0].run
-    assert run.run_id != second["run"][0].run.run_id, "each run directory is a run of its own"
+    assert run.run_id != second["run"][0].run.run_id, "each run directory must have its own W&B run"
     assert (run.display_name, run.run_group, run.project) == ("memorization-grid2d-s1", "test", "gridlstm")
     recorded: dict[str, Any] = {}
     for record in found.get("config", []):
@@ -227,9 +227,11 @@ def test_resumed_run_keeps_its_wandb_id_after_moving(
     assert run_id("moved", "trainer.max_steps=6", "ckpt_path=last") == first
     best = f"ckpt_path={tmp_path}/moved/checkpoints/best.ckpt"
     assert run_id("moved", best, "stages=[test]") == first
-    assert run_id("other", best, "stages=[test]") != first, "weights of elsewhere: a run of its own"
+    assert run_id("other", best, "stages=[test]") != first, (
+        "a run with weights of another directory must have its own W&B run"
+    )
     shutil.rmtree(tmp_path / "moved" / "checkpoints")
-    assert run_id("moved") != first, "from the start: another run, though in this directory"
+    assert run_id("moved") != first, "training from the start must have a new W&B run"
 
 
 WITH_TESTS = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -251,8 +253,8 @@ except UserError as error:
 """
 
 
-def test_where_wandb_cannot_be_reached_a_run_is_logged_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As from the nodes of a cluster on whose login node one is logged in."""
+def test_a_run_is_logged_offline_if_wandb_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, only the login node of a cluster may have access to the network."""
     (port,) = free_ports(1)
     account = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -287,9 +289,9 @@ def test_online_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
             "WANDB_ERROR_REPORTING": "false",
             "WANDB_MODE": "online",
         }
-        # In a process of its own: wandb reads its server's address once.
+        # It needs its own process, because wandb reads the address of its server only once.
         run_python("-c", TWO_LEGS, cwd=tmp_path, check=True, environment=account | WITH_TESTS)
-        assert len(wandb_server.of("RunResumeStatus")) == 2, "it asks whether the run is there"
+        assert len(wandb_server.of("RunResumeStatus")) == 2, "each part must ask whether the run exists"
         made = wandb_server.of("UpsertBucket")
         assert len({asked["name"] for asked in made}) == 1
         assert [asked["displayName"] for asked in made if asked["displayName"]] == 2 * ["memorization-grid2d-s1"]
@@ -302,7 +304,7 @@ def test_restarted_training_drops_rows_of_the_previous_one(job: Callable[..., Di
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["5", "10"]
 
 
-def test_a_failed_run_is_a_failed_run(nobody: None, job: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_a_failed_run_is_marked_failed_in_wandb(nobody: None, job: Callable[..., DictConfig], tmp_path: Path) -> None:
     with pytest.raises(UserError):
         run_job(job("logger=wandb", "optimizer.lr=1e30"))
     found = read_back(run_file(tmp_path / "run"))
@@ -313,13 +315,15 @@ def test_a_failed_run_is_a_failed_run(nobody: None, job: Callable[..., DictConfi
 
 
 class Interrupt(Callback):
-    """Ctrl-C after the first step."""
+    """Raises KeyboardInterrupt, like Ctrl-C, after the first step."""
 
     def on_train_batch_end(self, *_: Any) -> None:
         raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_is_preempted(nobody: None, job: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_an_interrupted_run_is_marked_preempted_in_wandb(
+    nobody: None, job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit):
         run_job(job("logger=wandb", "+callbacks.interrupt._target_=tests.test_loggers.Interrupt"))
     found = read_back(run_file(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Looking inside: gradients against finite differences and by hand, cells, gates and labels against what is planted."""
+"""The look command: gradients against finite differences and formulas; cells, gates and labels on known patterns."""
 
 import csv
 import html
@@ -45,7 +45,7 @@ from gridlstm.training.job import run_job
 
 SYMBOLS, D, T = 5, 3, 4
 STEP = 1e-5
-# Central differences in float64 are wrong by about STEP^2 and by rounding, 1e-16 / STEP.
+# Central differences in float64 have a truncation error of about STEP^2 and a rounding error of 1e-16 / STEP.
 CLOSE = {"rtol": 1e-6, "atol": 1e-9}
 
 
@@ -63,7 +63,7 @@ def sample() -> tuple[Tensor, Tensor]:
 
 
 def slope(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """The gradient of a loss at a point by central differences."""
+    """Compute the gradient of a loss at a point by central differences."""
     with torch.no_grad():
         steps = torch.eye(at.numel(), dtype=at.dtype).view(-1, *at.shape) * STEP
         return torch.stack([(loss(at + step) - loss(at - step)) / (2 * STEP) for step in steps])
@@ -103,7 +103,7 @@ def test_through_time_is_the_slope_with_respect_to_each_state(make: Callable[[],
 
 
 def test_through_time_of_a_linear_network_matches_closed_form() -> None:
-    """h_t = W x_t + V h_{t-1}: dL_T/dh_i = (V^T)^(T-i) A^T (softmax - target), and a V of 0.5 rotations halves it."""
+    """For h_t = W x_t + V h_{t-1}, dL_T/dh_i = (V^T)^(T-i) A^T (softmax - target). V halves the norm in each step."""
     model = StackedLSTM(SYMBOLS, D, 1, time=NonLSTM("identity")).double()
     head, (x, target) = head_of(model), sample()
     rotation = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64))[0]
@@ -124,7 +124,7 @@ def test_through_time_of_a_linear_network_matches_closed_form() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_through_depth_is_the_slope_between_layers(tied: bool) -> None:
-    """The other way to a layer's vector: the fast sweep in two pieces, cut there."""
+    """The reference changes a layer's vector between two pieces of the fast sweep, one below and one above it."""
     L = 3
     model = Grid2d(SYMBOLS, D, L, tied=tied).double()
     head, (x, target) = head_of(model), sample()
@@ -154,7 +154,7 @@ def test_through_depth_is_the_slope_between_layers(tied: bool) -> None:
 
 
 def test_through_depth_of_a_plain_network_is_the_chain_rule() -> None:
-    """h_l = tanh(W h_{l-1} + b + V h^- + c): dL/dh_{l-1} = W^T (1 - h_l^2) dL/dh_l."""
+    """For h_l = tanh(W h_{l-1} + b + V h^- + c), dL/dh_{l-1} = W^T (1 - h_l^2) dL/dh_l."""
     L = 4
     model = RNN(SYMBOLS, D, L).double()
     head, (x, target) = head_of(model), sample()
@@ -175,7 +175,7 @@ def test_through_depth_of_a_plain_network_is_the_chain_rule() -> None:
 
 
 def test_through_depth_of_a_recurrent_highway_network_is_the_slope_between_its_layers() -> None:
-    """The other way to a layer's vector: a network of the layers below it, and one of those above without an input."""
+    """The reference changes a layer's vector between a network of the layers up to it and one of those above it."""
     L = 3
     model = RecurrentHighway(SYMBOLS, D, L, transform_bias=0.0).double()
     head, (x, target) = head_of(model), sample()
@@ -256,7 +256,9 @@ def test_network_without_visible_layers_keeps_its_time_curve(
     run_job(job_in(tmp_path, task="text", model="min_gru"))
     curves = curves_of_trained([load(tmp_path / "run" / "checkpoints" / "last.ckpt", [])], 5)
     assert [(c.stage, c.along, len(c.norms.h)) for c in curves] == [("start", "time", 5), ("trained", "time", 5)]
-    assert missing_curves(caplog) == ["min_gru has no curve through depth"], "once, and not for both stages"
+    assert missing_curves(caplog) == ["min_gru has no curve through depth"], (
+        "it must be reported once, not for each stage"
+    )
 
 
 @pytest.mark.parametrize("name", ["grid2d_relu_depth", "grid2d_gru"])
@@ -359,12 +361,12 @@ def test_cells_are_chosen_on_one_half_and_judged_on_the_other() -> None:
     label = (random.random(2000) < 0.3).astype(float)
     memory = random.normal(size=(2000, 2, 30))
     memory[:, 1, 7] = 3 - 2 * label + 0.5 * memory[:, 1, 7]
-    memory[:1000, 0, 4] = label[:1000]  # follows the label in the first half alone
+    memory[:1000, 0, 4] = label[:1000]  # follows the label only in the first half
     found = rank({"time": memory}, {"planted": label, "never": np.zeros(2000)})
     assert {each.label for each in found} == {"planted"}
     first, second = found[:2]
     assert (first.layer, first.unit, first.chosen) == (0, 4, pytest.approx(1))
-    assert abs(first.held_out) < 0.15  # of 1000 independent pairs: 5 standard errors
+    assert abs(first.held_out) < 0.15  # 5 standard errors of 1000 independent pairs
     assert (second.layer, second.unit) == (1, 7)
     expected = np.corrcoef(memory[1000:, 1, 7], label[1000:])[0, 1]
     assert second.held_out == pytest.approx(expected)
@@ -377,7 +379,7 @@ def test_survival_correlates_each_unit_with_its_input() -> None:
     other = np.random.default_rng(2).normal(size=(4000, 3))
     r = survival(entering, np.stack([5 - 2 * entering, entering + other, other], axis=1))
     np.testing.assert_allclose(r[0], -1)
-    np.testing.assert_allclose(r[1], 0.5**0.5, atol=0.05)  # 1 / sqrt(4000) is 0.016
+    np.testing.assert_allclose(r[1], 0.5**0.5, atol=0.05)  # the standard error, 1 / sqrt(4000), is 0.016
     np.testing.assert_allclose(r[2], 0, atol=0.08)
 
 
@@ -411,12 +413,12 @@ def test_multibyte_characters_are_placed_at_their_last_byte() -> None:
     assert places.tolist() == [0, 1, 3, 4]
     text, places = characters(everything, list(b"\xe2\x82\xe2\x82\xac"))
     assert text == "\ufffd€"
-    assert places.tolist() == [1, 4], "the second byte that begins a character is not in the first"
+    assert places.tolist() == [1, 4], "an incomplete character must end before the next one begins"
     assert characters(Vocabulary("char", (97, 8364)), [1, 0])[0] == "€a"
 
 
 def test_the_page_keeps_the_direction_of_its_text() -> None:
-    """Without marks that would turn what comes after them."""
+    """The page replaces marks that would change the direction of the text after them."""
     text = "ab\u202ecd\u2067" * 20
     label = np.arange(len(text)) % 2.0
     shown = page(text, {"time": label[:, None, None]}, {"odd": label}, [Ranked("odd", "time", 0, 0, 1.0, 1.0)])
@@ -440,9 +442,9 @@ def test_page_keeps_line_ends_and_replaces_control_characters() -> None:
     text = "before: \na\0\x1b\x9f\r\tb"
     odd = np.arange(len(text)) % 2.0
     shown = page(text, {"time": np.ones((len(text), 1, 1))}, {"odd": odd}, [Ranked("odd", "time", 0, 0, 0.5, 0.5)])
-    (body,) = re.findall(r"<pre>\n(.*?)</pre>", shown, re.DOTALL)  # a browser leaves out the first line end
+    (body,) = re.findall(r"<pre>\n(.*?)</pre>", shown, re.DOTALL)  # a browser ignores the first line end
     assert re.sub(r"</?u>", "", body) == "\na\ufffd\ufffd\ufffd\ufffd\tb"
-    assert "unicode-bidi: bidi-override" in shown, "or text that is read from the right would be turned round"
+    assert "unicode-bidi: bidi-override" in shown, "otherwise right-to-left text would be reordered"
 
 
 def test_excerpt_can_reach_the_end_of_the_text() -> None:
@@ -545,7 +547,7 @@ def test_gate_shares_cover_all_batches_and_skip_padding(
     run_job(job_in(tmp_path, *options, task="addition"))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     for name in ("LEFT", "RIGHT"):
-        monkeypatch.setattr(gates, name, 0.5)  # which gates of a new network pass
+        monkeypatch.setattr(gates, name, 0.5)  # gates of a new network pass these limits
     look_at({"what": "gates", "ckpt": str(checkpoint)})
     table = rows(tmp_path / "run" / "look" / "gates.csv")
     run = load(checkpoint, [])
@@ -564,7 +566,7 @@ def test_gate_shares_cover_all_batches_and_skip_padding(
 
 
 def test_gradients_use_only_the_longest_sequences(tmp_path: Path, job_in: Callable[..., DictConfig]) -> None:
-    """Only those have an answer at the last step."""
+    """Only the longest sequences have an answer at the last step."""
     options = ("task.digits=1", "task.data.min_digits=1", "task.data.test_digits=[1,3]", "task.data.num_test=6")
     run_job(job_in(tmp_path, *options, task="addition"))
     run = load(tmp_path / "run" / "checkpoints" / "last.ckpt", [])
@@ -598,7 +600,7 @@ def test_non_finite_weights_are_refused(checkpoint: Path) -> None:
             look_at({"what": what, "ckpt": str(broken)})
 
 
-def test_a_short_text_is_looked_at_whole(checkpoint: Path, tmp_path: Path) -> None:
+def test_look_uses_all_of_a_short_text(checkpoint: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("".join(f"{n} times {n} is {n * n}; " for n in range(60)))
     length = len(short.read_text())
@@ -642,7 +644,7 @@ def test_look_writes_cells_and_gates_into_the_run_directory(checkpoint: Path) ->
     assert len(rows(beside / "survival.csv")) == 4
     look_at({"what": "cells", "ckpt": str(checkpoint)})
     with np.load(beside / "memories.npz") as archive:
-        assert 300 < len(archive["text"]) < 40_000, "without symbols=, a short test text is looked at whole"
+        assert 300 < len(archive["text"]) < 40_000, "without symbols=, all of a short test text is used"
     look_at({"what": "gates", "ckpt": str(checkpoint), "symbols": "200"})
     assert len(rows(beside / "gates.csv")) == 2 * 2 * 3
     assert len(rows(beside / "gate_units.csv")) == 2 * 2 * 3 * 8
@@ -693,7 +695,7 @@ def test_wrong_options_get_one_sentence(given: dict[str, str], words: str, check
 
 @pytest.mark.filterwarnings("error")
 def test_characters_missing_from_the_font_draw_as_replacements() -> None:
-    """Without a warning for each: a binary text would have thousands."""
+    """There must be no warning for each character, because a binary text would give thousands."""
     text = "plain text\n" * 6 + "a\0\x1b\x9f\u6f22\U0001f600$" * 9
     odd = np.arange(len(text)) % 2.0
     drawn = picture(text, {"time": np.ones((len(text), 1, 1))}, {"odd": odd}, [Ranked("odd", "time", 0, 0, 0.5, 0.5)])

@@ -1,4 +1,4 @@
-"""Finite data: every epoch has every sample once, in an order of its own, whoever computes which rows."""
+"""Finite data: every epoch has every sample once, in a new order, for any number of ranks."""
 
 from itertools import chain, islice
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from gridlstm.errors import UserError
 
 
 class Numbers(FiniteMemorization):
-    """Sample n is the number n + 1."""
+    """Data whose sample n is the number n + 1."""
 
     def __init__(self, train: int = 17, val: int = 7, batch_size: int = 5, seed: int = 3) -> None:
         super().__init__(1, 100, batch_size, seed)
@@ -26,7 +26,7 @@ class Numbers(FiniteMemorization):
 
 
 def on_rank(data: Numbers, rank: int, world_size: int) -> Numbers:
-    # What the data reads of a trainer, and no more.
+    # The data read only these attributes of a trainer.
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
     return data
 

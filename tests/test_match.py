@@ -1,4 +1,4 @@
-"""A model sized by another one."""
+"""Choosing the size of a model so that its parameters or FLOPs match those of another one."""
 
 import json
 import logging
@@ -17,12 +17,12 @@ from gridlstm.training.job import run_job
 from gridlstm.training.match import count_flops, count_parameters, match_size, nearest
 from gridlstm.training.validate import check
 
-SPEC = Spec(input_size=5, output_size=5, sequence_length=6)  # of the toy memorization
+SPEC = Spec(input_size=5, output_size=5, sequence_length=6)  # sizes of the toy memorization task
 
 
 @pytest.fixture
 def matched(job: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-    """A toy job at the task's own size, but small: TOY gives model.hidden_size, which is what is sought here."""
+    """Return a function that composes a toy job with the size of task.network, not with TOY's model.hidden_size."""
 
     def make(model: str, *overrides: str, size: int = 16, layers: int = 2) -> DictConfig:
         network = [f"task.network.hidden_size={size}", f"task.network.num_layers={layers}"]
@@ -96,7 +96,7 @@ def test_a_run_records_the_size_and_is_evaluated_with_it(matched: Callable[..., 
     again = evaluate(checkpoint, "test", [])
     assert again == pytest.approx(result["test"])
     cfg.trainer.max_steps, cfg.ckpt_path = 6, "last"
-    run_job(cfg)  # resumes: the same size is found again
+    run_job(cfg)  # resuming finds the same size again
 
 
 @pytest.mark.parametrize(

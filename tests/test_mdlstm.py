@@ -1,4 +1,4 @@
-"""The multidimensional LSTM against a NumPy transcription of its equations, and its growing memory."""
+"""The multidimensional LSTM against a NumPy transcription of its equations, and the growth of its memory."""
 
 from itertools import product
 from math import comb
@@ -17,7 +17,7 @@ from gridlstm.mdlstm import MDLSTM
 from gridlstm.models.mdlstm2d import MDLSTM2d
 from gridlstm.models.stacked_lstm import StackedLSTM
 
-# float64, other order of sums.
+# Both sides compute in float64, with different orders of summation.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 B, d = 2, 3
 
@@ -37,7 +37,7 @@ def random_sides(extents: tuple[int, ...]) -> list[HiddenMemory]:
 def test_it_is_its_equations(
     extents: tuple[int, ...], output: Literal["paper", "standard"], sweep: Literal["auto", "reference"]
 ) -> None:
-    """Equation 4: one u, o and c, and a forget gate for each dimension, whose memories are summed."""
+    """Equation 4 has one u, o and c, and one forget gate for each dimension; it sums the gated memories."""
     torch.manual_seed(0)
     N = len(extents)
     layer = MDLSTM(5, d, N, LSTM(output, bias=True), sweep=sweep).double()
@@ -98,7 +98,7 @@ def test_reversed_dimensions_read_mirrored_data(reverse: tuple[bool, bool]) -> N
     at = [n for n in range(2) if reverse[n]]
     x = torch.randn(3, 4, B, 5).double()
     torch.testing.assert_close(reversed_layer(x).h, plain(x.flip(at)).h.flip(at), **EXACT)
-    # The block at a corner sees its own input alone when both dimensions come towards it.
+    # The block at the corner where all dimensions begin reads only its own input.
     corner = tuple(-1 if yes else 0 for yes in reverse)
     other = torch.randn_like(x)
     other[corner] = x[corner]
@@ -117,8 +117,10 @@ def test_sweeps_of_the_sequence_model_agree() -> None:
 
 
 def test_memory_grows_with_the_number_of_paths_and_the_grids_does_not() -> None:
-    """Section 2.3: summed memories may grow combinatorially. With open forget gates and nothing written, a 1 that
-    enters at the origin reaches (i, j) along (i + j)! / (i! j!) paths and is summed as often; a Grid LSTM keeps it a 1.
+    """Section 2.3 says that summed memories may grow combinatorially.
+
+    If forget gates are open and nothing is written, a 1 that enters at the origin reaches (i, j) along
+    (i + j)! / (i! j!) paths and is added once for each. A Grid LSTM keeps it at 1.
     """
     n, open_gate = 12, LSTM(forget_bias=40.0)  # sigma(40) = 1 in float64
     start = torch.zeros(n, 1, 1).double()
@@ -138,7 +140,7 @@ def test_memory_grows_with_the_number_of_paths_and_the_grids_does_not() -> None:
 
 
 def test_random_mdlstm_memory_explodes_and_grid_memory_stays_bounded() -> None:
-    """|m'| <= |m| + 1 in a Grid LSTM's block: its memory exceeds what entered by no more than the blocks passed."""
+    """In a block of a Grid LSTM, |m'| <= |m| + 1, so the memory grows by at most 1 for each block that it passes."""
     torch.manual_seed(0)
     largest = {}
     for n in (8, 32):
@@ -197,4 +199,4 @@ def test_fake_tensors_give_shapes_without_memory() -> None:
     layer, x = MDLSTM(5, 4, 2), torch.randn(3, 7, 2, 5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert layer(x).h.shape == (3, 7, 2, 4)
-    assert layer(x).h.isfinite().all(), "and real ones afterwards"
+    assert layer(x).h.isfinite().all(), "a real input must still give real outputs afterwards"

@@ -1,4 +1,4 @@
-"""The generated task: the drawn example, and samples that depend on nothing but their index."""
+"""The memorization task: the layout of a sample, and samples that depend only on seed, split and index."""
 
 from types import SimpleNamespace
 
@@ -18,12 +18,12 @@ def batches(data: MemorizationData, loader: str, count: int) -> list[Batch]:
 
 
 def on_rank(data: MemorizationData, rank: int, world_size: int) -> MemorizationData:
-    # What the data reads of a trainer, and no more.
+    # The data read only these attributes of a trainer.
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
     return data
 
 
-def test_drawn_example() -> None:
+def test_a_sample_has_the_string_as_input_and_then_as_target() -> None:
     data = MemorizationData(length=3, alphabet=9, batch_size=50, seed=1)
     batch = data.generate((1, TRAIN), torch.arange(50))
     answer = batch.inputs[:, 1:4]
@@ -71,13 +71,13 @@ def test_counts_training_batches_only() -> None:
     assert data.state_dict() == {"batches_seen": 3}
 
 
-def test_keys_give_other_samples() -> None:
+def test_another_seed_or_split_gives_other_samples() -> None:
     index = torch.arange(100)
     drawn = {key: random_integers(key, index, 20, 64) for key in [(0, TRAIN), (1, TRAIN), (0, VAL), (0, TEST)]}
     for a in drawn:
         for b in drawn:
             same = (drawn[a] == drawn[b]).double().mean()
-            # Unrelated draws agree at a rate of 1/64 = 0.0156; over 2000 of them its standard deviation is 0.0028.
+            # Independent draws agree at a rate of 1/64 = 0.0156; the standard deviation for 2000 draws is 0.0028.
             assert same == 1 if a == b else same < 0.03
 
 

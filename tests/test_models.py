@@ -1,4 +1,4 @@
-"""What holds for every sequence model: state, causality, inputs, names and shapes of parameters."""
+"""Properties of every sequence model: its state, causality, inputs, and the names and shapes of its parameters."""
 
 import json
 import re
@@ -55,7 +55,7 @@ MAKE: dict[str, Callable[[], SequenceModel]] = {
 
 
 def from_conf(name: str) -> SequenceModel:
-    """The model of conf/model/NAME.yaml, small."""
+    """Instantiate the model of conf/model/NAME.yaml at a small size."""
     cfg = compose("task=memorization", f"model={name}", "model.hidden_size=4", "model.num_layers=3")
     made: SequenceModel = instantiate(cfg.model, input_size=5, _convert_="all")
     return made
@@ -64,7 +64,7 @@ def from_conf(name: str) -> SequenceModel:
 _KNOWN = {type(make()) for make in MAKE.values()}
 for _name in choices("model"):
     _kind = get_class(compose_model(_name)._target_)
-    if issubclass(_kind, SequenceModel) and _kind not in _KNOWN:  # a model that nobody has named above
+    if issubclass(_kind, SequenceModel) and _kind not in _KNOWN:  # a model whose class is not in the list above
         MAKE[_name] = partial(from_conf, _name)
 
 
@@ -81,7 +81,7 @@ def test_whole_sequence_equals_pieces_with_carried_state(model: SequenceModel) -
     for piece in x.split([1, 5, 3], dim=1):
         y, state = model(piece, state)
         pieces.append(y)
-    # The same sums in the same order, except for how rows share a matrix product: rounding of float64.
+    # Both are the same float64 sums, but matrix products of other shapes round differently.
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-13)
     for a, b in zip(tree_leaves(state), tree_leaves(end), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
@@ -89,7 +89,9 @@ def test_whole_sequence_equals_pieces_with_carried_state(model: SequenceModel) -
 
 def test_outputs_do_not_depend_on_later_inputs(model: SequenceModel) -> None:
     x = torch.randn(1, 6, 5, dtype=torch.float64)
-    direction = torch.linspace(1, 2, model.output_size, dtype=torch.float64)  # the plain sum of a norm is constant
+    direction = torch.linspace(
+        1, 2, model.output_size, dtype=torch.float64
+    )  # after a layer norm, an unweighted sum is constant
     derivative = torch.autograd.functional.jacobian(lambda x: (model(x)[0] @ direction)[0], x)[:, 0].abs().sum(-1)
     later = torch.ones(6, 6).triu(1).bool()
     assert (derivative[later] == 0).all()
@@ -103,7 +105,7 @@ def test_rows_in_a_batch_are_computed_independently(model: SequenceModel) -> Non
         torch.testing.assert_close(model(x[row : row + 1])[0][0], together[row], rtol=0, atol=1e-13)
 
 
-def test_symbols_stand_for_one_hot_vectors(model: SequenceModel) -> None:
+def test_symbols_are_equivalent_to_one_hot_vectors(model: SequenceModel) -> None:
     x = torch.randint(5, (2, 6))
     one_hot = torch.nn.functional.one_hot(x, 5).double()
     torch.testing.assert_close(model(one_hot)[0], model(x)[0], rtol=0, atol=1e-13)
@@ -119,9 +121,9 @@ def test_shapes_and_initial_state(model: SequenceModel) -> None:
 
 
 def test_gradients_reach_every_parameter_and_the_initial_state(model: SequenceModel) -> None:
-    _, state = model(torch.randint(5, (2, 6)))  # an empty context of a transformer has no say
+    _, state = model(torch.randint(5, (2, 6)))  # an empty context would not affect a transformer
     state = type(state)(*(leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in state))
-    # A clock is an integer, and a GRU has memory vectors of length 0.
+    # A clock is an integer, and the memory vectors of a GRU have length 0.
     numbers = [leaf for leaf in state if leaf.requires_grad and leaf.numel()]
     y, _ = model(torch.randint(5, (2, 6)), state)
     (y * torch.randn_like(y)).sum().backward()
@@ -130,14 +132,14 @@ def test_gradients_reach_every_parameter_and_the_initial_state(model: SequenceMo
 
 
 def test_a_state_may_be_a_plain_tuple(model: SequenceModel) -> None:
-    """As of code that detaches whatever state there is."""
+    """Generic code that detaches states returns plain tuples."""
     x = torch.randint(5, (2, 6))
     _, state = model(x)
     torch.testing.assert_close(model(x, tuple(state)), model(x, state), rtol=0, atol=0)
 
 
 def test_a_state_that_does_not_fit_is_refused(model: SequenceModel) -> None:
-    """It would be broadcast or cut short, or end in an error of torch."""
+    """Otherwise it would be broadcast or cut, or cause an error inside torch."""
     x, fitting = torch.randint(5, (2, 6)), model.initial_state(2)
     for name, good in zip(fitting._fields, fitting, strict=True):
         shape, own = re.escape(str(tuple(good.shape))), f"as {good.dtype} on cpu, like the network, got"
@@ -156,7 +158,7 @@ def test_a_state_that_does_not_fit_is_refused(model: SequenceModel) -> None:
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_a_state_goes_with_the_next_call_under_autocast(name: str) -> None:
+def test_a_state_of_autocast_is_accepted_by_the_next_call(name: str) -> None:
     model, x = MAKE[name](), torch.randint(5, (2, 6))
     with torch.autocast("cpu", torch.bfloat16):
         _, state = model(x)
@@ -173,7 +175,7 @@ def test_inputs_of_another_type_or_device_than_the_weights_are_refused(model: Se
             model(elsewhere)
 
 
-def test_autocast_takes_floats_of_every_type_but_float64() -> None:
+def test_autocast_accepts_every_type_of_floats_except_float64() -> None:
     model, x = Grid2d(5, 4, 3), torch.randn(2, 6, 5).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model(x)[0], model(x.float())[0])
@@ -207,7 +209,7 @@ def test_refuses_impossible_sizes() -> None:
 
 
 def test_parameters_are_those_on_record() -> None:
-    """A change of names or shapes breaks every checkpoint. To record a wanted one: make generated"""
+    """A change of names or shapes breaks existing checkpoints. If it is intended, record it with make generated."""
     assert described() == json.loads(GOLDEN.read_text())
 
 

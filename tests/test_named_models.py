@@ -1,4 +1,4 @@
-"""The models that are named in conf/model: their sizes at 6 x 1000 with 205 symbols, and their recipes."""
+"""The models in conf/model: their parameters with 6 layers of 1000 units and 205 symbols, and the Torch7 recipes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ M = 1_000_000
 
 
 def size(name: str) -> int:
-    """Parameters without the read-out, which is the task's."""
+    """Count the parameters of a model without the read-out, which belongs to the task."""
     config = compose(f"model={name}", "model.hidden_size=1000", "model.num_layers=6")
     with torch.device("meta"):
         model = instantiate(config.model, input_size=205, _convert_="all")
@@ -23,12 +23,12 @@ def size(name: str) -> int:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # A transform of the 2-D grid: 4 d 2 d weights. The input: 205 d, or 2 d with memory at the ends.
+        # A transform of the 2-D grid has 4 d 2 d weights. The input has 205 d, twice as many with memory at the ends.
         ("grid2d", 2 * 8 * M + 410_000),
         ("grid2d_priority", 2 * 8 * M + 410_000),
         ("grid2d_shared_transforms", 8 * M + 410_000),
         ("grid2d_untied", 12 * 8 * M + 410_000),
-        # A gain and a shift for each gate and for the memory.
+        # Layer normalisation adds a gain and a shift for each gate and for the memory.
         ("grid2d_untied_layer_norm", 12 * (8 * M + 10_000) + 410_000),
         ("grid2d_relu_depth", (8 + 2) * M + 205_000),
         ("grid2d_identity_depth", (8 + 2) * M + 205_000),
@@ -43,18 +43,18 @@ def size(name: str) -> int:
         ("lstm", 6 * (8 * M + 4_000) + 205_000),
         ("gru", 6 * (6 * M + 6_000) + 205_000),
         ("rnn", 6 * (2 * M + 2_000) + 205_000),
-        # Networks of depth alone read h, and the 1-LSTM has d 4 d weights for all layers.
+        # Networks without time read only h, and the 1-LSTM has d 4 d weights for all layers together.
         ("grid1d", 4 * M + 410_000),
         ("highway", 6 * (2 * M + 2_000) + 205_000),
         ("feed_forward", 6 * (M + 1_000) + 205_000),
     ],
 )
-def test_size_is_that_of_the_equations(name: str, expected: int) -> None:
+def test_the_number_of_parameters_follows_from_the_equations(name: str, expected: int) -> None:
     assert size(name) == expected
 
 
 def test_torch7_grid_has_56_5_million_parameters() -> None:
-    """Torch7's had a bias for each of the two halves of H, whose sum is ours, and the read-out is 1000 to 205."""
+    """In Torch7, each half of H had a bias; this network has one bias, their sum. The read-out is 1000 to 205."""
     assert size("grid2d_torch7") + 7 * 4_000 + 1000 * 205 + 205 == 56_466_205
 
 

@@ -1,4 +1,4 @@
-"""Run directories and checkpoints that commit ca1e058 wrote, with the numbers that it gave."""
+"""Run directories and checkpoints of commit ca1e058 still work and give the same numbers as at that commit."""
 
 import csv
 import json
@@ -21,25 +21,25 @@ from gridlstm.training.stored import read_config
 FIXTURES = Path(__file__).parent / "fixtures"
 
 ROUNDING = 1e-5
-"""Relative: means of float32 losses, whose products may be summed in another order on another machine.
-30 further steps of training let it grow to 2e-8, between two of the sweeps."""
+"""Relative tolerance of means of float32 losses: another machine may sum products in another order. After 30 more
+steps of training, two sweeps differed by 2e-8."""
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """The text of all the old runs."""
+    """Write the text on which all old runs were trained."""
     path = tmp_path / "text.txt"
     path.write_text("".join(f"{n} squared is {n * n}, and {n} doubled is {2 * n}.\n" for n in range(480)))
     return path
 
 
 def old(name: str, tmp_path: Path) -> Path:
-    """A copy of an old run directory."""
+    """Copy an old run directory; return the copy."""
     return Path(shutil.copytree(FIXTURES / f"old_run_{name}", tmp_path / f"old_run_{name}"))
 
 
 def in_parts(text: Path, names: tuple[str, ...]) -> Path:
-    """A directory with the text in three files."""
+    """Write the text in three files; return their directory."""
     lines = text.read_text().splitlines(keepends=True)
     directory = text.with_name("parts")
     directory.mkdir()
@@ -59,7 +59,7 @@ def test_every_option_of_an_old_task_still_exists(task: str) -> None:
         assert OmegaConf.select(old, "task.data.source._target_") == today.get("data.source._target_")
 
 
-def test_callbacks_and_loggers_of_an_old_run_are_found_where_they_are_now() -> None:
+def test_targets_of_an_old_run_are_replaced_by_their_present_paths() -> None:
     today = leaves(OmegaConf.to_container(compose("task=memorization")))
     targets = {key: value for key, value in today if key.endswith("._target_")}
     before = leaves(OmegaConf.to_container(read_config(FIXTURES / "old_run_memorization" / "config.yaml")))

@@ -1,4 +1,4 @@
-"""What a component refuses is said in its own words, and of the options that one types."""
+"""A component refuses values in its own words; the message names the options as the user types them."""
 
 import ast
 from collections.abc import Callable
@@ -59,7 +59,9 @@ def test_paths_and_full_options_in_messages_stay_unchanged() -> None:
     for message in ("/home/path=1/x has no text", "https://x.y/?path=z&level=1", "give task.data.level=char"):
         assert in_options(message, cfg, "task.data") == message
     assert in_options("the path must be level=char", cfg, "task.data") == "the path must be task.data.level=char"
-    assert in_options("path must be there", cfg, "task.data") == "path must be there", "which is typed as path=…"
+    assert in_options("path must be there", cfg, "task.data") == "path must be there", (
+        "a name is an option only if = follows"
+    )
 
 
 def test_data_modules_do_not_mention_options() -> None:

@@ -1,4 +1,4 @@
-"""One table says what every option decides, and every option of conf/ is in it."""
+"""One table gives the role of every option, and every option of conf/ is in it."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from gridlstm.options import ROLES, Role, chosen, find, leaves, role
 from gridlstm.train import CONF
 
 MODELS = ("model/grid2d", "model/highway", "model/recurrent_highway")
-"""Their options are those that the table names."""
+"""Models that together have all the model options that the table names."""
 
 
 def test_role_table_names_only_existing_options() -> None:
     files = [file for file in GROUPED if file.split("/")[0] in ("task", "callbacks") or file in MODELS]
     configs = [OmegaConf.to_container(compose(*choice(file), *RUN)) for file in files]
     found = {find(key) for config in configs for key, _ in leaves(config)}
-    groups = {"data_dir", "hardware", "debug", "hydra", "experiment"}  # Hydra's, which leave no key of their name
-    assert set(ROLES) - found <= groups | {"trainer"}  # a trainer's options that conf/ does not have
+    groups = {"data_dir", "hardware", "debug", "hydra", "experiment"}  # groups that leave no key in the configuration
+    assert set(ROLES) - found <= groups | {"trainer"}  # for options of the trainer that conf/ lacks
 
 
 def test_every_group_of_the_command_line_has_a_role() -> None:

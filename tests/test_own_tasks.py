@@ -1,4 +1,4 @@
-"""Tasks of other kinds than the suite's, from outside the package: trained, resumed, evaluated, sized and listed."""
+"""Custom tasks and models from outside the package can be trained, resumed, evaluated, sized and listed."""
 
 import json
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def test_custom_model_matched_to_itself_keeps_its_size(task: str, model: str, tm
         assert cfg.model.hidden_size == 8
 
 
-def test_the_list_shows_which_models_go_with_which_task() -> None:
+def test_the_list_shows_which_models_fit_which_task() -> None:
     head, *rows = (line.split() for line in listing.matrix().splitlines())
     columns = {task: 1 + head.index(task) for task, _ in TASKS}
     found = {row[0]: {task: row[column] for task, column in columns.items()} for row in rows}
@@ -69,9 +69,9 @@ def test_the_list_shows_which_models_go_with_which_task() -> None:
     assert found["grid2d"]["bars"] == "-"
 
 
-def test_the_image_classifier_of_the_docs_is_the_one_that_is_tested() -> None:
+def test_the_image_classifier_of_the_docs_equals_the_tested_one() -> None:
     page = (PROJECT.parents[1] / "docs" / "extending.md").read_text()
-    block = page.split("An image classifier, whole:", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
+    block = page.split("A complete image classifier:", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
     assert block in (PROJECT / "own.py").read_text()
 
 

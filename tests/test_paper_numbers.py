@@ -1,4 +1,4 @@
-"""Sizes that the paper states, or that follow from what it states by arithmetic."""
+"""Sizes that the paper states, or that follow from its numbers."""
 
 import pytest
 import torch
@@ -17,8 +17,11 @@ def parameters(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("num_layers", [1, 6])
 def test_tied_language_model_has_16_8_million_parameters(num_layers: int) -> None:
-    """Section 4.3's 16.8 M: 2 transforms x 4 gates x 1000 x 2000 without bias, the symbol's column of h and of m, and
-    the softmax on both h and m, with its 205 biases. Tied: whatever the depth."""
+    """The 16.8 M of section 4.3 do not depend on the depth.
+
+    They are 2 transforms x 4 gates x 1000 x 2000 without bias, a column of h and one of m for each symbol, and the
+    softmax on both h and m, with its 205 biases.
+    """
     with torch.device("meta"):
         model = Grid2d(input_size=205, hidden_size=1000, num_layers=num_layers)
         task = LanguageModel(model, Spec(205, 205, 50), torch.optim.Adam)

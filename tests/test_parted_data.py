@@ -1,4 +1,4 @@
-"""Texts whose parts are the splits: the Penn Treebank from a user's copy, and data sets by name."""
+"""Texts that come in splits: a user's copy of the Penn Treebank, and data sets of the Hugging Face hub by name."""
 
 import json
 import os
@@ -28,7 +28,7 @@ LINES = {"train": "the größte <unk> rose N points", "valid": "it fell", "test"
 
 @pytest.fixture
 def treebank(tmp_path: Path) -> Path:
-    """Written as the original is: a space at both ends of each line."""
+    """Write a small treebank like the original, with a space at both ends of each line."""
     directory = tmp_path / "ptb"
     directory.mkdir()
     for file, line in zip(FILES, LINES.values(), strict=True):
@@ -55,8 +55,8 @@ def test_the_treebanks_files_are_the_splits(treebank: Path, tmp_path: Path, leve
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.txt")}
     assert len(before) == 1
     assert splits(make()) == [f"{line}\n" * 20 for line in LINES.values()]
-    assert {path: path.stat().st_mtime_ns for path in before} == before, "joined once"
-    next(iter(before)).unlink()  # as a user who needs disk space would
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "the parts must be joined only once"
+    next(iter(before)).unlink()  # a user may delete it to free disk space
     assert splits(make()) == [f"{line}\n" * 20 for line in LINES.values()]
     (treebank / FILES[1]).write_text(" another text \n" * 9)
     (treebank / FILES[0]).write_text("with a byte order mark\n" * 9, encoding="utf-8-sig")
@@ -80,11 +80,11 @@ def test_incomplete_treebank_is_refused(treebank: Path, tmp_path: Path) -> None:
 def test_a_small_copy_of_the_treebank_is_enough(treebank: Path, tmp_path: Path) -> None:
     data = make_data(compose("task=penn_treebank", f"task.path={treebank}", f"task.data.cache_dir={tmp_path}"))
     assert isinstance(data, TextData)
-    assert data.stream_length == 50, "a window: 50 rows of 620 characters have no room for more"
+    assert data.stream_length == 50, "one window, because 50 rows of 620 characters leave no room for more"
 
 
 def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
-    """And neither a file of the cache, nor the cache where the treebank cannot be read."""
+    """They do not name the joined file in the cache instead."""
     data = data_of(PennTreebank(treebank), tmp_path)
     with pytest.raises(UserError, match=f"^{treebank} has .* symbols, but had 3 when"):
         data.check_goes_on(data.state_dict() | {"symbols": 3})
@@ -93,7 +93,7 @@ def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
 
 
 def test_changed_parts_with_same_size_and_date_are_rejoined(treebank: Path, data_set: Any, tmp_path: Path) -> None:
-    """Even though the datasets package keeps a copy of its own, checked by date."""
+    """This holds although the datasets package keeps its own copy and compares only dates."""
     directory = data_set()
 
     def from_treebank() -> str:
@@ -114,7 +114,7 @@ def test_changed_parts_with_same_size_and_date_are_rejoined(treebank: Path, data
 
 @pytest.fixture
 def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a data set as files of JSON lines."""
+    """Return a function that writes a data set as files of JSON lines and returns their directory."""
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub_cache")
 
@@ -152,7 +152,7 @@ def test_a_data_set_without_splits_is_divided(data_set: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("missing", ["validation", "test"])
 def test_missing_split_is_cut_from_train(data_set: Any, tmp_path: Path, missing: str) -> None:
-    """The other split stays whole: most data sets have a test split but no validation split."""
+    """The other split stays complete. Most data sets have a test split but no validation split."""
     names = [name for name in ("train", "validation", "test") if name != missing]
     whole = {name: "".join(f"{name} says {n} times größer\n" for n in range(30)) for name in names}
     length = len(whole["train"])
@@ -188,7 +188,7 @@ def test_only_cut_splits_need_a_share(data_set: Any, tmp_path: Path, caplog: pyt
     assert "splits=[0.8, 0.1, 0.1] has no effect on test:" in caplog.text
 
 
-def test_a_split_of_another_name_is_left_out(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_split_with_another_name_is_ignored(data_set: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = data_set(("train", "test"))
     documents = {
         name: [json.dumps({"text": f"{name} {n}"}) for n in range(30)] for name in ("train", "test", "unsupervised")
@@ -201,7 +201,7 @@ def test_a_split_of_another_name_is_left_out(data_set: Any, tmp_path: Path, capl
     assert "unsupervised is not used" in caplog.text
 
 
-def test_a_document_without_text_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_documents_without_text_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "set").mkdir()
     rows = [{"text": f"document {n}" if n % 3 else None} for n in range(90)]
     (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -209,7 +209,9 @@ def test_a_document_without_text_is_left_out(tmp_path: Path, caplog: pytest.LogC
     assert "".join(splits(make(tmp_path / "set", tmp_path))) == expected
     assert any(record.message.startswith("30 documents of") for record in caplog.records)
     first = "".join(f"document {n}\n" for n in (1, 2, 4, 5))
-    assert "".join(splits(make(tmp_path / "set", tmp_path, max_documents=4))) == first, "null ones are not counted"
+    assert "".join(splits(make(tmp_path / "set", tmp_path, max_documents=4))) == first, (
+        "documents without text must not count"
+    )
 
 
 def test_data_set_from_save_to_disk_is_read(data_set: Any, tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_directory_is_one_data_set_under_any_spelling(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is not taken for the format of that name."""
+    """The datasets package would take the name json for the format."""
     directory = data_set().rename(tmp_path / "json")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -305,7 +307,7 @@ def test_data_set_errors_name_the_problem(data_set: Any, tmp_path: Path, monkeyp
 
 
 def test_custom_source_from_the_docs_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source of docs/extending.md, chosen by the user's own YAML file."""
+    """The source is that of docs/extending.md; a YAML file of the user chooses it."""
     page = (CONF.parent / "docs" / "extending.md").read_text().partition("Add to `mine.py`")[2]
     for name, language in (("mine.py", "python"), ("my_conf/task/folder.yaml", "yaml")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

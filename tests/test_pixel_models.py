@@ -1,4 +1,4 @@
-"""Networks of pixels and of moving images: against the reference sweep, and what each output may depend on."""
+"""Networks of pixels and of moving images against the reference sweep, and the inputs that each output depends on."""
 
 from collections.abc import Callable
 
@@ -79,7 +79,7 @@ def test_a_network_is_its_reference_sweep_in_value_and_gradient(name: str) -> No
 
 
 def scanned(grid: Grid, entering: list[list[HiddenMemory]], columns: list[int]) -> list[list[HiddenMemory]]:
-    """What leaves a grid along depth at every row and column, block by block, the columns in the given order."""
+    """Return the output along depth at every row and column, computed block by block in the given order of columns."""
     size = grid.block.sizes[0]
     weights = []
     for own, name in enumerate(("y", "x", "depth")):
@@ -155,7 +155,7 @@ def test_images_of_another_width_are_refused() -> None:
 # Moving images.
 
 
-def test_a_frame_is_seen_with_all_earlier_ones_and_no_later_one(video: Grid4d) -> None:
+def test_outputs_of_a_frame_depend_on_it_and_on_all_earlier_frames(video: Grid4d) -> None:
     x = frames(1).requires_grad_()
     y = video(x)[0]  # (T, Y, X, e)
     direction = torch.linspace(1, 2, y.shape[-1], dtype=torch.float64)
@@ -173,10 +173,10 @@ def test_a_prediction_does_not_change_with_the_number_of_later_frames(video: Gri
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_one_frame_of_a_4d_grid_is_a_3d_grid(corner: str) -> None:
-    """Without a past, the weights that read the h of time multiply zeros."""
+    """In the first frame, the weights that read the h of time multiply zeros."""
     torch.manual_seed(0)
     whole, flat = Grid4d(1, 4, 6, 3, 1, 2, [corner]).double(), Grid3d(1, 4, 6, 3, 1, 2, [corner]).double()
-    kept = [0, 1, 2, 3, 4, 5, 9, 10, 11]  # the h of rows, columns and depth
+    kept = [0, 1, 2, 3, 4, 5, 9, 10, 11]  # indices of the h of rows, columns and depth
     own = whole.state_dict()
     flat.load_state_dict({name: own[name][:, kept] if "layers" in name else own[name] for name in flat.state_dict()})
     torch.testing.assert_close(whole(frames()[:, :1])[:, 0], flat(frames()[:, 0]), rtol=0, atol=1e-13)
@@ -190,11 +190,11 @@ def test_other_frames_are_refused() -> None:
         VIDEOS["grid4d"]()(torch.zeros(2, 3, 1, 4, 5))
 
 
-# Both.
+# Pixels and moving images.
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_rows_of_a_batch_do_not_meet(name: str) -> None:
+def test_rows_in_a_batch_are_computed_independently(name: str) -> None:
     model = MAKE[name]().double()
     x = images() if isinstance(model, Grid2dPixels) else frames()
     one, both = (model(rows)[0] if isinstance(model, Grid2dPixels) else model(rows) for rows in (x[1:], x))
@@ -202,7 +202,7 @@ def test_rows_of_a_batch_do_not_meet(name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["space", "depth"])
-def test_cells_that_are_none_are_refused(option: str) -> None:
+def test_invalid_cells_are_refused(option: str) -> None:
     for make in (Grid2dPixels, Grid4d):
         with pytest.raises(UserError, match=f"{option} must be a cell"):
             make(1, 4, 8, 3, 1, **{option: LSTM})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tasks on pixels and on moving images, from the digits to a tested network and its picture."""
+"""Tasks on pixels and on moving images, from the digits to a tested network and its pictures."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pixel_job(job: Callable[..., DictConfig], directory: Path) -> Callable[..., DictConfig]:
-    """Composes a toy job of one of the tasks."""
+    """Return a function that composes a toy job of one of the tasks."""
 
     def make(task: str, *overrides: str, **options: Any) -> DictConfig:
         given = [f"data_dir={directory}", "task.data.batch_size=4", *SMALL[task], *overrides]
@@ -80,7 +80,7 @@ def videos(directory: Path, **options: int) -> MovingDigits:
     return made
 
 
-# Digits at drawn places.
+# Digits at random positions.
 
 
 def test_every_split_has_digits_of_its_own(directory: Path) -> None:
@@ -106,7 +106,7 @@ def test_samples_are_a_function_of_seed_split_and_index(make: Callable[[Path], P
 def test_ranks_share_the_global_batch(directory: Path) -> None:
     def batch(rank: int, world_size: int) -> PixelBatch:
         made = scenes(directory)
-        # What the data reads of a trainer, and no more.
+        # The data read only these attributes of a trainer.
         made.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
         found: PixelBatch = made.on_after_batch_transfer(list(islice(made.train_dataloader(), 3))[2], 0)
         return found
@@ -153,11 +153,11 @@ def test_digits_move_straight_and_bounce(directory: Path) -> None:
     assert frames.shape == targets.shape == (30, 30, 1, 20, 20)
     assert torch.equal(frames[:, 1:] > 0, targets[:, :-1]), "a target is the next frame"
     for lit in (frames[:, :, 0].amax(3) > 0, frames[:, :, 0].amax(2) > 0):
-        first = lit.long().argmax(2)  # of the lit rows, or columns
+        first = lit.long().argmax(2)  # the first lit row, or column
         steps = first.diff(dim=1)
         assert steps.abs().max() == made.max_speed
         assert (lit.sum(2) == lit.sum(2)[:, :1]).all(), "no digit is cut at a side"
-        assert (steps > 0).any(1).all(), "every digit turns"
+        assert (steps > 0).any(1).all(), "every digit must change direction"
         assert (steps < 0).any(1).all()
 
 
@@ -203,7 +203,7 @@ def test_binary_images_are_cut_at_half_the_brightness(directory: Path) -> None:
 def test_a_run_is_trained_resumed_bit_for_bit_evaluated_and_drawn(
     task: str, pixel_job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Drawing images of 28 x 28 pixels takes seconds, and has a test of its own.
+    # Sampling images of 28 x 28 pixels takes seconds; another test covers it.
     monkeypatch.setattr(PredictPixels, "sample", lambda self, number, seed: torch.zeros(number, 28, 28))
     run_job(pixel_job(task, "trainer.log_every_n_steps=3", directory="whole", picture=True))
     run_job(pixel_job(task, "trainer.log_every_n_steps=3", "trainer.max_steps=2", "stages=[fit]", directory="parts"))
@@ -287,7 +287,7 @@ def test_labels_are_judged_by_all_pixels_of_a_split(pixel_job: Callable[..., Dic
     metrics = dict(task.make_metrics().items())
     found, targets = [], []
     for batch in batches:
-        # A network that takes each 3 for an 8 and each background pixel of the first column for a 0.
+        # Pretend that a network labels each 3 as an 8, and each pixel of the first column as a 0.
         labels = batch.targets.clone()
         labels[labels == 4] = 9
         labels[:, :, 0] = 1
@@ -326,7 +326,7 @@ def test_pixels_are_counted_in_bits_and_images_in_nats(pixel_job: Callable[..., 
 
 
 def test_samples_are_drawn_with_the_probabilities_of_the_model() -> None:
-    """Each drawn pixel is 1 where the uniform number is below its probability given the whole drawn image."""
+    """Each drawn pixel is 1 if its uniform random number is below its probability given the drawn image."""
     torch.manual_seed(0)
     model, spec = Grid2dPixels(1, 6, 7, 4, 2), ImageSpec(1, 6, 7, classes=2)
     task = PredictPixels(model, spec, torch.optim.Adam).double().eval()

@@ -1,4 +1,4 @@
-"""Loss by position since the state's reset, and perplexity."""
+"""Loss by position after the state's reset, and perplexity."""
 
 import csv
 import logging
@@ -46,7 +46,7 @@ def test_loss_by_position_equals_that_of_single_streams(
         counts[: len(nats)] += 1
     assert [int(row["position"]) for row in table] == list(range(1, 101))
     assert [int(row["symbols"]) for row in table] == counts.tolist()
-    # Both in float64; the CSV holds all digits.
+    # Both are float64, and the CSV file holds all digits.
     assert [float(row["nats"]) for row in table] == pytest.approx((sums / counts).tolist(), rel=1e-9)
     mean = float(sums.sum() / counts.sum())
     assert found[f"{split}/loss"] == pytest.approx(mean, rel=1e-6)
@@ -58,7 +58,7 @@ def test_loss_by_position_equals_that_of_single_streams(
     assert "loss by position: " in caplog.text
 
 
-def test_the_whole_of_a_text_may_be_too_short_for_splits(job: Job, tmp_path: Path) -> None:
+def test_a_text_too_short_for_splits_can_be_evaluated_whole(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]", "task.data.splits=[2000,200,200]", task="text"))
     known = build(job(task="text")).data.corpus  # type: ignore[attr-defined]
     text = bytes(known.vocabulary.symbols[i] for i in known.ids[:3])

@@ -1,4 +1,4 @@
-"""A network that is published gives the same numbers from its files alone."""
+"""The published files of a network are enough to evaluate it, and give the same numbers as its checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def test_evaluation_of_the_files_equals_that_of_the_checkpoint(job: Job, tmp_pat
     assert evaluate(moved, "test", ["task.data.num_test=7"]) != evaluate(checkpoint, "test", [])
 
 
-def test_a_language_model_brings_its_symbols(job: Job, tmp_path: Path, text_file: Path) -> None:
+def test_published_files_of_a_language_model_include_its_symbols(job: Job, tmp_path: Path, text_file: Path) -> None:
     run_job(job("stages=[fit]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     published = publish(checkpoint, tmp_path / "public")[0]

@@ -1,4 +1,4 @@
-"""Runs beside a published figure: samples to thresholds, points against a size, and a published learning curve."""
+"""Comparison of runs with a published figure: samples to thresholds, points against a size, and a learning curve."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_a_threshold_is_reached_at_its_first_validation(table: Table) -> None:
     assert rows["stacked_lstm", "2"] == (None, None, None, None, "0, 0, 0, 0 of 1")
 
 
-def test_runs_stand_in_the_panel_of_their_network_at_its_threshold(table: Table) -> None:
+def test_runs_are_in_the_panel_of_their_network_at_its_threshold(table: Table) -> None:
     tied, untied, stacked, _ = panels(table)
     assert (tied.network, tied.at_least, len(tied.published)) == ("model=grid2d model.tied=true", 0.99, 42)
     assert sorted(tied.runs) == [(7, 5000, True), (7, 10000, True), (43, 20000, True)]

@@ -1,4 +1,4 @@
-"""Sequence models of other papers, each against a literal NumPy transcription of its equations, or torch's module."""
+"""Sequence models of other papers against literal NumPy transcriptions of their equations, or torch's modules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 
 
 def made(make: Callable[[], SequenceModel]) -> tuple[dict[str, Array], Array, Array]:
-    """Random parameters by name, a random input (T, B, 5) projected to (T, B, d), and what the model makes of it."""
+    """Return random parameters by name, a random input projected to (T, B, d), and the output of the model."""
     torch.manual_seed(0)
     model = make().double()
     for parameter in model.parameters():
@@ -48,12 +48,12 @@ def sigmoid(x: Array) -> Array:
 
 
 def assert_equal(y: Array, expected: Array) -> None:
-    # The same sums in another order: rounding of float64.
+    # Both sides compute in float64, with different orders of summation.
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12)
 
 
 def test_depth_gated_lstm_is_its_equations() -> None:
-    """Section 3 of arXiv 1508.03790, with (i, f, o, d) for the gates and c for the memory."""
+    """Section 3 of arXiv 1508.03790 calls the gates i, f, o, d and the memory c."""
     p, x, y = made(lambda: DepthGatedLSTM(5, d, L))
     h, c = np.zeros((L, B, d)), np.zeros((L, B, d))
     outputs = []
@@ -77,7 +77,7 @@ def test_depth_gated_lstm_is_its_equations() -> None:
 
 
 def test_gated_feedback_lstm_is_its_equations() -> None:
-    """Section 3 of arXiv 1502.02367: gate by gate, layer by layer."""
+    """The equations are in section 3 of arXiv 1502.02367; here they are computed gate by gate and layer by layer."""
     p, x, y = made(lambda: GatedFeedbackLSTM(5, d, L))
     h, c = np.zeros((L, B, d)), np.zeros((L, B, d))
     outputs = []
@@ -91,7 +91,7 @@ def test_gated_feedback_lstm_is_its_equations() -> None:
             U_i, U_f, U_o = np.split(p["from_before"][j], 3)
             fed_back = np.zeros((B, d))
             for i in range(L):
-                g = sigmoid(below @ w_g[i] + h_star @ p["reset"][j, i] + b_g[i])  # (B,): one number
+                g = sigmoid(below @ w_g[i] + h_star @ p["reset"][j, i] + b_g[i])  # (B,), one number per row
                 fed_back += g[:, None] * (before[i] @ p["feedback"][i, j * d : (j + 1) * d].T)
             f_t = sigmoid(below @ W_f.T + before[j] @ U_f.T + b_f)
             i_t = sigmoid(below @ W_i.T + before[j] @ U_i.T + b_i)
@@ -126,7 +126,7 @@ PERIODS = [1, 2, 5]
 
 
 def test_clockwork_rnn_is_its_equations() -> None:
-    """Section 3 of arXiv 1402.3511: of two layers of 7 units, modules of 3, 2 and 2 with periods 1, 2, 5."""
+    """The equations are in section 3 of arXiv 1402.3511. Modules of 3, 2 and 2 units have the periods 1, 2 and 5."""
     p, x, y = made(lambda: ClockworkRNN(5, 7, 2, periods=PERIODS))
     starts = [0, 3, 5, 7]
     h = np.zeros((2, B, 7))
@@ -159,7 +159,7 @@ def test_clockwork_rnn_of_period_one_is_torchs_rnn() -> None:
     torch.testing.assert_close(model(x)[0], reference(model.input(x))[0], rtol=0, atol=1e-14)
 
 
-def test_rows_of_a_clockwork_rnn_may_start_afresh_alone() -> None:
+def test_rows_of_a_clockwork_rnn_may_be_reset_separately() -> None:
     model = ClockworkRNN(5, 8, periods=[1, 2, 4]).double()
     x = torch.randint(5, (1, 9))
     _, old = model(x[:, :3])
@@ -179,7 +179,7 @@ def test_rows_of_a_clockwork_rnn_may_start_afresh_alone() -> None:
         (4, [1, 2.5], "periods must be"),
     ],
 )
-def test_clockwork_rnn_refuses_modules_that_cannot_be(size: int, periods: list[Any], message: str) -> None:
+def test_clockwork_rnn_refuses_impossible_modules(size: int, periods: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ClockworkRNN(5, size, periods=periods)
 
@@ -208,7 +208,7 @@ def layer_norm(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def feed_forward(y: Array, p: dict[str, Array], block: str) -> Array:
-    """The second half of a residual block; gelu by the error function."""
+    """Compute the second half of a residual block, with gelu from the error function."""
     a = layer_norm(y, p[f"{block}.feed_forward_norm.weight"], p[f"{block}.feed_forward_norm.bias"])
     a = a @ p[f"{block}.feed_forward.0.weight"].T + p[f"{block}.feed_forward.0.bias"]
     a = a * (1 + torch.erf(torch.from_numpy(a) / 2**0.5).numpy()) / 2
@@ -216,14 +216,14 @@ def feed_forward(y: Array, p: dict[str, Array], block: str) -> Array:
 
 
 def rotated(x: Array, t: int) -> Array:
-    """Equation 34 of arXiv 2104.09864, pairs (i, i + e/2): complex numbers turned by their angles."""
+    """Compute equation 34 of arXiv 2104.09864: the pairs (i, i + e/2) are complex numbers, rotated by their angles."""
     half = len(x) // 2
     turned = (x[:half] + 1j * x[half:]) * np.exp(1j * t * 10000.0 ** (-2 * np.arange(half) / len(x)))
     return np.concatenate([turned.real, turned.imag])
 
 
 def test_transformer_is_its_equations() -> None:
-    """Query by query over the window, for 6 units in 2 heads of length 4."""
+    """A loop computes each query over its window, for 6 units and 2 heads of length 4."""
     window, n, e = 4, 2, 4
     p, y, out = made(lambda: Transformer(5, 6, 2, num_heads=n, window=window))
     for block in ("blocks.0", "blocks.1"):
@@ -267,7 +267,7 @@ def test_transformer_without_rotation_is_torchs_encoder(monkeypatch: pytest.Monk
 
 
 def test_transformer_streams_far_beyond_its_window() -> None:
-    """One step at a time, rows of unlike age together, equals each row's whole sequence."""
+    """One step at a time, with rows at different positions in one batch, equals each row's whole sequence."""
     torch.manual_seed(0)
     model = Transformer(5, 6, 2, num_heads=2, window=3).double()
     x = torch.randint(5, (2, 12))
@@ -287,7 +287,7 @@ def test_transformer_refuses_invalid_heads_and_window(options: dict[str, Any]) -
 
 
 def test_min_gru_is_its_equations() -> None:
-    """Section 3.1 of arXiv 2410.01201, step by step, with g of its appendix B, inside residual blocks."""
+    """Section 3.1 of arXiv 2410.01201, with g of its appendix B, is computed step by step inside residual blocks."""
     p, y, out = made(lambda: MinGRU(5, d, 2))
     for block in ("blocks.0", "blocks.1"):
         a = layer_norm(y, p[f"{block}.mixer_norm.weight"], p[f"{block}.mixer_norm.bias"])
@@ -326,21 +326,21 @@ def test_scan_equals_the_loop_in_value_and_gradient(steps: int) -> None:
 
 
 def test_scan_stays_exact_over_thousands_of_closed_gates() -> None:
-    """Where a scan that divides by the running product would overflow: 0.01 ** 5000."""
+    """A scan that divides by the running product, 0.01 ** 5000, would overflow."""
     a = torch.full((1, 5000, 1), 0.01)
     y = linear_scan(a, torch.ones(1, 5000, 1), torch.zeros(1, 1))
     torch.testing.assert_close(y[0, -1], torch.tensor([1 / 0.99]), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_networks_made_without_memory_compute_with_the_weights_that_they_load(name: str) -> None:
-    """What is in no state_dict, as periods, ``reset_parameters`` fills."""
+def test_networks_built_on_the_meta_device_compute_the_same_after_loading(name: str) -> None:
+    """Buffers that are not in the state_dict, such as periods, are filled by ``reset_parameters``."""
     expected = MAKE[name]()
     with torch.device("meta"):
         model = MAKE[name]()
     model = model.to_empty(device="cpu")
     for buffer in model.buffers():
-        buffer.fill_(7)  # as memory may hold anything
+        buffer.fill_(7)  # uninitialised memory may hold anything
     model.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
     model.load_state_dict(expected.state_dict())
     x = torch.randint(5, (2, 9))
@@ -356,7 +356,7 @@ def test_autocast_lowers_products_but_keeps_state_dtype(name: str) -> None:
         _, state = model(x[:, :4])
         y, state = model(x[:, 4:], state)
     assert all(a.dtype == b.dtype for a, b in zip(state, model.initial_state(2), strict=True))
-    # bfloat16 keeps 8 bits, and a few layers and steps pass its rounding on.
+    # bfloat16 has 8 bits of mantissa, and rounding errors accumulate over a few layers and steps.
     torch.testing.assert_close(y.float(), exact[:, 4:], rtol=0, atol=0.1)
     assert not torch.equal(y.float(), exact[:, 4:])
     y.float().square().sum().backward()

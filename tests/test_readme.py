@@ -1,4 +1,4 @@
-"""Every command of the README runs, and every training command of docs/ composes."""
+"""Every command of the README runs, and every training command in docs/ composes."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ SMALL = ["debug=smoke", "model.hidden_size=4", "model.num_layers=2"]
 
 
 def arguments(line: str, tmp_path: Path) -> list[str]:
-    """What the README's command gives to python, at toy size and for files that are there."""
+    """Return the arguments for python in a command of the README, changed to toy size and to existing files."""
     python, *words = shlex.split(line)
     assert python == "python"
     if words[0] == "train.py":
@@ -33,7 +33,7 @@ def arguments(line: str, tmp_path: Path) -> list[str]:
         words = [str(ROOT / "train.py"), *words[1:], *small]
     if (experiment := next((word for word in words if word.startswith("experiment=")), None)) is not None:
         swept = OmegaConf.load(CONF / f"experiment/{experiment.partition('=')[2]}.yaml").hydra.sweeper.params
-        words += [f"{option}={str(values).split(',')[0]}" for option, values in swept.items()]  # one point of it
+        words += [f"{option}={str(values).split(',')[0]}" for option, values in swept.items()]  # one point of the sweep
     if "task=enwik8" in words:
         genuine = tmp_path / "enwik8"
         genuine.write_bytes(b"<mediawiki> not the genuine file " * 2000)
@@ -58,7 +58,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_there_are_commands() -> None:
+def test_the_readme_has_commands() -> None:
     assert len(COMMANDS) >= 7
 
 
@@ -70,7 +70,7 @@ def test_training_commands_run(line: str, tmp_path: Path) -> None:
 
 
 def train(tmp_path: Path, where: str, *options: str) -> Path:
-    """Train as the README's other commands expect; return the directory that this has made below ``where``."""
+    """Train the run that the README's other commands need; return its new directory in ``where``."""
     environment = {"XDG_CACHE_HOME": str(tmp_path), "WANDB_MODE": "offline"}
     run_python(str(ROOT / "train.py"), *options, *SMALL, cwd=tmp_path, environment=environment, check=True)
     (directory,) = (tmp_path / where).iterdir()
@@ -78,20 +78,20 @@ def train(tmp_path: Path, where: str, *options: str) -> Path:
 
 
 def follow(module: str, run: Path, cwd: Path) -> bytes:
-    """Run the README's command of a module on a run, in a real Python; return what it printed."""
+    """Run the README's command of a module on a run, in a real Python; return its output."""
     (line,) = (line for line in COMMANDS if f"gridlstm.{module}" in line)
     words = [sys.executable, *arguments(line.replace("RUN", run.name), cwd)]
     return subprocess.run(words, cwd=cwd, check=True, timeout=PATIENCE, capture_output=True).stdout
 
 
-def test_the_commands_on_a_checkpoint_run_on_what_training_leaves(tmp_path: Path) -> None:
+def test_the_commands_on_a_checkpoint_run_after_training(tmp_path: Path) -> None:
     run = train(tmp_path, "outputs/memorization/grid2d")
     assert b'"test/accuracy"' in follow("evaluate", run, tmp_path)
     follow("look", run, tmp_path)
     assert (run / "look" / "gradients.png").exists()
 
 
-def test_the_sampling_command_runs_on_what_training_leaves(tmp_path: Path) -> None:
+def test_the_sampling_command_runs_after_training(tmp_path: Path) -> None:
     run = train(tmp_path, "outputs/text/grid2d", "task=text", f"task.path={ROOT}/README.md")
     printed = follow("sample", run, tmp_path)
     assert printed.startswith(b"The ")
@@ -105,9 +105,7 @@ def test_the_sampling_command_runs_on_what_training_leaves(tmp_path: Path) -> No
         ("dashboard", [], "workspace.json"),
     ],
 )
-def test_the_commands_on_a_sweep_run_on_what_it_leaves(
-    module: str, options: list[str], file: str, tmp_path: Path
-) -> None:
+def test_the_commands_on_a_sweep_run_after_a_sweep(module: str, options: list[str], file: str, tmp_path: Path) -> None:
     group = options[0].partition("=")[2] if options else "adhoc"
     one = ["model=grid2d", "task.network.forget_bias=2.0", "optimizer.lr=0.003"] if options else []
     sweep = train(tmp_path, f"multirun/{group}", "-m", "seed=1", "logger=default", *options, *one)
@@ -165,7 +163,7 @@ def test_every_command_is_covered() -> None:
     )
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_lead_to_existing_files() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|src=\"([^\"]+)\"", page.read_text())
         for target in (a or b for a, b in targets):

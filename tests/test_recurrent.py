@@ -9,7 +9,7 @@ import torch
 from gridlstm.errors import UserError
 from gridlstm.models.recurrent import GRU, RNN, HiddenState, Recurrent
 
-EXACT = {"rtol": 0.0, "atol": 1e-13}  # float64, other order of sums
+EXACT = {"rtol": 0.0, "atol": 1e-13}  # float64 with different orders of summation
 L, d, B, T = 2, 4, 3, 6
 
 
@@ -18,7 +18,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def problem(model: Recurrent) -> tuple[torch.Tensor, HiddenState, list[list[np.ndarray]]]:
-    """Symbols, an initial state, and W_x, W_h, b_x, b_h of each layer."""
+    """Return symbols, an initial state, and W_x, W_h, b_x, b_h of each layer."""
     generator = torch.Generator().manual_seed(1)
     x, h = torch.randint(5, (B, T), generator=generator), torch.randn(L, B, d, generator=generator).double()
     names = ("weight_ih_l", "weight_hh_l", "bias_ih_l", "bias_hh_l")

@@ -1,4 +1,4 @@
-"""The Reencoder against its equations, place by place."""
+"""The Reencoder against its equations, computed block by block."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ D = 4
 
 
 def plain(model: Reencoder, source: list[int], inputs: list[int], weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return y of every target step of one pair, from loops over the places of one grid after the other."""
+    """Return y of every target step of one pair, computed by loops over the blocks of each grid in turn."""
     S, T, L = len(source), len(inputs), len(model.grids)
     zeros = torch.zeros(D, dtype=torch.float64)
     below = {(s, t): zeros for s in range(S) for t in range(T)}
@@ -78,7 +78,7 @@ def test_every_sweep_gives_the_same_numbers(sweep: str) -> None:
     torch.testing.assert_close(other(*pairs()), fast(*pairs()), rtol=0, atol=1e-13)
 
 
-def test_dropout_acts_inside_the_blocks_in_training_alone() -> None:
+def test_dropout_acts_inside_the_blocks_only_in_training() -> None:
     torch.manual_seed(0)
     model = Reencoder(7, 6, D, dropout=0.5).double()
     assert not torch.equal(model(*pairs()), model(*pairs()))
@@ -86,7 +86,7 @@ def test_dropout_acts_inside_the_blocks_in_training_alone() -> None:
     assert torch.equal(model(*pairs()), model(*pairs()))
 
 
-def test_the_papers_network_has_one_weight_set_for_source_and_target_and_no_weights_that_nobody_reads() -> None:
+def test_the_papers_network_shares_weights_of_source_and_target_and_has_no_unused_weights() -> None:
     with torch.device("meta"):
         model = Reencoder(7055, 5646, 450)
     d = 450
@@ -96,8 +96,8 @@ def test_the_papers_network_has_one_weight_set_for_source_and_target_and_no_weig
 
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_dimension_without_a_transform_brings_its_vectors_to_every_block(sweep: str, dtype: torch.dtype) -> None:
-    """As a dimension whose weights are the identity on its own columns."""
+def test_a_dimension_without_a_transform_carries_its_vectors_to_every_block(sweep: str, dtype: torch.dtype) -> None:
+    """It equals a dimension whose weights are the identity on its own columns."""
     torch.manual_seed(0)
     carried, identity = (
         Grid([Dimension("time", NonLSTM("tanh"), 3), Dimension("depth", cell, 3)], sweep=sweep).to(dtype)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Each regularizer draws what its paper says, and noise is the same for every sweep."""
+"""Each regularizer draws masks as its paper describes, and the noise is the same in every sweep."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +23,7 @@ def test_dropout_keeps_the_mean() -> None:
     drop = Dropout(0.25).masks(DRAW).drop
     assert drop is not None
     assert drop.unique().tolist() == [0, 1 / 0.75]
-    assert drop.mean().item() == pytest.approx(1, abs=0.03)  # 24,000 draws: standard error 0.004
+    assert drop.mean().item() == pytest.approx(1, abs=0.03)  # the standard error of 24,000 draws is 0.004
     assert Dropout(0.25).masks(replace(DRAW, training=False)) == Masks()
 
 
@@ -48,7 +48,7 @@ def test_frame_dropout_follows_its_schedule(progress: float, p: float) -> None:
     else:
         assert drop is not None
         assert drop.shape == (20, 3, 40, 1)
-        assert drop.mean().item() == pytest.approx(1 - p, abs=0.05)  # 2,400 draws: standard error 0.01
+        assert drop.mean().item() == pytest.approx(1 - p, abs=0.05)  # the standard error of 2,400 draws is 0.01
 
 
 def test_zoneout_holds_elements_back_and_mixes_in_evaluation() -> None:
@@ -100,7 +100,7 @@ def test_noise_is_the_same_for_every_sweep(training: bool, tied: bool) -> None:
         torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-10)
 
 
-def test_noise_is_off_without_a_source_and_in_evaluation() -> None:
+def test_noise_is_off_in_evaluation() -> None:
     grid = Grid([Dimension("time", LSTM(), 3, regularizers=(Dropout(0.5),))])
     side = HiddenMemory(torch.ones(2, 3), torch.ones(2, 3))
     noisy, also_noisy = (grid([side], (3,))[0].h for _ in range(2))
@@ -130,13 +130,13 @@ def test_zoneout_of_a_missing_memory_is_refused() -> None:
 
 
 def test_noise_is_not_coarser_in_half_precision() -> None:
-    """Random numbers in bfloat16 are 1/256 apart, so only 0 would be below 0.001."""
+    """Random numbers in bfloat16 are multiples of 1/256, of which only 0 is below 0.001."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         held = DRAW.bernoulli(0.001, 1_000_000).float().mean().item()
     finally:
         torch.set_default_dtype(torch.float32)
-    assert held == pytest.approx(0.001, rel=0.2)  # standard error 3 %
+    assert held == pytest.approx(0.001, rel=0.2)  # the standard error is 3 %
 
 
 def test_masks_that_need_a_gradient_raise() -> None:

@@ -1,4 +1,4 @@
-"""The report on a sweep: every run is in it, and the page works in a browser."""
+"""The report on a sweep contains every run, and its page works in a browser."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ POINTS = [("grid2d", 1), ("grid2d", 2), ("stacked_lstm", 1), ("stacked_lstm", 2)
 
 @pytest.fixture
 def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
-    """Real runs: two models with two seeds each, of which one failed, and a fifth job that never began."""
+    """Run two models with two seeds each, one of which fails, and plan a fifth job that never starts."""
     plan = []
     for number, (model, seed) in enumerate(POINTS):
         name = f"{number}-memorization-{model}-s{seed}"
@@ -53,7 +53,7 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
             run_job(job(f"seed={seed}", *names, model=model, directory=f"sweep/{name}"))
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": plan}))
     (tmp_path / "sweep" / "multirun.yaml").touch()
-    (tmp_path / "sweep" / "slurm").mkdir()  # no job, as sweep.json says
+    (tmp_path / "sweep" / "slurm").mkdir()  # not a job: sweep.json does not list it
     (tmp_path / "sweep" / "reports").mkdir()
     return tmp_path / "sweep"
 
@@ -72,7 +72,7 @@ def test_run_command_is_shown_as_typed() -> None:
 
 def test_every_run_is_in_the_report(sweep: Path) -> None:
     for name in ("samples_to_solve.png", "test_lengths.png"):
-        (sweep / name).touch()  # of other runs, which had a criterion and several lengths
+        (sweep / name).touch()  # left by an earlier report on runs with a criterion and several lengths
     line, *lost = report([sweep], sweep)
     assert len(lost) == 2
     assert line == "5 runs: 3 completed, 1 failed, 1 missing."
@@ -109,7 +109,9 @@ def test_runs_differing_beyond_the_seed_get_separate_rows(job: Callable[..., Dic
     for number, options in enumerate((["seed=1"], ["seed=2"], ["seed=1", "optimizer.lr=0.5"])):
         run_job(job(*options, directory=f"runs/{number}"))
     (table,) = make_tables(find_runs([tmp_path / "runs"]))
-    assert table.columns[0] == "optimizer.lr", "found in config.yaml: no overrides are on record"
+    assert table.columns[0] == "optimizer.lr", (
+        "the difference must be found in config.yaml, since no overrides are recorded"
+    )
     assert {row[0]: row[table.columns.index("seeds")] for row in table.rows} == {"0.003": 2, "0.5": 1}
     assert all(isinstance(row[1], Spread) for row in table.rows)
 
@@ -151,7 +153,7 @@ def test_copies_of_one_text_share_a_row(job: Callable[..., DictConfig], tmp_path
 
 def test_unstarted_job_varies_only_in_its_overrides(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_job(job("stages=[fit]", directory="sweep/0-began"))
-    # Stages do not change what is trained: the last job repeats the first.
+    # Stages do not change training, so the last job repeats the first.
     planned = {
         "0-began": ["model=grid2d", "stages=[fit]"],
         "1-never": ["model=stacked_lstm"],
@@ -160,7 +162,7 @@ def test_unstarted_job_varies_only_in_its_overrides(job: Callable[..., DictConfi
     plan = [{"number": n, "name": name, "overrides": given} for n, (name, given) in enumerate(planned.items())]
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": plan}))
     (tmp_path / "sweep" / "multirun.yaml").touch()
-    (tmp_path / "sweep" / "wandb").mkdir()  # of the dashboard, and no run
+    (tmp_path / "sweep" / "wandb").mkdir()  # the dashboard writes it; it is not a run
     runs = find_runs([tmp_path / "sweep"])
     assert {run.directory.name: run.status for run in runs} == {
         "0-began": "completed",
@@ -173,13 +175,13 @@ def test_unstarted_job_varies_only_in_its_overrides(job: Callable[..., DictConfi
 
 
 def test_training_to_a_criterion_is_compared_by_its_samples(job: Callable[..., DictConfig], tmp_path: Path) -> None:
-    """Against the paper's number for the network that it belongs to, and against depth; the unsolved stay in sight."""
+    """The paper's number is shown only for its own network, samples are drawn against depth, and unsolved runs stay."""
     solved: dict[str, list[int]] = {"1": [], "2": []}
     for seed in (1, 2):
         for layers in ("1", "2", "3"):
             options = ["callbacks=criterion", "task.length=1", "task.alphabet=2", "model.hidden_size=16"]
             options += [f"model.num_layers={layers}", f"seed={seed}", "report.recalled=true"]
-            # Three layers have too few steps.
+            # Runs with three layers have too few steps to solve the task.
             options += [] if layers == "3" else ["trainer.max_steps=300"]
             options += ["callbacks.learning_curve=null", "task.val_every=20"]
             directory = tmp_path / "runs" / f"{layers}-{seed}"
@@ -199,7 +201,7 @@ def test_training_to_a_criterion_is_compared_by_its_samples(job: Callable[..., D
     assert [rows[layers]["solved"] for layers in "123"] == ["2 of 2", "2 of 2", "0 of 2"]
     paper_column = "paper's samples to solve (recalled)"
     assert [rows[layers][paper_column] for layers in "123"] == ["", "150000.0", ""]
-    assert list(rows)[-1] == "3", "what is not solved comes last"
+    assert list(rows)[-1] == "3", "unsolved networks come last"
     assert (tmp_path / "samples_to_solve.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "report.md").read_text()
     assert "![samples_to_solve](samples_to_solve.png)" in text
@@ -251,7 +253,7 @@ def test_report_compares_published_claims_with_best_runs(job: Callable[..., Dict
     assert re.search(r"\| c \| 5 \| \S+ \(\d\); the other: run, not completed \|", text)
     latex = (tmp_path / "report.tex").read_text()
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4, (
-        "of the runs, at equal budgets, and the two"
+        "expected tables of the runs, of equal budgets, of published results and of claims"
     )
     assert r"4.61 \%" in latex
     assert '"title":"Published claims"' in (tmp_path / "report.html").read_text()
@@ -273,7 +275,7 @@ def test_zero_baseline_score_gives_no_percentage(tmp_path: Path) -> None:
 
 
 def test_claims_of_an_experiment_use_only_its_runs(tmp_path: Path) -> None:
-    """Experiments may share claim names; a run of no experiment, however good, supports no claim."""
+    """Experiments may share names of claims; a run outside all experiments supports no claim, however good it is."""
 
     def run(experiment: str, model: str, best: float, **claim: str) -> Run:
         config = {"run.group": experiment, "run.model": model, "task.monitor": "val/loss", "task.mode": "min"}
@@ -306,7 +308,7 @@ def run_of(model: str, seed: int, samples: int, seconds: float, *curve: tuple[fl
 
 
 def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
-    """Of what runs have reached by then, the best counts; a slow network is given up for no fast one's longer run."""
+    """The best score within the smallest run's budget counts, so longer runs of fast networks have no advantage."""
     slow = [run_of("slow", seed, 100, 50.0, (50, 3.0), (80, 1.9 + seed), (100, 2.0 + seed)) for seed in (1, 2)]
     fast = run_of("fast", 1, 400, 80.0, (100, 2.5), (200, 2.2), (250, 2.1), (400, 1.8))
     (table,) = make_tables([*slow, fast])
@@ -321,11 +323,11 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
     (table,) = make_tables([*slow, run_of("fast", 1, 400, 80.0, (100, 2.5), device="a GPU")])
     budgets = at_equal_budgets(table)
     assert budgets is not None
-    assert budgets.columns == ("model", "val/bpc within 100 samples"), "no clock is the same on two devices"
+    assert budgets.columns == ("model", "val/bpc within 100 samples"), "seconds on different devices are not compared"
     (table,) = make_tables([*slow, run_of("fast", 1, 100, 50.0, (100, 2.5))])
-    assert at_equal_budgets(table) is None, "the table of runs says as much"
+    assert at_equal_budgets(table) is None, "with equal budgets, the table of runs already compares them"
     (table,) = make_tables([*slow, run_of("fast", 1, 60, 30.0, (60, 2.5), samples_to_solve=60)])
-    assert at_equal_budgets(table) is None, "a criterion may end runs"
+    assert at_equal_budgets(table) is None, "runs that a criterion ended have no equal budget"
 
 
 @pytest.mark.parametrize(
@@ -344,7 +346,7 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
 def test_incomplete_published_results_are_refused(
     job: Callable[..., DictConfig], tmp_path: Path, given: dict[str, Any], words: str
 ) -> None:
-    """Before a run begins, and when a run's configuration file is read for a report."""
+    """They are refused before a run begins, and when a report reads the configuration of a run."""
     config = job()
     OmegaConf.update(config, "report", given, force_add=True, merge=False)
     with pytest.raises(UserError, match=re.escape(words)):
@@ -364,7 +366,7 @@ def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
     runs[0].result["samples_to_solve"] = 100
     table = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])), Group("b", tuple(runs[12:]))))
     assert [run.seed for run in best_ten(table)] == [0, *range(11, 2, -1), *range(11, 1, -1)]
-    runs[23].result["best"] = {"val/accuracy": None}  # no number
+    runs[23].result["best"] = {"val/accuracy": None}  # it has no score
     assert len(best_ten(table)) == 20
     few = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])),))
     assert len(best_ten(few)) == 12
@@ -389,7 +391,7 @@ def test_size_picture_covers_every_size_and_depth() -> None:
     def height(bits: tuple[int, ...], layers: tuple[int, ...]) -> int:
         drawn = size_picture(make_tables(runs(bits, layers)))
         assert drawn is not None
-        return int.from_bytes(drawn[20:24])  # of the PNG's header
+        return int.from_bytes(drawn[20:24])  # the height in the header of the PNG file
 
     axes = Figure().subplots()
     marks = [_Mark("grid2d", {}, 0, 0.0, solved=True)] * 3 + [_Mark("rnn", {}, 0, 0.0, solved=False)]
@@ -399,7 +401,9 @@ def test_size_picture_covers_every_size_and_depth() -> None:
     (table,) = make_tables(runs((20,), (1, 2)))
     for group in table.groups:
         group.runs[0].result["status"] = "failed"
-    assert sorted(m.solved for m in _marks(table)) == [False, True], "what diverged has not solved it, or had before"
+    assert sorted(m.solved for m in _marks(table)) == [False, True], (
+        "a diverged run counts as solved only if it was solved before"
+    )
 
     one_row, three_rows = height((20,), (1, 2)), height((20, 40), (1, 2))
     assert 2.5 * one_row < three_rows < 3.5 * one_row
@@ -418,7 +422,7 @@ def test_tests_of_several_lengths_are_drawn_by_length() -> None:
     (table,) = tables = make_tables(runs)
     (lines,) = [by_length(group, table.monitor) for group in table.groups]
     assert lines == {("test/accuracy", "digits"): {9: (0.9, 0.9, 0.9), 20: (pytest.approx(0.6), 0.5, 0.7)}}
-    assert list(lines["test/accuracy", "digits"]) == [9, 20], "the line goes from short to long"
+    assert list(lines["test/accuracy", "digits"]) == [9, 20], "the lengths must be in ascending order"
     drawn = length_picture(tables)
     assert drawn is not None
     assert drawn.startswith(b"\x89PNG")
@@ -427,7 +431,7 @@ def test_tests_of_several_lengths_are_drawn_by_length() -> None:
 
 
 def test_report_includes_incomplete_run_directories(tmp_path: Path) -> None:
-    """No configuration, NaN metrics, a directory given twice; damaged files are refused."""
+    """It accepts a missing configuration, NaN metrics and a directory given twice, but refuses damaged files."""
     directory = tmp_path / "runs" / "one"
     directory.mkdir(parents=True)
     found = {"status": "completed", "task": "a", "monitor": "val/loss", "best": {"val/loss": math.nan}}
@@ -488,7 +492,7 @@ def test_runs_behind_links_are_found_and_counted_once(tmp_path: Path, monkeypatc
     assert [run.directory for run in find_runs([links])] == [links / "a"]
     runs = find_runs([links, there, tmp_path / "again"])
     assert [run.directory for run in runs] == [links / "a", there / "b"]
-    assert runs[0].overrides == {"model": "rnn"}, "as the sweep says, which the link does not lead to"
+    assert runs[0].overrides == {"model": "rnn"}, "sweep.json, which is not behind the link, must be read too"
     scan = os.scandir
 
     def refuse(path: str) -> Any:
@@ -511,7 +515,7 @@ def test_output_directory_is_checked_before_the_report(tmp_path: Path, monkeypat
         places([str(tmp_path)], Path("~/new"))
 
 
-def test_foreign_files_are_not_taken_for_runs(sweep: Path) -> None:
+def test_foreign_files_are_not_reported_as_runs(sweep: Path) -> None:
     before = len(find_runs([sweep]))
     for name, text in (("aaa", "a: 1\n"), (".venv/lib", "a: 1\n"), ("list", "[1, 2]\n")):
         (sweep / name).mkdir(parents=True)
@@ -521,7 +525,7 @@ def test_foreign_files_are_not_taken_for_runs(sweep: Path) -> None:
 
 
 def test_rows_are_ranked_and_grouped_by_option_values(tmp_path: Path) -> None:
-    """true equals True, two $ are not a formula, and a run without a criterion counts as neither solved nor failed."""
+    """ "true" equals True, two $ are not a formula, and a run without a criterion is neither solved nor unsolved."""
 
     def run(name: str, tied: Any, solved: int | None, seed: int, **overrides: str) -> Run:
         config = {"run.model": "grid2d", "model.tied": tied, "task.monitor": "val/accuracy", "seed": seed}
@@ -536,22 +540,26 @@ def test_rows_are_ranked_and_grouped_by_option_values(tmp_path: Path) -> None:
     ]
     (table,) = make_tables(runs)
     assert table.varied == ("note", "model.tied")
-    assert [row[:2] for row in table.rows] == [("c_$_$", "false"), ("a$b$", "true")], "1 of 1 before 1 of 2"
+    assert [row[:2] for row in table.rows] == [("c_$_$", "false"), ("a$b$", "true")], "1 of 1 ranks above 1 of 2"
     assert picture([table]).startswith(b"\x89PNG")
     runs.append(replace(run("3", False, None, 2, note="c_$_$"), result={"status": "failed", SOLVED: None}))
     runs.append(replace(runs[-1], directory=tmp_path / "4", config=runs[-1].config | {"seed": 3}))
     (table,) = make_tables(runs)
     solved = [row[table.columns.index("solved")] for row in table.rows]
-    assert solved == ["1 of 2", "1 of 3"], "what diverged has not solved it"
+    assert solved == ["1 of 2", "1 of 3"], "diverged runs have not solved the task"
     (table,) = make_tables([*runs[:-1], replace(runs[-1], result={"status": "failed"})])
     solved = [row[table.columns.index("solved")] for row in table.rows]
-    assert sorted(solved) == ["1 of 2", "1 of 2"], "what never trained, as one of 0 layers, is no try"
+    assert sorted(solved) == ["1 of 2", "1 of 2"], "a run that never trained is not counted"
     (table,) = make_tables([*runs[:-1], replace(runs[-1], result={"status": "failed", SOLVED: 800})])
-    assert [row[table.columns.index("solved")] for row in table.rows] == ["2 of 3", "1 of 2"], "it failed in its test"
+    assert [row[table.columns.index("solved")] for row in table.rows] == ["2 of 3", "1 of 2"], (
+        "a solved run may fail in its test"
+    )
     alone = replace(runs[0], config=runs[0].config | {"model.tied": "x"}, overrides={"note": "x"})
     alone = replace(alone, result={"status": "failed", SOLVED: 5, "best": {"val/accuracy": 1.0}})
     (table,) = make_tables([*runs, alone])
-    assert [row[0] for row in table.rows] == ["x", "a$b$", "c_$_$"], "solved by all its runs, though its test failed"
+    assert [row[0] for row in table.rows] == ["x", "a$b$", "c_$_$"], (
+        "x was solved by all its runs, although a test failed"
+    )
     del runs[3:]
     del runs[2].result[SOLVED]
     (table,) = make_tables(runs)
@@ -576,7 +584,7 @@ def test_mean_over_fewer_seeds_reports_their_number(tmp_path: Path) -> None:
 
 
 def test_choices_from_experiment_and_command_line_match(tmp_path: Path) -> None:
-    """Made by an experiment or on the command line; a reference is shown resolved."""
+    """A choice is the same whether an experiment or the command line makes it; a reference is shown resolved."""
     for name, given in (("a", ["scheduler=cosine", "trainer.max_steps=${gridlstm.steps:80}"]), ("b", []), ("c", [])):
         (tmp_path / name / ".hydra").mkdir(parents=True)
         (tmp_path / name / ".hydra" / "overrides.yaml").write_text(json.dumps(given))
@@ -600,7 +608,7 @@ def test_choices_from_experiment_and_command_line_match(tmp_path: Path) -> None:
 
 
 def test_runs_are_ranked_within_their_task(tmp_path: Path) -> None:
-    """Also a run that never began and left only its command line."""
+    """This includes a run that never began and left only its command line."""
     judged = {"task.monitor": "val/accuracy", "task.mode": "max"}
     runs = [
         Run(
@@ -633,7 +641,7 @@ def test_script_tags_in_names_are_escaped(tmp_path: Path) -> None:
 
 
 def test_the_picture_has_room_for_long_names(tmp_path: Path) -> None:
-    """Else matplotlib only warns, and the curves are a strip beside their names."""
+    """Without room, matplotlib only warns and squeezes the curves into a strip beside their names."""
     curve = {"val/accuracy": [(1.0, 0.5), (2.0, 0.6)]}
     names = [f"model=grid2d, model.hidden_size={n}, trainer.max_steps={n}, task.data.num_val=15, x=" for n in range(7)]
     groups = [Group(name + "y" * 99, (Run(tmp_path / name, {"run.model": name}, {}, {}, curve),)) for name in names]
@@ -696,7 +704,7 @@ document.body.append("FOUND" + JSON.stringify(found) + "DNUOF");
 def chromium(*arguments: str) -> str:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        pytest.skip("no Chromium is here: install the package chromium to look at the page in a browser")
+        pytest.skip("there is no Chromium: install the package chromium to test the page in a browser")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=5000"]
     done = subprocess.run([program, *options, *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE)
     return done.stdout
@@ -705,7 +713,9 @@ def chromium(*arguments: str) -> str:
 def test_the_page_works_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     report([sweep], sweep)
     page = (sweep / "report.html").read_text()
-    assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\((?!#)", page), "it needs nothing of the network"
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\((?!#)", page), (
+        "the page must load nothing from the network"
+    )
     listen = "<script>window.errors = []; window.onerror = message => { window.errors.push(message); };</script>"
     (sweep / "checked.html").write_text(page.replace("<head>", f"<head>{listen}").replace("</body>", f"{CHECK}</body>"))
     dumped = chromium("--dump-dom", (sweep / "checked.html").as_uri())
@@ -715,11 +725,11 @@ def test_the_page_works_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     numbers = [int(text.replace(",", "")) for text in found["up"] if text]
     assert numbers == sorted(numbers)
     assert len(set(numbers)) > 1
-    assert found["up"][-1] == found["down"][-1] == "", "what is not known comes last, up or down"
+    assert found["up"][-1] == found["down"][-1] == "", "unknown values come last in both orders"
     assert [text for text in found["down"] if text] == [text for text in found["up"] if text][::-1]
     assert len(found["links"]) == 4
     assert all((sweep / link).is_file() for link in found["links"])
-    assert found["lines"] == 3, "one curve for every run that validated"
+    assert found["lines"] == 3, "each run with a validation has a curve"
     assert re.search(r"seed \d: val/accuracy [\d.]+ after \d+ samples", found["hover"])
     assert found["zoomed"]
     assert found["restored"]

@@ -1,4 +1,4 @@
-"""What keeps the work of a run: interruption, divergence, early stopping, clipping, schedules, other runs' weights."""
+"""Protection of a run: interruption, divergence, early stopping, clipping, schedules, and weights of other runs."""
 
 import json
 import logging
@@ -33,8 +33,10 @@ STEPS = ("trainer.max_steps=10", "task.val_every=4", "trainer.log_every_n_steps=
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[torch.Tensor], Any]], None]:
-    """Calls a function with the loss inside of the training step after so many; what it returns is the loss, or None
-    for the same one."""
+    """Return a function that makes the training step after a number of steps call another function with its loss.
+
+    If the other function returns a loss, this replaces the original one.
+    """
     original = SequenceTask.training_step
 
     def patch(step: int, function: Callable[[torch.Tensor], Any]) -> None:
@@ -53,7 +55,7 @@ def last(directory: Path) -> dict[str, Any]:
     return content
 
 
-# The checkpoint lies before, at and after a row of the log; where a validation is due, a step later.
+# The checkpoint is written before, at and after a row of the log, and one step later if a validation is due.
 @pytest.mark.parametrize(
     ("step", "saved", "options"),
     [
@@ -96,7 +98,7 @@ def test_interrupted_run_resumes_bit_for_bit(
 
 
 def test_interrupted_run_saves_no_non_finite_weights(job: Job, tmp_path: Path, at_step: Any) -> None:
-    """Between two log rows, nothing has checked them yet."""
+    """Between two log rows, the weights have not been checked."""
     steps = ("trainer.max_steps=10", "task.val_every=4", "trainer.log_every_n_steps=100", "stages=[fit]")
 
     def spoil(loss: torch.Tensor) -> torch.Tensor:
@@ -131,16 +133,18 @@ def test_weights_are_averaged(job: Job, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(SequenceTask, "on_train_batch_end", record)
     run_job(job("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.decay=0.3"))
     average = seen[0]
-    for decay, weight in zip((2 / 11, 3 / 12, 0.3), seen[1:], strict=True):  # 4 / 13 would be more
+    for decay, weight in zip((2 / 11, 3 / 12, 0.3), seen[1:], strict=True):  # 0.3 is the maximum, and 4 / 13 is larger
         average = decay * average + (1 - decay) * weight
     assert len(seen) == 4
     torch.testing.assert_close(last(tmp_path / "run")["state_dict"]["head.weight"], average)
     tested = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
-    assert tested == evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", []), "the average, not the last"
+    assert tested == evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", []), (
+        "the average must be tested, not the last weights"
+    )
 
 
 def test_weight_averaging_keeps_integers_exact(job: Job, tmp_path: Path) -> None:
-    """A float32 average turns 3 into slightly less, which is then truncated to 2."""
+    """A float32 average of 3 is slightly less than 3, and would then be truncated to 2."""
     options = ("callbacks=[default,weight_averaging]", "model.periods=[1,3,9]", "model.hidden_size=6")
     run_job(job(*options, "trainer.max_steps=40", model="clockwork_rnn"))
     tested = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
@@ -151,8 +155,8 @@ def test_weight_averaging_keeps_integers_exact(job: Job, tmp_path: Path) -> None
 def test_a_signal_before_the_first_step_is_recorded(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """As while a text is read or downloaded."""
-    before = signal.signal(number, signal.SIG_DFL)  # the test runner may ignore it
+    """It may arrive while a text is read or downloaded."""
+    before = signal.signal(number, signal.SIG_DFL)  # the test runner may ignore the signal
     monkeypatch.setattr(MemorizationData, "setup", lambda *_: os.kill(os.getpid(), number))
     try:
         with pytest.raises(SystemExit) as ended:
@@ -174,7 +178,7 @@ def test_a_second_interrupt_ends_at_once(job: Job, tmp_path: Path, at_step: Any)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_save_the_current_step(job: Job, tmp_path: Path, at_step: Any, number: int) -> None:
-    before = signal.signal(number, signal.SIG_DFL)  # the test runner may ignore it
+    before = signal.signal(number, signal.SIG_DFL)  # the test runner may ignore the signal
     try:
         at_step(5, lambda loss: os.kill(os.getpid(), number))
         with pytest.raises(SystemExit) as ended:
@@ -206,8 +210,10 @@ STOPPED = (
 def test_resume_after_training_runs_only_the_test(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], where: str
 ) -> None:
-    """Whether steps, a clock or early stopping ended training: otherwise a resume would refuse a used-up clock, and
-    train a stopped run further."""
+    """This holds if steps, a time limit or early stopping ended training.
+
+    Otherwise a resume would refuse to continue after the time limit, and would train a stopped run further.
+    """
     with monkeypatch.context() as patch:
         if where == "the test":
             patch.setattr(SequenceTask, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -243,7 +249,7 @@ def test_repeating_a_finished_training_changes_nothing(job: Job, tmp_path: Path,
 
 
 def test_divergence_threshold_starts_at_the_guessing_loss(job: Job, tmp_path: Path) -> None:
-    """Weights of another run start with a loss near 0, so any later loss is a large multiple of it."""
+    """Weights of another run may start with a loss near 0, and any later loss would be a large multiple of it."""
     run_job(job(*STEPS))
     callback = StopOnDivergence(3.0)
     run = build(job(*STEPS, "callbacks.divergence=null", "callbacks.checkpoint=null", directory="other"))
@@ -263,7 +269,7 @@ def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(job: Job, tmp
 
 
 def test_nan_loss_keeps_the_previous_checkpoint(job: Job, tmp_path: Path, at_step: Any) -> None:
-    """It occurs between two log rows, so only the validation sees it."""
+    """The loss becomes NaN between two log rows, so only the validation detects it."""
     at_step(5, lambda loss: loss * math.nan)
     with pytest.raises(UserError, match="the validation loss became nan by step 8"):
         run_job(job(*STEPS, "trainer.log_every_n_steps=100", task="text"))
@@ -299,7 +305,7 @@ def test_an_exploding_loss_ends_the_run(job: Job, tmp_path: Path) -> None:
 def test_three_high_rows_or_bad_validation_end_the_run(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, log_every: int, val_every: int, ends: bool
 ) -> None:
-    """High from step 4 on for ``rows`` rows, and in every validation; if no row is due, the row in progress counts."""
+    """The loss is high in ``rows`` rows from step 4 on, and in every validation. The row in progress counts too."""
     original, seen = SequenceTask.training_loss, []
 
     def loss(task: SequenceTask) -> float:
@@ -327,7 +333,7 @@ def test_three_high_rows_or_bad_validation_end_the_run(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_the_factor_is_checked() -> None:
+def test_a_divergence_factor_of_one_is_refused() -> None:
     with pytest.raises(UserError, match="factor must be null or above 1, got 1"):
         StopOnDivergence(1.0)
 
@@ -341,7 +347,9 @@ def test_early_stopping_ends_a_run_that_does_not_improve(
     assert result(tmp_path / "run")["steps"] == 6  # the first validation is the best, two more do not improve on it
     assert result(tmp_path / "run")["status"] == "completed"
     assert "did not improve in the last 2 records" in caplog.text
-    assert not logging.getLogger("lightning").handlers, "Lightning prints what the root logger prints too"
+    assert not logging.getLogger("lightning").handlers, (
+        "otherwise Lightning and the root logger would both print each message"
+    )
 
 
 def test_resume_applies_a_new_patience(job: Job, tmp_path: Path) -> None:
@@ -353,13 +361,13 @@ def test_resume_applies_a_new_patience(job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "order"), [("norm", 2), ("value", math.inf)])
-def test_clipping_bounds_what_the_optimiser_gets(job: Job, algorithm: str, order: float) -> None:
+def test_clipping_bounds_the_step_of_the_optimiser(job: Job, algorithm: str, order: float) -> None:
     clip = (f"trainer.gradient_clip_algorithm={algorithm}", "trainer.gradient_clip_val=0.001")
     run = build(job(*clip, "optimizer=sgd", "optimizer.lr=1", "optimizer.momentum=0", "trainer.max_steps=1"))
     before = [parameter.detach().clone() for parameter in run.task.parameters()]
     run.trainer.fit(run.task, run.data)
     step = torch.cat([(a - b).flatten() for a, b in zip(before, run.task.parameters(), strict=True)])
-    # Weights of about 1 have a spacing of 1e-7 in float32.
+    # In float32, weights of about 1 are multiples of 1e-7.
     assert step.norm(order).item() == pytest.approx(0.001, rel=1e-2)
 
 
@@ -369,7 +377,7 @@ def test_an_unknown_way_of_clipping_is_refused(job: Job) -> None:
 
 
 def decaying(lr: float, steps: int, **options: Any) -> list[float]:
-    """The rate of each step."""
+    """Return the learning rate of each step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr)
     schedule = EpochDecay(optimizer, **options)
     rates = []
@@ -409,14 +417,14 @@ def test_extended_schedule_resumes_at_its_new_learning_rate(job: Job, monkeypatc
     assert rates == pytest.approx([0.01 * share for share in shares], rel=1e-6)
 
 
-def test_epoch_decay_is_char_rnns() -> None:
+def test_epoch_decay_equals_that_of_char_rnn() -> None:
     rates = decaying(2.0, 36, gamma=0.97, first_epoch=10, steps_per_epoch=3)
     # 30 steps are the first ten epochs.
     assert rates == pytest.approx([2.0] * 30 + [2 * 0.97] * 3 + [2 * 0.97**2] * 3, rel=1e-12)
 
 
 def test_an_epoch_may_end_within_a_step() -> None:
-    """As where gradients are accumulated."""
+    """This happens if gradients are accumulated."""
     rates = decaying(1.0, 8, gamma=0.5, first_epoch=1, steps_per_epoch=2.5)
     assert rates == [1.0] * 3 + [0.5] * 2 + [0.25] * 3
 
@@ -465,7 +473,7 @@ def test_init_from_keeps_the_weights_of_every_known_symbol(
     taken, afresh = (float(rows(tmp_path / name)[0]["train/loss"]) for name in ("second", "afresh"))
     assert taken != afresh
     run_job(job(*options, "ckpt_path=last", "trainer.max_steps=6", task="text", directory="second"))
-    assert result(tmp_path / "second")["steps"] == 6, "a resume goes on with its own weights"
+    assert result(tmp_path / "second")["steps"] == 6, "a resumed run continues with its own weights"
 
 
 def test_init_from_refuses_incompatible_weights(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

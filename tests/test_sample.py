@@ -1,4 +1,4 @@
-"""Texts that a trained model writes."""
+"""Sampling of texts from a trained model."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ TEXT = "Größe, größer, am größten; 大き, 小さ.\n" * 100
 
 @pytest.fixture(params=["byte", "char", "word"])
 def checkpoint(job: Job, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """Of a model whose text is gone."""
+    """Train a model and delete its text; return its checkpoint."""
     text = tmp_path / "gone.txt"
     text.write_text(TEXT)
     sizes = ("task.data.stream_length=20",) if request.param == "word" else ()
@@ -44,7 +44,7 @@ def written(checkpoint: Path, **options: Any) -> str:
 def test_a_model_writes_without_its_text(checkpoint: Path) -> None:
     text = written(checkpoint, prime="am größten;", length=30)
     assert text.startswith("am größten;")
-    assert text == written(checkpoint, prime="am größten;", length=30), "the same seed"
+    assert text == written(checkpoint, prime="am größten;", length=30), "equal seeds must give equal texts"
     assert text != written(checkpoint, prime="am größten;", length=30, seed=2)
     both = written(checkpoint, prime="am", length=10, samples=2)
     first, second = (written(checkpoint, prime="am", length=10, seed=seed) for seed in (1, 2))
@@ -61,7 +61,7 @@ def test_sampling_stops_at_a_stop_string_after_the_prime(checkpoint: Path) -> No
     assert stopped == full[: full.index(stop, len("größer, am")) + 2] + "\n"
 
 
-def test_the_end_is_found_wherever_pieces_are_cut() -> None:
+def test_the_stop_string_is_found_across_pieces() -> None:
     random = Random(1)
     for _ in range(500):
         text = "".join(random.choices("ab", k=random.randint(1, 30)))
@@ -74,10 +74,10 @@ def test_the_end_is_found_wherever_pieces_are_cut() -> None:
 
 
 @pytest.mark.parametrize("checkpoint", ["byte"], indirect=True)
-def test_a_prime_may_end_inside_a_character_that_ends_the_text(checkpoint: Path) -> None:
+def test_a_prime_may_end_inside_the_character_of_the_stop_string(checkpoint: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     half = content["TextData"]["vocabulary"].index("ö".encode()[1])
-    content["state_dict"]["head.bias"][half] = 1e3  # the next byte
+    content["state_dict"]["head.bias"][half] = 1e3  # makes this byte, the rest of ö, the next one
     torch.save(content, checkpoint)
     prime = os.fsdecode("größer, am gr".encode() + "ö".encode()[:1])
     assert written(checkpoint, prime=prime, length=30, stop="ö") == "größer, am grö\n"
@@ -134,18 +134,17 @@ def test_probabilities_follow_temperature_top_k_and_top_p() -> None:
         torch.testing.assert_close(result, torch.tensor(expected, dtype=torch.float64))
 
     is_(next_probabilities(p.log()), 0.1, 0.4, 0.2, 0.3)
-    is_(next_probabilities(p.log(), temperature=0.5), 1 / 30, 16 / 30, 4 / 30, 9 / 30)  # in proportion to p^2
+    is_(next_probabilities(p.log(), temperature=0.5), 1 / 30, 16 / 30, 4 / 30, 9 / 30)  # proportional to p^2
     is_(next_probabilities(p.log(), top_k=2), 0, 4 / 7, 0, 3 / 7)
     is_(next_probabilities(p.log(), top_p=0.65), 0, 4 / 7, 0, 3 / 7)
     is_(next_probabilities(p.log(), top_p=0.75), 0, 4 / 9, 2 / 9, 3 / 9)
-    is_(next_probabilities(p.log(), top_k=2, top_p=0.5), 0, 1, 0, 0)  # 4/7 suffice
+    is_(next_probabilities(p.log(), top_k=2, top_p=0.5), 0, 1, 0, 0)  # 4/7 exceeds top_p
     is_(next_probabilities(p.log(), top_k=9, top_p=1.0), 0.1, 0.4, 0.2, 0.3)
 
 
 @pytest.mark.parametrize("model", ["grid2d", "stacked_lstm", "gru", "transformer"])
-def test_every_symbol_is_drawn_given_all_before_it(job: Job, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
-    """The state carried from step to step, and over the pieces in which a prime is read, is that of one pass over the
-    whole."""
+def test_every_symbol_is_drawn_given_all_earlier_symbols(job: Job, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """Carrying the state between steps, and between pieces of the prime, equals one pass over the whole text."""
     monkeypatch.setattr(sampling, "_PIECE", 2)
     task = build(job("trainer.precision=64-true", task="text", model=model)).task.double().eval()
     prime = [3, 1, 4, 1, 5]
@@ -164,6 +163,6 @@ def test_draws_follow_the_probabilities(job: Job) -> None:
     draws = torch.tensor([next(sample(task, [2], generator)) for _ in range(600)])
     counts = draws.bincount(minlength=len(expected)).double()
     chi2 = ((counts - 600 * expected) ** 2 / (600 * expected)).sum()
-    # Mean and variance of the chi-squared distribution are k and 2 k: six standard deviations.
+    # The chi-squared distribution has mean k and variance 2 k; allow six standard deviations.
     degrees = len(expected) - 1
     assert chi2 < degrees + 6 * (2 * degrees) ** 0.5

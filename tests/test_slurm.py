@@ -1,4 +1,4 @@
-"""Sweeps in the queue of a real SLURM: a controller and a node on this machine, started and ended by these tests."""
+"""Sweeps in the queue of a real SLURM, whose controller and node these tests start and end on this machine."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from gridlstm.training.job import run_job
 SMALL = [
     "logger=csv", "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
     "task.data.num_test=15", "trainer.max_steps=4", "task.val_every=2", "trainer.log_every_n_steps=1",
-    "trainer.precision=64-true",  # in float32, each process chooses among kernels that differ by rounding
+    "trainer.precision=64-true",  # in float32, processes may choose kernels that round differently
 ]  # fmt: skip
 DAEMONS_SECONDS = 180.0
-"""After which a SLURM that does not start is taken for one that cannot."""
+"""Seconds to wait for SLURM to start before its tests are skipped."""
 IN_QUEUE = ["hardware=slurm", "trainer.accelerator=cpu", "hydra.launcher.cpus_per_process=1", "hydra.sweep.dir=sweep"]
 
-# A requeued job must wait for cred_expire seconds, and is then looked at every sched_interval. There is no systemd here
-# to make cgroups, and no accounting.
+# A requeued job waits for cred_expire seconds, and is then considered every sched_interval. There is no systemd, which
+# cgroups need, and no accounting.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -61,18 +61,18 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=2
 
 
 def ask(*line: str) -> str:
-    """What a program of SLURM prints."""
+    """Run a program of SLURM; return its output."""
     return subprocess.run(line, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.strip()
 
 
 def states() -> dict[str, str]:
-    """State of every job that SLURM knows, by number."""
+    """Return the state of every job that SLURM knows, by number."""
     return dict(row.split() for row in ask("squeue", "--noheader", "--states=all", "--format=%A %T").splitlines())  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A SLURM of one node with six CPUs, as the programs of SLURM find it."""
+    """Start a SLURM with one node of six CPUs, and configure SLURM's programs to use it."""
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"SLURM is not here ({', '.join(missing)}): apt-get install slurm-wlm munge")
@@ -124,7 +124,7 @@ def _end(daemons: list[ProcessTree]) -> None:
 
 @pytest.fixture
 def start(slurm: None, tmp_path: Path, _ctrl_c: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a sweep in this test's directory; what still runs at the test's end is ended."""
+    """Return a function that starts a sweep in ``tmp_path``; end all sweeps and jobs after the test."""
     (tmp_path / "pause.py").write_text(PAUSE)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     started: list[subprocess.Popen[str]] = []
@@ -182,7 +182,7 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     said, errors = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, errors
     assert "0 jobs (2 more were completed earlier)" in said
-    assert states() == before, "nothing was submitted"
+    assert states() == before, "the repeated sweep must submit nothing"
 
 
 def test_requeued_and_preempted_job_resumes_bit_for_bit(
@@ -191,7 +191,7 @@ def test_requeued_and_preempted_job_resumes_bit_for_bit(
     sweep = start(PAUSING, "trainer.max_steps=6")
     wait_for((tmp_path / "waits3").exists)
     (number,) = (state for state in states() if states()[state] == "RUNNING")
-    subprocess.run(["scancel", "--signal=USR2", number], check=True)  # as before its time limit
+    subprocess.run(["scancel", "--signal=USR2", number], check=True)  # SLURM sends the same before a time limit
     wait_for(lambda: states()[number] != "RUNNING")
     (tmp_path / "go3").touch()
     wait_for((tmp_path / "waits5").exists)
@@ -202,7 +202,7 @@ def test_requeued_and_preempted_job_resumes_bit_for_bit(
     _, errors = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 0, errors
     job = tmp_path / "sweep" / "0-memorization-grid2d-s1"
-    assert (job / "console.log").read_text().count("run directory:") == 3, "three attempts"
+    assert (job / "console.log").read_text().count("run directory:") == 3, "the job must have run three times"
     assert ask("scontrol", "show", "job", number).count("Restarts=2") == 1
 
     names = ["run.task=memorization", "run.model=grid2d", "run.group=test", f"run.dir={tmp_path / 'whole'}"]

@@ -1,4 +1,4 @@
-"""The stacked LSTM: the loop against nn.LSTM, and nn.LSTM's kernel against the loop."""
+"""The stacked LSTM: its loop against nn.LSTM, and the kernel of nn.LSTM against the loop."""
 
 from collections.abc import Callable
 
@@ -16,12 +16,12 @@ from gridlstm.models.min_gru import MinGRU
 from gridlstm.models.stacked_lstm import StackedLSTM, StackedLSTMState
 from gridlstm.scan import Weights
 
-# float64, other order of sums.
+# Both sides compute in float64, with different orders of summation.
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
 class Looped(LSTM):
-    """The same cell as another class, which no kernel serves."""
+    """The same cell as another class, for which no kernel is used."""
 
 
 def network(cell: Cell, tied: bool = False, dropout: float = 0.0, sweep: ChainName = "auto") -> StackedLSTM:
@@ -34,7 +34,7 @@ def network(cell: Cell, tied: bool = False, dropout: float = 0.0, sweep: ChainNa
 
 
 def results(model: StackedLSTM) -> list[Tensor]:
-    """Output, state and all gradients."""
+    """Return the output, the state and all gradients."""
     torch.manual_seed(1)
     x, state = torch.randint(5, (2, 7)), StackedLSTMState(*torch.randn(2, 3, 2, 4).double().requires_grad_())
     y, end = model(x, state)
@@ -78,7 +78,7 @@ def test_fast_loop_carries_the_gradient_of_vectors() -> None:
 
 @pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
 def test_fast_loop_in_single_precision_equals_plain_loop_in_double(cell: Cell) -> None:
-    """The pointwise step is then compiled C, the gradient checked in units of float32's rounding."""
+    """In single precision, the pointwise step is compiled C."""
     model, exact = network(cell).float(), network(cell, sweep="reference")
     x = torch.randint(5, (2, 7))
     for a, b in ((model, x), (exact, x)):
@@ -95,7 +95,7 @@ def test_fast_loop_can_go_back_twice_but_not_be_differentiated_twice(cell: Cell,
     model, x = network(cell).to(dtype), torch.randint(5, (2, 7))
     loss = model(x)[0].square().sum()
     first = torch.autograd.grad(loss, model.parameters(), retain_graph=True)
-    # In double precision, in which gradients are checked, to the bit; in single the gates are formed again.
+    # In double precision, in which gradcheck works, both are equal to the bit; in single, the gates are recomputed.
     rounding = 0 if dtype == torch.float64 else 1e-5
     for a, b in zip(first, torch.autograd.grad(loss, model.parameters(), retain_graph=True), strict=True):
         torch.testing.assert_close(a, b, rtol=rounding, atol=rounding)
@@ -112,21 +112,21 @@ def test_fast_loop_multiplies_in_the_type_of_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y, state = model(x)
     assert y.dtype == state.h.dtype == torch.float32
-    # bfloat16 has 8 bits: not equal, and not far.
+    # bfloat16 has 8 bits of mantissa: the results differ, but not by much.
     assert 1e-5 < (y - exact).abs().max() < 0.02
     y.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_kernel_in_single_precision_equals_loop_in_double() -> None:
-    """PyTorch takes another kernel there (oneDNN)."""
+    """In single precision, PyTorch uses another kernel (oneDNN)."""
     x = torch.randint(5, (2, 7))
     single, double = network(LSTM("standard", bias=True)).float(), network(Looped("standard", bias=True))
     torch.testing.assert_close(single(x)[0].double(), double(x)[0], rtol=0, atol=1e-5)  # float32's rounding
 
 
 @pytest.mark.parametrize("cell", [LSTM("standard", bias=True), Looped("standard", bias=True)])
-def test_it_is_torch_lstm_with_copied_weights(cell: LSTM) -> None:
+def test_it_equals_torch_lstm_with_copied_weights(cell: LSTM) -> None:
     model = network(cell)
     reference = nn.LSTM(4, 4, 3, batch_first=True).double()
     assert model.layers.bias is not None
@@ -169,9 +169,9 @@ def test_dropout_spares_the_recurrent_connections(cell: LSTM) -> None:
     model = network(cell, dropout=0.9)
     x = torch.randint(5, (2, 7))
     y, state = model.train()(x)
-    assert 0.5 < (y == 0).double().mean() < 1  # the read-out's share of 56 elements
+    assert 0.5 < (y == 0).double().mean() < 1  # the share among the 56 elements of the output
     assert (state.h[0] != 0).all()
-    # What reaches the first layer is not dropped, so its state is that of evaluation.
+    # The input of the first layer is not dropped, so its state equals that of evaluation.
     torch.testing.assert_close(state.h[0], model.eval()(x)[1].h[0], **EXACT)
     assert (model(x)[0] != 0).all()
 
@@ -181,11 +181,11 @@ def test_dropout_spares_the_recurrent_connections(cell: LSTM) -> None:
     [LSTM("standard", bias=True), LSTM(bias=True), LayerNormLSTM(), GRU(), NonLSTM("tanh")],
 )
 def test_memory_is_as_precise_under_autocast_as_in_the_plain_loop(cell: Cell) -> None:
-    """A memory in bfloat16 takes up nothing that is below 1/256 of it."""
+    """A memory in bfloat16 would not change if less than 1/256 of it is added."""
     model, x = network(cell), torch.randint(5, (8, 200))
     if isinstance(cell, LSTM) and model.layers.bias is not None:
         with torch.no_grad():
-            model.layers.bias.chunk(4, dim=-1)[1].fill_(6)  # so that it sums up
+            model.layers.bias.chunk(4, dim=-1)[1].fill_(6)  # so that the memory accumulates
     _, exact = model(x)
     model.float()
     states = {}
@@ -196,14 +196,14 @@ def test_memory_is_as_precise_under_autocast_as_in_the_plain_loop(cell: Cell) ->
             states[sweep] = model(x[:, 100:], half)[1]
     for truth, plain, fast in zip(exact, states["reference"], states["auto"], strict=True):
         assert fast.dtype == torch.float32
-        # Roundings fall elsewhere, so the two errors are of one size and not equal; a memory in bfloat16 is off by 47
-        # times as much.
+        # Both round at different places, so their errors are similar but not equal. With a memory in bfloat16, the
+        # error is 47 times as large.
         assert (fast - truth).norm() <= 3 * (plain - truth).norm()
 
 
 @pytest.mark.parametrize("cell", [LSTM(), LSTM("standard")])
 def test_a_state_that_does_not_fit_is_refused(cell: LSTM) -> None:
-    """The kernel would read beyond its end."""
+    """Otherwise the kernel would read beyond the end of the state."""
     model, x = StackedLSTM(5, 4, 2, time=cell), torch.zeros(3, 6, dtype=torch.long)
     for h, words in (
         (torch.zeros(2, 1, 4), r"expected the state's h of shape \(2, 3, 4\), got \(2, 1, 4\)"),

@@ -1,9 +1,9 @@
-"""What goes wrong in sweeps with Hydra's and Lightning's own launchers, most of it silently, goes right here.
+"""Faults of sweeps with Hydra's and Lightning's own launchers, most of them silent, do not occur with this launcher.
 
-With ``hydra/launcher=basic`` alone, Lightning starts rank 1 with the sweep's command line, so that every rank sweeps
-for itself; the environment of a distributed job stays for the next one, which then trains on a part of the data;
-Optuna gives every rank parameters of its own; and one W&B run takes up the metrics of all jobs. In all these cases the
-exit status is 0. What a resume and Lightning's sampler do to ranks is in test_distributed.py.
+With only ``hydra/launcher=basic``, Lightning starts rank 1 with the command line of the sweep, so every rank runs a
+sweep of its own. The environment of a distributed job remains for the next job, which then trains on a part of the
+data. Optuna gives every rank different parameters, and one W&B run records the metrics of all jobs. In all these cases
+the exit status is 0. test_distributed.py tests the effects of a resume and of Lightning's sampler on ranks.
 """
 
 import csv
@@ -39,7 +39,7 @@ def losses(path: Path) -> list[float]:
 
 
 def test_ranks_do_not_sweep_and_jobs_do_not_leak(tmp_path: Path) -> None:
-    """Two ranks, then one, then two: each sees its whole batch, in one directory, whatever ran before."""
+    """A job with one rank sees its whole batch, although the job before it had two ranks."""
     ddp = ["trainer.accelerator=cpu", "trainer.strategy=ddp", "trainer.precision=64-true", "trainer.devices=2,1"]
     done = sweep(*ddp, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -47,14 +47,14 @@ def test_ranks_do_not_sweep_and_jobs_do_not_leak(tmp_path: Path) -> None:
     assert [result["processes"] for result in found.values()] == [2, 1]
     assert [result["samples"] for result in found.values()] == [60, 60]
     two, one = (losses(tmp_path / "sweep" / name / "metrics.csv") for name in found)
-    assert two == pytest.approx(one, abs=1e-9), "the same global batches, summed in another order"
-    # A rank that sweeps for itself makes directories of its own.
+    assert two == pytest.approx(one, abs=1e-9), "both have the same global batches, summed in different orders"
+    # A rank that runs a sweep of its own makes more directories.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
     assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == 2
 
 
-def test_each_job_is_a_wandb_run_of_its_own_which_fails_with_it(tmp_path: Path) -> None:
-    """In one process, the first job's run would take up the metrics of the second, and end well after its failure."""
+def test_each_job_has_its_own_wandb_run_which_fails_with_it(tmp_path: Path) -> None:
+    """In one process, the first job's run would record the metrics of the second, and succeed despite its failure."""
     done = sweep("hardware=ddp_cpu", "optimizer.lr=0.003,1e30", "hydra.sweep.dir=sweep", cwd=tmp_path, logger="wandb")
     assert done.returncode == 1
     found = results(tmp_path)
@@ -62,13 +62,13 @@ def test_each_job_is_a_wandb_run_of_its_own_which_fails_with_it(tmp_path: Path) 
     assert "loss became nan" in found["1-memorization-grid2d-s1"]["error"]
     runs = []
     for name in found:
-        # Rank one has none.
+        # Rank 1 must not write one.
         (file,) = (tmp_path / "sweep" / name / "wandb").glob("offline-run-*/run-*.wandb")
         runs.append(read_back(file))
     assert len({read["run"][0].run.run_id for read in runs}) == 2
     assert [read["exit"][0].exit.exit_code for read in runs] == [0, 1]
     steps = [[dict(item_of(item) for item in row.history.item) for row in read["history"]] for read in runs]
-    assert sum("train/loss" in row for row in steps[0]) == 4, "the first run has its own four steps alone"
+    assert sum("train/loss" in row for row in steps[0]) == 4, "the first run must have only its own four steps"
 
 
 def item_of(item: Any) -> tuple[str, Any]:
@@ -76,7 +76,7 @@ def item_of(item: Any) -> tuple[str, Any]:
 
 
 def test_a_failing_rank_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 would wait in the collective for ever."""
+    """Otherwise rank 0 would wait in a collective operation for ever."""
     (tmp_path / "fragile.py").write_text(
         "import os, lightning as L\n"
         "class Fragile(L.Callback):\n"
@@ -117,15 +117,15 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
         "task.monitor=val/loss", "task.mode=max",  # the largest loss is not the last
         f"hydra.sweeper.storage=sqlite:///{tmp_path}/db", "hydra.sweep.dir=sweep", "hardware=ddp_cpu",
     ]  # fmt: skip
-    for trials in (1, 2):  # the study continues, in a directory that no earlier trial has
+    for trials in (1, 2):  # the study continues in a new directory
         done = sweep(*optuna, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert len(results(tmp_path)) == trials
         assert "trials 1 to 1 of 1\n" in done.stdout
-        assert (tmp_path / "sweep" / "multirun.yaml").exists(), "by which the report knows a sweep"
+        assert (tmp_path / "sweep" / "multirun.yaml").exists(), "the report recognises a sweep by it"
     found = results(tmp_path)
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
-    # That of an accuracy: the direction is the task's.
+    # The direction of the search is that of the task.
     assert best["best_value"] == max(result["score"] for result in found.values())
     rates = set()
     for name, result in found.items():
@@ -135,13 +135,13 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -
         assert validated[-1] < 0.999 * max(validated), "the best is not the last"
         assert result["processes"] == 2
         rates |= {word for word in result["command"].split() if word.startswith("optimizer.lr=")}
-    assert len(rates) == 2, "both ranks of a trial have its parameters from one command line"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "sweep"], "no rank swept for itself"
+    assert len(rates) == 2, "both ranks of a trial must have the same parameters"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "sweep"], "no rank may run a sweep of its own"
 
 
 @pytest.mark.parametrize("good", [True, False])
 def test_search_continues_after_a_failed_trial(tmp_path: Path, good: bool) -> None:
-    """Such as one with too high a learning rate; Optuna's sweeper alone would stop there."""
+    """A trial may fail because its learning rate is too high. Optuna's sweeper alone would then stop."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     rates = "choice(0.01,1e30)" if good else "interval(1e29,1e30)"
     trials = ["hydra.sweeper.sampler.seed=8", "hydra.sweeper.n_trials=2"] if good else ["hydra.sweeper.n_trials=1"]
@@ -160,8 +160,8 @@ def test_search_continues_after_a_failed_trial(tmp_path: Path, good: bool) -> No
         assert states == {"failed"}
 
 
-def test_a_search_the_wrong_way_is_refused(tmp_path: Path) -> None:
-    """Optuna alone minimises, whatever the task."""
+def test_a_search_in_the_wrong_direction_is_refused(tmp_path: Path) -> None:
+    """Optuna alone always minimises."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     done = sweep("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,3)", cwd=tmp_path)
     assert done.returncode == 1
@@ -191,7 +191,7 @@ def test_a_sweep_without_jobs_is_an_error(tmp_path: Path, launcher: str) -> None
     assert "seed=range(3,3) has no values" in done.stderr
 
 
-def test_a_wrong_number_of_jobs_at_once_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_number_of_parallel_jobs_is_refused(tmp_path: Path) -> None:
     done = sweep("hydra.launcher.jobs=0", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "error: hydra.launcher.jobs must be a whole number of at least 1 or null, got 0.\n"
@@ -224,7 +224,7 @@ def test_invalid_sweep_is_refused_and_leaves_no_files(tmp_path: Path, arguments:
 
 
 def test_a_sweep_over_experiments_that_declare_sweeps_is_an_error(tmp_path: Path) -> None:
-    """Hydra alone drops the sweeps that they declare."""
+    """Hydra alone ignores the sweeps that they declare."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
         "# @package _global_\nhydra: {sweeper: {params: {seed: 'range(2)'}}}\n"
@@ -234,7 +234,7 @@ def test_a_sweep_over_experiments_that_declare_sweeps_is_an_error(tmp_path: Path
     assert "error: experiment=own declares a sweep (seed)" in done.stderr
 
 
-def test_configuration_that_a_search_path_names_reaches_the_jobs(tmp_path: Path) -> None:
+def test_configuration_on_a_search_path_reaches_the_jobs(tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\noptimizer: {lr: 0.125}\n")
     done = sweep(f"hydra.searchpath=[file://{tmp_path}/mine]", "experiment=own", "seed=1", cwd=tmp_path)

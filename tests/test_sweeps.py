@@ -20,24 +20,24 @@ from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d, Grid2dState
 from gridlstm.scan import Block, Masks, Weights, scan
 
-# float64 sums of fewer than 1e4 terms of order 1, in another order.
+# Both sides sum fewer than 1e4 float64 terms of order 1, in different orders.
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A block and a grid of it."""
+    """A block, and the extents of a grid of such blocks."""
 
     block: Block
     extents: tuple[int, ...]
     B: int
     masked: tuple[str, ...] = ()
-    """Which of the masks every dimension has; ``keep`` also for padding, ``mix`` for float keeps."""
+    """Masks of every dimension: ``keep`` (as for padding), ``mix`` (keep masks of floats) and ``drop``."""
 
 
 @dataclass(frozen=True)
 class HighwayLSTM(LSTM):
-    """A cell without a hand-written gradient, which reads its own h besides."""
+    """A cell without a hand-written gradient, which also reads its own h."""
 
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
         new = super().pointwise(z, h, m)
@@ -46,7 +46,7 @@ class HighwayLSTM(LSTM):
 
 outputs = st.sampled_from(["paper", "standard"])
 any_cell: st.SearchStrategy[Cell] = st.one_of(
-    # Most often the cell whose gradient is written by hand.
+    # The cell with a hand-written gradient is the most frequent.
     st.builds(LSTM, outputs, st.booleans(), st.sampled_from([0.0, 1.5])),
     st.builds(LSTM, outputs, st.booleans(), st.sampled_from([0.0, 1.5])),
     st.builds(LSTM, outputs, st.booleans(), st.sampled_from([0.0, 1.5])),
@@ -82,7 +82,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights], list[HiddenMemory]]:
-    """Weights and sides in float64."""
+    """Return random weights and sides in float64."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -110,7 +110,7 @@ def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights]
 
 
 def random_masks(case: Case) -> list[Masks] | None:
-    """Masks that differ in every place and dimension, some of them broadcast."""
+    """Return masks that differ in every block and dimension; some of them are broadcast."""
     generator = torch.Generator().manual_seed(2)
 
     def random(length: int) -> Tensor:
@@ -130,7 +130,7 @@ def random_masks(case: Case) -> list[Masks] | None:
 
 
 def tensors_of(weights: list[Weights], sides: list[HiddenMemory]) -> list[Tensor]:
-    """All differentiable inputs."""
+    """Return all differentiable inputs."""
     everything = [x for w in weights for x in (w.weight, w.bias, *w.vectors)] + [x for side in sides for x in side]
     return [x for x in everything if x is not None and x.requires_grad]
 
@@ -138,7 +138,7 @@ def tensors_of(weights: list[Weights], sides: list[HiddenMemory]) -> list[Tensor
 def values_and_gradients(
     sweep: Sweep, case: Case, weights: list[Weights], sides: list[HiddenMemory]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Everything that leaves the grid, and the gradient of a random projection of it with respect to everything."""
+    """Return all outputs of the grid, and the gradients of a random projection of them with respect to all inputs."""
     leaves = tensors_of(weights, sides)
     out = [x for side in sweep(case.block, weights, sides, case.extents, random_masks(case)) for x in side]
     generator = torch.Generator().manual_seed(1)
@@ -192,7 +192,7 @@ def test_hand_written_gradient_against_finite_differences(stages: tuple[tuple[in
         out = wavefront(case.block, [Weights(*p) for p in pairs[:2]], [HiddenMemory(*p) for p in pairs[2:]], (2, 3))
         return tuple(x for side in out for x in side)
 
-    # A second backward pass forms the gates again, in one product whose sums run in another order.
+    # A second backward pass recomputes the gates in one product, with another order of summation.
     assert torch.autograd.gradcheck(run, flat, nondet_tol=1e-12)
 
 
@@ -240,7 +240,7 @@ def test_output_does_not_depend_on_later_inputs(priority: str | None) -> None:
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x)[0][0], x, vectorize=False)[
         :, :, 0
     ]  # (T, 2d, T, 4)
-    depends = jacobian.abs().amax(dim=(1, 3)) > 0  # (T, T): y_i on x_j
+    depends = jacobian.abs().amax(dim=(1, 3)) > 0  # (T, T): does y_i depend on x_j?
     assert torch.equal(depends, torch.ones(5, 5).tril().bool())
 
 
@@ -266,18 +266,18 @@ def test_non_finite_input_stays_in_its_batch_row(value: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_second_backward_through_one_graph_repeats_the_first(dtype: torch.dtype) -> None:
-    """In double precision to the bit, as gradcheck asks; else the gates are computed again, by other products."""
+    """In double precision they are equal to the bit, as gradcheck requires; in single, the gates are recomputed."""
     grid = grid_of_two().to(dtype)
     sides = [HiddenMemory(*torch.ones(2, 3, 2, 3, dtype=dtype)) for _ in range(2)]
     loss = grid(sides, (3, 3))[0].h.sum()
     parameters = list(grid.parameters())
     first = torch.autograd.grad(loss, parameters, retain_graph=True)
-    exact = {"rtol": 0, "atol": 0} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}  # of roundings
+    exact = {"rtol": 0, "atol": 0} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}  # for rounding
     for _ in range(2):
         torch.testing.assert_close(torch.autograd.grad(loss, parameters, retain_graph=True), first, **exact)
 
 
-def test_recomputed_gates_are_the_kept_ones() -> None:
+def test_recomputed_gates_equal_the_kept_ones() -> None:
     case = Case(Block((LSTM(), HighwayLSTM(bias=True)), (3, 4), ((0,), (1,)), untied=(1,)), (4, 3), 2)
     inputs = random_inputs(case)
     expected = values_and_gradients(wavefront, case, *inputs)
@@ -304,7 +304,7 @@ def test_without_gradients_nothing_is_kept_and_the_values_are_the_same(
 
 
 def saved_numbers(sweep: Sweep, extents: tuple[int, int], d: int) -> int:
-    """Numbers held between the passes, apart from the weights and the sides."""
+    """Count the numbers that are kept between the passes, except the weights and the sides."""
     case = Case(Block((LSTM(), LSTM()), (d, d), ((0, 1),)), extents, 2)
     weights, sides = random_inputs(case)
     function = sweep(case.block, weights, sides, extents)[0].h.grad_fn
@@ -316,7 +316,7 @@ def saved_numbers(sweep: Sweep, extents: tuple[int, int], d: int) -> int:
 
 def test_saved_activations_are_as_documented() -> None:
     T, L, d, B = 12, 10, 4, 2
-    exits = max(T, L) * B * 2 * (2 * d)  # rows for what leaves the grid
+    exits = max(T, L) * B * 2 * (2 * d)  # rows for the outputs of the grid
     assert saved_numbers(wavefront, (T, L), d) == T * L * B * 6 * (2 * d) + exits
     assert saved_numbers(recomputing_wavefront, (T, L), d) == T * L * B * 2 * (2 * d) + exits
 
@@ -363,8 +363,8 @@ def test_unknown_sweep_is_refused() -> None:
         ((), (20, 6), 500, 50, "wavefront"),
         ((1,), (20, 6), 500, 50, "layer-major"),
         ((1,), (20, 6), 500, 1, "layer-major"),
-        ((1,), (20, 10), 32, 1, "wavefront"),  # a step of a layer's chain is too small to wait for
-        ((0,), (20, 6), 500, 50, "wavefront"),  # layer-major cannot
+        ((1,), (20, 10), 32, 1, "wavefront"),  # layer-major would wait for steps that are too small
+        ((0,), (20, 6), 500, 50, "wavefront"),  # layer-major cannot be used
         ((2,), (14, 14, 4), 100, 32, "layer-major"),
     ],
 )
@@ -384,7 +384,7 @@ def test_the_sweep_is_picked_by_shape(
 
 
 def like_gpu(B: int, size: int) -> Tensor:
-    """On a device of unknown speed, for which a GPU's is assumed; otherwise it would use plain operations."""
+    """Return a tensor on a device of unknown speed, which is assumed to be as fast as a GPU."""
     return torch.empty(0, B, size, device="meta")
 
 
@@ -397,6 +397,6 @@ def test_unmeasured_device_uses_the_wavefront_sweep(monkeypatch: pytest.MonkeyPa
 
 
 def test_half_step_sweep_refuses_single_stage_grids() -> None:
-    """At construction, which a sweep does for every job before it starts any."""
+    """It refuses them at construction, which a sweep of jobs does for every job before it starts any."""
     with pytest.raises(UserError, match="sweep=half-step needs two stages"):
         grid_of_two(sweep="half-step")

@@ -1,6 +1,6 @@
 """The protocol of text data: streams, windows, resets, epochs, evaluation, ranks, checkpoints.
 
-Most texts here have no character twice, in ascending order: the id of a symbol is its place in the text.
+In most texts here, all characters differ and are in ascending order, so the id of a symbol is its position in the text.
 """
 
 import itertools
@@ -37,7 +37,7 @@ from gridlstm.tasks.language_model import LanguageModel
 from gridlstm.training.build import check_task
 
 LONGEST = 20_000
-"""Places at most: the CJK block has no more characters."""
+"""Longest text: the CJK block has no more characters."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def places(directory: Path, length: int) -> Path:
-    """A text whose ids are 0, 1, 2, ..."""
+    """Write a text whose ids are 0, 1, 2, ...; return its path."""
     path = directory / f"{length}.txt"
     if not path.exists():
         path.write_text("".join(chr(0x4E00 + place) for place in range(length)))
@@ -61,7 +61,7 @@ def make(directory: Path, length: int = 2000, **changes: Any) -> TextData:
 
 
 def as_rank(data: TextData, rank: int, world_size: int) -> TextData:
-    # What the data ask of a trainer; two real ones need two processes.
+    # The data read only these attributes of a trainer; two real trainers would need two processes.
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
     return data
 
@@ -75,14 +75,14 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 def stream_starts(data: TextData, count: int) -> list[int]:
-    """The places of the first ``count`` streams, in the order of rounds and rows."""
+    """Return the start positions of the first ``count`` streams, in the order of rounds and rows."""
     windows = data.stream_length // data.window
     rounds = -(-count // data.batch_size)
     starts = [batch.inputs[:, 0].tolist() for batch in take(data, rounds * windows)[::windows]]
     return list(itertools.chain(*starts))[:count]
 
 
-# Sizes of text, batch, window, windows per stream; the training split is 0.9 of the text.
+# Symbols of the text, batch size, window, windows per stream; the training split is 0.9 of the text.
 sizes = st.tuples(st.integers(60, 3000), st.integers(1, 7), st.integers(1, 7), st.integers(1, 5)).filter(
     lambda size: 0.85 * size[0] > size[2] * size[3]
 )
@@ -103,7 +103,7 @@ def test_training_batches_are_a_function_of_their_number(
         assert same(a, b)
         assert a.inputs.shape == a.targets.shape == (batch_size, window)
         assert a.inputs.dtype == a.targets.dtype == torch.int64
-        # Consecutive places inside the training split; the target is the next symbol.
+        # Positions are consecutive and inside the training split; the target is the next symbol.
         assert torch.equal(a.inputs, a.inputs[:, :1] + torch.arange(window))
         assert torch.equal(a.targets, a.inputs + 1)
         assert int(a.targets.max()) < end
@@ -122,7 +122,7 @@ def test_every_epoch_covers_every_stream_once(size: tuple[int, int, int, int], s
     stream_length = window * windows
     data = make(directory, length, batch_size=batch_size, seed=seed, window=window, stream_length=stream_length)
     epoch, train = data.streams.per_epoch, data.parts[0]
-    # No more than the two streams' worth that the moving offset takes is out of an epoch's reach.
+    # Because of the moving offset, an epoch misses at most the length of two streams.
     assert epoch == max(1, len(train) // stream_length - 1)
     starts = stream_starts(data, 3 * epoch)
     for first in (0, epoch, 2 * epoch):
@@ -142,7 +142,7 @@ def test_orders_and_offsets_differ_by_epoch_and_seed(directory: Path) -> None:
         for number in range(4):
             part = starts[number * epoch : (number + 1) * epoch]
             drawn[seed, number] = (min(part), [(start - min(part)) // 20 for start in part])
-    # 8 of 899! orders: equal ones are no chance. 8 of 20 offsets: some are.
+    # Of 8 orders out of 899!, no two are equal by chance; of 8 offsets out of 20, some may be.
     assert len({tuple(order) for _, order in drawn.values()}) == 8
     assert len({offset for offset, _ in drawn.values()}) >= 4
     assert all(order != sorted(order) for _, order in drawn.values())
@@ -153,13 +153,13 @@ def test_every_offset_occurs(directory: Path) -> None:
     epoch = data.streams.per_epoch
     starts = stream_starts(data, 300 * epoch)
     offsets = {min(starts[first : first + epoch]) for first in range(0, len(starts), epoch)}
-    # One of 20 stays undrawn in 300 draws with a chance of 20 * 0.95**300 = 4e-6.
+    # The probability that 300 draws miss one of 20 offsets is 20 * 0.95**300 = 4e-6.
     assert offsets == set(range(20))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [3, 4, 7])
-def test_ranks_share_out_the_training_batches(directory: Path, batch_size: int, world_size: int) -> None:
+def test_ranks_share_the_training_batches(directory: Path, batch_size: int, world_size: int) -> None:
     everything = take(make(directory, batch_size=batch_size), 40)
     ranks = [take(as_rank(make(directory, batch_size=batch_size), rank, world_size), 40) for rank in range(world_size)]
     for whole, *parts in zip(everything, *ranks, strict=True):
@@ -169,7 +169,7 @@ def test_ranks_share_out_the_training_batches(directory: Path, batch_size: int, 
 
 
 def judged(batches: Iterator[Batch] | list[Batch]) -> list[tuple[int, int]]:
-    """All (input, target) that the masks let through."""
+    """Return all (input, target) pairs that the masks include."""
     pairs: list[tuple[int, int]] = []
     for batch in batches:
         assert torch.equal(batch.loss_mask, batch.answer_mask)
@@ -207,7 +207,7 @@ def test_evaluation_predicts_every_symbol_but_the_first_once(
 
 
 def rows_by_stream(batches: list[Batch]) -> list[list[int]]:
-    """The inputs of each stream, in its own order, from reset to reset."""
+    """Return the inputs of each stream, which runs from one reset to the next."""
     finished: list[list[int]] = []
     running: list[list[int]] = []
     for batch in batches:
@@ -222,7 +222,7 @@ def rows_by_stream(batches: list[Batch]) -> list[list[int]]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 100])
 def test_evaluation_streams_do_not_depend_on_the_batch_size(directory: Path, batch_size: int) -> None:
-    # 89 predictions in streams of 20: four whole ones and nine symbols, the last window of which is padded.
+    # 89 predictions in streams of 20 are four whole streams and nine symbols, whose last window is padded.
     data = make(directory, 2000, batch_size=batch_size, splits=(1800, 90, 110))
     expected = [list(range(1800 + first, min(1820 + first, 1889))) for first in range(0, 89, 20)]
     assert rows_by_stream(list(data.val_dataloader())) == expected
@@ -231,14 +231,14 @@ def test_evaluation_streams_do_not_depend_on_the_batch_size(directory: Path, bat
 
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("val", [90, 61, 62, 200, 2])
-def test_ranks_share_out_the_evaluation_rows(directory: Path, val: int, world_size: int) -> None:
+def test_ranks_share_the_evaluation_rows(directory: Path, val: int, world_size: int) -> None:
     options = {"batch_size": 3, "splits": (1500, val, 200)}
     everything = list(make(directory, **options).val_dataloader())
     ranks = [list(as_rank(make(directory, **options), rank, world_size).val_dataloader()) for rank in range(world_size)]
     assert max(len(batches) for batches in ranks) == len(everything)
 
     def held(batch: Batch) -> Tensor:
-        return batch.inputs[batch.loss_mask.any(dim=1)]  # a rank may stop before a row that only pads
+        return batch.inputs[batch.loss_mask.any(dim=1)]  # a rank may omit rows that are only padding
 
     for number, whole in enumerate(everything):
         parts = [held(batches[number]) for batches in ranks if number < len(batches)]
@@ -246,12 +246,12 @@ def test_ranks_share_out_the_evaluation_rows(directory: Path, val: int, world_si
 
 
 def test_a_rank_without_streams_yields_nothing(directory: Path) -> None:
-    data = as_rank(make(directory, splits=(1500, 21, 200)), 1, 2)  # one stream, which rank 0 has
+    data = as_rank(make(directory, splits=(1500, 21, 200)), 1, 2)  # rank 0 has the only stream
     assert list(data.val_dataloader()) == []
     assert len(list(data.test_dataloader())) > 0
 
 
-def test_validation_is_short_while_fitting_alone(directory: Path) -> None:
+def test_val_symbols_shorten_validation_only_during_training(directory: Path) -> None:
     data = make(directory, splits=(1500, 200, 300), val_symbols=50)
     assert judged(data.val_dataloader()) == [(place, place + 1) for place in sorted(range(1500, 1549), key=key_of)]
     assert len(judged(data.test_dataloader())) == 299
@@ -263,7 +263,7 @@ def test_validation_is_short_while_fitting_alone(directory: Path) -> None:
 
 
 def key_of(place: int) -> tuple[int, int]:
-    """Windows of 5 first, then streams of 20: the order in which rows are read."""
+    """Return the sort key of the order in which rows are read: by window of 5, then by stream of 20."""
     return ((place - 1500) % 20 // 5, (place - 1500) // 20)
 
 
@@ -304,13 +304,13 @@ def test_splits_that_leave_most_text_unused_are_logged(directory: Path, caplog: 
 
 @given(length=st.integers(100, 10**9), val=st.floats(0.05, 0.4), test=st.floats(0.05, 0.4))
 @settings(max_examples=200)
-def test_fractions_share_out_the_whole_text(length: int, val: float, test: float) -> None:
+def test_fractions_divide_the_whole_text(length: int, val: float, test: float) -> None:
     parts = split_text(length, (1 - val - test, val, test))
     assert [*parts[0][:1], *parts[2][-1:]] == [0, length - 1]
     assert parts[0].stop == parts[1].start
     assert parts[1].stop == parts[2].start
     for part, share in zip(parts, (1 - val - test, val, test), strict=True):
-        assert abs(len(part) - share * length) <= 1.01  # both ends are rounded, and 1e9 has few digits to lose
+        assert abs(len(part) - share * length) <= 1.01  # both ends are rounded
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_unreadable_path_error_gives_the_reason(job: Callable[..., DictConfig], 
 
 
 class Recorder(L.LightningModule):
-    """Trains nothing of use, and keeps the batches it is given."""
+    """Keeps the batches that it receives; its training has no purpose."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -420,7 +420,7 @@ def trainer(steps: int, directory: Path) -> L.Trainer:
     )
 
 
-# What Lightning advises for loaders that read from disk: these slice an array in memory.
+# Lightning's advice is for loaders that read from disk; these slice an array in memory.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_resumed_run_continues_with_the_next_batch(directory: Path, tmp_path: Path) -> None:
     expected = take(make(directory), 12)
@@ -431,7 +431,7 @@ def test_resumed_run_continues_with_the_next_batch(directory: Path, tmp_path: Pa
     trainer(12, tmp_path).fit(second, datamodule=make(directory), ckpt_path=tmp_path / "last.ckpt", weights_only=False)
     assert [len(first.trained), len(second.trained)] == [7, 5]
     assert all(same(a, b) for a, b in zip(first.trained + second.trained, expected, strict=True))
-    # The sanity check before the fit, two batches, and one validation after step 5.
+    # There is a sanity check of two batches before training, and a validation after step 5.
     assert len(judged(first.validated[2:])) == 89
 
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
@@ -470,7 +470,7 @@ class Watched(LanguageModel):
 def test_carried_windows_equal_one_pass_over_each_stream(
     kind: Callable[..., SequenceModel], directory: Path, tmp_path: Path
 ) -> None:
-    """State is reset at each stream and survives validation, which runs after five of the eight windows."""
+    """The state is reset at each stream and survives validation, which runs after five of the eight windows."""
     data = make(directory, 600, batch_size=3)
     torch.manual_seed(1)
     task = Watched(data, kind(600, 6, 2)).double()
@@ -487,7 +487,7 @@ def test_carried_windows_equal_one_pass_over_each_stream(
         targets = torch.cat([window.targets for window in group], dim=1)
         assert torch.equal(inputs[:, 1:], targets[:, :-1]), "three streams of 20 symbols"
         expected += nats(inputs, targets).unflatten(1, (4, 5)).mean((0, 2)).tolist()
-    # The same sums, except for how steps and rows share a matrix product: rounding of float64.
+    # Both are the same float64 sums, but matrix products of other shapes round differently.
     assert task.losses == pytest.approx(expected, rel=0, abs=1e-12)
     afresh = [float(nats(window.inputs, window.targets).mean()) for window in windows]
     assert [abs(a - b) > 1e-6 for a, b in zip(task.losses, afresh, strict=True)] == 2 * [False, True, True, True]
@@ -513,17 +513,17 @@ def test_a_checkpoint_of_another_level_is_refused(directory: Path) -> None:
 def test_a_text_gets_streams_that_fit(
     directory: Path, length: int, window: int, batch_size: int, expected: int
 ) -> None:
-    """Left to itself: the paper's 10,000, or what gives every row of a batch a stream of its own (9/10 of the text)."""
+    """Streams have the paper's length of 10,000, or less so that the training split has one for each row of a batch."""
     changes = {"window": window, "stream_length": None, "batch_size": batch_size, "splits": (0.9, 0.05, 0.05)}
     data = make(directory, length, **changes)
     assert data.stream_length == expected
-    assert data.streams.per_epoch >= batch_size or expected == window, "shorter than a window it cannot be"
+    assert data.streams.per_epoch >= batch_size or expected == window, "a stream cannot be shorter than a window"
     assert data.evaluation_stream_length == 10_000 // window * window, "evaluation does not depend on the batch size"
     next(iter(data.train_dataloader()))
 
 
-def test_the_log_names_the_yardstick(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of "abab…" each symbol takes one bit, and none once the one before is known."""
+def test_the_log_names_the_entropy_of_the_validation_text(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A symbol of "abab…" has an entropy of one bit, and of zero bits given the one before it."""
     path = directory / "abab.txt"
     path.write_text("ab" * 500)
     with caplog.at_level(logging.INFO):

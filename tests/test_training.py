@@ -1,4 +1,4 @@
-"""Whole runs at toy size, in this process."""
+"""Complete runs at toy size, in this process."""
 
 import csv
 import json
@@ -76,7 +76,7 @@ def test_every_model_runs_every_task_and_leaves_its_record(job: Job, tmp_path: P
     [("memorization", "32-true"), ("text", "32-true"), ("finite", "32-true"), ("memorization", "64-true")],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(job: Job, tmp_path: Path, task: str, precision: str) -> None:
-    """Bit for bit: weights, optimiser, position in the stream and the carried recurrent state."""
+    """The weights, the carried recurrent state and the rows of the log are equal to the bit."""
     options = ["stages=[fit]", f"trainer.precision={precision}"]
     if task == "finite":  # four batches of 15 end in the middle of the fourth epoch of 17 samples
         options.append("task.data._target_=tests.finite.FiniteMemorization")
@@ -93,7 +93,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(job: Job, tmp_path: Path, tas
     for a, b in zip(whole.get("carried_state", []), parts.get("carried_state", []), strict=True):
         assert torch.equal(a, b)
     assert ("carried_state" in whole) == (task == "text")
-    assert rows(tmp_path / "whole") == rows(tmp_path / "parts"), "the record of the first half is kept"
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts"), "the rows of the first half must be kept"
 
 
 def test_last_without_a_checkpoint_starts_from_scratch(job: Job, tmp_path: Path) -> None:
@@ -106,15 +106,15 @@ def test_final_step_is_validated_off_the_interval(job: Job, tmp_path: Path) -> N
     assert [row["step"] for row in rows(tmp_path / "run") if row["val/loss"]] == ["2", "3"]
 
 
-def test_a_clock_ends_a_run_with_a_validation(job: Job, tmp_path: Path) -> None:
+def test_a_time_limit_ends_a_run_with_a_validation(job: Job, tmp_path: Path) -> None:
     run_job(job("trainer.max_time=00:00:00:01", "trainer.max_steps=100000", "task.val_every=100000"))
     last = rows(tmp_path / "run")[-1]
     assert last["val/loss"]
     assert int(last["step"]) == result(tmp_path / "run")["steps"]
 
 
-def test_a_clock_ends_a_run_after_a_whole_step(job: Job, tmp_path: Path) -> None:
-    """A step sums three batches; time runs out during the first."""
+def test_a_time_limit_ends_a_run_after_a_whole_step(job: Job, tmp_path: Path) -> None:
+    """A step accumulates three batches, and the time limit is reached during the first."""
     run = build(job("trainer.accumulate_grad_batches=3", "trainer.max_steps=100", "task.val_every=99"))
     run.trainer.callbacks.append(Clock(timedelta(microseconds=1)))  # type: ignore[attr-defined]
     run.trainer.fit(run.task, run.data)
@@ -127,7 +127,7 @@ def test_evaluate_repeats_the_test_of_the_run(job: Job, tmp_path: Path, task: st
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     expected = result(tmp_path / "run")["test"]
     assert evaluate(checkpoint, "test", []) == expected
-    # Another batch size sums the same nats in another order: float32 rounding of single terms, summed in float64.
+    # With another batch size, float32 rounds the terms differently; they are summed in float64.
     other = evaluate(checkpoint, "test", ["task.data.batch_size=1"])
     assert other == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}  # type: ignore[attr-defined]
     assert set(evaluate(checkpoint, "val", [])) == {name.replace("test/", "val/") for name in other}
@@ -198,14 +198,14 @@ def test_multi_device_run_is_evaluated_on_one_cpu(job: Job, tmp_path: Path) -> N
     found = evaluate(checkpoint, "test", [])
     source = tmp_path / "run" / "config_source.yaml"
     config = OmegaConf.load(source)
-    config.trainer.accelerator, config.trainer.devices = "auto", -1  # as of hardware=gpu trainer.devices=-1
+    config.trainer.accelerator, config.trainer.devices = "auto", -1  # like hardware=gpu trainer.devices=-1
     OmegaConf.save(config, source)
     if not torch.cuda.is_available():
         assert evaluate(checkpoint, "test", []) == found
 
 
 def test_option_counts_as_read_despite_rounding(job: Job) -> None:
-    """One more sample adds no batch, but the option is still read."""
+    """One more sample does not add a batch, but the option must still count as used."""
     config = job("+task.samples=1500")
     config.trainer.max_steps = "${gridlstm.steps:${task.samples}}"
     check(config)
@@ -221,7 +221,7 @@ def test_without_checkpoints_a_run_ends_with_its_last_weights(job: Job, tmp_path
 
 
 def test_a_checkpoint_is_replaced_whole(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever happens while the next one is written, and without files elsewhere."""
+    """If writing the next checkpoint fails, the old one is unchanged, and no other file is left."""
     run = build(job())
     run.trainer.strategy.connect(run.task)
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -251,7 +251,7 @@ def test_a_run_that_has_moved_keeps_its_best(job: Job, tmp_path: Path) -> None:
 
 
 def test_a_run_behind_a_link_keeps_its_best(job: Job, tmp_path: Path) -> None:
-    """Lightning names directories without links, and forgets the best score of a checkpoint with another name."""
+    """Lightning resolves links in directory names, and loses the best score of a checkpoint with another name."""
     (tmp_path / "scratch").mkdir()
     (tmp_path / "link").symlink_to("scratch")
     run_job(job("stages=[fit]", directory="link/run"))
@@ -264,7 +264,7 @@ def test_a_run_behind_a_link_keeps_its_best(job: Job, tmp_path: Path) -> None:
 
 
 def test_resume_requires_the_original_text(job: Job, tmp_path: Path, text_file: Path) -> None:
-    """Also if only its test is left; a refused resume leaves the record unchanged."""
+    """This holds even if only the test is left to do. A refused resume leaves the record unchanged."""
     content, text = text_file.read_text(), tmp_path / "mine.txt"
     text.write_text(content)
 
@@ -290,7 +290,7 @@ def test_resume_requires_the_original_text(job: Job, tmp_path: Path, text_file: 
 
 
 def test_a_home_directory_is_found(job: Job, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell does not see that task.path=~/… names one."""
+    """A shell does not expand ~ in task.path=~/…"""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.txt").write_text(text_file.read_text())
     config = job("stages=[fit]", task="text")
@@ -323,7 +323,7 @@ def test_resume_with_other_numerics_is_refused(job: Job, option: str) -> None:
 
 
 def test_evaluate_uses_the_whole_split_by_default(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Even if the run validated on a part of it, unless the user asks for a part."""
+    """It does so even if the run validated on a part of the split, unless the user asks for a part."""
     run_job(job("stages=[fit]", "trainer.limit_val_batches=1", "task.data.num_val=100"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with caplog.at_level(logging.INFO):
@@ -346,12 +346,12 @@ def test_a_text_that_has_changed_since_is_named(
     assert "has changed since" not in caplog.text
     text.write_text(text_file.read_text()[1000:])
     evaluate(checkpoint, "test", [f"task.path={text}"])
-    assert "has changed since" not in caplog.text, "another text was asked for"
+    assert "has changed since" not in caplog.text, "the user has named this text"
     evaluate(checkpoint, "test", [])
     assert "mine.txt has changed since the checkpoint was written" in caplog.text
 
 
-def test_a_macs_gpu_is_left_out(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_of_a_mac_is_not_used(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert build(job("hardware=auto")).trainer.strategy.root_device.type == "cpu"
     with pytest.raises(UserError, match=r"trainer\.accelerator=gpu does not work here"):
@@ -374,18 +374,18 @@ def test_precision_is_a_plain_option(job: Job, tmp_path: Path, precision: str) -
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_metrics_count_exactly_whatever_the_networks_precision(kind: torch.dtype) -> None:
-    """In bfloat16 a sum beyond 512 would not grow by ones any more, in float16 none beyond 2,048."""
+    """Adding 1 would have no effect on a bfloat16 sum beyond 512, or on a float16 sum beyond 2,048."""
     module = torch.nn.ModuleDict({"metric": RatioOfSums()}).to(dtype=kind)
     metric = module["metric"]
     assert isinstance(metric, RatioOfSums)
-    for _ in range(2):  # a reset goes back to the defaults
+    for _ in range(2):  # a reset restores the defaults
         metric.reset()
         for _ in range(5000):
             metric.update(torch.tensor(1.0), 2)
         assert metric.compute() == 0.5
 
 
-def test_accumulated_gradients_are_those_of_the_larger_batch(job: Job, tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_those_of_a_larger_batch(job: Job, tmp_path: Path) -> None:
     common = ("trainer.precision=64-true", "trainer.max_steps=2", "optimizer=sgd", "stages=[fit]")
     run_job(job(*common, "task.data.batch_size=8", directory="large"))
     run_job(job(*common, "task.data.batch_size=4", "trainer.accumulate_grad_batches=2", directory="small"))
@@ -397,7 +397,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(job: Job, tmp_path:
         torch.testing.assert_close(value, small[name], rtol=0, atol=1e-12)
 
 
-def test_the_same_batches_over_and_over_are_learned(job: Job, tmp_path: Path) -> None:
+def test_overfitting_learns_its_repeated_batches(job: Job, tmp_path: Path) -> None:
     run_job(
         job(
             "debug=overfit", "trainer.max_steps=300", "task.val_every=300", "optimizer.lr=0.02",
@@ -408,7 +408,7 @@ def test_the_same_batches_over_and_over_are_learned(job: Job, tmp_path: Path) ->
 
 
 def test_a_character_model_beats_the_bigrams(job: Job, tmp_path: Path) -> None:
-    """After an a comes an a or a b, one bit by bigrams (3/5 of the symbols), but the period of five tells which."""
+    """After an a (3/5 of the symbols), a bigram model needs one bit, but the period of five determines the symbol."""
     text = tmp_path / "period.txt"
     text.write_text("aabab" * 2000)
     steps = ("trainer.max_steps=60", "task.val_every=60", "trainer.log_every_n_steps=60", "optimizer.lr=0.02")
@@ -435,13 +435,13 @@ def test_one_cycle_is_a_warm_up_and_a_cosine(job: Job, tmp_path: Path) -> None:
     options = ("scheduler=one_cycle", "scheduler.warmup=0.2", "scheduler.end=0.1", "trainer.log_every_n_steps=1")
     run_job(job(*options, "trainer.max_steps=10", "stages=[fit]", "optimizer.lr=0.01"))
     found = [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]]
-    # Of the next step, as 1, 2, … 10 are done.
+    # After each of the steps 1 to 10, the learning rate is that of the next step.
     cosine = [0.1 + 0.45 * (1 + math.cos(math.pi * n / 8)) for n in range(9)]
     assert found == pytest.approx([0.01 * share for share in (0.04 + 0.96 / 2, *cosine)], rel=1e-9)
 
 
 def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By which each step takes a fifth of a second."""
+    """On the patched clock, each step takes a fifth of a second."""
     now, step = [0.0], SequenceTask.training_step
 
     def training_step(*arguments: Any) -> torch.Tensor:
@@ -563,8 +563,8 @@ def test_late_failures_are_refused_before_the_run_begins(job: Job, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_share_of_test_batches_is_refused_before_the_training(job: Job, tmp_path: Path) -> None:
-    """Of data whose size is known only when it has been read."""
+def test_a_share_below_one_test_batch_is_refused_before_training(job: Job, tmp_path: Path) -> None:
+    """The size of these data is known only after they have been read."""
     options = ("task.data._target_=tests.finite.FiniteMemorization", "trainer.limit_test_batches=0.4")
     with pytest.raises(UserError, match=r"limit_test_batches=0\.4 of 2 batches is less than one"):
         run_job(job(*options))
@@ -585,7 +585,7 @@ def test_a_resumed_overfitting_is_refused(job: Job) -> None:
         run_job(job("debug=overfit", "stages=[fit]", "trainer.max_steps=6", "ckpt_path=last"))
 
 
-def test_noise_knows_how_much_of_the_training_is_done(job: Job) -> None:
+def test_regularizers_receive_the_progress_of_training(job: Job) -> None:
     noise = "model.depth_regularizers=[{_target_: gridlstm.regularizers.FrameDropout}]"
     run = build(job(noise, "trainer.max_steps=4"))
     seen = []
@@ -598,7 +598,7 @@ def test_noise_knows_how_much_of_the_training_is_done(job: Job) -> None:
 def test_evaluate_finds_the_text_from_anywhere(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And no other that has its name there."""
+    """It does not use a file of the same name in the working directory."""
     for name in ("there", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / "there" / "text.txt").write_text("all of this is text, " * 200)
@@ -611,7 +611,9 @@ def test_evaluate_finds_the_text_from_anywhere(
     assert evaluate(checkpoint, "test", []) == found
     assert evaluate(checkpoint, "test", ["task.path=text.txt"]) != found
     (tmp_path / "elsewhere" / "short.txt").write_text("all of this is text, " * 4)
-    assert evaluate(checkpoint, "test", ["task.path=short.txt"])["test/bpc"] > 0, "shorter than a training stream"
+    assert evaluate(checkpoint, "test", ["task.path=short.txt"])["test/bpc"] > 0, (
+        "a text may be shorter than a training stream"
+    )
     with pytest.raises(UserError, match="task=text chooses from a group"):
         evaluate(checkpoint, "test", ["task=text"])
     with pytest.raises(UserError, match="Options are those of"):
@@ -632,7 +634,7 @@ def test_evaluate_finds_the_text_from_anywhere(
             evaluate(checkpoint, "test", [option])
 
 
-def test_weights_that_do_not_fit_are_refused_in_a_sentence(job: Job, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_in_one_sentence(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match="the weights do not fit this network"):
@@ -646,7 +648,7 @@ def test_weights_that_do_not_fit_are_refused_in_a_sentence(job: Job, tmp_path: P
 
 
 def test_another_text_is_encoded_with_the_networks_words(job: Job, tmp_path: Path) -> None:
-    """Even if they are not the most frequent ones of that text."""
+    """The words of the network may not be the most frequent ones of the other text."""
     for name, counts in (("a", (9, 5, 3, 2, 1)), ("b", (1, 2, 3, 5, 9))):
         words = [word for word, count in zip("vwxyz", counts, strict=True) for _ in range(count)]
         (tmp_path / f"{name}.txt").write_text(" ".join(words * 40))
@@ -654,7 +656,7 @@ def test_another_text_is_encoded_with_the_networks_words(job: Job, tmp_path: Pat
         job(f"task.path={tmp_path}/a.txt", "task.data.level=word", "task.data.max_words=4", "stages=[fit]", task="text")
     )
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["monitor"] == "val/bpw", "bits per word, not per character"
+    assert result["monitor"] == "val/bpw", "the score must be in bits per word"
     assert "val/bpw" in result["best"]
     config = load_config(tmp_path / "run" / "checkpoints" / "best.ckpt", [f"task.path={tmp_path}/b.txt"])
     content = load_content(tmp_path / "run" / "checkpoints" / "best.ckpt")
@@ -666,7 +668,7 @@ def test_another_text_is_encoded_with_the_networks_words(job: Job, tmp_path: Pat
 
 
 def test_evaluate_follows_references(job: Job, tmp_path: Path, text_file: Path) -> None:
-    """task.path is what task.data.source.path refers to: naming another text must not evaluate the old one."""
+    """task.data.source.path refers to task.path, so another task.path must not evaluate the old text."""
     run_job(job("stages=[fit]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     backwards = tmp_path / "backwards.txt"
@@ -704,14 +706,14 @@ def test_ctrl_c_during_evaluation_raises_keyboard_interrupt(
         with pytest.raises(KeyboardInterrupt):  # the command turns it into exit status 130
             evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
     finally:
-        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+        signal.signal(signal.SIGINT, before)  # Lightning ignores the signal after the first one
 
 
 def test_text_with_fewer_symbols_uses_the_networks_vocabulary(job: Job, tmp_path: Path, text_file: Path) -> None:
     run_job(job("stages=[fit]", "task.data.splits=[0.8,0.1,0.1]", task="text"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     text = text_file.read_text()
-    digits = "".join(text[-len(text) // 10 :].split("times"))  # without t, m and e
+    digits = "".join(text[-len(text) // 10 :].split("times"))  # lacks t, m and e
     some, all_ = tmp_path / "some.txt", tmp_path / "all.txt"
     some.write_text(digits * 30)
     all_.write_text(digits * 29 + text)  # the test split ends before the last line
@@ -745,7 +747,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_record(job: Job, tmp_path: Pat
     "option", ["optimizer.lr=0.1", "model.hidden_size=9", "task.alphabet=5", "seed=2", "scheduler=cosine"]
 )
 def test_a_resume_with_other_options_is_refused(job: Job, tmp_path: Path, option: str) -> None:
-    """The checkpoint's optimiser would win over the command line, and the record would say otherwise."""
+    """The optimiser of the checkpoint would replace that of the command line, which the record would show."""
     run_job(job("stages=[fit]"))
     config = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(UserError, match="can only be resumed with the options it was trained with"):
@@ -754,7 +756,7 @@ def test_a_resume_with_other_options_is_refused(job: Job, tmp_path: Path, option
 
 
 class Smoothed(TagSequence):
-    """An objective of the user's own, with an option."""
+    """A user's own objective with an option."""
 
     def __init__(
         self, model: SequenceModel, spec: Spec, optimizer: MakeOptimizer, smoothing: float, **options: Any
@@ -786,7 +788,7 @@ def test_resume_after_max_time_is_refused_and_changes_nothing(job: Job, tmp_path
     options = ("trainer.max_time=00:00:00:01", "trainer.max_steps=100000", "task.val_every=100000", option)
     run_job(job(*options))
     before = result(tmp_path / "run")
-    del before["trained_to_end"]  # as left by a run that was killed before it recorded this
+    del before["trained_to_end"]  # a run that is killed before it records this leaves such a result
     (tmp_path / "run" / "result.json").write_text(json.dumps(before))
     with pytest.raises(UserError, match=r"max_time limits the whole run.* Raise it"):
         run_job(job(*options, "stages=[fit]", "ckpt_path=last"))

@@ -1,4 +1,4 @@
-"""Translation as text: a run with its BLEU, and the command on what the run leaves."""
+"""Translation of text: the BLEU of a run, and the translate command on its checkpoint."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ PAIRS = [(f"A {a} {b} sees a {c} {d}.", f"{SOURCE_OF[a]}{SOURCE_OF[b]}见{SOURCE
 
 @pytest.fixture
 def translation_job(job: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., DictConfig]:
-    """Return a job of a small Chinese to English task."""
+    """Return a function that composes a job of a small Chinese-English task."""
     (tmp_path / "data").mkdir(exist_ok=True)
     lines = "".join(f"{english}\t{chinese}\tCC-BY 2.0\n" for english, chinese in PAIRS)
     (tmp_path / "data" / "cmn.txt").write_text(lines)
@@ -125,7 +125,7 @@ def test_ensemble_of_one_network_twice_equals_the_network(
     assert [found[0].score for found in two] == pytest.approx([found[0].score for found in one], abs=1e-5)
 
 
-def test_sentences_are_translated_alike_alone_and_in_any_batch() -> None:
+def test_translations_do_not_depend_on_the_batch() -> None:
     sentences = ["a a a", "a", "", "a ? a a a", "a a"]
     expected = [small_translator(beam=3).translate([each])[0] for each in sentences]
     for batch_size in (1, 2, 5):
@@ -146,17 +146,17 @@ def test_beam_of_one_equals_greedy_search() -> None:
     assert found.score == pytest.approx(best.score)
 
 
-def test_long_sentences_are_translated_in_parts_with_nothing_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_sentences_are_translated_completely_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gridlstm.translator.LONGEST", 4)
     translator = small_translator(beam=2)
-    (whole,) = translator.translate(["a ? a a a a ? a a"])[0]  # 9 symbols: 3, 3 and 3
+    (whole,) = translator.translate(["a ? a a a a ? a a"])[0]  # parts of 3, 3 and 3 symbols
     parts = [translator.translate([part])[0][0] for part in ("a ? a", "a a a", "? a a")]
     assert whole.text == " ".join(part.text for part in parts)
     assert whole.score == pytest.approx(math.fsum(part.score for part in parts))
     assert LONGEST >= 100
 
 
-def test_unknown_words_are_read_and_never_written() -> None:
+def test_unknown_words_are_accepted_and_never_produced() -> None:
     for found in small_translator(beam=3).translate(["x y z", "a x"]):
         assert found[0].text
         assert "⁇" not in found[0].text
@@ -178,7 +178,7 @@ def test_other_checkpoints_are_refused(
 
 
 @pytest.mark.parametrize("model", ["reencoder", "attention_lstm"])
-def test_look_draws_which_source_words_move_which_target_word(
+def test_look_draws_the_influence_of_source_words_on_target_words(
     model: str, translation_job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     checkpoint = trained(translation_job, tmp_path, "stages=[fit]", model=model)

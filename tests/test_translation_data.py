@@ -1,4 +1,4 @@
-"""Translation data: batches of similar lengths that resume and divide exactly, splits without leaks, checkpoints."""
+"""Translation data: batches of similar lengths, exact resumes and ranks, splits without leaks, and checkpoints."""
 
 import gzip
 import hashlib
@@ -46,7 +46,7 @@ def sentences(number: int, seed: int, words: str = "abcdefgh") -> Sentences:
 
 
 class Generated(PairSource):
-    """Sentences made up in memory."""
+    """Generated sentences, without a file."""
 
     name = "generated"
 
@@ -67,7 +67,7 @@ def data(source: PairSource | None = None, min_count: int = 1, **options: Any) -
 
 
 def on_rank(made: TranslationData, rank: int, world_size: int) -> TranslationData:
-    # What the data reads of a trainer, and no more.
+    # The data read only these attributes of a trainer.
     made.trainer = SimpleNamespace(  # type: ignore[assignment]
         global_rank=rank, world_size=world_size, training=True, state=SimpleNamespace(fn="fit")
     )
@@ -79,7 +79,7 @@ def batches(made: TranslationData, number: int = 99, loader: str = "train") -> l
 
 
 def pairs(made: TranslationData, batch: PairBatch) -> list[tuple[str, str]]:
-    """Return the text of a batch."""
+    """Return the sentence pairs of a batch as text."""
     source, target = made.source_vocabulary, made.target_vocabulary
     return [(source.decode(one), target.decode(other)) for one, other in zip(batch.source, batch.targets, strict=True)]
 
@@ -87,7 +87,7 @@ def pairs(made: TranslationData, batch: PairBatch) -> list[tuple[str, str]]:
 # Batches.
 
 
-def test_sources_end_and_targets_are_inputs_one_step_later() -> None:
+def test_sources_end_with_eos_and_targets_are_the_inputs_of_the_next_step() -> None:
     train = Sentences(["a b c", "d", "e f"], [["A"], ["B C D"], ["E"]])
     made = data(Generated(train=train), batch_size=3)
     (batch,) = batches(made, 1)
@@ -105,7 +105,7 @@ def test_sources_end_and_targets_are_inputs_one_step_later() -> None:
     assert {x.dtype for x in (batch.source, batch.inputs, batch.targets)} == {torch.int64}
 
 
-def test_every_epoch_has_every_pair_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_has_every_pair_once_in_a_new_order() -> None:
     made = data()
     stream = [*chain(*(pairs(made, batch) for batch in batches(made, 103)))]  # five epochs of 103 pairs
     epochs = [stream[first : first + 103] for first in range(0, len(stream), 103)]
@@ -114,7 +114,7 @@ def test_every_epoch_has_every_pair_once_in_an_order_of_its_own() -> None:
     assert made.batches_per_epoch == 21
 
 
-def test_batches_have_pairs_of_similar_lengths_and_lengths_come_in_no_order() -> None:
+def test_batches_have_pairs_of_similar_lengths_in_random_order() -> None:
     draw = np.random.default_rng(0)
     lengths = np.sort(draw.integers(1, 60, (4003, 2)), axis=1)
     for epoch in range(3):
@@ -123,7 +123,7 @@ def test_batches_have_pairs_of_similar_lengths_and_lengths_come_in_no_order() ->
         begin = -epoch * 4003 % 16
         whole = lengths[order[begin : begin + (4003 - begin) // 16 * 16]].reshape(-1, 16, 2)
         spread = np.ptp(whole[:, :, 1], axis=1)
-        assert spread.mean() < 5, "of targets with 1 to 59 symbols"
+        assert spread.mean() < 5, "target lengths are from 1 to 59"
         longest = whole[:, :, 1].max(axis=1)
         assert 0.2 < (np.diff(longest) > 0).mean() < 0.8
         assert len(whole) > 4 * CHUNK
@@ -168,7 +168,7 @@ def test_evaluation_has_every_pair_once_sorted_by_length() -> None:
     assert made.references("val") == val.references
 
 
-def test_long_and_empty_pairs_are_left_out_of_training_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_long_and_empty_pairs_are_left_out_only_of_training(caplog: pytest.LogCaptureFixture) -> None:
     odd = Sentences(["", "a", "a b c d e f g h i", "a b", " "], [["A"], [" "], ["A"], ["A B"], [""]])
     with caplog.at_level(logging.INFO):
         made = data(Generated(train=odd, test=odd), max_length=8, batch_size=1)
@@ -180,14 +180,14 @@ def test_long_and_empty_pairs_are_left_out_of_training_alone(caplog: pytest.LogC
     assert (made.spec.source_length, made.spec.target_length) == (3, 3)
 
 
-def test_what_no_training_has_is_unknown() -> None:
+def test_words_that_training_does_not_have_are_unknown() -> None:
     made = data(Generated(val=Sentences(["n1 ü"], [["m1 Ü"]])), min_count=2)
     (batch,) = batches(made, loader="val")
     assert batch.source[0, 1] == made.source_vocabulary.UNK
     assert batch.targets[0, 1] == made.target_vocabulary.UNK
 
 
-def test_the_sizes_are_those_of_vocabularies_and_mean_lengths() -> None:
+def test_the_spec_has_the_vocabulary_sizes_and_mean_lengths() -> None:
     made = data(Generated(train=Sentences(["a b", "c d e"], [["A"], ["A"]])))
     spec = made.spec
     assert (spec.source_size, spec.target_size) == (9, 5)
@@ -217,7 +217,7 @@ def test_a_checkpoint_evaluates_with_its_own_vocabularies() -> None:
     ("changes", "min_count", "what"),
     [({"train": sentences(103, 4)}, 1, "pairs"), ({}, 2, "vocabularies")],
 )
-def test_training_resumes_on_the_same_pairs_and_vocabularies_only(
+def test_training_resumes_only_on_the_same_pairs_and_vocabularies(
     changes: dict[str, Sentences], min_count: int, what: str
 ) -> None:
     made = on_rank(data(Generated(**changes), min_count), 0, 1)
@@ -280,12 +280,12 @@ def test_a_split_depends_on_the_sentences_and_not_on_their_order() -> None:
     assert sorted(split.pairs()) == sorted(split_again.pairs())
 
 
-def test_packed_files_are_read(tmp_path: Path) -> None:
+def test_compressed_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(gzip.compress("größer\n".encode()))
     assert read_lines(tmp_path / "x.gz") == ["größer"]
 
 
-def test_what_is_wrong_with_files_is_named(folder: Path) -> None:
+def test_errors_in_parallel_files_are_named(folder: Path) -> None:
     write(folder, latin_x="ok\ngrün\n".encode("latin1"), short_y="A\nB\n")
     source = folder / "test.x"
     with pytest.raises(UserError, match=r"test\.x has 3 lines and .*short\.y has 2, expected as many in both"):
@@ -351,7 +351,7 @@ def test_translations_of_a_sentence_are_its_references(tmp_path: Path) -> None:
     assert len(read["train"].pairs()) == 15
 
 
-def test_what_is_wrong_with_tatoeba_is_named(tmp_path: Path) -> None:
+def test_errors_in_tatoeba_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^cmn\.txt is not in .* or .*tatoeba_cmn_eng\. .*Put it there, or"):
         Tatoeba(tmp_path).check()
     with pytest.raises(UserError, match=r"^line 2 of .*cmn\.txt has no TAB, expected English"):
@@ -379,7 +379,7 @@ def test_no_test_sentence_of_tatoeba_is_in_training(real_data: Path) -> None:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A server's folder with the files of two languages, small ones."""
+    """Write small files of two languages in the folder of a server; make Multi30k download from it."""
     files, folder = {}, tmp_path / "server"
     folder.mkdir()
     for part in ("train", "val", "test_2016_flickr"):
@@ -404,7 +404,7 @@ def test_missing_files_of_multi30k_are_downloaded_and_compared(published: Path) 
         source.check()
 
 
-def test_languages_and_test_sets_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_unknown_languages_and_test_sets_are_refused(tmp_path: Path) -> None:
     for options, message in (
         ({"source": "nl"}, "source must be one of cs, de, en, fr, got 'nl'."),
         ({"target": "de"}, "target must be one of .*got 'de'."),
@@ -435,7 +435,7 @@ def test_the_genuine_multi30k_is_read_in_pieces(real_data: Path, tmp_path: Path)
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a data set as files of JSON lines; returns its name."""
+    """Return a function that writes a data set as files of JSON lines and returns its name."""
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub_cache")
 
@@ -459,7 +459,7 @@ def test_a_data_sets_translations_or_columns_are_pairs(hub: Callable[..., str], 
         HubPairs(hub(nested), "de", "fr").read()
 
 
-def test_splits_that_a_data_set_lacks_are_taken_of_train(hub: Callable[..., str]) -> None:
+def test_splits_that_a_data_set_lacks_are_cut_from_train(hub: Callable[..., str]) -> None:
     read = HubPairs(hub(True, ("train",)), "de", "en", num_val=4).read()
     assert {split: len(found.sources) for split, found in read.items()} == {"train": 12, "val": 4, "test": 4}
     assert len({source for found in read.values() for source in found.sources}) == 20
@@ -477,7 +477,7 @@ def test_tasks_compose_to_data_with_options_of_the_right_types(task: str, tmp_pa
         make_data(OmegaConf.merge(cfg, {"data_dir": str(write(tmp_path, file="") / "file")}))  # type: ignore[arg-type]
 
 
-def test_what_training_never_sees_may_change_on_evaluation() -> None:
+def test_options_that_do_not_affect_training_may_change_in_evaluation() -> None:
     assert role("task.data.source.test") is Role.EVALUATION
     assert role("task.data.max_length") is Role.TRAINING
     assert role("task.data.source_level.size") is Role.DATA

@@ -1,4 +1,4 @@
-"""What the commands make of a run directory that somebody else has handed on."""
+"""No command runs code that a run directory of somebody else names, unless the user trusts that code."""
 
 import sys
 from collections.abc import Callable
@@ -22,7 +22,7 @@ JobIn = Callable[..., DictConfig]
 
 @pytest.fixture(scope="module")
 def trained(job_in: JobIn, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory of a small language model."""
+    """Train a small language model; return its run directory."""
     root = tmp_path_factory.mktemp("trained")
     run_job(job_in(root, "stages=[fit]", task="text"))
     return root / "run"
@@ -30,7 +30,7 @@ def trained(job_in: JobIn, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plant(trained: Path) -> Any:
-    """Puts a node into the configuration of the run; returns its checkpoint."""
+    """Return a function that puts a node into the configuration of the run and returns the run's checkpoint."""
     files = [trained / name for name in ("config.yaml", "config_source.yaml")]
     before = [file.read_bytes() for file in files]
 
@@ -47,7 +47,7 @@ def plant(trained: Path) -> Any:
 
 
 def runs_code(directory: Path, command: Callable[[], Any]) -> bool:
-    """Whether a command runs what ``note`` of ``tests.hostile`` would leave a trace of."""
+    """Return True if a command imports ``tests.hostile`` or runs its ``note``, which leaves a file."""
     try:
         command()
     finally:
@@ -131,9 +131,7 @@ def test_reports_instantiate_nothing(plant: Any, tmp_path: Path, trained: Path) 
     assert not runs_code(tmp_path, lambda: build_dashboard(find_runs([trained]), "some"))
 
 
-def test_weights_of_others_start_a_run_without_their_code(
-    plant: Any, tmp_path: Path, trained: Path, job_in: JobIn
-) -> None:
+def test_init_from_does_not_run_code_of_the_other_run(plant: Any, tmp_path: Path, trained: Path, job_in: JobIn) -> None:
     checkpoint = plant("task.data._target_", "tests.hostile.TextData")
     assert not runs_code(
         tmp_path, lambda: run_job(job_in(tmp_path, f"init_from={checkpoint}", "stages=[fit]", task="text"))

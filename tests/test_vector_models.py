@@ -1,4 +1,4 @@
-"""Networks of depth alone, each against a NumPy transcription of its published equations."""
+"""Networks without time, each against a NumPy transcription of its published equations."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -32,14 +32,14 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def parts(model: Grid1d) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The projection (outputs, inputs) and the weight of every layer."""
+    """Return the projection (outputs, inputs) and the weight of every layer."""
     weight = model.grid.transforms["depth"].weight.detach().numpy()  # type: ignore[union-attr]
     layers = [weight] * model.num_layers if weight.ndim == 2 else list(weight)
     return model.input.weight.detach().numpy(), layers
 
 
 def random_biases(model: Grid1d) -> list[np.ndarray]:
-    """Fills the biases with noise: one row a layer."""
+    """Fill the biases with noise; return them by layer."""
     bias = model.grid.transforms["depth"].bias
     assert isinstance(bias, torch.Tensor)
     torch.nn.init.normal_(bias)
@@ -48,7 +48,7 @@ def random_biases(model: Grid1d) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_1_lstm_is_its_equations(tied: bool) -> None:
-    """h_0 = I_h x, m_0 = I_m x, then equations 1 to 3 with H = h, layer by layer."""
+    """The network starts with h_0 = I_h x and m_0 = I_m x; each layer computes equations 1 to 3 with H = h."""
     torch.manual_seed(0)
     model = Grid1d(5, 4, 3, depth=LSTM(forget_bias=0.5), tied=tied).double()
     projection, layers = parts(model)
@@ -58,7 +58,7 @@ def test_1_lstm_is_its_equations(tied: bool) -> None:
         W_u, W_f, W_o, W_c = np.split(W, 4)
         m, o = sigmoid(h @ W_f.T + 0.5) * m + sigmoid(h @ W_u.T) * np.tanh(h @ W_c.T), sigmoid(h @ W_o.T)
         h = np.tanh(o * m)
-    # Rounding of float64.
+    # Only rounding of float64 differs.
     np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), np.hstack([h, m]), rtol=0, atol=1e-14)
 
 
@@ -104,7 +104,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_feed_forward_is_its_equations(activation: Literal["relu", "tanh", "sigmoid"], tied: bool) -> None:
-    """h_0 = I x, then h_l = alpha(W_l h_{l-1} + b_l)."""
+    """The network starts with h_0 = I x; each layer computes h_l = alpha(W_l h_{l-1} + b_l)."""
     torch.manual_seed(0)
     model = Grid1d(5, 4, 3, depth=NonLSTM(activation, bias=True), tied=tied).double()
     biases = random_biases(model)
@@ -119,7 +119,7 @@ def test_feed_forward_is_its_equations(activation: Literal["relu", "tanh", "sigm
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_highway_is_its_equations(activation: Literal["relu", "tanh"], tied: bool) -> None:
-    """Equation 3 of arXiv 1505.00387, y = H(x) . T(x) + x . (1 - T(x)), after a projection, layer by layer."""
+    """After a projection, each layer computes equation 3 of arXiv 1505.00387, y = H(x) . T(x) + x . (1 - T(x))."""
     torch.manual_seed(0)
     model = Grid1d(5, 4, 3, depth=Highway(activation), tied=tied).double()
     biases = random_biases(model)

@@ -1,4 +1,4 @@
-"""The random comparison: today's cases agree, a mistake is found, and every option is drawn."""
+"""The random comparison of sweeps: today's cases agree, mistakes are found, and every option is drawn."""
 
 import re
 
@@ -10,7 +10,7 @@ from gridlstm.cells import GRU, CoupledLSTM, Highway, LayerNormLSTM, NonLSTM, Pe
 from gridlstm.verify.__main__ import main, seed_of_today
 from gridlstm.verify.cases import GridCase, StackedCase, draw
 
-LONG = ["--seconds", "3600"]  # the number of cases ends it
+LONG = ["--seconds", "3600"]  # so that the number of cases is the limit
 
 
 def test_daily_random_cases_agree() -> None:
@@ -39,7 +39,7 @@ def test_a_mistake_is_found_and_repeated_by_its_seed(
 
 
 def test_a_network_that_amplifies_roundings_agrees() -> None:
-    """The loop in float32 is exact by luck where a layer normalisation of three numbers has a small variance."""
+    """Layer normalisation of three numbers with a small variance amplifies rounding; here the float32 loop has none."""
     main(["--cases", "1", "--seed", "739943000770", *LONG])
 
 

@@ -1,4 +1,4 @@
-"""The Python that starts the commands of other tests behaves as Python does."""
+"""The Python that starts the commands of other tests behaves like a plain Python."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import PATIENCE, python, wait_for
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is Python")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems use a plain Python")
 
 
 def outcome(program: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
@@ -86,7 +86,7 @@ def test_signals_reach_the_program_and_a_kill_ends_it(tmp_path: Path) -> None:
         (tmp_path / "ready").unlink()
 
 
-def test_a_program_starts_others_as_quickly(tmp_path: Path) -> None:
+def test_programs_that_a_program_starts_are_warm_too(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import sys; print(\"torch\" in sys.modules)'])"
     )

@@ -1,4 +1,4 @@
-"""The package as other people's projects use it: an installed wheel, and configuration of their own."""
+"""The installed wheel works in a user's project with its own configuration."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_the_wheel_carries_configuration_launcher_and_kernel(wheel: Path) -> Non
 
 
 def test_installed_wheel_trains_a_users_model(wheel: Path, tmp_path: Path) -> None:
-    """docs/extending.md's example, in a directory without this repository, from the wheel alone."""
+    """The example of docs/extending.md runs with only the wheel, in a directory outside the repository."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     project = tmp_path / "project"

@@ -1,4 +1,4 @@
-"""Vocabularies of sentences: what is a word, what is unknown, and what a checkpoint keeps."""
+"""Vocabularies of sentences: splitting into words, unknown words, and the state in a checkpoint."""
 
 import json
 from pathlib import Path
@@ -105,13 +105,13 @@ def test_decoding_ends_at_the_end_and_skips_padding(number: int, tmp_path: Path)
     assert words.decode([words.UNK]) == UNKNOWN
 
 
-def test_a_character_seen_in_no_training_is_unknown_to_pieces(tmp_path: Path) -> None:
+def test_a_character_absent_from_training_is_unknown_to_pieces(tmp_path: Path) -> None:
     pieces = levels()[2].learn(SENTENCES, tmp_path)
     assert Pieces.UNK in pieces.encode("The 猫 sat")
     assert Pieces.UNK not in pieces.encode("The lamb sat")
 
 
-def test_pieces_are_learned_once_and_are_a_function_of_text_and_options(
+def test_pieces_are_learned_once_and_depend_only_on_text_and_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")

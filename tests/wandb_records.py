@@ -1,6 +1,6 @@
-"""Reads an offline W&B run back: wandb's own protobuf records, out of the LevelDB log that holds them.
+"""Read an offline W&B run back: wandb's protobuf records from the LevelDB log that holds them.
 
-wandb 0.31 ships the records' classes but no longer a reader of the file for Python.
+wandb 0.31 contains the classes of the records, but no longer a Python reader of the file.
 """
 
 import struct
@@ -15,8 +15,8 @@ _FULL, _FIRST, _MIDDLE, _LAST = range(1, 5)
 
 
 def read_back(run_file: Path) -> dict[str, list[Record]]:
-    """The records of one run that has ended, by kind."""
-    # finish() returns a moment before wandb's service has written the end.
+    """Return the records of a finished run by kind."""
+    # finish() returns shortly before wandb's service has written the last record.
     wait_for(lambda: "exit" in _records(run_file.read_bytes()))
     return _records(run_file.read_bytes())
 
@@ -26,14 +26,14 @@ def _records(data: bytes) -> dict[str, list[Record]]:
     if not data:
         return found
     assert data.startswith(b":W&B")
-    at, parts = 7, b""  # seven bytes say what file this is
+    at, parts = 7, b""  # the file header has seven bytes
     while at + _HEADER.size <= len(data):
         if _BLOCK - at % _BLOCK < _HEADER.size:  # the rest of a block is too short for a record
             at += _BLOCK - at % _BLOCK
             continue
         _, length, kind = _HEADER.unpack_from(data, at)
         at += _HEADER.size
-        if at + length > len(data):  # being written
+        if at + length > len(data):  # the record is still being written
             break
         parts = (b"" if kind in (_FULL, _FIRST) else parts) + data[at : at + length]
         at += length

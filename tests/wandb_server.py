@@ -1,4 +1,4 @@
-"""A W&B server on this machine, as small as wandb's client allows: it takes everything and keeps nothing but a log."""
+"""A local W&B server, as small as wandb's client allows: it accepts every request and keeps only a list of them."""
 
 import json
 import re
@@ -13,7 +13,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Not on the terminal."""
+        """Print nothing."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Attributes: requests, (name, variables) of every GraphQL operation."""
+    """Records every GraphQL operation in ``requests`` as (name, variables)."""
 
     daemon_threads = True
 
@@ -76,7 +76,7 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """Runs until the end of the block."""
+    """Run a server until the end of the block."""
     with Server() as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running

@@ -1,4 +1,4 @@
-"""The program of warm_python.py: starts in a bare Python, and stands for the process that the server forks for it."""
+"""The client of warm_python.py: a bare Python that represents the process that the server forks for it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ NUMBER = struct.Struct("i")
 
 
 def receive(connection: socket.socket) -> int:
-    """Return the number that comes next."""
+    """Receive the next number."""
     message = connection.recv(NUMBER.size, socket.MSG_WAITALL)
     if not message:
         sys.exit("the server of warm_python.py has ended")
@@ -22,7 +22,7 @@ def receive(connection: socket.socket) -> int:
 
 
 def main(address: str, arguments: list[str]) -> None:
-    """Have a command run, and end as it ends."""
+    """Ask the server to run a command; exit with its status."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     umask = os.umask(0)

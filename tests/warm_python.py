@@ -1,12 +1,13 @@
-"""A Python that has imported torch already: commands of tests start in a tenth of a second instead of 6.
+"""A Python that has already imported torch: a command under test starts in a tenth of a second instead of 6 seconds.
 
-``WarmPython().start()`` returns a program that takes the arguments of ``python``, warm_client.py. It asks the server
-below, which has imported what the commands import, to fork; the child takes on the command's arguments, environment,
-directory and streams. The program passes signals on to the child, ends as it ends, and takes it along when it is
-killed. The child knows the program as ``sys.executable``, so that sweeps and ranks start as quickly.
+``WarmPython().start()`` returns a program, warm_client.py, that takes the arguments of ``python``. The program asks the
+server below, which has already imported the libraries of the commands, to fork. The forked child adopts the arguments,
+environment, working directory and streams of the command. The program passes its signals to the child and exits with
+the child's status; if the program is killed, the server kills the child. In the child, ``sys.executable`` is the
+program, so sweeps and ranks start just as fast.
 
-It is for tests of what a command does. A test of the process itself (what it imports, its limits, its parents, its
-memory) starts a Python of its own.
+Use it for tests of what a command does. A test of the process itself (its imports, limits, parents, memory) starts its
+own Python.
 """
 
 import array
@@ -38,11 +39,11 @@ _NUMBER = struct.Struct("i")
 _CLIENT = Path(__file__).with_name("warm_client.py")
 _IMPORTS = ("lightning.pytorch", "torch._dynamo", "wandb", "matplotlib.pyplot", "gridlstm.training.job")
 _READ_ONCE = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "GLIBC_", "LD_", "LC_", "LANG", "MPL")
-"""Variables that Python and libraries read when they start: where one is not the server's, a real Python starts."""
+"""Variables that Python and libraries read at startup: if one differs from the server's, a real Python is started."""
 
 
 class WarmPython:
-    """The server's owner. The server imports nothing before it is asked for the first time."""
+    """Owner of the server. The server imports the libraries at the first request."""
 
     def start(self) -> str:
         """Start the server; return the program to start instead of ``sys.executable``."""
@@ -55,15 +56,15 @@ class WarmPython:
             [sys.executable, __file__, str(address), str(program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for those who asked
+            start_new_session=True,  # so that a terminal's Ctrl-C reaches only the clients
         )
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == b"listening\n"
         return str(program)
 
     def stop(self) -> None:
-        """End the server and what it has forked."""
-        self._server.communicate()  # closes its stdin, which tells it
+        """End the server and the processes that it has forked."""
+        self._server.communicate()  # closes its stdin, at which it ends
         self._directory.cleanup()
 
 
@@ -76,7 +77,7 @@ def _serve(address: str) -> tuple[dict[str, Any], list[int]]:
         selector.register(sys.stdin, selectors.EVENT_READ)
         selector.register(listener, selectors.EVENT_READ)
         imported = False
-        children: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that tells of their end
+        children: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that signals their end
         while True:
             (key, _), *_ = selector.select()
             if key.fileobj is sys.stdin:
@@ -116,13 +117,13 @@ def _serve(address: str) -> tuple[dict[str, Any], list[int]]:
                     selector.unregister(connection)
                     _tell(connection, status)
                 connection.close()
-            else:  # who asked was killed
+            else:  # the client was killed
                 selector.unregister(key.fileobj)
                 _kill(key.data)
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a request and its three streams; {} where who asked was killed meanwhile."""
+    """Return a request and its three streams; the request is {} if its client has been killed meanwhile."""
     message, ancillary, _, _ = connection.recvmsg(_NUMBER.size, socket.CMSG_SPACE(3 * _NUMBER.size))
     streams = array.array("i", ancillary[0][2] if ancillary else b"")
     with connection.makefile("rb") as file:
@@ -136,12 +137,12 @@ def _close(descriptors: Iterable[int]) -> None:
 
 
 def _tell(connection: socket.socket, number: int) -> None:
-    with suppress(BrokenPipeError):  # who asked was killed, of which the selector tells too
+    with suppress(BrokenPipeError):  # the client was killed, which the selector reports too
         connection.sendall(_NUMBER.pack(number))
 
 
 def _can_fork(request: dict[str, Any]) -> bool:
-    """True where a command looks as it does to the child, and the libraries would have started as they did here."""
+    """Return True if a forked child behaves like a new Python: it runs code, and the startup variables are equal."""
     first = next((word for word in request.get("arguments", []) if word != "-u"), "-")
     if first.startswith("-") and first not in ("-m", "-c"):
         return False
@@ -157,7 +158,7 @@ def _import() -> None:
     for name in _IMPORTS:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # keeps the pages shared
+    gc.freeze()  # keeps the children's memory pages shared
 
 
 def _kill(pid: int) -> None:
@@ -166,7 +167,7 @@ def _kill(pid: int) -> None:
 
 
 def _become(request: dict[str, Any], streams: list[int], program: str) -> None:
-    """Turn this process into the one that was asked for."""
+    """Turn this forked process into the requested one."""
     os.setpgid(0, 0)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -182,12 +183,12 @@ def _become(request: dict[str, Any], streams: list[int], program: str) -> None:
     sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
     sys.executable, sys.orig_argv = program, [program, *request["arguments"]]
     sys.modules["numpy"].random.seed()
-    # The directory for temporary files that W&B makes when it is imported is every child's.
+    # All children share the directory for temporary files that W&B makes when it is imported: none may remove it.
     for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
         finalizer.atexit = False
     atexit.unregister(sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP.cleanup)
     arguments = request["arguments"]
-    if arguments[0] == "-u":  # as torchrun starts its ranks
+    if arguments[0] == "-u":  # torchrun starts its ranks with it
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
         arguments = arguments[1:]
     first, *arguments = arguments
@@ -212,7 +213,7 @@ def _python_path(environment: Any) -> list[str]:
 
 
 def _end(run: Callable[[], None]) -> None:
-    """Run a command and end as Python does, without taking every imported module apart, which would take a second."""
+    """Run a command and exit as Python does, but without tearing down every imported module, which takes a second."""
     status = 0
     try:
         run()

@@ -1,4 +1,4 @@
-"""Tasks as a user writes them: an image classifier, a task that reads two sequences, a regression on floats."""
+"""Tasks as a user writes them: an image classifier, a task with two input sequences, and a regression on floats."""
 
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction, Task
 
 
 class Bars(MapData):
-    """Images with one bright column each, whose number is the class."""
+    """Images with one bright column each; the class is the number of the column."""
 
     @property
     def spec(self) -> ImageSpec:
@@ -134,7 +134,7 @@ class Translate(Task):
 
 
 class Sums(GeneratedData):
-    """Floats, and at every step the mean of those so far."""
+    """Floats; the target at every step is the mean of the floats up to it."""
 
     def __init__(self, length: int, batch_size: int, seed: int) -> None:
         super().__init__(batch_size, seed, num_val=12, num_test=12)
@@ -152,7 +152,7 @@ class Sums(GeneratedData):
 
 
 class Regression(Task):
-    """The squared error of one number at every step, of any of the suite's models of sequences."""
+    """Predicts one number at every step with any sequence model of the suite; the loss is the squared error."""
 
     def __init__(
         self, model: SequenceModel, spec: Spec, optimizer: MakeOptimizer, scheduler: MakeScheduler | None = None
