@@ -14,14 +14,16 @@ from omegaconf import DictConfig
 from tests.conftest import look_at, run_python
 from tests.test_translation_models import MAKE, task_of
 
+from gridlstm import translate
 from gridlstm.bleu import bleu
 from gridlstm.data.words import BOS, EOS, UNK, Words
 from gridlstm.decoding import beam_search
 from gridlstm.errors import UserError
 from gridlstm.look.alignment import align
 from gridlstm.look.load import load_translation
+from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
-from gridlstm.translate import load, score, write_translations
+from gridlstm.translate import load, open_checkpoints, score, translator_of, write_translations
 from gridlstm.translator import LONGEST, Translator
 
 pytest.importorskip("sacrebleu")
@@ -71,9 +73,29 @@ def test_run_logs_bleu_and_writes_its_test_translations(
     assert len(rows) == 8
     found = bleu([row[1] for row in rows], [row[2:] for row in rows])
     assert found.bleu == pytest.approx(test["test/bleu"])
-    printed = json.loads(score(load([checkpoint], beam=5), checkpoint, "test", tmp_path / "t.tsv", []))
+    opened = open_checkpoints([checkpoint])
+    printed = json.loads(score(translator_of(opened, beam=5), opened[0], "test", tmp_path / "t.tsv"))
     assert printed["bleu"] == pytest.approx(test["test/bleu"])
     assert (tmp_path / "t.tsv").read_text() == (tmp_path / "run" / "translations.tsv").read_text()
+
+
+def test_a_split_is_translated_with_each_checkpoint_read_once(
+    translation_job: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
+    read: list[Path] = []
+
+    def counted(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return load_content(path)
+
+    monkeypatch.setattr("gridlstm.training.checkpoint.load_content", counted)
+    translate._run({"ckpt": f"{checkpoint},{checkpoint.with_name('last.ckpt')}", "split": "test", "beam": 1}, [])
+    assert json.loads(capsys.readouterr().out)["sentences"] == 8
+    assert [path.name for path in read] == ["best.ckpt", "last.ckpt"]
 
 
 @pytest.mark.parametrize("model", ["reencoder", "encoder_decoder_lstm", "translation_transformer"])
