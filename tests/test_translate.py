@@ -16,11 +16,15 @@ from tests.test_translation_models import MAKE, task_of
 
 from gridlstm import translate
 from gridlstm.bleu import bleu
+from gridlstm.data.spec import PairSpec
 from gridlstm.data.words import BOS, EOS, UNK, Words
 from gridlstm.decoding import beam_search
 from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
 from gridlstm.look.alignment import align
 from gridlstm.look.load import load_translation
+from gridlstm.tasks.ensemble import TranslateTogether
+from gridlstm.training.build import make_data
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
 from gridlstm.translate import load, open_checkpoints, score, translator_of, write_translations
@@ -147,6 +151,42 @@ def test_ensemble_of_one_network_twice_equals_the_network(
     assert [found[0].score for found in two] == pytest.approx([found[0].score for found in one], abs=1e-5)
 
 
+def test_evaluation_of_an_ensemble_judges_the_mean_of_probabilities(
+    translation_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = [
+        trained(translation_job, tmp_path, "stages=[fit]", "trainer.precision=64-true", model=model, directory=model)
+        for model in ("reencoder", "attention_lstm")
+    ]
+    opened = open_checkpoints(checkpoints)
+    data = make_data(opened[0].config, opened[0].state)
+    nats, count = 0.0, 0
+    for batch in data.test_dataloader():
+        with torch.no_grad():
+            given = (batch.source, batch.source_mask, batch.inputs)
+            p = torch.stack([one.task.double()(*given).softmax(-1) for one in opened]).mean(0)
+        target = p.gather(2, batch.targets[..., None])[..., 0][batch.loss_mask]
+        nats, count = nats - float(target.log().sum()), count + len(target)
+    with caplog.at_level("INFO"):
+        found = evaluate(checkpoints[0], "test", [], others=checkpoints[1:])
+    # The opened networks' weights have passed through float32.
+    assert found["test/loss"] == pytest.approx(nats / count, rel=1e-7)
+    assert found["test/perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-7)
+    assert f"for BLEU: python -m gridlstm.translate split=test ckpt={checkpoints[0]},{checkpoints[1]}" in caplog.text
+
+
+def test_an_ensemble_as_one_task_is_searched_like_its_members() -> None:
+    torch.manual_seed(0)
+    members = [task_of(MAKE[name]().double()).eval() for name in ("reencoder", "translation_transformer")]
+    spec = PairSpec(len(Words(["a"])), len(Words(["b", "c"])), 1, 1)
+    together, apart = (
+        Translator(tasks, Words(["a"]), Words(["b", "c"]), beam=3).translate(["a a", "a", "? a a"])
+        for tasks in ([TranslateTogether(members, spec).eval()], members)
+    )
+    assert [found[0].text for found in together] == [found[0].text for found in apart]
+    assert [found[0].score for found in together] == pytest.approx([found[0].score for found in apart], abs=1e-10)
+
+
 def test_sentences_are_translated_alike_alone_and_in_any_batch() -> None:
     sentences = ["a a a", "a", "", "a ? a a a", "a a"]
     expected = [small_translator(beam=3).translate([each])[0] for each in sentences]
@@ -195,6 +235,8 @@ def test_other_checkpoints_are_refused(
     second = trained(translation_job, tmp_path, *options, directory="other")
     with pytest.raises(UserError, match="have different target symbols"):
         load([first, second])
+    with pytest.raises(UserError, match=r"trained on another task or text than .* predicts other symbols"):
+        evaluate(first, "test", [], others=[second])
     with pytest.raises(UserError, match=r"device=nowhere cannot be used: .*Expected cpu or cuda"):
         load([first], device="nowhere")
 
