@@ -27,6 +27,7 @@ from gridlstm.tasks.ensemble import TranslateTogether
 from gridlstm.training.build import make_data
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
+from gridlstm.training.validate import check
 from gridlstm.translate import load, open_checkpoints, score, translator_of, write_translations
 from gridlstm.translator import LONGEST, Translator
 
@@ -111,6 +112,13 @@ def test_every_model_trains_and_is_tested(
     assert result["status"] == "completed"
     assert 0 <= result["test"]["test/bleu"] <= 100
     assert load([checkpoint], beam=2).translate(["红猫见绿狗。"])[0][0].score < 0
+
+
+def test_a_run_takes_parallel_files_of_ones_own(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    for side, sentences in zip(("en", "de"), zip(*PAIRS, strict=True), strict=True):
+        (tmp_path / f"all.{side}").write_text("\n".join(sentences))
+    names = [f"{option}={tmp_path / 'all'}" for option in ("task.pairs", "task.test_pairs")]
+    check(job(*names, "task.data.source.num_val=8", task="parallel", model="attention_lstm"))
 
 
 def test_resumed_run_equals_an_uninterrupted_one(translation_job: Callable[..., DictConfig], tmp_path: Path) -> None:

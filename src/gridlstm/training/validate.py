@@ -208,7 +208,8 @@ def _check_one_value(cfg: DictConfig) -> None:
     for path in ("task.data", "task.data.source"):
         node = OmegaConf.select(cfg, path)
         for key, value in node.items() if isinstance(node, DictConfig) else ():
-            if key in cfg.task and cfg.task[key] != value:
+            # A node is no value: task.source=de is a language of task=parallel, task.data.source its files.
+            if key in cfg.task and not isinstance(value, DictConfig) and cfg.task[key] != value:
                 raise UserError(
                     f"{path}.{key!s}={value} contradicts task.{key!s}={cfg.task[key]}. Set task.{key!s} alone: the "
                     f"data reads it."
