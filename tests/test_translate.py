@@ -18,7 +18,7 @@ from gridlstm import translate
 from gridlstm.bleu import bleu
 from gridlstm.data.spec import PairSpec
 from gridlstm.data.words import BOS, EOS, UNK, Words
-from gridlstm.decoding import beam_search
+from gridlstm.decoding import Networks, beam_search
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.look.alignment import align
@@ -204,6 +204,22 @@ def test_sentences_are_translated_alike_alone_and_in_any_batch() -> None:
             assert [t.text for t in one] == [t.text for t in other]
             assert [t.score for t in one] == pytest.approx([t.score for t in other], abs=1e-10)
     assert expected[2] == [("", 0.0)]
+
+
+def test_fewer_sentences_are_searched_together_with_a_wide_beam(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    step = Networks.step
+
+    def counted(self: Networks, symbols: torch.Tensor) -> torch.Tensor:
+        rows.append(len(symbols))
+        return step(self, symbols)
+
+    monkeypatch.setattr(Networks, "step", counted)
+    sentences = ["a"] * 40
+    for beam, together in ((1, 32), (5, 32), (20, 8), (200, 1)):
+        rows.clear()
+        small_translator(beam=beam).translate(sentences)
+        assert rows[0] == together
 
 
 def test_beam_of_one_equals_greedy_search() -> None:

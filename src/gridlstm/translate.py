@@ -40,7 +40,11 @@ _add(
     help="print the best N translations with their log-probabilities: number ||| translation ||| score (1, without)",
 )  # fmt: skip
 _add("--length-penalty", type=number, help="p: rank by log-probability / length^p (0)")
-_add("--batch-size", type=from_one(), help="sentences that are searched together (32)")
+_add(
+    "--batch-size",
+    type=from_one(),
+    help="sentences that are searched together (32; on a CPU 160 / beam if that is less)",
+)
 _add("--device", help="cpu or cuda (cpu)")
 _add(
     "--trust", type=packages, metavar="PACKAGE[,…]",
