@@ -20,12 +20,23 @@ from gridlstm.files import read_json
 DATA = {
     "memorization": ["task.data.num_val=11", "task.data.num_test=11", "task.length=2"],
     "text": ["task=text", "task.data.window=10", "task.data.stream_length=100"],
+    "translation": [
+        "task=tatoeba",
+        "model=reencoder",
+        "model.dropout=0.0",
+        "optimizer.lr=0.05",
+        "task.data.source.num_val=7",
+        "task.data.source.num_test=7",
+        "callbacks.learning_curve=null",
+    ],
     "finite": ["task.data._target_=tests.finite.FiniteMemorization", "task.data.num_val=11", "task.data.num_test=11"],
 }
 SMALL = [
     "logger=csv", "model.hidden_size=6", "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12",
     "trainer.log_every_n_steps=4", "task.val_every=6", "task.data.batch_size=5",
 ]  # fmt: skip
+COLOURS, ANIMALS = ("red", "big", "old", "new"), ("cat", "dog", "cow")
+SENTENCES = [f"a {a} {b} sees {'the ' * n}{c}" for n, a in enumerate(COLOURS) for b in ANIMALS for c in ANIMALS]
 
 Run = Callable[..., Path]
 
@@ -44,6 +55,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Run:
             return root / name
         done.add(name)
         data = [*DATA[task], *([f"task.path={text_file}"] if task == "text" else [])]
+        if task == "translation":
+            pytest.importorskip("sacrebleu")
+            (root / "cmn.txt").write_text("".join(f"{line}\t{line.upper()}\n" for line in SENTENCES))
+            data.append(f"data_dir={root}")
         line = [python(), "train.py", *SMALL, *data, f"hydra.run.dir={root / name}", *options]
         line.append(f"+callbacks.seen={{_target_: tests.finite.Seen, dir: {root / name}}}")
         subprocess.run(line, cwd=ROOT, env=environment(root), check=True, timeout=PATIENCE)
@@ -85,6 +100,19 @@ def test_two_ranks_reproduce_the_losses_of_one(run: Run, task: str) -> None:
     two = run(f"{task}-ddp_cpu", task, "hardware=ddp_cpu")
     assert result(two)["processes"] == 2
     assert_same_losses(one(run, task), two)
+
+
+def test_two_ranks_translate_the_test_as_one_does(run: Run) -> None:
+    """Seven sentences over two ranks, which search them in other batches."""
+    whole, two = (run(f"translation-{name}", "translation", f"hardware={name}") for name in ("cpu", "ddp_cpu"))
+    assert (result(whole)["processes"], result(two)["processes"]) == (1, 2)
+    assert result(whole)["test"]["test/bleu"] > 0
+    assert result(two)["test"]["test/bleu"] == result(whole)["test"]["test/bleu"]
+    tables = [(directory / "translations.tsv").read_text() for directory in (whole, two)]
+    assert tables[0] == tables[1]
+    translations = [line.split("\t")[1] for line in tables[0].splitlines()[1:]]
+    assert len(translations) == 7
+    assert len(set(translations)) > 1, "in an order that can be wrong"
 
 
 def test_rank_without_validation_batches_does_not_block_others(run: Run) -> None:

@@ -36,7 +36,7 @@ LAYERS = [
     ["multirun"],
     ["report"],
     ["dashboard"],
-    ["train", "evaluate", "sample", "bench", "verify", "list", "doctor", "publish", "translate", "__main__"],
+    ["train", "evaluate", "average", "sample", "bench", "verify", "list", "doctor", "publish", "translate", "__main__"],
     ["look"],
 ]
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}

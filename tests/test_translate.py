@@ -14,14 +14,21 @@ from omegaconf import DictConfig
 from tests.conftest import look_at, run_python
 from tests.test_translation_models import MAKE, task_of
 
+from gridlstm import translate
 from gridlstm.bleu import bleu
+from gridlstm.data.spec import PairSpec
 from gridlstm.data.words import BOS, EOS, UNK, Words
-from gridlstm.decoding import beam_search
+from gridlstm.decoding import Networks, beam_search
 from gridlstm.errors import UserError
+from gridlstm.evaluate import evaluate
 from gridlstm.look.alignment import align
 from gridlstm.look.load import load_translation
+from gridlstm.tasks.ensemble import TranslateTogether
+from gridlstm.training.build import make_data
+from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
-from gridlstm.translate import load, score, write_translations
+from gridlstm.training.validate import check
+from gridlstm.translate import load, open_checkpoints, score, translator_of, write_translations
 from gridlstm.translator import LONGEST, Translator
 
 pytest.importorskip("sacrebleu")
@@ -71,9 +78,29 @@ def test_run_logs_bleu_and_writes_its_test_translations(
     assert len(rows) == 8
     found = bleu([row[1] for row in rows], [row[2:] for row in rows])
     assert found.bleu == pytest.approx(test["test/bleu"])
-    printed = json.loads(score(load([checkpoint], beam=5), checkpoint, "test", tmp_path / "t.tsv", []))
+    opened = open_checkpoints([checkpoint])
+    printed = json.loads(score(translator_of(opened, beam=5), opened[0], "test", tmp_path / "t.tsv"))
     assert printed["bleu"] == pytest.approx(test["test/bleu"])
     assert (tmp_path / "t.tsv").read_text() == (tmp_path / "run" / "translations.tsv").read_text()
+
+
+def test_a_split_is_translated_with_each_checkpoint_read_once(
+    translation_job: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
+    read: list[Path] = []
+
+    def counted(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return load_content(path)
+
+    monkeypatch.setattr("gridlstm.training.checkpoint.load_content", counted)
+    translate._run({"ckpt": f"{checkpoint},{checkpoint.with_name('last.ckpt')}", "split": "test", "beam": 1}, [])
+    assert json.loads(capsys.readouterr().out)["sentences"] == 8
+    assert [path.name for path in read] == ["best.ckpt", "last.ckpt"]
 
 
 @pytest.mark.parametrize("model", ["reencoder", "encoder_decoder_lstm", "translation_transformer"])
@@ -85,6 +112,13 @@ def test_every_model_trains_and_is_tested(
     assert result["status"] == "completed"
     assert 0 <= result["test"]["test/bleu"] <= 100
     assert load([checkpoint], beam=2).translate(["红猫见绿狗。"])[0][0].score < 0
+
+
+def test_a_run_takes_parallel_files_of_ones_own(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    for side, sentences in zip(("en", "de"), zip(*PAIRS, strict=True), strict=True):
+        (tmp_path / f"all.{side}").write_text("\n".join(sentences))
+    names = [f"{option}={tmp_path / 'all'}" for option in ("task.pairs", "task.test_pairs")]
+    check(job(*names, "task.data.source.num_val=8", task="parallel", model="attention_lstm"))
 
 
 def test_resumed_run_equals_an_uninterrupted_one(translation_job: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -125,6 +159,42 @@ def test_ensemble_of_one_network_twice_equals_the_network(
     assert [found[0].score for found in two] == pytest.approx([found[0].score for found in one], abs=1e-5)
 
 
+def test_evaluation_of_an_ensemble_judges_the_mean_of_probabilities(
+    translation_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = [
+        trained(translation_job, tmp_path, "stages=[fit]", "trainer.precision=64-true", model=model, directory=model)
+        for model in ("reencoder", "attention_lstm")
+    ]
+    opened = open_checkpoints(checkpoints)
+    data = make_data(opened[0].config, opened[0].state)
+    nats, count = 0.0, 0
+    for batch in data.test_dataloader():
+        with torch.no_grad():
+            given = (batch.source, batch.source_mask, batch.inputs)
+            p = torch.stack([one.task.double()(*given).softmax(-1) for one in opened]).mean(0)
+        target = p.gather(2, batch.targets[..., None])[..., 0][batch.loss_mask]
+        nats, count = nats - float(target.log().sum()), count + len(target)
+    with caplog.at_level("INFO"):
+        found = evaluate(checkpoints[0], "test", [], others=checkpoints[1:])
+    # The opened networks' weights have passed through float32.
+    assert found["test/loss"] == pytest.approx(nats / count, rel=1e-7)
+    assert found["test/perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-7)
+    assert f"for BLEU: python -m gridlstm.translate split=test ckpt={checkpoints[0]},{checkpoints[1]}" in caplog.text
+
+
+def test_an_ensemble_as_one_task_is_searched_like_its_members() -> None:
+    torch.manual_seed(0)
+    members = [task_of(MAKE[name]().double()).eval() for name in ("reencoder", "translation_transformer")]
+    spec = PairSpec(len(Words(["a"])), len(Words(["b", "c"])), 1, 1)
+    together, apart = (
+        Translator(tasks, Words(["a"]), Words(["b", "c"]), beam=3).translate(["a a", "a", "? a a"])
+        for tasks in ([TranslateTogether(members, spec).eval()], members)
+    )
+    assert [found[0].text for found in together] == [found[0].text for found in apart]
+    assert [found[0].score for found in together] == pytest.approx([found[0].score for found in apart], abs=1e-10)
+
+
 def test_translations_do_not_depend_on_the_batch() -> None:
     sentences = ["a a a", "a", "", "a ? a a a", "a a"]
     expected = [small_translator(beam=3).translate([each])[0] for each in sentences]
@@ -134,6 +204,22 @@ def test_translations_do_not_depend_on_the_batch() -> None:
             assert [t.text for t in one] == [t.text for t in other]
             assert [t.score for t in one] == pytest.approx([t.score for t in other], abs=1e-10)
     assert expected[2] == [("", 0.0)]
+
+
+def test_fewer_sentences_are_searched_together_with_a_wide_beam(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    step = Networks.step
+
+    def counted(self: Networks, symbols: torch.Tensor) -> torch.Tensor:
+        rows.append(len(symbols))
+        return step(self, symbols)
+
+    monkeypatch.setattr(Networks, "step", counted)
+    sentences = ["a"] * 40
+    for beam, together in ((1, 32), (5, 32), (20, 8), (200, 1)):
+        rows.clear()
+        small_translator(beam=beam).translate(sentences)
+        assert rows[0] == together
 
 
 def test_beam_of_one_equals_greedy_search() -> None:
@@ -173,6 +259,8 @@ def test_other_checkpoints_are_refused(
     second = trained(translation_job, tmp_path, *options, directory="other")
     with pytest.raises(UserError, match="have different target symbols"):
         load([first, second])
+    with pytest.raises(UserError, match=r"trained on another task or text than .* predicts other symbols"):
+        evaluate(first, "test", [], others=[second])
     with pytest.raises(UserError, match=r"device=nowhere cannot be used: .*Expected cpu or cuda"):
         load([first], device="nowhere")
 

@@ -7,6 +7,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint: ckpt=outputs/…/best.ckpt split=test",
     "sample": 'let a language model write: ckpt=outputs/…/best.ckpt prime="The "',
     "translate": 'translate sentences: ckpt=outputs/…/best.ckpt "Ein Hund bellt."',
+    "average": "average the last checkpoints of a run: ckpt=outputs/…/RUN",
     "report": "put the runs of a sweep into tables, curves and one page: multirun/…",
     "look": "draw gradients, memory cells and gates of a network: what=gradients model=grid2d",
     "dashboard": "make a W&B workspace of a sweep: multirun/…",

@@ -13,6 +13,7 @@ from torch import Tensor
 from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.models.base import State
 from gridlstm.models.translation import Context, select_rows
+from gridlstm.tasks.ensemble import mean_log_p
 from gridlstm.tasks.translate import Translate
 
 
@@ -76,8 +77,8 @@ class Networks:
         found = []
         for n, task in enumerate(self.tasks):
             y, self.states[n] = task.model.step(self.contexts[n], self.states[n], symbols)
-            found.append(task.head(y).log_softmax(-1))
-        log_p = found[0] if len(found) == 1 else torch.stack(found).logsumexp(0) - math.log(len(found))
+            found.append(task.head(y))
+        log_p = mean_log_p(found)
         if log_p.isnan().any():
             raise UserError("the network's output is not a number, as after a diverged training. Use another ckpt.")
         return log_p

@@ -33,7 +33,8 @@ PARSER.add_argument(
     required=True,
     metavar="CHECKPOINT[,…]",
     help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several are an ensemble: the mean of "
-    "their probabilities, on the task of the first",
+    "their probabilities, on the task of the first. For the BLEU of translations: python -m gridlstm.translate "
+    "split=test",
 )
 PARSER.add_argument(
     "--split",
@@ -99,7 +100,8 @@ def evaluate(
     if split == "all" and dynamic_rate is not None:
         raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
     # Imported here, so that --help need not wait for torch.
-    from gridlstm.tasks.ensemble import Ensemble
+    from gridlstm.tasks.ensemble import Ensemble, TranslateTogether
+    from gridlstm.tasks.translate import Translate
     from gridlstm.training.build import build
     from gridlstm.training.callbacks.position_loss import PositionLoss
     from gridlstm.training.checkpoint import (
@@ -133,12 +135,13 @@ def evaluate(
     content = load_content(checkpoint)
     if positions is not None and not positions.name:
         raise UserError(f"positions={positions} names no file: give positions=STEM, for STEM.csv and STEM.png.")
-    members = list(_members([checkpoint, *others], overrides, trust)) if others else []
+    checkpoints = [checkpoint, *others]
+    members = list(_members(checkpoints, overrides, trust)) if others else []
     run = build(config, data_state(config, content), split == "all", [member for member, _ in members])
     warn_of_change(run.data, overrides)
     if split != "all":
         warn_of_splits(config, checkpoint, overrides)
-    networks = run.task.networks if isinstance(run.task, Ensemble) else (run.task,)
+    networks = run.task.networks if isinstance(run.task, Ensemble | TranslateTogether) else (run.task,)
     for network, (_, weights) in zip(networks, members or [(config, content)], strict=True):
         load_weights(network, weights["state_dict"])
     if positions is not None or dynamic_rate is not None:
@@ -156,6 +159,8 @@ def evaluate(
         raise KeyboardInterrupt from error
     if positions is not None:
         log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
+    if isinstance(run.task, Translate):
+        log.info("for BLEU: python -m gridlstm.translate split=%s ckpt=%s", split, ",".join(map(str, checkpoints)))
     stage = "val" if split == "val" else "test"
     found = {name: value for name, value in metrics(run).items() if name.startswith(f"{stage}/")}
     return {f"{split}/{name.partition('/')[2]}": value for name, value in found.items()}
@@ -235,14 +240,15 @@ def _members(
     for checkpoint in checkpoints:
         config = load_config(checkpoint, [each for each in overrides if each.startswith("model.")], trust)
         content = load_content(checkpoint)
-        found = vocabulary(config, content) or config.task.data._target_
+        state = data_state(config, content)
+        pair = [state[name] for name in ("source_vocabulary", "target_vocabulary") if name in state]
+        found = vocabulary(config, content) or pair or config.task.data._target_
         first = first or found
         if found != first:
             raise UserError(
                 f"{checkpoint} was trained on another task or text than {checkpoints[0]} and predicts other symbols. "
                 f"An ensemble needs checkpoints of one task. Remove it."
             )
-        state = data_state(config, content)
         texts.append((state.get("crc32"), state.get("symbols"), config.task.data.get("splits")))
         if texts[-1] != texts[0]:
             log.warning(

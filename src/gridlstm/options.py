@@ -83,6 +83,7 @@ ROLES: dict[str, Role] = {
     "callbacks.final_validation": Role.RECORD,
     "callbacks.checkpoint": Role.RECORD,
     "callbacks.last_checkpoint": Role.RECORD,
+    "callbacks.last_checkpoints": Role.RECORD,
     "callbacks.interruption": Role.RECORD,
     "callbacks.engine_choices": Role.RECORD,
     "callbacks.progress_file": Role.RECORD,

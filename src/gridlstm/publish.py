@@ -1,6 +1,7 @@
 """Write a trained network as files to hand on: ``python -m gridlstm.publish ckpt=…/best.ckpt out=DIRECTORY``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
         file.write(save(weights, {"data": json.dumps({kind: data_state(source, content)})}))
     write_text(files[1], OmegaConf.to_yaml(_without_places(config, config)))
     write_text(files[2], OmegaConf.to_yaml(_without_places(source, config)))
-    write_text(files[3], _card(result, sum(value.numel() for value in weights.values())))
+    write_text(files[3], _card(result, sum(value.numel() for value in weights.values()), content.get("mean_of", ())))
     return files
 
 
@@ -76,13 +77,19 @@ def _without_places(config: "DictConfig", resolved: "DictConfig") -> "DictConfig
     return config
 
 
-def _card(result: dict[str, Any], parameters: int) -> str:
-    """Return the model card: what was trained, what it reached, where it comes from, and how to use it."""
-    scores = {f"best {name}": value for name, value in result.get("best", {}).items() if name != "checkpoint"}
-    scores |= result.get("test", {})
+def _card(result: dict[str, Any], parameters: int, mean_of: Sequence[int]) -> str:
+    """Return the model card: what was trained, what it reached, where it comes from, and how to use it.
+
+    The scores of a run are not those of an average of its checkpoints, made at the steps ``mean_of``.
+    """
+    scores = {}
+    if not mean_of:
+        scores = {f"best {name}": value for name, value in result.get("best", {}).items() if name != "checkpoint"}
+        scores |= result.get("test", {})
     facts = {
         "model, task": f"{result.get('model')}, {result.get('task')}",
         "parameters": f"{parameters:,}",
+        "weights": f"mean of the checkpoints of steps {', '.join(map(str, mean_of))}" if mean_of else None,
         "training samples": f"{result['samples']:,}" if "samples" in result else None,
         **{name: f"{value:.6g}" for name, value in scores.items() if isinstance(value, int | float)},
         "seed": result.get("seed"),

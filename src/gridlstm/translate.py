@@ -4,13 +4,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gridlstm.command import Parser, checkpoint_paths, from_one, number, packages, run_command
 from gridlstm.errors import UserError
 from gridlstm.files import to_json, write_text
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from gridlstm.tasks.translate import Translate
     from gridlstm.translator import Translation, Translator
 
 PARSER = Parser(
@@ -37,7 +40,11 @@ _add(
     help="print the best N translations with their log-probabilities: number ||| translation ||| score (1, without)",
 )  # fmt: skip
 _add("--length-penalty", type=number, help="p: rank by log-probability / length^p (0)")
-_add("--batch-size", type=from_one(), help="sentences that are searched together (32)")
+_add(
+    "--batch-size",
+    type=from_one(),
+    help="sentences that are searched together (32; on a CPU 160 / beam if that is less)",
+)
 _add("--device", help="cpu or cuda (cpu)")
 _add(
     "--trust", type=packages, metavar="PACKAGE[,…]",
@@ -45,14 +52,22 @@ _add(
 )  # fmt: skip
 
 
-def load(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] = (), **options: Any) -> "Translator":
-    """Return a translator of trained networks; their data is not needed.
+class Opened(NamedTuple):
+    """Network of a checkpoint, with what its data needs to be read again."""
+
+    task: "Translate"
+    config: "DictConfig"
+    state: dict[str, Any]
+    """State of the data: the vocabularies, and a checksum of the training pairs."""
+
+
+def open_checkpoints(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] = ()) -> list[Opened]:
+    """Return the trained networks of checkpoints; their data is not needed.
 
     Args:
         checkpoints: files in run directories.
         device: "cpu" or "cuda".
         trust: see ``gridlstm.training.trust``.
-        options: of ``gridlstm.translator.Translator``.
 
     Raises:
         UserError: a checkpoint cannot be loaded, is not of a translation, or has other symbols than the first.
@@ -62,10 +77,8 @@ def load(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] 
     from gridlstm.tasks.translate import Translate
     from gridlstm.training.build import make_task
     from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights
-    from gridlstm.translator import Translator
 
-    tasks: list[Translate] = []
-    first: dict[str, Any] = {}
+    opened: list[Opened] = []
     for checkpoint in checkpoints:
         config = load_config(checkpoint, [], trust)
         content = load_content(checkpoint)
@@ -75,9 +88,8 @@ def load(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] 
                 f"{checkpoint} is of task={config.run.task}, which does not translate. Give the checkpoint of a run of "
                 f"task=translation or tatoeba."
             )
-        first = first or state
         for name in ("source_vocabulary", "target_vocabulary"):
-            if state[name] != first[name]:
+            if opened and state[name] != opened[0].state[name]:
                 raise UserError(
                     f"{checkpoint} and {checkpoints[0]} have different {name.replace('_vocabulary', '')} symbols. An "
                     f"ensemble needs checkpoints of the same languages and vocabularies. Remove one."
@@ -87,15 +99,34 @@ def load(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] 
         assert isinstance(task, Translate), "its data has two vocabularies"
         load_weights(task, content["state_dict"])
         try:
-            tasks.append(task.eval().to(device))
+            opened.append(Opened(task.eval().to(device), config, state))
         except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
             raise UserError(
                 f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
             ) from error
-    return Translator(tasks, source, target, **options)
+    return opened
 
 
-def score(translator: "Translator", checkpoint: Path, split: str, out: Path | None, trust: Sequence[str]) -> str:
+def translator_of(opened: Sequence[Opened], **options: Any) -> "Translator":
+    """Return a translator of trained networks for the same symbols.
+
+    Args:
+        opened: from ``open_checkpoints``.
+        options: of ``gridlstm.translator.Translator``.
+    """
+    from gridlstm.data.words import vocabulary_from
+    from gridlstm.translator import Translator
+
+    source, target = (vocabulary_from(opened[0].state[f"{side}_vocabulary"]) for side in ("source", "target"))
+    return Translator([one.task for one in opened], source, target, **options)
+
+
+def load(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] = (), **options: Any) -> "Translator":
+    """Return a translator of checkpoints: see ``open_checkpoints`` and ``translator_of``."""
+    return translator_of(open_checkpoints(checkpoints, device, trust), **options)
+
+
+def score(translator: "Translator", opened: Opened, split: str, out: Path | None) -> str:
     """Translate a split of a run's data; return its scores as JSON, and write the translations to a file.
 
     Raises:
@@ -105,11 +136,10 @@ def score(translator: "Translator", checkpoint: Path, split: str, out: Path | No
     from gridlstm.data.translation import TranslationData
     from gridlstm.training.build import make_data
     from gridlstm.training.callbacks.translations import table
-    from gridlstm.training.checkpoint import data_state, load_config, load_content, warn_of_change
+    from gridlstm.training.checkpoint import warn_of_change
 
     check_installed()
-    config = load_config(checkpoint, [], trust)
-    data = cast(TranslationData, make_data(config, data_state(config, load_content(checkpoint))))
+    data = cast(TranslationData, make_data(opened.config, opened.state))
     warn_of_change(data, [])
     which: Any = split
     sources, references = data.sources(which), data.references(which)
@@ -163,9 +193,10 @@ def _run(given: dict[str, Any], sentences: list[str]) -> None:
         raise UserError(f"split={split} translates the run's own data. Remove the sentences, or split.")
     if out is not None and split is None:
         raise UserError("out is the table of a split. Give split=test too, or redirect the output: > FILE.")
-    translator = load(checkpoints, given.pop("device", "cpu"), trust, **given)
+    opened = open_checkpoints(checkpoints, given.pop("device", "cpu"), trust)
+    translator = translator_of(opened, **given)
     if split is not None:
-        print(score(translator, checkpoints[0], split, out, trust))
+        print(score(translator, opened[0], split, out))
         return
 
     def write(text: str) -> None:

@@ -1,6 +1,6 @@
 """Several trained networks evaluated as one: the mean of their probabilities.
 
-Shape legend: B batch rows, T time steps, C classes.
+Shape legend: B batch rows, T time steps, C classes; of translations, R rows and V target symbols.
 """
 
 import math
@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.data.base import Batch
-from gridlstm.data.spec import Spec
+from gridlstm.data.spec import PairSpec, Spec
 from gridlstm.metrics import RatioOfSums
 from gridlstm.models.base import SequenceModel, State
+from gridlstm.models.translation import Context, TranslationModel
 from gridlstm.tasks.base import Prediction
 from gridlstm.tasks.sequence import SequenceTask
+from gridlstm.tasks.translate import Translate
+
+
+def mean_log_p(logits: Sequence[Tensor]) -> Tensor:
+    """Return log((p_1 + … + p_n) / n) of the logits of n networks, (…, C) each."""
+    log_p = [each.log_softmax(-1) for each in logits]
+    return log_p[0] if len(log_p) == 1 else torch.stack(log_p).logsumexp(0) - math.log(len(log_p))
 
 
 class MeanProbability(SequenceModel):
@@ -38,8 +46,7 @@ class MeanProbability(SequenceModel):
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         states = [None] * len(self.members) if state is None else state
         found = [member(x, before) for member, before in zip(self.members, states, strict=True)]
-        log_p = torch.stack([logits.log_softmax(-1) for logits, _ in found]).logsumexp(0) - math.log(len(found))
-        return log_p, tuple(after for _, after in found)
+        return mean_log_p([logits for logits, _ in found]), tuple(after for _, after in found)
 
 
 class Ensemble(SequenceTask):
@@ -65,3 +72,49 @@ class Ensemble(SequenceTask):
 
     def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, prediction: Prediction) -> None:
         self._update_metrics(metrics, batch, prediction)
+
+
+class MeanTranslation(TranslationModel):
+    """p = (p_1 + … + p_n) / n, of networks that translate between the same symbols.
+
+    ``advance`` returns log p, (R, T, V). Contexts and states are those of all networks.
+
+    Args:
+        members: trained tasks.
+    """
+
+    def __init__(self, members: Sequence[Translate]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.output_size = members[0].classes
+
+    def read(self, source: Tensor, source_mask: Tensor) -> Context:
+        return tuple(cast(Translate, member).model.read(source, source_mask) for member in self.members)
+
+    def start(self, context: Context) -> State:
+        return tuple(
+            cast(Translate, member).model.start(each) for member, each in zip(self.members, context, strict=True)
+        )
+
+    def advance(self, context: Context, state: State, inputs: Tensor) -> tuple[Tensor, State]:
+        logits, after = [], []
+        for member, each, before in zip(self.members, context, state, strict=True):
+            task = cast(Translate, member)
+            y, own = task.model.advance(each, before, inputs)
+            logits.append(task.head(y))
+            after.append(own)
+        return mean_log_p(logits), tuple(after)
+
+
+class TranslateTogether(Translate):
+    """The task of translation, whose metrics judge the mean of all members' probabilities.
+
+    Args:
+        members: trained tasks for the same symbols.
+        spec: sizes of the data.
+    """
+
+    def __init__(self, members: Sequence[Translate], spec: PairSpec) -> None:
+        super().__init__(MeanTranslation(members), spec, members[0].make_optimizer)
+        self.networks = tuple(members)  # which ``model`` holds as modules
+        self.head = nn.Identity()  # log p is what a head would return

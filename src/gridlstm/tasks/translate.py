@@ -75,7 +75,7 @@ class Translate(Task):
                 f"tied=true needs projections of the output's length: expected {model.output_size}, got "
                 f"{model.target.weight.shape[1]}. Use tied=false."
             )
-        self.head = TiedHead(model.target) if tied else nn.Linear(model.output_size, spec.target_size)
+        self.head: nn.Module = TiedHead(model.target) if tied else nn.Linear(model.output_size, spec.target_size)
         self.classes = spec.target_size
         self.label_smoothing = label_smoothing
 

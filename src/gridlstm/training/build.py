@@ -19,12 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ExponentialLR
 
 from gridlstm.data.base import SequenceData
-from gridlstm.data.spec import DataSpec, Spec
+from gridlstm.data.spec import DataSpec, PairSpec, Spec
 from gridlstm.errors import UserError
 from gridlstm.schedules import Cosine
 from gridlstm.tasks.base import Task
-from gridlstm.tasks.ensemble import Ensemble
+from gridlstm.tasks.ensemble import Ensemble, TranslateTogether
 from gridlstm.tasks.sequence import SequenceTask
+from gridlstm.tasks.translate import Translate
 from gridlstm.training.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.training.callbacks.clock import Clock
 from gridlstm.training.option_names import options_named, refusal
@@ -80,7 +81,10 @@ def build(
     _check_sizes(data, data.spec)
     _check_shares(cfg, data)
     task: Task
-    if members:
+    if members and isinstance(data.spec, PairSpec):
+        translators = [cast(Translate, make_task(_with_epochs(member, data), data.spec)) for member in members]
+        task = TranslateTogether(translators, data.spec)
+    elif members:
         spec = cast(Spec, data.spec)  # as the members need
         networks = [make_sequence_task(_with_epochs(member, data), spec) for member in members]
         task = Ensemble(networks, spec, cfg.task.objective.get("temperature", 1.0))

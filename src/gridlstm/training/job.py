@@ -117,9 +117,14 @@ def _restore(cfg: DictConfig, run: Run, plan: Plan, checkpoint: Path) -> None:
 
     Raises:
         UserError: the weights belong to another network, the data differs from the checkpoint's although the run
-            trains on it or tests on it as its own, or no training time is left.
+            trains on it or tests on it as its own, no training time is left, or the file has no state of a training.
     """
     content = load_content(checkpoint)
+    if plan.trains and "optimizer_states" not in content:
+        raise UserError(
+            f"{checkpoint} holds weights without the state of their training, expected a checkpoint that a run wrote. "
+            f"Use init_from={checkpoint} to start a new run from these weights."
+        )
     if (plan.continues or plan.trains) and (state := data_state(cfg, content)):
         run.data.check_goes_on(state)
     load_weights(run.task, content["state_dict"])

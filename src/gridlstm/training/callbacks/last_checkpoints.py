@@ -1,0 +1,42 @@
+"""Keep the checkpoints of the last validations, for a mean of their weights."""
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from gridlstm.errors import check_at_least_one
+
+
+class LastCheckpoints(ModelCheckpoint):
+    """Writes step-N.ckpt at every validation, N the optimizer steps so far, and removes all but the last ones.
+
+    ``python -m gridlstm.average`` averages them.
+
+    Args:
+        dirpath: directory of the checkpoints.
+        number: files that are kept.
+
+    Raises:
+        UserError: ``number`` is below 1.
+    """
+
+    def __init__(self, dirpath: str, number: int = 5) -> None:
+        check_at_least_one(number=number)
+        super().__init__(
+            dirpath, "step-{step}", save_top_k=-1, auto_insert_metric_name=False, enable_version_counter=False
+        )
+        self.number = number
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.is_global_zero and self.dirpath is not None:
+            # By name, because a resumed run does not know a file that was written after last.ckpt.
+            for path in kept(Path(self.dirpath))[: -self.number]:
+                path.unlink()
+
+
+def kept(directory: Path) -> list[Path]:
+    """Return the step-N.ckpt in a directory in ascending order of N."""
+    numbered = {path: path.stem.removeprefix("step-") for path in directory.glob("step-*.ckpt")}
+    return sorted((path for path in numbered if numbered[path].isdecimal()), key=lambda path: int(numbered[path]))
