@@ -6,6 +6,8 @@ device, ``steps.EagerStep`` computes the same numbers up to float32 rounding.
 
 import ctypes
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Literal
 
@@ -109,6 +111,17 @@ def force_pointwise_step(name: PointwiseStep) -> None:
     """Use this step from now on, if this machine supports it."""
     global _forced
     _forced = name
+
+
+@contextmanager
+def using_step(name: PointwiseStep) -> Iterator[None]:
+    """Use this step, if this machine supports it."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
