@@ -23,6 +23,8 @@ class Case:
     B: int
     masked: tuple[str, ...] = ()
     """Which of the masks every dimension has; ``keep`` also for padding, ``mix`` for float keeps."""
+    scale: float = 1.0
+    """Standard deviation of weights. At 1, a wide grid amplifies roundings without limit."""
 
 
 def random_inputs(case: Case, like: Tensor = DOUBLE) -> tuple[list[Weights], list[HiddenMemory]]:
@@ -42,7 +44,8 @@ def random_inputs(case: Case, like: Tensor = DOUBLE) -> tuple[list[Weights], lis
         if constant is not None:
             bias = constant.expand(*copies, -1)
         vectors = tuple(random(*copies, length) for length in cell.vector_lengths(size).values())
-        weights.append(Weights(random(*copies, cell.num_gates * size, D), bias, vectors))
+        weight = (case.scale * random(*copies, cell.num_gates * size, D)).detach().requires_grad_()
+        weights.append(Weights(weight, bias, vectors))
     for n, owner in block.same:
         weights[n] = weights[n]._replace(weight=weights[owner].weight, bias=weights[owner].bias)
     sides = []
