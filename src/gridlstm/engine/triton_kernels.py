@@ -103,7 +103,7 @@ def lstm_forward(
     new_m = f * old_m + u * c
     new_h = _output(o, new_m, STANDARD)
     if keep_h is not None:
-        old_h = tl.load(h + STAGE * stage_stride + row * h_stride + unit, inside, 0.0)
+        old_h = tl.load(h + row * h_stride + unit, inside, 0.0)
         new_h = _hold_back(tl.load(keep_h + row * d + unit, inside, 0), old_h, new_h)
     if keep_m is not None:
         new_m = _hold_back(tl.load(keep_m + row * d + unit, inside, 0), old_m, new_m)
