@@ -7,12 +7,13 @@ ARGS ?=
 # One process for each core; at the end, idle processes take over tests of others. For one process: ARGS="-n 0".
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test test-slow lint generated docs list bench clean
+.PHONY: help train test test-slow test-gpu lint generated docs list bench clean
 
 help:
 	@echo "make train [ARGS=\"model=grid2d task=enwik8\"]   install into $(VENV) and train; a minute by default"
 	@echo "make test                                     lint, types and the tests (without those marked slow)"
 	@echo "make test-slow                                the tests marked slow"
+	@echo "make test-gpu                                 the tests that need a GPU; docs/performance.md has what measures it"
 	@echo "make lint                                     ruff and mypy"
 	@echo "make generated                                write docs/models.md, docs/configuration.md, conf/models.txt and the parameters on record"
 	@echo "make docs                                     build the documentation into site/; a broken link is an error"
@@ -39,6 +40,10 @@ test: lint
 
 test-slow: $(VENV)/installed
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+# In one process, because the tests share the GPU.
+test-gpu: $(VENV)/installed
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 generated: $(VENV)/installed
 	@$(BIN)/python -m gridlstm.list --write

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 
 from gridlstm import bench, contenders
 from gridlstm.cell import HiddenMemory
+from gridlstm.contenders import Contender
 from gridlstm.engine import dispatch
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan
@@ -97,3 +98,59 @@ def test_image_benchmark_times_sweeps_beside_matrix_products(
     monkeypatch.setitem(dispatch.SWEEPS, "wavefront", wrong)
     with pytest.raises(UserError, match="sweep=wavefront differs from the reference"):
         contenders.corners_contender("wavefront", bench.IMAGES)
+
+
+def test_a_missing_gpu_is_refused_before_timing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, message in (("cuda", "torch finds no GPU here"), ("gpu", "must be cpu or cuda, got 'gpu'")):
+        with pytest.raises(SystemExit, match="2"):
+            bench.main(["--device", device, "--dir", str(tmp_path / "out")])
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert message in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_contenders_of_a_gpu_agree_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed on the CPU here, where the Triton step is the compiled one."""
+    for name in ("grid_contender", "corners_contender", "lstm_contender", "product_contender"):
+        make = getattr(contenders, name)
+
+        def on_cpu(*arguments: object, make: Callable[..., Contender] = make, **options: object) -> Contender:
+            words = ["cpu" if word == "cuda" else word for word in arguments]
+            return make(*words, **{key: "cpu" if value == "cuda" else value for key, value in options.items()})
+
+        monkeypatch.setattr(bench, name, on_cpu)
+    shapes = (contenders.Shape((4, 3), 8, 2), contenders.Shape((4, 5, 1), 8, 2, corners=4))
+    rows = [row for shape in shapes for row in bench.measure(shape, 1, "cuda", bench.stopwatch("cpu", 1))]
+    expected = {"naive loop", "wavefront, eager step", "wavefront, Triton step", "product, float32, native"}
+    for shape in shapes:
+        assert expected <= {row.contender for row in rows if row.shape == shape}
+    assert {"nn.LSTM, equal arithmetic", "half-step, priority, Triton step"} <= {row.contender for row in rows}
+    assert "product, float32, oneDNN" not in {row.contender for row in rows}
+    assert all(row.seconds > 0 for row in rows)
+
+
+def test_a_gpu_is_timed_by_its_own_clock_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            happened.append("record")
+
+        def synchronize(self) -> None:
+            happened.append("wait for the event")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: happened.append("wait for all"))
+    seconds = bench.stopwatch("cuda", 1)(lambda backward: happened.append(f"run {backward}"), True)
+    assert seconds == 3e-3
+    assert happened == ["wait for all", "record", "run True", "record", "wait for the event"]

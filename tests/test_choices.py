@@ -4,15 +4,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gridlstm.engine import build, choices, fused, matmul
 from gridlstm.engine.choices import Choices
+from gridlstm.errors import UserError
 from gridlstm.models.grid2d import Grid2d
+from gridlstm.training.checkpoint import load_content
+from gridlstm.training.job import run_job
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +205,22 @@ def test_choice_that_is_not_available_is_reported(
     choices.force(Choices("native", "fused"))
     assert choices.current() == Choices("native", "eager")
     assert "will differ by rounding" in caplog.text
+
+
+def test_a_run_uses_the_pointwise_step_of_its_option(job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    option = "callbacks.engine_choices.pointwise"
+    run_job(job(f"{option}=eager", "trainer.max_steps=2", "stages=[fit]"))
+    content = load_content(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert content["callbacks"]["EngineChoices"]["pointwise"] == "eager"
+    resumed = ("ckpt_path=last", "trainer.max_steps=4", "stages=[fit]")
+    run_job(job(*resumed))
+    assert fused.pointwise_step() == "eager", "the checkpoint's"
+    if fused.library() is not None:
+        run_job(job(f"{option}=fused", *resumed[:1], "trainer.max_steps=6", "stages=[fit]"))
+        assert fused.pointwise_step() == "fused", "the option's"
+    with pytest.raises(
+        UserError, match=r"callbacks\.engine_choices\.pointwise=triton cannot work here: .*Leave the op"
+    ):
+        run_job(job(f"{option}=triton", directory="other"))
+    with pytest.raises(UserError, match=r"pointwise must be one of auto, fused, eager, triton, got 'cuda'\."):
+        run_job(job(f"{option}=cuda", directory="other"))

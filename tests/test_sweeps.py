@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.grids import EXACT, Case, assert_equals_reference, random_inputs, tensors_of, values_and_gradients
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
@@ -18,21 +19,7 @@ from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.grid2d import Grid2d, Grid2dState
-from gridlstm.scan import Block, Masks, Weights, scan
-
-# Both sides sum fewer than 1e4 float64 terms of order 1, in different orders.
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A block, and the extents of a grid of such blocks."""
-
-    block: Block
-    extents: tuple[int, ...]
-    B: int
-    masked: tuple[str, ...] = ()
-    """Masks of every dimension: ``keep`` (as for padding), ``mix`` (keep masks of floats) and ``drop``."""
+from gridlstm.scan import Block, Weights
 
 
 @dataclass(frozen=True)
@@ -81,88 +68,15 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(block, extents, draw(st.integers(1, 3), label="B"), masked)
 
 
-def random_inputs(case: Case, requires_grad: bool = True) -> tuple[list[Weights], list[HiddenMemory]]:
-    """Return random weights and sides in float64."""
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_(requires_grad)
-
-    block, N = case.block, len(case.extents)
-    copies = tuple(case.extents[axis] for axis in block.untied)
-    D = sum(block.sizes)
-    weights = []
-    for cell, size in zip(block.cells, block.sizes, strict=True):
-        constant = cell.constant_bias(size, torch.empty(0, dtype=torch.float64))
-        bias = random(*copies, cell.num_gates * size) if cell.has_bias else None
-        if constant is not None:
-            bias = constant.expand(*copies, -1)
-        vectors = tuple(random(*copies, length) for length in cell.vector_lengths(size).values())
-        weights.append(Weights(random(*copies, cell.num_gates * size, D), bias, vectors))
-    for n, owner in block.same:
-        weights[n] = weights[n]._replace(weight=weights[owner].weight, bias=weights[owner].bias)
-    sides = []
-    for n in range(N):
-        leading = (*(extent for axis, extent in enumerate(case.extents) if axis != n), case.B)
-        size = block.sizes[n]
-        sides.append(HiddenMemory(random(*leading, size), random(*leading, block.cells[n].memory_size(size))))
-    return weights, sides
-
-
-def random_masks(case: Case) -> list[Masks] | None:
-    """Return masks that differ in every block and dimension; some of them are broadcast."""
-    generator = torch.Generator().manual_seed(2)
-
-    def random(length: int) -> Tensor:
-        return torch.rand(*case.extents, case.B, length, dtype=torch.float64, generator=generator)
-
-    if not case.masked:
-        return None
-    masks = []
-    for cell, size in zip(case.block.cells, case.block.sizes, strict=True):
-        mask = Masks(drop=2 * random(size).round() if "drop" in case.masked else None)
-        if "mix" in case.masked:
-            mask = mask._replace(keep_h=random(1), keep_m=random(cell.memory_size(size)))
-        if "keep" in case.masked:
-            mask = mask._replace(keep_h=random(1) < 0.5, keep_m=random(1)[-1:] < 0.5)
-        masks.append(mask)
-    return masks
-
-
-def tensors_of(weights: list[Weights], sides: list[HiddenMemory]) -> list[Tensor]:
-    """Return all differentiable inputs."""
-    everything = [x for w in weights for x in (w.weight, w.bias, *w.vectors)] + [x for side in sides for x in side]
-    return [x for x in everything if x is not None and x.requires_grad]
-
-
-def values_and_gradients(
-    sweep: Sweep, case: Case, weights: list[Weights], sides: list[HiddenMemory]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return all outputs of the grid, and the gradients of a random projection of them with respect to all inputs."""
-    leaves = tensors_of(weights, sides)
-    out = [x for side in sweep(case.block, weights, sides, case.extents, random_masks(case)) for x in side]
-    generator = torch.Generator().manual_seed(1)
-    loss = sum((x * torch.randn(x.shape, dtype=x.dtype, generator=generator)).sum() for x in out)
-    assert isinstance(loss, Tensor)
-    return out, list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
-
-
-def assert_sweep_is_exact(sweep: Sweep, case: Case) -> None:
-    inputs = random_inputs(case)
-    expected = values_and_gradients(scan, case, *inputs)
-    got = values_and_gradients(sweep, case, *inputs)
-    torch.testing.assert_close(got, expected, **EXACT)
-
-
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(cases())
 def test_fast_sweeps_equal_reference(case: Case) -> None:
-    assert_sweep_is_exact(wavefront, case)
-    assert_sweep_is_exact(recomputing_wavefront, case)
+    assert_equals_reference(wavefront, case)
+    assert_equals_reference(recomputing_wavefront, case)
     if layer_major_fits(case.block):
-        assert_sweep_is_exact(layer_major, case)
+        assert_equals_reference(layer_major, case)
     if half_step_fits(case.block):
-        assert_sweep_is_exact(half_step, case)
+        assert_equals_reference(half_step, case)
 
 
 @pytest.mark.parametrize("extents", [(1, 1), (1, 5), (5, 1), (2, 5), (5, 2), (9, 3)])
@@ -172,11 +86,11 @@ def test_wavefront_equals_reference_on_time_and_depth(
     extents: tuple[int, ...], stages: tuple[tuple[int, ...], ...], untied: tuple[int, ...]
 ) -> None:
     case = Case(Block((LSTM(), LSTM()), (3, 3), stages, untied), extents, 2)
-    assert_sweep_is_exact(wavefront, case)
+    assert_equals_reference(wavefront, case)
     if stages != ((1,), (0,)):
-        assert_sweep_is_exact(layer_major, case)
+        assert_equals_reference(layer_major, case)
     if len(stages) == 2 and not untied:
-        assert_sweep_is_exact(half_step, case)
+        assert_equals_reference(half_step, case)
 
 
 @pytest.mark.parametrize("stages", [((0, 1),), ((0,), (1,))])
@@ -332,7 +246,7 @@ def test_second_derivative_is_refused_in_one_sentence() -> None:
 @pytest.mark.parametrize("stages", [((0, 1, 2),), ((0, 2), (1,)), ((2,), (1,), (0,))])
 def test_any_cell_is_differentiated(stages: tuple[tuple[int, ...], ...]) -> None:
     block = Block((HighwayLSTM(bias=True), LSTM(), HighwayLSTM()), (2, 3, 2), stages, untied=(1,))
-    assert_sweep_is_exact(wavefront, Case(block, (3, 2, 2), 2))
+    assert_equals_reference(wavefront, Case(block, (3, 2, 2), 2))
 
 
 @pytest.mark.parametrize(

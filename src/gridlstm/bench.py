@@ -1,4 +1,4 @@
-"""python -m gridlstm.bench: time the sweeps, a naive loop, ``torch.nn.LSTM`` and this machine's matrix products.
+"""python -m gridlstm.bench: time the sweeps, a naive loop, ``torch.nn.LSTM`` and this device's matrix products.
 
 All contenders of one shape take turns, so that ratios hold on a busy machine; the best of all turns counts. Every sweep
 is checked against the reference before it is timed.
@@ -10,13 +10,14 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from gridlstm.command import prepare
+from gridlstm.command import device_at_hand, prepare
 from gridlstm.contenders import (
     Contender,
     Shape,
@@ -26,7 +27,10 @@ from gridlstm.contenders import (
     product_contender,
 )
 from gridlstm.engine import choices, matmul
+from gridlstm.engine.fused import PointwiseStep
+from gridlstm.engine.half_step import half_step
 from gridlstm.engine.layer_major import layer_major
+from gridlstm.engine.triton_step import check_triton
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.files import write_csv, write_png
@@ -45,6 +49,10 @@ SHAPES = (
 )
 
 
+STEP: dict[str, PointwiseStep] = {"cpu": "fused", "cuda": "triton"}
+"""Pointwise step of the curves over T, L and B."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table."""
@@ -58,33 +66,59 @@ class Row:
     """Fraction of the best exact float32 product rate at the sweep's own shapes, in the same run."""
 
 
-def take_turns(contenders: dict[str, Contender], repeats: int, threads: int) -> dict[tuple[str, bool], float]:
-    """Return the best seconds of every contender, only forward (False) and with the backward pass (True)."""
+Stopwatch = Callable[[Contender, bool], float]
+"""Returns the seconds of one run of a contender, without or with the backward pass."""
+
+
+def stopwatch(device: str, threads: int) -> Stopwatch:
+    """Return the function that times a run on this device."""
     # For one thread, processor time excludes other processes; for several, only the wall clock is meaningful.
     clock = time.process_time if threads == 1 else time.perf_counter
+
+    def on_cpu(run: Contender, backward: bool) -> float:
+        start = clock()
+        run(backward)
+        return clock() - start
+
+    def on_gpu(run: Contender, backward: bool) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()  # the GPU has finished what came before
+        start.record()
+        run(backward)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return on_gpu if device == "cuda" else on_cpu
+
+
+def take_turns(contenders: dict[str, Contender], repeats: int, seconds_of: Stopwatch) -> dict[tuple[str, bool], float]:
+    """Return the best seconds of every contender, only forward (False) and with the backward pass (True)."""
     best: dict[tuple[str, bool], float] = {}
     for _ in range(repeats):
         for name, run in contenders.items():
-            # Twice each: a naive loop fragments memory, which slows down the first run after it.
+            # Twice each: a naive loop fragments memory, which slows down the first run after it, and a GPU's kernels
+            # are compiled or loaded by their first run.
             for backward in (False, False, True, True):
-                start = clock()
-                run(backward)
-                seconds = clock() - start
+                seconds = seconds_of(run, backward)
                 best[name, backward] = min(seconds, best.get((name, backward), seconds))
     return best
 
 
-def measure(shape: Shape, repeats: int, threads: int) -> list[Row]:
+def measure(shape: Shape, repeats: int, device: str, seconds_of: Stopwatch) -> list[Row]:
     """Time all contenders at one shape."""
-    products = {
-        "product, float32, native": product_contender(shape, "native", torch.float32),
-        "product, float32, oneDNN": product_contender(shape, "onednn", torch.float32),
-    }
-    bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # elsewhere emulated, twenty times slower than float32
+    products = {"product, float32, native": product_contender(shape, "native", torch.float32, device)}
+    if device == "cpu":
+        products["product, float32, oneDNN"] = product_contender(shape, "onednn", torch.float32)
+    # Elsewhere emulated, twenty times slower than float32.
+    bfloat16 = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if bfloat16:
-        products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16)
-    grids = _of_corners(shape) if shape.corners > 1 else _of_one_grid(shape, bfloat16)
-    best = take_turns(products | grids, repeats, threads)
+        products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16, device)
+    if device == "cuda":
+        grids = _of_corners_on_gpu(shape) if shape.corners > 1 else _of_one_grid_on_gpu(shape)
+    else:
+        grids = _of_corners(shape) if shape.corners > 1 else _of_one_grid(shape, bfloat16)
+    best = take_turns(products | grids, repeats, seconds_of)
     exact = [name for name in products if "float32" in name and (matmul.onednn_is_exact() or "native" in name)]
     rows = []
     for (name, backward), seconds in best.items():
@@ -121,7 +155,38 @@ def _of_one_grid(shape: Shape, bfloat16: bool) -> dict[str, Contender]:
     return grids
 
 
-def scaling(base: Shape, repeats: int, threads: int) -> dict[str, tuple[list[int], list[float]]]:
+def _of_corners_on_gpu(shape: Shape) -> dict[str, Contender]:
+    return {
+        "naive loop": corners_contender("reference", shape, "cuda"),
+        "wavefront, eager step": corners_contender("wavefront", shape, "cuda"),
+        "wavefront, Triton step": corners_contender("wavefront", shape, "cuda", "triton"),
+    }
+
+
+def _of_one_grid_on_gpu(shape: Shape) -> dict[str, Contender]:
+    eager = partial(grid_contender, shape=shape, device="cuda")
+    triton = partial(eager, step="triton")
+    grids = {
+        "naive loop": eager(scan),
+        "wavefront, eager step": eager(wavefront),
+        "wavefront, Triton step": triton(wavefront),
+        "wavefront, bfloat16, eager step": eager(wavefront, product_dtype=torch.bfloat16),
+        "wavefront, bfloat16, Triton step": triton(wavefront, product_dtype=torch.bfloat16),
+        "wavefront, priority, Triton step": triton(wavefront, priority=True),
+        "recompute, Triton step": triton(recomputing_wavefront),
+        "untied: naive loop": eager(scan, untied=True),
+        "untied: wavefront, Triton step": triton(wavefront, untied=True),
+        "untied: layer-major, Triton step": triton(layer_major, untied=True),
+    }
+    if len(shape.extents) == 2:
+        grids["half-step, priority, Triton step"] = triton(half_step, priority=True)
+        grids["nn.LSTM, equal arithmetic"] = lstm_contender(shape, 2 * shape.layers, "cuda")
+        grids["nn.LSTM, equal arithmetic, bfloat16"] = lstm_contender(shape, 2 * shape.layers, "cuda", torch.bfloat16)
+        grids["nn.LSTM, equal parameters"] = lstm_contender(shape, 2, "cuda")
+    return grids
+
+
+def scaling(base: Shape, repeats: int, device: str, seconds_of: Stopwatch) -> dict[str, tuple[list[int], list[float]]]:
     """Return the seconds of a step as T, L and B grow one at a time."""
     curves = {}
     T, L = base.extents
@@ -132,8 +197,11 @@ def scaling(base: Shape, repeats: int, threads: int) -> dict[str, tuple[list[int
     }
     for letter, shape_of in grown.items():
         values = [{"T": T, "L": L, "B": base.B}[letter] * factor for factor in (1, 2, 3, 4)]
-        contenders = {str(value): grid_contender(wavefront, shape_of(k)) for k, value in enumerate(values, 1)}
-        best = take_turns(contenders, repeats, threads)
+        contenders = {
+            str(value): grid_contender(wavefront, shape_of(k), device=device, step=STEP[device])
+            for k, value in enumerate(values, 1)
+        }
+        best = take_turns(contenders, repeats, seconds_of)
         curves[letter] = values, [best[str(value), True] for value in values]
     return curves
 
@@ -169,6 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gridlstm.bench", description=__doc__)
     parser.add_argument("--shape", nargs=4, type=int, action="append", metavar=("L", "d", "T", "B"), help="repeatable")
     parser.add_argument("--images", action="store_true", help="the paper's network for MNIST alone")
+    parser.add_argument(
+        "--device", type=device_at_hand, default="cpu", metavar="cpu|cuda", help="where to compute (cpu)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="turns; every contender runs twice per turn")
     parser.add_argument("--dir", type=Path, default=Path("bench"), help="directory of bench.csv and bench.png")
@@ -191,25 +262,30 @@ def _run(options: argparse.Namespace) -> None:
     """Run the benchmark with parsed options.
 
     Raises:
-        UserError: if a contender differs from the reference.
+        UserError: if a contender differs from the reference, or a GPU is asked for without Triton.
     """
     prepare()
+    if options.device == "cuda":
+        check_triton("--device cuda", torch.device("cuda"))
+        torch.backends.cudnn.allow_tf32 = False  # so that nn.LSTM multiplies as exactly as the others
     torch.set_num_threads(options.threads)
+    seconds_of = stopwatch(options.device, options.threads)
     chosen = choices.current()
-    machine, source = provenance.device(torch.device("cpu")), provenance.commit()
+    machine, source = provenance.device(torch.device(options.device)), provenance.commit()
     print(f"{machine}, torch {torch.__version__}, {chosen}, commit {source}")
     rows: list[Row] = []
     shapes = [Shape((T, L), d, B) for L, d, T, B in options.shape or []] + [IMAGES] * options.images or SHAPES
     for shape in shapes:
-        new = measure(shape, options.repeats, options.threads)
+        new = measure(shape, options.repeats, options.device, seconds_of)
         rows += new
-        print(f"\n{shape!s:<28}{'forward':>12}{'':>10}{'':>8}{'with backward':>18}")
+        width = max(28, *(len(row.contender) + 1 for row in new))
+        print(f"\n{shape!s:<{width}}{'forward':>12}{'':>10}{'':>8}{'with backward':>18}")
         for name in dict.fromkeys(row.contender for row in new):
             forward, both = (row for row in new if row.contender == name)
-            cells = [f"{row.seconds * 1e3:9.1f} ms{row.gflops:6.0f} GF/s{row.share:7.1%}" for row in (forward, both)]
-            print(f"{name:<28}{'   '.join(cells)}", flush=True)
+            cells = [f"{row.seconds * 1e3:9.2f} ms{row.gflops:7.0f} GF/s{row.share:7.1%}" for row in (forward, both)]
+            print(f"{name:<{width}}{'   '.join(cells)}", flush=True)
     T, L = (max(1, extent // 4) for extent in rows[0].shape.extents[:2])
-    curves = scaling(Shape((T, L), rows[0].shape.d, rows[0].shape.B), options.repeats, options.threads)
+    curves = scaling(Shape((T, L), rows[0].shape.d, rows[0].shape.B), options.repeats, options.device, seconds_of)
     table = [("shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit")]
     for row in rows:
         numbers = (f"{row.seconds * 1e3:.4g}", f"{row.gflops:.3g}", f"{row.share:.3g}")

@@ -172,6 +172,17 @@ def true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
+def device_at_hand(text: str) -> str:
+    """Return the device that an option is given: cpu, or cuda if torch finds a GPU."""
+    import torch
+
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu or cuda, got {text!r}")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("cuda: torch finds no GPU here. Run it where there is one, or give cpu")
+    return text
+
+
 def packages(text: str) -> list[str]:
     """Return the comma-separated names of ``--trust``."""
     return [name for name in text.split(",") if name]

@@ -1,4 +1,4 @@
-"""Contenders of the benchmark: sweeps, ``torch.nn.LSTM`` and this machine's matrix products.
+"""Contenders of the benchmark: sweeps, ``torch.nn.LSTM`` and this device's matrix products.
 
 Shape legend: B batch rows, T time steps, L layers, d hidden size, N dimensions.
 """
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.engine import matmul
+from gridlstm.engine import fused, matmul
 from gridlstm.engine.dispatch import Sweep, SweepName
+from gridlstm.engine.fused import PointwiseStep
 from gridlstm.engine.plan import plan
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
@@ -60,7 +61,13 @@ Contender = Callable[[bool], object]
 
 
 def grid_contender(
-    sweep: Sweep, shape: Shape, priority: bool = False, untied: bool = False, product_dtype: torch.dtype | None = None
+    sweep: Sweep,
+    shape: Shape,
+    priority: bool = False,
+    untied: bool = False,
+    product_dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    step: PointwiseStep = "fused",
 ) -> Contender:
     """Build a grid with the paper's cells, after checking at a small size that it agrees with the reference.
 
@@ -68,15 +75,17 @@ def grid_contender(
         priority: let the last dimension see the new hidden vectors of the others.
         untied: give every layer its own weights.
         product_dtype: the type of matrix products under autocast.
+        step: the pointwise step, if this device has it; else the eager one.
     """
     N = len(shape.extents)
     stages = ((*range(N - 1),), (N - 1,)) if priority else ((*range(N),),)
-    _check_agreement(sweep, stages, untied, product_dtype)
-    block, weights, sides, leaves = _problem(shape, stages, untied, torch.float32)
+    with fused.using_step(step):
+        _check_agreement(sweep, stages, untied, product_dtype, device)
+    block, weights, sides, leaves = _problem(shape, stages, untied, torch.float32, device)
 
     def run(backward: bool) -> None:
-        with torch.set_grad_enabled(backward):
-            with torch.autocast("cpu", product_dtype, enabled=product_dtype is not None):
+        with fused.using_step(step), torch.set_grad_enabled(backward):
+            with torch.autocast(device, product_dtype, enabled=product_dtype is not None):
                 leaving = sweep(block, weights, sides, shape.extents, None)
             if backward:
                 torch.autograd.grad(leaving[-1].m.sum() + sum(side.h.sum() for side in leaving), leaves)
@@ -85,17 +94,17 @@ def grid_contender(
 
 
 def _problem(
-    shape: Shape, stages: tuple[tuple[int, ...], ...], untied: bool, dtype: torch.dtype
+    shape: Shape, stages: tuple[tuple[int, ...], ...], untied: bool, dtype: torch.dtype, device: str
 ) -> tuple[Block, list[Weights], list[HiddenMemory], list[Tensor]]:
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=dtype)
+        return torch.randn(*size, generator=generator, dtype=dtype).to(device)
 
     N, d, B = len(shape.extents), shape.d, shape.B
     block = Block((LSTM(),) * N, (d,) * N, stages, untied=(N - 1,) if untied else ())
     copies = (shape.layers,) if untied else ()
-    constant = LSTM().constant_bias(d, torch.empty(0, dtype=dtype))
+    constant = LSTM().constant_bias(d, torch.empty(0, dtype=dtype, device=device))
     assert constant is not None
     bias = constant.expand(*copies, -1)
     weights = [Weights((random(*copies, 4 * d, N * d) / (N * d) ** 0.5).requires_grad_(), bias) for _ in range(N)]
@@ -105,35 +114,43 @@ def _problem(
 
 
 def _check_agreement(
-    sweep: Sweep, stages: tuple[tuple[int, ...], ...], untied: bool, product_dtype: torch.dtype | None
+    sweep: Sweep, stages: tuple[tuple[int, ...], ...], untied: bool, product_dtype: torch.dtype | None, device: str
 ) -> None:
-    """Raise UserError unless values and gradients equal the reference's in float64 and, up to rounding, in float32."""
+    """Raise UserError unless values and gradients equal the reference's in float64 and, up to rounding, in float32.
+
+    The reference runs on the CPU.
+    """
     extents = (5, 4, 3)[: sum(map(len, stages))]
     # float64 sums in another order; float32 sums of up to 1e3 terms; bfloat16 has 8 bits, gradients are of order 10.
     checks = [(torch.float64, 1e-10), (torch.float32, 1e-3)] if product_dtype is None else [(torch.float32, 1.0)]
     for dtype, tolerance in checks:
         results = []
-        for contender in (sweep, scan):
-            block, weights, sides, leaves = _problem(Shape(extents, 24, 3), stages, untied, dtype)
-            with torch.autocast("cpu", product_dtype, enabled=product_dtype is not None and contender is sweep):
+        for contender, place, lowered in ((sweep, device, product_dtype is not None), (scan, "cpu", False)):
+            block, weights, sides, leaves = _problem(Shape(extents, 24, 3), stages, untied, dtype, place)
+            with torch.autocast(place, product_dtype, enabled=lowered):
                 out = [x for side in contender(block, weights, sides, extents, None) for x in side]
-            results.append([*out, *torch.autograd.grad(sum(x.sum() for x in out), leaves)])  # type: ignore[arg-type]
+            gradients = torch.autograd.grad(sum(x.sum() for x in out), leaves)  # type: ignore[arg-type]
+            results.append([x.cpu() for x in (*out, *gradients)])
         error = max((a - b).abs().max().item() for a, b in zip(*results, strict=True))
         if not error < tolerance:
-            raise UserError(f"{sweep} differs from the reference by {error:.1e} in {dtype}. Nothing was timed.")
+            where = f"{dtype} on {device} with the step {fused.pointwise_step()}"
+            raise UserError(f"{sweep} differs from the reference by {error:.1e} in {where}. Nothing was timed.")
 
 
-def corners_contender(sweep: SweepName, shape: Shape) -> Contender:
+def corners_contender(sweep: SweepName, shape: Shape, device: str = "cpu", step: PointwiseStep = "fused") -> Contender:
     """Grids over an image, each from its own corner; agreement with the reference is checked at a small size first."""
     small = Shape((3, 4, 1), 24, 2, shape.corners)
-    found, expected = (_through_corners(name, small, torch.float64)(True) for name in (sweep, "reference"))
-    error = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+    found = _through_corners(sweep, small, torch.float64, device, step)(True)
+    expected = _through_corners("reference", small, torch.float64, "cpu", step)(True)
+    error = max((a.cpu() - b).abs().max().item() for a, b in zip(found, expected, strict=True))
     if not error < 1e-10:  # float64 sums in another order
         raise UserError(f"sweep={sweep} differs from the reference by {error:.1e}: nothing was timed.")
-    return _through_corners(sweep, shape, torch.float32)
+    return _through_corners(sweep, shape, torch.float32, device, step)
 
 
-def _through_corners(sweep: SweepName, shape: Shape, dtype: torch.dtype) -> Callable[[bool], list[Tensor]]:
+def _through_corners(
+    sweep: SweepName, shape: Shape, dtype: torch.dtype, device: str, step: PointwiseStep
+) -> Callable[[bool], list[Tensor]]:
     """Return what sends vectors through the grids of a shape and returns the top's, or gradients."""
     (Y, X, _), B, d = shape.extents, shape.B, shape.d
     generator = torch.Generator().manual_seed(0)
@@ -145,7 +162,7 @@ def _through_corners(sweep: SweepName, shape: Shape, dtype: torch.dtype) -> Call
                 Dimension("depth", LSTM(), d),
             ],
             sweep=sweep,
-        ).to(dtype)
+        ).to(device, dtype)
         for corner in range(shape.corners)
     ]
     weights = [weight for grid in grids for weight in grid.parameters()]
@@ -153,12 +170,12 @@ def _through_corners(sweep: SweepName, shape: Shape, dtype: torch.dtype) -> Call
         for weight in weights:
             weight.copy_(torch.randn(weight.shape, generator=generator, dtype=dtype) / (3 * d) ** 0.5)
     bottom = HiddenMemory(
-        *(torch.randn(Y, X, B, d, generator=generator, dtype=dtype).requires_grad_() for _ in range(2))
+        *(torch.randn(Y, X, B, d, generator=generator, dtype=dtype).to(device).requires_grad_() for _ in range(2))
     )
-    y, x = (HiddenMemory(*torch.zeros(2, extent, 1, B, d, dtype=dtype)) for extent in (X, Y))
+    y, x = (HiddenMemory(*torch.zeros(2, extent, 1, B, d, dtype=dtype, device=device)) for extent in (X, Y))
 
     def run(backward: bool) -> list[Tensor]:
-        with torch.set_grad_enabled(backward):
+        with fused.using_step(step), torch.set_grad_enabled(backward):
             above = bottom
             for grid in grids:
                 *_, above = grid([y, x, above], shape.extents)
@@ -169,29 +186,32 @@ def _through_corners(sweep: SweepName, shape: Shape, dtype: torch.dtype) -> Call
     return run
 
 
-def lstm_contender(shape: Shape, layers: int) -> Contender:
+def lstm_contender(
+    shape: Shape, layers: int, device: str = "cpu", product_dtype: torch.dtype | None = None
+) -> Contender:
     """Build a ``torch.nn.LSTM`` of the same width. A grid block needs as much arithmetic as two of its layers."""
-    network = nn.LSTM(shape.d, shape.d, layers)
-    x = torch.randn(shape.extents[0], shape.B, shape.d, requires_grad=True)
+    network = nn.LSTM(shape.d, shape.d, layers, device=device)
+    x = torch.randn(shape.extents[0], shape.B, shape.d, device=device, requires_grad=True)
 
     def run(backward: bool) -> None:
         with torch.set_grad_enabled(backward):
-            y, _ = network(x)
+            with torch.autocast(device, product_dtype, enabled=product_dtype is not None):
+                y, _ = network(x)
             if backward:
                 torch.autograd.grad(y.sum(), [x, *network.parameters()])
 
     return run
 
 
-def product_contender(shape: Shape, product: matmul.Product, dtype: torch.dtype) -> Contender:
+def product_contender(shape: Shape, product: matmul.Product, dtype: torch.dtype, device: str = "cpu") -> Contender:
     """Build the matrix products of a widest diagonal and of the weight gradient, with the arithmetic of a sweep."""
     D = len(shape.extents) * shape.d
     rows = plan(shape.extents, (), torch.device("cpu"), "diagonal").largest * shape.B
     K = prod(shape.extents) * shape.B
-    x, z = torch.randn(rows, D, dtype=dtype), torch.randn(rows, 4 * D, dtype=dtype)
-    weight, transposed = torch.randn(4 * D, D, dtype=dtype), torch.randn(D, 4 * D, dtype=dtype)
-    X, Z = torch.randn(K, D, dtype=dtype), torch.randn(K, 4 * D, dtype=dtype)
-    gradient = torch.empty(4 * D, D, dtype=dtype)
+    x, z, weight, transposed, X, Z, gradient = (
+        torch.randn(*size, dtype=dtype, device=device)
+        for size in ((rows, D), (rows, 4 * D), (4 * D, D), (D, 4 * D), (K, D), (K, 4 * D), (4 * D, D))
+    )
 
     def run(backward: bool) -> None:
         with matmul.using(product):

@@ -86,6 +86,7 @@ ROLES: dict[str, Role] = {
     "callbacks.last_checkpoints": Role.RECORD,
     "callbacks.interruption": Role.RECORD,
     "callbacks.engine_choices": Role.RECORD,
+    "callbacks.engine_choices.pointwise": Role.SPEED,
     "callbacks.progress_file": Role.RECORD,
     "callbacks.learning_curve": Role.RECORD,
     "callbacks.image_pictures": Role.RECORD,

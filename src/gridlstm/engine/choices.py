@@ -20,7 +20,7 @@ class Choices:
 
     Args:
         product: matrix product for float32 on the CPU.
-        pointwise: pointwise step of LSTM cells for float32 on the CPU.
+        pointwise: pointwise step of LSTM cells; "triton" is never measured, the user chooses it.
     """
 
     product: Product

@@ -6,6 +6,8 @@ device, ``steps.EagerStep`` computes the same numbers up to float32 rounding.
 
 import ctypes
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Literal
 
@@ -17,6 +19,7 @@ from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine.buffers import Buffers, take
 from gridlstm.engine.build import HERE, NotBuiltError, load
 from gridlstm.engine.plan import Diagonal
+from gridlstm.engine.triton_step import obstacle
 from gridlstm.scan import held
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,8 @@ NORM_SCRATCH = 12  # as in the source
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-lm")
 
 
-PointwiseStep = Literal["fused", "eager"]
+PointwiseStep = Literal["fused", "eager", "triton"]
+"""Plain PyTorch, or for LSTM cells one pass: in C on the CPU, and with "triton" on a GPU too."""
 
 _forced: PointwiseStep | None = None
 
@@ -98,13 +102,26 @@ def library() -> ctypes.CDLL | None:
 
 def pointwise_step() -> PointwiseStep:
     """Return the step in use: fused if it can be built, unless ``force_pointwise_step`` chose another."""
+    if _forced == "triton" and obstacle() is None:
+        return "triton"
     return "eager" if _forced == "eager" or library() is None else "fused"
 
 
 def force_pointwise_step(name: PointwiseStep) -> None:
-    """Use this step from now on, if it can be built."""
+    """Use this step from now on, if this machine supports it."""
     global _forced
     _forced = name
+
+
+@contextmanager
+def using_step(name: PointwiseStep) -> Iterator[None]:
+    """Use this step, if this machine supports it."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
@@ -125,7 +142,8 @@ def can_fuse(cell: Cell, like: Tensor) -> bool:
         and type(like) is Tensor  # others, such as FakeTensor, have no memory to point to
         and like.dtype == torch.float32
         and like.device.type == "cpu"
-        and pointwise_step() == "fused"
+        and pointwise_step() != "eager"
+        and library() is not None
     )
 
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty_stages, stages_of
-from gridlstm.engine.fused import fused_step
+from gridlstm.engine.fused import fused_step, pointwise_step
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
 from gridlstm.engine.memory import empty
 from gridlstm.engine.plan import Order
 from gridlstm.engine.steps import EagerStep, Owner, Reader, Step
+from gridlstm.engine.triton_step import triton_step
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights
 
@@ -99,7 +100,8 @@ def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
     layout = buffers.layout
 
     def step(n: int) -> Step:
-        own = fused_step(n, buffers, backward) or EagerStep(n, buffers)
+        on_gpu = triton_step(n, buffers, backward) if pointwise_step() == "triton" else None
+        own = on_gpu or fused_step(n, buffers, backward) or EagerStep(n, buffers)
         readers = [reader for reader, owner in layout.same.items() if owner == n]
         if n in layout.same:
             return Reader(n, buffers, own)

@@ -1,5 +1,7 @@
 """python -m gridlstm.verify --seconds 3600: compare every sweep on random networks with a loop of their equations.
 
+With --device cuda the sweeps compute on a GPU, most often with the Triton step, and the loop on the CPU.
+
 Values and gradients must agree: in float64 to 1e-11, in float32 and under bfloat16 autocast as closely as the loop
 itself agrees with float64. Dimensions, cells, sizes, tied and shared weights, priorities, directions, masks, frozen
 parameters, carried states, NaN, threads and the engine's choices are random. A case that differs is printed with its
@@ -12,7 +14,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from gridlstm.command import prepare
+from gridlstm.command import device_at_hand, prepare
 from gridlstm.verify.cases import draw
 from gridlstm.verify.compare import differences
 
@@ -30,16 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="time limit; the current case is finished")
     parser.add_argument("--cases", type=int, help="largest number of cases (as many as the time allows)")
     parser.add_argument("--seed", type=int, default=seed_of_today(), help="seed of the first case (one per day)")
+    parser.add_argument("--device", type=device_at_hand, default="cpu", metavar="cpu|cuda", help="of the sweeps (cpu)")
     options = parser.parse_args(arguments)
     if options.seed < 0 or options.seconds <= 0 or (options.cases is not None and options.cases < 1):
         parser.error("the seed must be at least 0, seconds above 0 and cases at least 1")
     prepare()
     start, count, said = time.monotonic(), 0, 0.0
     while count != options.cases and (count == 0 or time.monotonic() - start < options.seconds):
-        case = draw(options.seed + count)
+        case = draw(options.seed + count, options.device)
         if found := differences(case):
             print(f"{case}\n\n" + "\n".join(found))
-            sys.exit(f"\nerror: a case differs. Repeat it with python -m gridlstm.verify --cases 1 --seed {case.seed}")
+            where = "" if case.device == "cpu" else f" --device {case.device}"
+            command = f"python -m gridlstm.verify --cases 1 --seed {case.seed}{where}"
+            sys.exit(f"\nerror: a case differs. Repeat it with {command}")
         count += 1
         if (passed := time.monotonic() - start) - said > 60:
             said = passed

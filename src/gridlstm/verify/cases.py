@@ -36,6 +36,7 @@ class Case:
 
     Args:
         seed: seed of this case; it determines all numbers.
+        device: device of the sweeps.
         precision: the type of numbers.
         threads: number of PyTorch's threads.
         product: product used for large matrices.
@@ -46,6 +47,7 @@ class Case:
     """
 
     seed: int
+    device: str
     precision: Precision
     threads: int
     product: Product
@@ -156,17 +158,19 @@ class StackedCase(Case):
         return x, (h, m)
 
 
-def draw(seed: int) -> GridCase | StackedCase:
-    """Draw a case."""
+def draw(seed: int, device: str = "cpu") -> GridCase | StackedCase:
+    """Draw a case. On another device it differs in its pointwise step alone."""
     r = random.Random(seed)
     precision: Precision = r.choice(["float64", "float64", "float32", "bfloat16"])
     large = precision != "float64" and r.random() < 0.1  # large enough for oneDNN's product and several threads
+    fast: PointwiseStep = "triton" if device == "cuda" else "fused"
     base = Case(
         seed,
+        device,
         precision,
         threads=r.choice([1, 2]) if large else 1,
         product=r.choice(["native", "onednn"]) if large else "native",
-        pointwise=r.choice(["fused", "fused", "eager"]),
+        pointwise=r.choice([fast, fast, "eager"]),
         frozen=r.choice([0.0, 0.0, 0.3]),
         twice=r.random() < 0.2,
         poisoned=r.random() < 0.1,

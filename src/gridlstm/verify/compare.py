@@ -48,7 +48,7 @@ def _lines(case: GridCase | StackedCase, exact: Result, others: Sequence[Result]
     lines = []
     for name, found in _by_sweeps(case):
         for what, x in found.items():
-            if why := _differs(case, x, exact[what], [other[what] for other in others]):
+            if why := _differs(case, x.cpu(), exact[what], [other[what] for other in others]):
                 lines.append(f"{name}: {what} {why}")
     return lines
 
@@ -100,7 +100,7 @@ def _with_gradients(case: Case, values: Result, leaves: dict[str, Tensor]) -> It
     """Yield values with the gradients of a random projection of them, twice if the case has two backward passes."""
     generator = torch.Generator().manual_seed(case.seed + 4)
     # Drawn for all values, so that they do not depend on the set of values with gradients.
-    weights = [torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x.dtype) for x in values.values()]
+    weights = [torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x) for x in values.values()]
     outputs = [(x, weight) for x, weight in zip(values.values(), weights, strict=True) if x.requires_grad]
     for suffix in ("", ", second backward pass") if case.twice else ("",):
         gradients: Sequence[Tensor] = []
@@ -155,19 +155,20 @@ def _by_loop(case: GridCase | StackedCase, dtype: torch.dtype, shake: int = 0) -
 def _by_sweeps(case: GridCase | StackedCase) -> Iterator[tuple[str, Result]]:
     dtype = torch.float64 if case.precision == "float64" else torch.float32
     if isinstance(case, GridCase):
-        runs = {sweep: partial(_grid, case, case.network(sweep).to(dtype)) for sweep in case.sweeps()}
+        runs = {sweep: partial(_grid, case, case.network(sweep).to(case.device, dtype)) for sweep in case.sweeps()}
     else:
-        runs = {sweep: partial(_stacked, case, case.network(sweep).to(dtype)) for sweep in case.sweeps()}
+        runs = {sweep: partial(_stacked, case, case.network(sweep).to(case.device, dtype)) for sweep in case.sweeps()}
     for sweep, run in runs.items():
-        with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bfloat16"):
+        with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bfloat16"):
             values, leaves = run()
         for suffix, result in _with_gradients(case, values, leaves):
             yield f"sweep={sweep}{suffix}", result
 
 
 def _grid(case: GridCase, grid: Grid) -> tuple[Result, dict[str, Tensor]]:
-    dtype = next(grid.parameters()).dtype
-    sides, masks = [HiddenMemory(h.to(dtype), m.to(dtype)) for h, m in case.sides()], _masks(case, dtype)
+    like = next(grid.parameters())
+    sides, masks = [HiddenMemory(h.to(like), m.to(like)) for h, m in case.sides()], _masks(case, like.dtype)
+    masks = masks and [Masks(*(x if x is None else x.to(like.device) for x in mask)) for mask in masks]
     leaves = _leaves(case, list(grid.named_parameters()), _named(sides))
     leaving = grid(sides, case.extents, masks) if case.cut is None else _in_pieces(case, grid, sides, masks, *case.cut)
     return _named(leaving, "leaving "), leaves
@@ -200,7 +201,7 @@ def _in_pieces(
 
 def _stacked(case: StackedCase, network: StackedLSTM) -> tuple[Result, dict[str, Tensor]]:
     x, state = case.inputs()
-    h, m = (vectors.to(network.input.weight.dtype) for vectors in state)
+    x, (h, m) = x.to(case.device), (vectors.to(network.input.weight) for vectors in state)
     leaves = _leaves(case, list(network.named_parameters()), {"h": h, "m": m})
     y, last = network(x, StackedLSTMState(h, m))
     return {"output": y, "last h": last.h, "last m": last.m}, leaves

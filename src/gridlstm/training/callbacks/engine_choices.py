@@ -1,21 +1,38 @@
 """Keep the engine's choices, which it measures on this machine, equal on all ranks and after a resume."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gridlstm.engine import choices
+from gridlstm.engine import choices, fused
+from gridlstm.engine.fused import PointwiseStep
+from gridlstm.engine.triton_step import check_triton
+from gridlstm.errors import UserError
 
 
 class EngineChoices(Callback):
     """Gives all ranks the choices of rank zero, and stores them in checkpoints for a resumed run.
 
     Two choices differ by float32 rounding, which is enough to make two runs diverge.
+
+    Args:
+        pointwise: pointwise step of LSTM cells: "fused" (C, on the CPU), "eager" (plain PyTorch), "triton" (a kernel,
+            on a GPU, not measured yet) or "auto": "fused" if it can be built. It takes precedence over a checkpoint's.
     """
 
+    def __init__(self, pointwise: PointwiseStep | Literal["auto"] = "auto") -> None:
+        if pointwise not in (names := ("auto", *get_args(PointwiseStep))):
+            raise UserError(f"pointwise must be one of {', '.join(names)}, got {pointwise!r}.")
+        self.pointwise: PointwiseStep | Literal["auto"] = pointwise
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # A job may be composed where there is no GPU, and a trained network evaluated there.
+        if self.pointwise == "triton" and stage == "fit":
+            check_triton("callbacks.engine_choices.pointwise=triton", trainer.strategy.root_device)
+        if self.pointwise != "auto":
+            fused.force_pointwise_step(self.pointwise)
         if trainer.world_size > 1:
             self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))
 
@@ -23,4 +40,5 @@ class EngineChoices(Callback):
         return asdict(choices.current())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        choices.force(choices.Choices(**state_dict))
+        own = {} if self.pointwise == "auto" else {"pointwise": self.pointwise}
+        choices.force(choices.Choices(**(state_dict | own)))

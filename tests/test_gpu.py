@@ -1,0 +1,182 @@
+"""What a GPU computes equals what the CPU computes: sweeps, layer, models, training, and two ranks.
+
+Run by `make test-gpu`. Float64 on the CPU is the reference throughout.
+"""
+
+import csv
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from tests.conftest import run_python
+from tests.grids import EXACT, Case, assert_equals_reference
+from tests.test_models import MAKE
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from gridlstm import GridLSTM, bench
+from gridlstm.cell import LSTM
+from gridlstm.cells import LayerNormLSTM
+from gridlstm.engine import fused
+from gridlstm.engine.dispatch import SWEEPS, SweepName
+from gridlstm.engine.fused import PointwiseStep
+from gridlstm.evaluate import evaluate
+from gridlstm.scan import Block
+from gridlstm.training.job import run_job
+from gridlstm.verify.__main__ import main as verify
+from gridlstm.verify.__main__ import seed_of_today
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+# Products of a GPU sum up to 600 terms in another order, and gradients a few thousand.
+TOLERANCE = {torch.float64: EXACT, torch.float32: {"rtol": 1e-3, "atol": 1e-3}}
+
+SCALE = 0.1
+"""Standard deviation of the weights of grids with about a hundred units."""
+NORM = LayerNormLSTM()
+
+Job = Callable[..., DictConfig]
+
+
+@pytest.fixture(autouse=True)
+def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_forced", None)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("step", ["eager", "triton"])
+@pytest.mark.parametrize("sweep", ["reference", "wavefront", "recompute", "layer-major", "half-step"])
+@pytest.mark.parametrize("masked", [(), ("keep", "drop"), ("mix",)])
+def test_sweeps_equal_the_reference(
+    sweep: SweepName, step: PointwiseStep, masked: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    block = Block((LSTM(), LSTM("standard")), (100, 100), ((0,), (1,)))
+    with fused.using_step(step):
+        assert fused.pointwise_step() in (step, "fused")
+        like = torch.empty(0, dtype=dtype, device="cuda")
+        assert_equals_reference(SWEEPS[sweep], Case(block, (7, 4), 5, masked, SCALE), like, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(Block((LSTM(),), (1500,), ((0,),)), (3,), 2, scale=0.02),  # longer than a tile
+        Case(Block((LSTM(), LSTM()), (17, 33), ((0, 1),), untied=(1,)), (9, 5), 3, scale=SCALE),
+        Case(Block((LSTM(), LSTM(), NORM), (16, 5, 40), ((0, 2), (1,)), (2,)), (4, 5, 3), 2, ("keep",), SCALE),
+        Case(Block((LSTM(), LSTM(), LSTM(), LSTM()), (3, 4, 1, 2), ((3,), (1,), (0, 2))), (3, 2, 3, 2), 4, ("mix",)),
+    ],
+    ids=["long rows", "untied", "3-D", "4-D"],
+)
+def test_grids_of_any_shape_equal_the_reference(case: Case, dtype: torch.dtype) -> None:
+    with fused.using_step("triton"):
+        like = torch.empty(0, dtype=dtype, device="cuda")
+        assert_equals_reference(SWEEPS["wavefront"], case, like, TOLERANCE[dtype])
+
+
+def test_random_networks_agree_with_the_loop() -> None:
+    """Of every cell, in every precision, with half of them on the Triton step."""
+    verify(["--device", "cuda", "--cases", "200", "--seconds", "3600", "--seed", str(seed_of_today())])
+
+
+def assert_agrees(module: nn.Module, dtype: torch.dtype, *inputs: object) -> None:
+    """Compare values and gradients of a module in this type on the GPU with float64 on the CPU."""
+
+    def results(module: nn.Module, like: Tensor) -> list[Tensor]:
+        def placed(x: object) -> object:
+            if not isinstance(x, Tensor):
+                return x
+            return x.to(like) if x.is_floating_point() else x.to(like.device)
+
+        module = deepcopy(module).to(like.device, like.dtype)
+        outputs = tree_leaves(module(*tree_map(placed, inputs)))
+        values = [y for y in outputs if isinstance(y, Tensor) and y.requires_grad]  # a state may also count steps
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(like) for y in values]
+        trained = [p for p in module.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(values, trained, weights, allow_unused=True, materialize_grads=True)
+        return [x.detach().cpu().double() for x in (*values, *gradients)]
+
+    found = results(module, torch.empty(0, dtype=dtype, device="cuda"))
+    exact = results(module, torch.empty(0, dtype=torch.float64))
+    torch.testing.assert_close(found, exact, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("step", ["eager", "triton"])
+@pytest.mark.parametrize("options", [{}, {"tied": False}, {"priority": "depth"}], ids=str)
+def test_layer_agrees_with_the_cpu(options: dict[str, object], step: PointwiseStep, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, x = GridLSTM(30, 50, 4, **options), torch.randn(11, 3, 30, dtype=torch.float64)  # type: ignore[arg-type]
+    with fused.using_step(step):
+        assert_agrees(layer, dtype, x)
+        assert_agrees(layer, dtype, x, None, torch.tensor([11, 1, 7]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", MAKE)
+def test_models_agree_with_the_cpu(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    with fused.using_step("triton"):
+        assert_agrees(MAKE[name](), dtype, torch.randint(5, (3, 9)))
+
+
+def rows(directory: Path) -> list[dict[str, float]]:
+    with (directory / "metrics.csv").open() as file:
+        return [{name: float(value or 0) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_same_losses(one: Path, other: Path, tolerance: float) -> None:
+    assert len(rows(one)) == len(rows(other)) > 0
+    for row, same in zip(rows(one), rows(other), strict=True):
+        losses = [name for name in row if "loss" in name]
+        assert losses
+        for name in losses:
+            assert row[name] == pytest.approx(same[name], abs=tolerance), name
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", 1e-4)])
+@pytest.mark.parametrize("step", ["eager", "triton"])
+@pytest.mark.parametrize(
+    ("task", "model"), [("memorization", "grid2d"), ("addition", "stacked_lstm"), ("text", "grid2d")]
+)
+def test_training_steps_agree_with_the_cpu(
+    job: Job, tmp_path: Path, task: str, model: str, step: str, precision: str, tolerance: float
+) -> None:
+    options = [f"trainer.precision={precision}", f"callbacks.engine_choices.pointwise={step}"]
+    run_job(job("trainer.precision=64-true", task=task, model=model, directory="cpu"))
+    run_job(job("trainer.accelerator=gpu", *options, task=task, model=model, directory="gpu"))
+    assert_same_losses(tmp_path / "cpu", tmp_path / "gpu", tolerance)
+    score = json.loads((tmp_path / "gpu" / "result.json").read_text())["test"]
+    again = evaluate(tmp_path / "gpu" / "checkpoints" / "best.ckpt", "test", ["trainer.accelerator=cpu"])
+    assert again["test/loss"] == pytest.approx(score["test/loss"], abs=tolerance)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU, two are needed")
+def test_two_ranks_reproduce_the_losses_of_one(tmp_path: Path) -> None:
+    """Five rows over two ranks: divided unevenly, weighted by count."""
+    small = [
+        "logger=csv", "model.hidden_size=6", "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12",
+        "trainer.log_every_n_steps=4", "task.val_every=6", "task.data.batch_size=5", "task.data.num_val=11",
+        "task.data.num_test=11", "task.length=2", "callbacks.engine_choices.pointwise=triton",
+    ]  # fmt: skip
+    for name in (["hardware=gpu"], ["hardware=ddp", "trainer.devices=2"]):
+        run_python("train.py", *small, *name, f"hydra.run.dir={tmp_path / name[0]}", check=True)
+    assert json.loads((tmp_path / "hardware=ddp" / "result.json").read_text())["processes"] == 2
+    assert_same_losses(tmp_path / "hardware=gpu", tmp_path / "hardware=ddp", 1e-9)
+
+
+def test_bench_times_what_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main(["--device", "cuda", "--shape", "3", "8", "4", "2", "--repeats", "1", "--dir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert torch.cuda.get_device_name() in printed
+    for name in ("wavefront, Triton step", "nn.LSTM, equal arithmetic", "product, float32, native"):
+        assert name in printed
+    with (tmp_path / "bench.csv").open() as file:
+        assert all(float(row["ms"]) > 0 for row in csv.DictReader(file))
