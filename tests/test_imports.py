@@ -17,6 +17,7 @@ LAYERS = [
     ["regularizers"],
     ["engine.plan", "engine.pointwise", "engine.build"],
     ["engine.matmul"],
+    ["engine.memory"],
     ["engine.buffers"],
     ["engine.steps", "engine.triton_kernels", "engine.triton_step"],
     ["engine.fused"],
