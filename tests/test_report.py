@@ -426,6 +426,7 @@ def test_scores_of_runs_without_criterion_are_drawn_by_depth(tmp_path: Path) -> 
     report([tmp_path / "runs"], tmp_path)
     assert (tmp_path / "scores_by_depth.png").read_bytes().startswith(b"\x89PNG")
     assert depth_picture(make_tables(runs[1:3])) is None, "of one depth"
+    assert depth_picture(make_tables([runs[0], runs[3]])) is None, "each network has one depth"
     for run in runs:
         run.result[SOLVED] = None
     assert depth_picture(make_tables(runs)) is None, "samples_to_solve.png shows runs with a criterion"

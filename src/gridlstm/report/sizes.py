@@ -79,13 +79,13 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
 def depth_picture(tables: Sequence[Table]) -> bytes | None:
     """Return a PNG of scores against the number of layers, with one mark for each completed run without a criterion.
 
-    Every table whose depths vary has a row: the best value of the monitored metric and the test's, with lines through
-    the means over seeds. Return None if there is no such table.
+    Every table in which a kind of network has several depths has a row: the best value of the monitored metric and the
+    test's, with lines through the means over seeds. Return None if there is no such table.
     """
     from matplotlib.figure import Figure
 
     found = [(table, _scores(table)) for table in tables]
-    found = [(table, scores) for table, scores in found if len({mark.sizes[_LAYERS] for mark, _ in scores}) > 1]
+    found = [(table, scores) for table, scores in found if _depths_vary([mark for mark, _ in scores])]
     if not found:
         return None
     figure = Figure(figsize=(12, 4 * len(found)), layout="constrained")
@@ -104,6 +104,11 @@ def depth_picture(tables: Sequence[Table]) -> bytes | None:
             axes.set_xticks(depths, [f"{x:g}" for x in depths])
         left.legend(fontsize="small")
     return to_png(figure)
+
+
+def _depths_vary(marks: Sequence[_Mark]) -> bool:
+    """Return True if a kind of network has several depths."""
+    return len({(mark.kind, mark.sizes[_LAYERS]) for mark in marks}) > len({mark.kind for mark in marks})
 
 
 def _scores(table: Table) -> list[tuple[_Mark, float | None]]:
