@@ -4,8 +4,10 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
-from gridlstm.data.image_files import FILES
+from gridlstm.data.image_files import FILES, Cifar10, Images
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -32,3 +34,17 @@ def write_digits(directory: Path, train: int = 60, test: int = 20) -> Path:
     for name, part in zip(FILES, parts, strict=True):
         (directory / "mnist" / f"{name}.gz").write_bytes(gzip.compress(idx(part), mtime=0))
     return directory
+
+
+def give_coloured_images(monkeypatch: pytest.MonkeyPatch, train: int = 60, test: int = 20) -> None:
+    """Let CIFAR-10 be noise: its files are read only if they are the published ones."""
+    draw = torch.Generator().manual_seed(0)
+    parts = [
+        Images(
+            torch.randint(256, (number, 3, 32, 32), dtype=torch.uint8, generator=draw),
+            torch.randint(10, (number,), generator=draw),
+        )
+        for number in (train, test)
+    ]
+    for name, value in (("check", None), ("prepare", None), ("read", tuple(parts))):
+        monkeypatch.setattr(Cifar10, name, lambda self, value=value: value)

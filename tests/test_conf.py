@@ -1,6 +1,7 @@
 """Every file in conf/ composes, and the objects that it describes can be instantiated."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,13 +17,13 @@ from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import compose
-from tests.image_files import write_digits
+from tests.image_files import give_coloured_images, write_digits
 from tests.sentence_files import write_sentences
 from torch.utils._pytree import tree_leaves
 
 from gridlstm.config import choices, compose_model
 from gridlstm.data.addition import AdditionData
-from gridlstm.data.base import PairBatch
+from gridlstm.data.base import ImageBatch, PairBatch, PixelBatch, VideoBatch
 from gridlstm.data.enwik8 import Enwik8
 from gridlstm.data.hub import Hub
 from gridlstm.data.hub_pairs import HubPairs
@@ -245,9 +246,11 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
             f"task.data.source.sha256={hashlib.sha256(content).hexdigest()}",
         ]
         data += ["task.data.splits=[0.9,0.05,0.05]"]
-    images = "override /task: mnist" in (CONF / f"{file}.yaml").read_text()
-    if images:
+    if re.search(r"override /task: (mnist|digit_scene|moving_digits)", (CONF / f"{file}.yaml").read_text()):
         data = [f"data_dir={write_digits(tmp_path)}", "task.data.num_val=20"]
+    if "override /task: cifar10" in (CONF / f"{file}.yaml").read_text():
+        give_coloured_images(monkeypatch)
+        data = ["task.data.num_val=20"]
     if file.endswith(("/translation", "/tatoeba")):
         data = [f"data_dir={write_sentences(tmp_path, monkeypatch)}"]
         if file == "experiment/compare/translation":
@@ -256,8 +259,9 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
             data += ["task.data.source.num_val=2", "task.data.source.num_test=2"]
     run = build(compose(choice(file)[0], *point, *small, *names(file), *swept, f"run.dir={tmp_path}", *data))
     batch = run.data.on_after_batch_transfer(next(iter(run.data.val_dataloader())), 0)
-    if images:
-        assert run.task(batch.images[:2]).shape == (2, 10)
+    if isinstance(batch, ImageBatch | PixelBatch | VideoBatch):
+        few = type(batch)(*(part[:2] for part in batch))
+        assert run.task.predict(few, None).losses.shape == few.targets.shape
     elif isinstance(batch, PairBatch):
         logits = run.task(batch.source, batch.source_mask, batch.inputs)
         assert logits.shape == (*batch.targets.shape, run.data.spec.target_size)

@@ -18,6 +18,7 @@ from gridlstm.models.grid3d import CORNERS, Grid3d
 from gridlstm.models.mdlstm_image import MDLSTMImage
 from gridlstm.models.mlp import MLP
 from gridlstm.models.renet import ReNet
+from gridlstm.models.unet import UNet
 from gridlstm.scan import scan
 
 MAKE: dict[str, Callable[[], ImageModel]] = {
@@ -29,6 +30,7 @@ MAKE: dict[str, Callable[[], ImageModel]] = {
     "renet": lambda: ReNet(2, 6, 8, 4, 2, patch=2),
     "cnn": lambda: CNN(2, 6, 8, 4, 3),
     "mlp": lambda: MLP(2, 6, 8, 4, 3),
+    "unet": lambda: UNet(2, 6, 8, 4, 3),
 }
 
 
@@ -225,6 +227,39 @@ def test_too_many_convolution_layers_are_refused() -> None:
     assert CNN(1, 6, 8, 4, 4).output_size == 8
 
 
+def test_the_u_net_is_its_equations() -> None:
+    """Written with unfolded windows; 5 x 7 pixels leave a row and a column over at each halving."""
+    torch.manual_seed(0)
+    model, x = UNet(2, 5, 7, 4, 3).double(), torch.randn(3, 2, 5, 7, dtype=torch.float64)
+
+    def twice(pair: torch.nn.Module, y: Tensor) -> Tensor:
+        weights = list(pair.parameters())
+        for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+            windows = F.pad(y, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)  # (B, channels, Y, X, 3, 3)
+            y = (torch.einsum("bcyxij,dcij->bdyx", windows, weight) + bias[:, None, None]).clamp(min=0)
+        return y
+
+    def halved(y: Tensor) -> Tensor:
+        return y.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+
+    def repeated(y: Tensor, size: tuple[int, int]) -> Tensor:
+        rows, columns = ([i * old // new for i in range(new)] for old, new in zip(y.shape[2:], size, strict=True))
+        return y[:, :, rows][:, :, :, columns]
+
+    first = twice(model.down[0], x)
+    second = twice(model.down[1], halved(first))
+    y = twice(model.down[2], halved(second))
+    for pair, skipped in ((model.up[1], second), (model.up[0], first)):
+        y = twice(pair, torch.cat([repeated(y, (skipped.shape[2], skipped.shape[3])), skipped], dim=1))
+    torch.testing.assert_close(model(x), y.permute(0, 2, 3, 1), rtol=0, atol=1e-13)
+
+
+def test_a_u_net_of_too_many_levels_is_refused() -> None:
+    assert UNet(1, 28, 28, 4, 5).map_size == (28, 28)
+    with pytest.raises(UserError, match=r"num_layers=6 halves an image of 28 x 28 pixels 5 times: give at most .*=5\."):
+        UNet(1, 28, 28, 4, 6)
+
+
 @pytest.mark.parametrize(
     ("name", "multiplications"),
     [
@@ -232,6 +267,11 @@ def test_too_many_convolution_layers_are_refused() -> None:
         ("mlp", 2 * 96 * 4 + 3 * 2 * 4 * 4),
         # 2 channels to 4 and 4 to 4 at 48 positions, then 4 to 8 at 12 positions.
         ("cnn", 9 * (48 * (2 * 2 * 4 + 3 * 4 * 4) + 12 * 3 * 4 * 8)),
+        # 48, 12 and 2 positions on the way down, then 12 and 48 up: two layers each, of 4, 8 and 16 channels.
+        (
+            "unet",
+            9 * (48 * (2 * 2 * 4 + 3 * 4 * 4) + 3 * (12 * (4 + 8 + 24 + 8) * 8 + 2 * (8 + 16) * 16 + 48 * 16 * 4)),
+        ),
         # 8 pixels to 8 at 12 positions, then two layers of columns and rows in both directions: 4 gates of 8 + 4.
         ("renet", 12 * (2 * 8 * 8 + 3 * 2 * 2 * 2 * 16 * 12)),
         # 8 pixels to 4 at 12 positions, then four layers of 5 gates of 4 + 2 x 4; incoming zeros need no gradient.

@@ -27,15 +27,20 @@ from gridlstm.data.spec import ImageSpec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.metrics import MeanOverClasses
+from gridlstm.models.base import PixelModel
 from gridlstm.models.grid2d_pixels import Grid2dPixels
+from gridlstm.models.pixel_lstm import PixelLSTM
+from gridlstm.models.pixelcnn import PixelCNN
 from gridlstm.tasks.predict_pixels import PredictPixels
 from gridlstm.training.build import make_data, make_task, unread_data
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
 from gridlstm.training.match import count_flops, count_parameters, match_size
 from gridlstm.training.task_models import fits
+from gridlstm.training.validate import check
 
 TASKS = {"digit_scene": "grid3d", "mnist_pixels": "grid2d_pixels", "moving_digits": "grid4d"}
+RIVALS = {"unet": "digit_scene", "pixelcnn": "mnist_pixels", "pixel_lstm": "mnist_pixels", "convlstm": "moving_digits"}
 PICTURES = {"digit_scene": "scenes.png", "mnist_pixels": "samples.png", "moving_digits": "frames.png"}
 SMALL = {
     "digit_scene": ["task.data.num_val=4", "task.data.num_test=6", "model.patch=16"],
@@ -261,6 +266,17 @@ def test_networks_are_sized_and_counted(task: str, pixel_job: Callable[..., Dict
     assert count_flops(cfg, spec) > 0
 
 
+def test_rivals_fit_their_own_task_alone(nodes: dict[str, DictConfig], pixel_job: Callable[..., DictConfig]) -> None:
+    jobs = {task: pixel_job(task) for task in TASKS}
+    fitting = {rival: [task for task, cfg in jobs.items() if fits(nodes[rival], cfg.task)] for rival in RIVALS}
+    assert fitting == {rival: [task] for rival, task in RIVALS.items()}
+    cfg = jobs["mnist_pixels"]
+    cfg.model, cfg.run.model = nodes["convlstm"], "convlstm"
+    words = "task=mnist_pixels takes a PixelModel, but model=convlstm is not one. Models that fit: grid2d_pixels, "
+    with pytest.raises(UserError, match=words):
+        check(cfg)
+
+
 def test_a_map_that_does_not_divide_the_scene_is_refused(pixel_job: Callable[..., DictConfig]) -> None:
     cfg = pixel_job("digit_scene", "task.data.size=30")
     cfg.model = compose_model("cnn")
@@ -325,13 +341,16 @@ def test_pixels_are_counted_in_bits_and_images_in_nats(pixel_job: Callable[..., 
     assert float(metrics["bpd"].compute()) == pytest.approx(nats / 784 / math.log(2), rel=1e-5)
 
 
-def test_samples_are_drawn_with_the_probabilities_of_the_model() -> None:
+@pytest.mark.parametrize("make", [Grid2dPixels, PixelCNN, PixelLSTM])
+def test_samples_are_drawn_with_the_probabilities_of_the_model(make: Callable[..., PixelModel]) -> None:
     """Each drawn pixel is 1 if its uniform random number is below its probability given the drawn image."""
     torch.manual_seed(0)
-    model, spec = Grid2dPixels(1, 6, 7, 4, 2), ImageSpec(1, 6, 7, classes=2)
+    model, spec = make(1, 6, 7, 4, 2), ImageSpec(1, 6, 7, classes=2)
     task = PredictPixels(model, spec, torch.optim.Adam).double().eval()
     with torch.no_grad():
-        task.head.weight.mul_(20)  # probabilities far from one half
+        noise = torch.randn(9, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        task.head.weight.mul_(4 / task(noise).std())  # probabilities far from one half
+        task.head.bias.sub_(task(noise).mean())
         drawn = task.sample(3, seed=5)
         probability = task(2 * drawn[:, None].double() - 1).sigmoid()
     uniform = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(5))

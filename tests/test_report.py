@@ -28,7 +28,7 @@ from gridlstm.report.curves import best_ten, picture
 from gridlstm.report.lengths import by_length, length_picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import SOLVED, Run, find_runs
-from gridlstm.report.sizes import _draw_means, _Mark, _marks, size_picture
+from gridlstm.report.sizes import _draw_means, _Mark, _marks, _scores, depth_picture, size_picture
 from gridlstm.report.tables import Group, Spread, Table, evidence, make_tables, readable
 from gridlstm.report.text import markdown
 from gridlstm.training.job import run_job
@@ -408,6 +408,32 @@ def test_size_picture_covers_every_size_and_depth() -> None:
     one_row, three_rows = height((20,), (1, 2)), height((20, 40), (1, 2))
     assert 2.5 * one_row < three_rows < 3.5 * one_row
     assert size_picture(make_tables(runs((20,), (2,)))) is None
+
+
+def test_scores_of_runs_without_criterion_are_drawn_by_depth(tmp_path: Path) -> None:
+    for number, (model, layers, seed) in enumerate(
+        [("grid3d", 1, 1), ("grid3d", 16, 1), ("grid3d", 16, 2), ("mlp", 4, 1)]
+    ):
+        (tmp_path / "runs" / str(number)).mkdir(parents=True)
+        options = {"run": {"model": model, "task": "mnist"}, "model": {"num_layers": layers}, "seed": seed}
+        options["task"] = {"monitor": "val/error", "mode": "min"}
+        OmegaConf.save(OmegaConf.create(options), tmp_path / "runs" / str(number) / "config.yaml")
+        result = {"status": "completed", "best": {"val/error": layers / 100}, "test": {"test/error": seed / 100}}
+        (tmp_path / "runs" / str(number) / "result.json").write_text(json.dumps(result))
+    (table,) = make_tables(runs := find_runs([tmp_path / "runs"]))
+    assert sorted((mark.kind, mark.sizes["model.num_layers"], mark.best, test) for mark, test in _scores(table)) == [
+        ("model=grid3d", 1, 0.01, 0.01),
+        ("model=grid3d", 16, 0.16, 0.01),
+        ("model=grid3d", 16, 0.16, 0.02),
+        ("model=mlp", 4, 0.04, 0.01),
+    ]
+    report([tmp_path / "runs"], tmp_path)
+    assert (tmp_path / "scores_by_depth.png").read_bytes().startswith(b"\x89PNG")
+    assert depth_picture(make_tables(runs[1:3])) is None, "of one depth"
+    assert depth_picture(make_tables([runs[0], runs[3]])) is None, "each network has one depth"
+    for run in runs:
+        run.result[SOLVED] = None
+    assert depth_picture(make_tables(runs)) is None, "samples_to_solve.png shows runs with a criterion"
 
 
 def test_tests_of_several_lengths_are_drawn_by_length() -> None:

@@ -246,6 +246,25 @@ def check_images(images: Tensor, channels: int, height: int, width: int, weight:
     check_factor("images", images, weight)
 
 
+def check_rows(images: Tensor, channels: int, width: int, weight: Tensor) -> None:
+    """Raise UserError unless images are rows (B, channels, rows, width), of the type and on the device of weight."""
+    if images.dim() != 4 or (images.shape[1], images.shape[3]) != (channels, width):
+        raise UserError(
+            f"expected rows of images (B, {channels}, rows, {width}), got shape {tuple(images.shape)}. Give "
+            f"images of the size that the network was built for."
+        )
+    check_factor("images", images, weight)
+
+
+def check_frames(frames: Tensor) -> None:
+    """Raise UserError unless frames are (B, T, channels, height, width) with at least one frame."""
+    if frames.dim() != 5 or frames.shape[1] < 1:
+        raise UserError(
+            f"expected frames (B, T, channels, height, width), got shape {tuple(frames.shape)}. Give at least one "
+            f"frame for each row."
+        )
+
+
 class Patches(nn.Module):
     """Cut an image into patches of p x p pixels without overlap, and project each to W x without bias.
 

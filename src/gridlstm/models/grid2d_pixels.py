@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
 from gridlstm.engine.dispatch import SweepName
-from gridlstm.errors import UserError, check_at_least_one
+from gridlstm.errors import check_at_least_one
 from gridlstm.grid import Dimension, Grid
-from gridlstm.models.base import PixelModel, VectorProjection
+from gridlstm.models.base import PixelModel, VectorProjection, check_rows
 
 
 class LayerState(NamedTuple):
@@ -99,14 +99,10 @@ class Grid2dPixels(PixelModel):
         """Return the output (B, R, W, output_size) for rows of images (B, channels, R, W), and the state after them.
 
         Raises:
-            UserError: images have other channels or another width.
+            UserError: see ``gridlstm.models.base.check_rows``.
         """
         channels, _, width = self.image_size
-        if images.dim() != 4 or (images.shape[1], images.shape[3]) != (channels, width):
-            raise UserError(
-                f"expected rows of images (B, {channels}, rows, {width}), got shape {tuple(images.shape)}. Give "
-                f"images of the size that the network was built for."
-            )
+        check_rows(images, channels, width, self.input.weight)
         pixels = images.permute(2, 3, 0, 1)  # (R, W, B, channels)
         extents, B = (*pixels.shape[:2], 1), len(images)
         projected = self.input(pixels.flatten(0, 2)).unflatten(0, pixels.shape[:3])

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
 from gridlstm.engine.dispatch import SweepName
-from gridlstm.errors import UserError, check_at_least_one
+from gridlstm.errors import check_at_least_one
 from gridlstm.grid import Dimension, Grid
-from gridlstm.models.base import Patches, VideoModel
+from gridlstm.models.base import Patches, VideoModel, check_frames
 from gridlstm.models.grid3d import CORNERS, scans
 
 
@@ -78,13 +78,9 @@ class Grid4d(VideoModel):
         """Return y (B, T, Y, X, output_size) of frames (B, T, channels, height, width).
 
         Raises:
-            UserError: see ``gridlstm.models.base.check_images``, or there is no frame.
+            UserError: see ``check_frames`` and ``check_images`` in ``gridlstm.models.base``.
         """
-        if frames.dim() != 5 or frames.shape[1] < 1:
-            raise UserError(
-                f"expected frames (B, T, channels, height, width), got shape {tuple(frames.shape)}. Give at least one "
-                f"frame for each row."
-            )
+        check_frames(frames)
         (Y, X), (B, T) = self.map_size, frames.shape[:2]
         projected = self.input(frames.flatten(0, 1)).unflatten(2, (B, T)).transpose(2, 3)  # (Y, X, T, B, d + memory)
         above = HiddenMemory(*projected.split(self.sizes, dim=-1))

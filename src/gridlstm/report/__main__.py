@@ -11,7 +11,7 @@ from gridlstm.report.lengths import length_picture
 from gridlstm.report.page import page
 from gridlstm.report.published_figure import figure_picture
 from gridlstm.report.runs import find_runs
-from gridlstm.report.sizes import size_picture
+from gridlstm.report.sizes import depth_picture, size_picture
 from gridlstm.report.tables import make_tables
 from gridlstm.report.text import comma_separated, latex, markdown, not_completed, summary
 
@@ -19,8 +19,8 @@ PARSER = Parser(
     "report",
     """Read the results of sweeps and runs, and write report.md, report.csv, report.tex, report.html and curves.png.
 Also write samples_to_solve.png (against depth and other sizes) if runs of several sizes had a criterion,
-published_figure.png if the experiment names a published figure, and test_lengths.png if tests were broken down by
-length.
+scores_by_depth.png if runs of several depths had none, published_figure.png if the experiment names a published figure,
+and test_lengths.png if tests were broken down by length.
 
 Runs that differ only in the seed share a row; the tables below give their seeds, versions and commands. Runs
 that are missing, interrupted or failed are listed.""",
@@ -43,6 +43,7 @@ def report(roots: list[Path], out: Path) -> list[str]:
     drawn = {
         "curves.png": picture(tables),
         "samples_to_solve.png": size_picture(tables),
+        "scores_by_depth.png": depth_picture(tables),
         "published_figure.png": figure_picture(tables),
         "test_lengths.png": length_picture(tables),
     }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gridlstm.files import to_png
 from gridlstm.report.runs import SOLVED
-from gridlstm.report.tables import Table, judged
+from gridlstm.report.tables import Group, Table, judged
 from gridlstm.report.text import drawn
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _MOST_NAMED = 20
 
 
 class _Mark(NamedTuple):
-    """One run with a criterion."""
+    """One run."""
 
     kind: str
     """Network and options without the sizes."""
@@ -32,6 +32,7 @@ class _Mark(NamedTuple):
     """Samples until the task was solved, or all samples of the run."""
     best: float
     solved: bool
+    """True for a full mark, False for a hollow one."""
 
 
 def size_picture(tables: Sequence[Table]) -> bytes | None:
@@ -75,17 +76,73 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
     return to_png(figure)
 
 
+def depth_picture(tables: Sequence[Table]) -> bytes | None:
+    """Return a PNG of scores against the number of layers, with one mark for each completed run without a criterion.
+
+    Every table in which a kind of network has several depths has a row: the best value of the monitored metric and the
+    test's, with lines through the means over seeds. Return None if there is no such table.
+    """
+    from matplotlib.figure import Figure
+
+    found = [(table, _scores(table)) for table in tables]
+    found = [(table, scores) for table, scores in found if _depths_vary([mark for mark, _ in scores])]
+    if not found:
+        return None
+    figure = Figure(figsize=(12, 4 * len(found)), layout="constrained")
+    for (left, right), (table, scores) in zip(figure.subplots(len(found), 2, squeeze=False), found, strict=True):
+        kinds = list(dict.fromkeys(mark.kind for mark, _ in scores))
+        best = [(mark.sizes[_LAYERS], mark.best, mark) for mark, _ in scores]
+        tested = [(mark.sizes[_LAYERS], test, mark) for mark, test in scores if test is not None]
+        for axes, name, points in ((left, f"best {table.monitor}", best), (right, _tested(table.monitor), tested)):
+            if not points:
+                axes.remove()
+                continue
+            _draw(axes, kinds, points, _SIZES[_LAYERS], table.named(name))
+            _draw_means(axes, kinds, points)
+            depths = sorted({x for x, _, _ in points})
+            axes.set_xscale("log", base=2)  # depths are usually doubled
+            axes.set_xticks(depths, [f"{x:g}" for x in depths])
+        left.legend(fontsize="small")
+    return to_png(figure)
+
+
+def _depths_vary(marks: Sequence[_Mark]) -> bool:
+    """Return True if a kind of network has several depths."""
+    return len({(mark.kind, mark.sizes[_LAYERS]) for mark in marks}) > len({mark.kind for mark in marks})
+
+
+def _scores(table: Table) -> list[tuple[_Mark, float | None]]:
+    """Return a full mark for each completed run without a criterion, and its test; None without one."""
+    scores = []
+    for group in table.groups:
+        for run in group.completed:
+            best, layers = run.result.get("best", {}).get(table.monitor), run.config.get(_LAYERS)
+            if SOLVED not in run.result and best is not None and isinstance(layers, int | float):
+                mark = _Mark(_kind(group), {_LAYERS: float(layers)}, run.result.get("samples", 0), best, solved=True)
+                scores.append((mark, run.result.get("test", {}).get(_tested(table.monitor))))
+    return scores
+
+
+def _tested(monitor: str) -> str:
+    """Return the name that a metric of the validation has in the test."""
+    return f"test/{monitor.removeprefix('val/')}"
+
+
+def _kind(group: Group) -> str:
+    """Return the label of a group without the sizes."""
+    parts = [part for part in group.label.split(", ") if part.partition("=")[0] not in {*_SIZES, *_ALIASES}]
+    return drawn(", ".join(parts)) or group.runs[0].setting("model")
+
+
 def _marks(table: Table) -> Iterable[_Mark]:
     for group in table.groups:
-        parts = [part for part in group.label.split(", ") if part.partition("=")[0] not in {*_SIZES, *_ALIASES}]
         for run in judged(group):
             best = run.result.get("best", {}).get(table.monitor)
             if "samples" not in run.result or best is None:
                 continue
             sizes = {key: float(size) for key in _SIZES if isinstance(size := run.config.get(key), int | float)}
             samples, solved = run.result[SOLVED] or run.result["samples"], run.result[SOLVED] is not None
-            kind = drawn(", ".join(parts)) or run.setting("model")
-            yield _Mark(table.named(kind), sizes, samples, best, solved)
+            yield _Mark(table.named(_kind(group)), sizes, samples, best, solved)
 
 
 def _draw_means(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]]) -> None:
