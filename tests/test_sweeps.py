@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
-from gridlstm.engine import dispatch
+from gridlstm.engine import buffers, dispatch
+from gridlstm.engine import wavefront as schedule
 from gridlstm.engine.dispatch import SWEEPS, Sweep, SweepName, sweep_named
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
@@ -71,12 +72,22 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(cases())
 def test_fast_sweeps_equal_reference(case: Case) -> None:
-    assert_equals_reference(wavefront, case)
+    for enough in (0, 10**9):  # rows from which on the wavefront packs the weights: it does always, and never
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(schedule, "FEW_ROWS", enough)
+            patch.setattr(schedule, "PACKED_PER_ROW", 1 / (enough + 1))
+            assert_equals_reference(wavefront, case)
     assert_equals_reference(recomputing_wavefront, case)
     if layer_major_fits(case.block):
         assert_equals_reference(layer_major, case)
     if half_step_fits(case.block):
         assert_equals_reference(half_step, case)
+
+
+def test_large_weights_are_transposed_in_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "LARGE", 0)
+    monkeypatch.setattr(schedule, "PACKED_PER_ROW", 10**9)
+    assert_equals_reference(wavefront, Case(Block((LSTM(), LSTM()), (3, 3), ((0, 1),)), (4, 3), 2))
 
 
 @pytest.mark.parametrize("extents", [(1, 1), (1, 5), (5, 1), (2, 5), (5, 2), (9, 3)])

@@ -27,6 +27,10 @@ def stages_of(storage: Tensor, widths: Sequence[int], rows: int, B: int) -> list
     return [piece.view(rows, B, width) for piece, width in zip(reversed(pieces), widths, strict=True)]
 
 
+LARGE = 1 << 22
+"""Weights of a matrix from which on it does not fit into a core's caches."""
+
+
 class Layout:
     """Positions of the dimensions in the packed buffers."""
 
@@ -94,7 +98,11 @@ class Layout:
         for owners, P in zip(self.owners, self.products, strict=True):
             weight = weights[owners[0]].new_empty(*weights[owners[0]].shape[:-2], self.D, P)
             for n in owners:
-                weight[..., self.gates[n]] = weights[n].mT
+                transposed = weights[n].mT
+                # PyTorch transposes by blocks, which is twice as fast for matrices beyond the caches, only into
+                # contiguous memory.
+                large = transposed.dim() == 2 and transposed.numel() > LARGE
+                weight[..., self.gates[n]] = transposed.contiguous() if large else transposed
             packed.append(weight.reshape(-1, self.D, P).to(self.product_dtype or weight.dtype))
         return packed
 
@@ -182,7 +190,8 @@ class Buffers:
 
     def product(self, k: int, rows: slice) -> Tensor:
         """Return the part of ``z`` that stage k's product computes: (r, B, P)."""
-        return self.z(k, rows)[:, :, : self.layout.products[k]]
+        z, P = self.z(k, rows), self.layout.products[k]
+        return z if z.shape[-1] == P else z[:, :, :P]
 
     def operand(self, k: int, rows: slice) -> Tensor:
         """Return the input of stage k's product: (r, B, D)."""

@@ -16,7 +16,7 @@ from gridlstm.engine.fused import can_fuse
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
 from gridlstm.engine.matmul import check_factor
-from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
+from gridlstm.engine.wavefront import FEW_ROWS, recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan
 
@@ -127,6 +127,8 @@ def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:
     if not block.untied or not layer_major_fits(block) or like.device.type != "cpu":
         return False
     width, (*outer, _) = sum(block.sizes[:-1]), extents
+    if prod(outer) == 1 and like.shape[-2] < FEW_ROWS:
+        return False  # the wavefront copies no weights then, and a layer has no chain
     blocks_at_once = prod(outer) / (sum(outer) - len(outer) + 1)  # in a diagonal of average length
     return 2 * like.shape[-2] * blocks_at_once * width * 4 * width > STEP_FLOPS
 

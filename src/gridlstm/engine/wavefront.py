@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gridlstm.engine.buffers import Buffers
+from gridlstm.engine.buffers import Buffers, Layout
 from gridlstm.engine.matmul import affine, multiply
 from gridlstm.engine.packed import Packed, steps
 from gridlstm.engine.plan import Diagonal, Order
@@ -21,12 +21,13 @@ class Wavefront:
 
     def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         layout, pointwise = buffers.layout, steps(buffers)
-        packed, bias = layout.pack_weights_transposed(weights), layout.pack_biases(biases, buffers.X[0])
+        parts = _parts(layout, weights, biases, buffers.X[0])
         for diagonal in layout.plan.diagonals:
             buffers.begin(diagonal.rows)
             for k, stage in enumerate(layout.stages):
                 x, z = buffers.operand(k, diagonal.rows), buffers.product(k, diagonal.rows)
-                _product(diagonal, x, packed[k], bias[k], out=z)
+                for columns, weight, bias in parts[k]:
+                    _product(diagonal, x, weight, bias, out=z if columns is None else z[:, :, columns])
                 for n in stage:
                     pointwise[n].forward(diagonal)
 
@@ -58,6 +59,28 @@ class Wavefront:
                         here[:, :, columns] += gradient
 
 
+def _parts(
+    layout: Layout, weights: Sequence[Tensor], biases: Sequence[Tensor | None], like: Tensor
+) -> list[list[tuple[slice | None, Tensor, Tensor | None]]]:
+    """Return each stage's products: columns of z (None for all), weights (copies, D, ·) and bias (copies, ·).
+
+    A sweep of few rows, such as one step of one sequence, reads the weights where they are, one dimension after the
+    other: packing them would take longer than it saves.
+    """
+    bias, copies = layout.pack_biases(biases, like), len(layout.plan.by_copy)
+    enough = FEW_ROWS if copies > 1 else layout.D * max(layout.products) / PACKED_PER_ROW
+    if layout.plan.blocks * layout.B >= enough * copies:
+        packed = layout.pack_weights_transposed(weights)
+        return [[(None, weight, own)] for weight, own in zip(packed, bias, strict=True)]
+
+    def part(k: int, n: int) -> tuple[slice | None, Tensor, Tensor | None]:
+        weight = weights[n].reshape(-1, *weights[n].shape[-2:]).to(layout.product_dtype or weights[n].dtype)
+        whole = bias[k]
+        return layout.gates[n], weight.mT, None if whole is None else whole[:, layout.gates[n]]
+
+    return [[part(k, n) for n in owners] for k, owners in enumerate(layout.owners)]
+
+
 def _product(
     diagonal: Diagonal, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool = False
 ) -> None:
@@ -80,6 +103,12 @@ def _product(
             affine(operand, weight[copy], None if bias is None else bias[copy], product, product_dtype)
         start += count
 
+
+# Packing takes longer than it saves if each of several weight copies has fewer rows than FEW_ROWS, or the only copy has
+# fewer rows than one for PACKED_PER_ROW weights. On one thread of an Intel Xeon, both are equally fast at 60 rows for
+# 2.6 million weights.
+FEW_ROWS = 256
+PACKED_PER_ROW = 40_000
 
 wavefront = Packed(Wavefront())
 recomputing_wavefront = Packed(Wavefront(), recompute=True)
