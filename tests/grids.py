@@ -22,7 +22,7 @@ class Case:
     extents: tuple[int, ...]
     B: int
     masked: tuple[str, ...] = ()
-    """Which of the masks every dimension has; ``keep`` also for padding, ``mix`` for float keeps."""
+    """Masks of every dimension: ``keep`` (as for padding), ``mix`` (keep masks of floats) and ``drop``."""
     scale: float = 1.0
     """Standard deviation of weights. At 1, a wide grid amplifies roundings without limit."""
 
@@ -77,7 +77,7 @@ def random_masks(case: Case, like: Tensor = DOUBLE) -> list[Masks] | None:
 
 
 def tensors_of(weights: list[Weights], sides: list[HiddenMemory]) -> list[Tensor]:
-    """All differentiable inputs."""
+    """Return all differentiable inputs."""
     everything = [x for w in weights for x in (w.weight, w.bias, *w.vectors)] + [x for side in sides for x in side]
     return [x for x in everything if x is not None and x.requires_grad]
 

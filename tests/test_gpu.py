@@ -1,4 +1,4 @@
-"""What a GPU computes equals what the CPU computes: sweeps, layer, models, training, and two ranks.
+"""Compare a GPU with the CPU: sweeps, layer, models, training, and two ranks.
 
 Run by `make test-gpu`. Float64 on the CPU is the reference throughout.
 """
@@ -81,7 +81,7 @@ def test_grids_of_any_shape_equal_the_reference(case: Case, dtype: torch.dtype) 
 
 
 def test_random_networks_agree_with_the_loop() -> None:
-    """Of every cell, in every precision, with half of them on the Triton step."""
+    """The networks have every cell and every precision, and half of them use the Triton step."""
     verify(["--device", "cuda", "--cases", "200", "--seconds", "3600", "--seed", str(seed_of_today())])
 
 

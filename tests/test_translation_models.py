@@ -317,9 +317,9 @@ def reversals(rows: int) -> PairBatch:
 @pytest.mark.parametrize(
     ("name", "multiplications"),
     [
-        # Two grids of 20 blocks have 2 x 4 gates of 3 x 4 weights, and one also a depth. A weight is used in the
-        # forward pass and in both gradients.
-        ("reencoder", 3 * 20 * 12 * (32 + 32 + 4)),
+        # Two grids of 20 blocks have 4 x 4 gates of 3 x 4 weights, which source and target share, and one also a depth. A
+        # weight is used in the forward pass and in both gradients.
+        ("reencoder", 3 * 20 * 12 * (16 + 16 + 4)),
     ],
 )
 def test_flops_are_counted_completely(name: str, multiplications: int) -> None:
