@@ -317,8 +317,8 @@ def reversals(rows: int) -> PairBatch:
 @pytest.mark.parametrize(
     ("name", "multiplications"),
     [
-        # Two grids of 20 blocks have 4 x 4 gates of 3 x 4 weights, which source and target share, and one also a depth. A
-        # weight is used in the forward pass and in both gradients.
+        # Two grids of 20 blocks have 4 x 4 gates of 3 x 4 weights, which source and target share, and one also a depth.
+        # A weight is used in the forward pass and in both gradients.
         ("reencoder", 3 * 20 * 12 * (16 + 16 + 4)),
     ],
 )
