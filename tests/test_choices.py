@@ -58,6 +58,18 @@ def test_inexact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert matmul.product() == "native"
 
 
+def test_a_product_that_this_cpu_refuses_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PyTorch refuses oneDNN's on a CPU that has AVX2 alone."""
+    monkeypatch.setattr(matmul, "_onednn", lambda: lambda *operands: b"mkldnn_matmul needs avx512bw\nmore")
+    caplog.set_level("INFO", "gridlstm")
+    assert matmul.product() == "native"
+    assert "oneDNN's does not run on this CPU (mkldnn_matmul needs avx512bw)" in caplog.text
+    choices.force(Choices("onednn", fused.pointwise_step()))
+    assert matmul.product() == "native"
+
+
 def test_a_stored_product_that_is_inexact_here_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

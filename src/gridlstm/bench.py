@@ -108,7 +108,7 @@ def take_turns(contenders: dict[str, Contender], repeats: int, seconds_of: Stopw
 def measure(shape: Shape, repeats: int, device: str, seconds_of: Stopwatch) -> list[Row]:
     """Time all contenders at one shape."""
     products = {"product, float32, native": product_contender(shape, "native", torch.float32, device)}
-    if device == "cpu":
+    if device == "cpu" and matmul.onednn_is_exact():
         products["product, float32, oneDNN"] = product_contender(shape, "onednn", torch.float32)
     # Elsewhere emulated, twenty times slower than float32.
     bfloat16 = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -119,7 +119,7 @@ def measure(shape: Shape, repeats: int, device: str, seconds_of: Stopwatch) -> l
     else:
         grids = _of_corners(shape) if shape.corners > 1 else _of_one_grid(shape, bfloat16)
     best = take_turns(products | grids, repeats, seconds_of)
-    exact = [name for name in products if "float32" in name and (matmul.onednn_is_exact() or "native" in name)]
+    exact = [name for name in products if "float32" in name]
     rows = []
     for (name, backward), seconds in best.items():
         flops = shape.flops(backward) / (shape.layers if "equal parameters" in name else 1)

@@ -85,7 +85,7 @@ def _processor() -> Iterator[Finding]:
     if chosen.product == "onednn":
         yield Finding("matrix product", True, "oneDNN's: measured as exact as PyTorch's own and faster here")
     else:
-        yield Finding("matrix product", True, "PyTorch's own: oneDNN's was not faster here or could not be built")
+        yield Finding("matrix product", True, "PyTorch's own: oneDNN's is not faster, not exact or not available here")
     if (library := fused.library()) is not None:
         yield Finding("pointwise step", True, f"compiled: {library._name}")
     else:
