@@ -282,3 +282,13 @@ def test_flops_of_rival_models_are_counted_completely(name: str, multiplications
     model, rows = MAKE[name](), torch.zeros(1, 2, 6, 8)
     run_once(model, rows)
     assert run_once(model, rows).flops == 2 * multiplications
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_autocast_differs_by_rounding(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = MAKE[name]().eval(), images().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = model(x)
+    torch.testing.assert_close(lower.float(), model(x), rtol=0, atol=0.1)
+    lower.float().sum().backward()

@@ -155,11 +155,12 @@ def test_rows_are_repeated_reordered_and_dropped(model: TranslationModel) -> Non
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_autocast_trains_and_predicts_step_by_step(name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_and_predicts_step_by_step(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = MAKE[name]().eval()
     source, mask, inputs = pairs()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         whole = model(source, mask, inputs)
         context = model.read(source, mask)
         state = model.start(context)

@@ -1,0 +1,26 @@
+"""A call of ``torch.nn.LSTM`` that works under autocast on every CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from gridlstm.engine.matmul import autocast_type
+
+
+def run_lstm(lstm: nn.Module, x: Tensor | PackedSequence, state: tuple[Tensor, ...] | None = None) -> Any:
+    """Return ``lstm(x, state)`` of a ``torch.nn.LSTM``, computed in float32 if autocast asks for a type that the CPU's kernel does not have.
+
+    On a CPU that cannot multiply in bfloat16 or float16, as those with AVX2 alone, the kernel raises an error for that
+    type, where PyTorch's other operations convert.
+    """
+    data = x.data if isinstance(x, PackedSequence) else x
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }.get(autocast_type(data) or torch.float32)
+    if data.device.type != "cpu" or supported is None or supported():
+        return lstm(x, state)
+    with torch.autocast("cpu", enabled=False):
+        return lstm(x.float(), None if state is None else tuple(part.float() for part in state))
