@@ -10,7 +10,7 @@ from gridlstm.engine.matmul import autocast_type
 
 
 def run_lstm(lstm: nn.Module, x: Tensor | PackedSequence, state: tuple[Tensor, ...] | None = None) -> Any:
-    """Return ``lstm(x, state)`` of a ``torch.nn.LSTM``, computed in float32 if autocast asks for a type that the CPU's kernel does not have.
+    """Return ``lstm(x, state)`` of a ``torch.nn.LSTM``, in float32 if the CPU's kernel does not have autocast's type.
 
     On a CPU that cannot multiply in bfloat16 or float16, as those with AVX2 alone, the kernel raises an error for that
     type, where PyTorch's other operations convert.
