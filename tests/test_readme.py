@@ -98,19 +98,13 @@ def test_the_sampling_command_runs_after_training(tmp_path: Path) -> None:
     assert len(printed.decode()) >= 500
 
 
-@pytest.mark.parametrize(
-    ("module", "options", "file"),
-    [
-        ("report", ["experiment=paper/memorization_small", "model.tied=true"], "report.html"),
-        ("dashboard", [], "workspace.json"),
-    ],
-)
-def test_the_commands_on_a_sweep_run_after_a_sweep(module: str, options: list[str], file: str, tmp_path: Path) -> None:
-    group = options[0].partition("=")[2] if options else "adhoc"
-    one = ["model=grid2d", "task.network.forget_bias=2.0", "optimizer.lr=0.003"] if options else []
-    sweep = train(tmp_path, f"multirun/{group}", "-m", "seed=1", "logger=default", *options, *one)
-    follow(module, sweep, tmp_path)
-    assert (sweep / file).exists()
+def test_the_commands_on_a_sweep_run_after_a_sweep(tmp_path: Path) -> None:
+    one = ["model=grid2d", "model.tied=true", "task.network.forget_bias=2.0", "optimizer.lr=0.003", "seed=1"]
+    options = ["-m", "logger=default", "experiment=paper/memorization_small", *one]
+    sweep = train(tmp_path, "multirun/paper/memorization_small", *options)
+    for module, file in (("report", "report.html"), ("dashboard", "workspace.json")):
+        follow(module, sweep, tmp_path)
+        assert (sweep / file).exists()
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if re.fullmatch(r"python -m gridlstm(\.doctor)?", line)])
