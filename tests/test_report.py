@@ -505,6 +505,18 @@ def test_runs_without_configuration_are_distinguished_by_their_result(tmp_path: 
     assert {row[:2] for row in evidence(table).rows} == {("rnn", "1, 2"), ("gru", "1"), ("lstm", "3")}
 
 
+def test_a_row_whose_runs_were_all_interrupted_has_evidence_too(tmp_path: Path) -> None:
+    """Its curves are compared, such as samples to a threshold."""
+    said = {"task": "text", "seed": 1, "monitor": "val/loss", "best": {"val/loss": 1.0}, "device": "some CPU"}
+    runs = [
+        Run(tmp_path / model, {}, said | {"status": status, "model": model, "commit": f"{model}123"})
+        for model, status in (("rnn", "completed"), ("gru", "interrupted"))
+    ]
+    rows = {row[0]: row for row in evidence(make_tables(runs)[0]).rows}
+    assert rows["rnn"][1:5] == ("1", None, "some CPU", "rnn123")
+    assert rows["gru"][1:5] == ("1 (not completed)", None, "some CPU", "gru123")
+
+
 def test_runs_behind_links_are_found_and_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, links = tmp_path / "there", tmp_path / "links"
     for name in ("a", "b"):

@@ -2,7 +2,7 @@
 
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -215,19 +215,20 @@ def _seeds(group: Group, measured: list[str], monitor: str) -> int | str:
 
 
 def evidence(table: Table) -> Beside:
-    """Return seeds, versions, devices and commits of each row's completed runs, and a command.
+    """Return seeds, versions, devices and commits of each row's completed runs, and the command of the first.
 
-    The command is that of the first completed run, or of the first run if none completed.
+    If none completed, they are those of the other runs, whose curves are still compared.
     """
     rows = []
     for group in table.groups:
-        done = group.completed
+        done = group.completed or group.runs
         row: list[Cell] = [group.runs[0].setting(key) for key in table.varied]
-        row.append(which_seeds(group))
+        seeds = which_seeds(done)
+        row.append(seeds if group.completed or seeds is None else f"{seeds} (not completed)")
         row.append(_distinct(", ".join(map(" ".join, run.result.get("versions", {}).items())) for run in done))
         row.append(_distinct(run.result.get("device") for run in done))
         row.append(_distinct(_short(str(run.result.get("commit", ""))) for run in done))
-        commands = (run.result["command"] for run in (*done, *group.runs) if "command" in run.result)
+        commands = (run.result["command"] for run in done if "command" in run.result)
         row.append(readable(next(commands, None)))
         rows.append(tuple(row))
     columns = (*table.varied, "seeds", "versions", "device", "commit", "command of one run")
@@ -243,9 +244,9 @@ def readable(command: str | None) -> str | None:
     return " ".join(["python", *(in_shell(word) for word in words if not word.startswith(places))])
 
 
-def which_seeds(group: Group) -> str | None:
-    """Return the seeds of the completed runs."""
-    return ", ".join(dict.fromkeys(str(run.seed) for run in group.completed if run.seed != "")) or None
+def which_seeds(runs: Iterable[Run]) -> str | None:
+    """Return the seeds of runs, each once."""
+    return ", ".join(dict.fromkeys(str(run.seed) for run in runs if run.seed != "")) or None
 
 
 def _paper(group: Group, metric: str) -> float | None:

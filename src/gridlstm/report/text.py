@@ -74,7 +74,7 @@ def comma_separated(table: Table) -> str:
         cells: list[Cell] = []
         for cell, wide in zip(row, spread, strict=True):
             cells += list(cell) if isinstance(cell, Spread) else [cell] * (3 if wide else 1)
-        lines.append([*cells, which_seeds(group)])
+        lines.append([*cells, which_seeds(group.completed)])
     return to_csv(lines)
 
 
