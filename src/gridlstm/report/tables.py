@@ -221,14 +221,14 @@ def evidence(table: Table) -> Beside:
     """
     rows = []
     for group in table.groups:
-        done = group.completed or group.runs
+        runs = group.completed or group.runs
         row: list[Cell] = [group.runs[0].setting(key) for key in table.varied]
-        seeds = which_seeds(done)
+        seeds = which_seeds(runs)
         row.append(seeds if group.completed or seeds is None else f"{seeds} (not completed)")
-        row.append(_distinct(", ".join(map(" ".join, run.result.get("versions", {}).items())) for run in done))
-        row.append(_distinct(run.result.get("device") for run in done))
-        row.append(_distinct(_short(str(run.result.get("commit", ""))) for run in done))
-        commands = (run.result["command"] for run in done if "command" in run.result)
+        row.append(_distinct(", ".join(map(" ".join, run.result.get("versions", {}).items())) for run in runs))
+        row.append(_distinct(run.result.get("device") for run in runs))
+        row.append(_distinct(_short(str(run.result.get("commit", ""))) for run in runs))
+        commands = (run.result["command"] for run in runs if "command" in run.result)
         row.append(readable(next(commands, None)))
         rows.append(tuple(row))
     columns = (*table.varied, "seeds", "versions", "device", "commit", "command of one run")
