@@ -24,6 +24,7 @@ from gridlstm.training.callbacks.divergence import StopOnDivergence
 from gridlstm.training.callbacks.learning_curve import LearningCurve
 from gridlstm.training.init_from import init_from
 from gridlstm.training.job import run_job
+from gridlstm.training.record import Record
 
 pytestmark = pytest.mark.usefixtures("_ctrl_c")
 
@@ -188,6 +189,34 @@ def test_other_signals_save_the_current_step(job: Job, tmp_path: Path, at_step: 
     assert ended.value.code == 128 + number
     assert result(tmp_path / "run")["status"] == "interrupted"
     assert last(tmp_path / "run")["global_step"] == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_failure_is_recorded_does_not_stop_the_record(
+    job: Job, tmp_path: Path, at_step: Any, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Torchrun sends SIGTERM to rank zero as soon as another rank fails."""
+    write = Record.write
+
+    def write_signalled(record: Record) -> None:
+        if record.fields["status"] == "failed":
+            os.kill(os.getpid(), number)
+        write(record)
+
+    def fail(loss: torch.Tensor) -> None:
+        raise RuntimeError("connection lost")
+
+    monkeypatch.setattr(Record, "write", write_signalled)
+    at_step(5, fail)
+    before = signal.signal(number, signal.SIG_DFL)  # the test runner may ignore the signal
+    try:
+        with pytest.raises(RuntimeError, match="connection lost"):
+            run_job(job(*STEPS))
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    ended = result(tmp_path / "run")
+    assert (ended["status"], ended["error"]) == ("failed", "RuntimeError: connection lost")
 
 
 def test_sigterm_ends_a_test(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from gridlstm.training.build import Run, build, check_monitors
 from gridlstm.training.callbacks.best_checkpoint import best_checkpoint
 from gridlstm.training.callbacks.clock import Clock
 from gridlstm.training.callbacks.criterion import solved
-from gridlstm.training.callbacks.interruption import ending_by_signal, exit_status, trained
+from gridlstm.training.callbacks.interruption import ending_by_signal, exit_status, later_signals_ignored, trained
 from gridlstm.training.callbacks.ranks import Ranks
 from gridlstm.training.checkpoint import data_state, load_content, load_weights
 from gridlstm.training.compatibility import other_network
@@ -54,7 +54,13 @@ def run_job(cfg: DictConfig) -> float:
     plan = decide(cfg)
     cfg.run.leg = plan.leg
     log.info("%s", plan)
-    with recording(cfg, plan) as record, ending_by_signal(), _sentences(), within_memory(_SMALLER):
+    with (
+        ending_by_signal(),
+        recording(cfg, plan) as record,
+        later_signals_ignored(),
+        _sentences(),
+        within_memory(_SMALLER),
+    ):
         run = _prepare(cfg, plan, record)
         try:
             score = _run_stages(cfg, run, record, plan)

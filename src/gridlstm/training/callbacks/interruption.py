@@ -117,6 +117,20 @@ def ending_by_signal() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def later_signals_ignored() -> Iterator[None]:
+    """Once the block has ended, ignore the signals of ``ending_by_signal``, so that the record is written completely.
+
+    torchrun sends SIGTERM to all ranks as soon as one fails, often while rank zero records that it lost its connection.
+    """
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is _end:
+                signal.signal(number, signal.SIG_IGN)
+
+
 def _end(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
 
