@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 
 import hydra
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from tests.warm_python import WarmPython
 
 from gridlstm.look.__main__ import PARSER, look
@@ -135,15 +135,24 @@ def compose(*overrides: str) -> DictConfig:
         # A search path determines which files can be chosen.
         if (CONF / override.key_or_group).is_dir() or override.key_or_group == "hydra.searchpath"
     ]
-    config = deepcopy(_composed(*(str(choice.input_line) for choice in choices)))
+    config = deepcopy(_composed(*(str(choice.input_line) for choice in choices))[0])
     ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if override not in choices], config)
     return config
 
 
-@lru_cache
-def _composed(*choices: str) -> DictConfig:
+def chosen_model(choice: str) -> str:
+    """Return the name of the model of a job with this choice, such as ``experiment=paper/parity``."""
+    return _composed(choice)[1]
+
+
+@cache
+def _composed(*choices: str) -> tuple[DictConfig, str]:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", list(choices))
+        config = hydra.compose("train", list(choices), return_hydra_config=True)
+    model = config.hydra.runtime.choices.model
+    with open_dict(config):
+        del config["hydra"]  # as Hydra does
+    return config, model
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import compose
+from tests.conftest import chosen_model, compose
 from tests.image_files import give_coloured_images, write_digits
 from tests.sentence_files import write_sentences
 from torch.utils._pytree import tree_leaves
@@ -76,14 +75,9 @@ def choice(file: str) -> list[str]:
     return [f"{group}={name}", *extra]
 
 
-@cache
 def names(file: str) -> list[str]:
     """Return the options that name a run of the file; an experiment may choose values by the name of its model."""
-    if not file.startswith("experiment/"):
-        return RUN
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra = compose_with_hydra("train", choice(file), return_hydra_config=True).hydra
-    return [*RUN, f"run.model={hydra.runtime.choices.model}"]
+    return [*RUN, f"run.model={chosen_model(choice(file)[0])}"] if file.startswith("experiment/") else RUN
 
 
 @pytest.mark.parametrize("file", GROUPED)

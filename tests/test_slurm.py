@@ -129,7 +129,7 @@ def start(slurm: None, tmp_path: Path, _ctrl_c: None) -> Iterator[Callable[..., 
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     started: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str, program: str = sys.executable) -> subprocess.Popen[str]:
+    def run(*arguments: str, program: str = python()) -> subprocess.Popen[str]:
         line = [program, str(ROOT / "train.py"), "-m", *IN_QUEUE, *SMALL, *arguments]
         pipe = subprocess.PIPE
         started.append(subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True))
@@ -164,7 +164,7 @@ def results(directory: Path) -> dict[str, dict[str, Any]]:
 def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    sweep = start("trainer.devices=2", "model.tied=false", f"model.num_layers={TOO_MANY_LAYERS},1,2", program=python())
+    sweep = start("trainer.devices=2", "model.tied=false", f"model.num_layers={TOO_MANY_LAYERS},1,2")
     said, errors = sweep.communicate(timeout=PATIENCE)
     found = results(tmp_path)
     assert [result["status"] for result in found.values()] == ["failed", "completed", "completed"], errors
@@ -178,7 +178,7 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
     assert "1-memorization-grid2d-s1 (model.num_layers=1): queued" in said
 
     before = states()
-    again = start("trainer.devices=2", "model.tied=false", "model.num_layers=1,2", program=python())
+    again = start("trainer.devices=2", "model.tied=false", "model.num_layers=1,2")
     said, errors = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, errors
     assert "0 jobs (2 more were completed earlier)" in said
@@ -188,7 +188,8 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
 def test_requeued_and_preempted_job_resumes_bit_for_bit(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    sweep = start(PAUSING, "trainer.max_steps=6")
+    # SLURM signals the processes that it started, which the ones behind python() are not.
+    sweep = start(PAUSING, "trainer.max_steps=6", program=sys.executable)
     wait_for((tmp_path / "waits3").exists)
     (number,) = (state for state in states() if states()[state] == "RUNNING")
     subprocess.run(["scancel", "--signal=USR2", number], check=True)  # SLURM sends the same before a time limit
@@ -247,7 +248,7 @@ def test_sweep_adopts_queued_jobs_and_cancels_them_on_interrupt(
 
 
 def test_slurm_refusal_is_reported_without_a_traceback(start: Callable[..., subprocess.Popen[str]]) -> None:
-    sweep = start("hydra.launcher.partition=nowhere", program=python())
+    sweep = start("hydra.launcher.partition=nowhere")
     _, errors = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 1
     assert "SLURM refuses 0-memorization-grid2d-s1: sbatch: error: invalid partition" in errors

@@ -5,6 +5,8 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +108,19 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def compose_model(name: str) -> DictConfig:
-    """Return the node of ``model=name`` alone, with unresolved references."""
-    with _loader():
-        node: Any = hydra.compose(f"model/{name}").model
+    """Return the node of ``model=name`` alone, with unresolved references.
+
+    A process composes each model once: Hydra needs a tenth of a second, and matching and lists ask for all of them.
+    """
+    with _loader() as loader:
+        node = _model(name, tuple(source.path for source in loader.get_sources()))
+    return deepcopy(node)
+
+
+@cache
+def _model(name: str, sources: tuple[str, ...]) -> DictConfig:
+    """Compose the node of a model from the directories in ``sources``, which are those of the current loader."""
+    node: Any = hydra.compose(f"model/{name}").model
     return DictConfig(node._content, flags={"struct": True})  # cut out, so that another configuration can take it
 
 
