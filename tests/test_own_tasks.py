@@ -71,7 +71,7 @@ def test_the_list_shows_which_models_fit_which_task() -> None:
 
 def test_the_image_classifier_of_the_docs_equals_the_tested_one() -> None:
     page = (PROJECT.parents[1] / "docs" / "extending.md").read_text()
-    block = page.split("A complete image classifier:", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
+    block = page.split("The classes of an image classifier:", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
     assert block in (PROJECT / "own.py").read_text()
 
 

@@ -308,8 +308,8 @@ def test_data_set_errors_name_the_problem(data_set: Any, tmp_path: Path, monkeyp
 
 def test_custom_source_from_the_docs_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source is that of docs/extending.md; a YAML file of the user chooses it."""
-    page = (CONF.parent / "docs" / "extending.md").read_text().partition("Add to `mine.py`")[2]
-    for name, language in (("mine.py", "python"), ("my_conf/task/folder.yaml", "yaml")):
+    page = (CONF.parent / "docs" / "extending.md").read_text().partition("Add to `my_models.py`")[2]
+    for name, language in (("my_models.py", "python"), ("my_conf/task/folder.yaml", "yaml")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(page.partition(f"```{language}\n")[2].partition("```")[0])
     (tmp_path / "b").mkdir()

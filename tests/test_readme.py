@@ -4,14 +4,13 @@ import itertools
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
-from tests.conftest import PATIENCE, ROOT, run_python
+from tests.conftest import PATIENCE, ROOT, python, run_python
 from tests.image_files import write_digits
 from tests.sentence_files import SENTENCES
 
@@ -78,9 +77,9 @@ def train(tmp_path: Path, where: str, *options: str) -> Path:
 
 
 def follow(module: str, run: Path, cwd: Path) -> bytes:
-    """Run the README's command of a module on a run, in a real Python; return its output."""
+    """Run the README's command of a module on a run or sweep; return its output."""
     (line,) = (line for line in COMMANDS if f"gridlstm.{module}" in line)
-    words = [sys.executable, *arguments(line.replace("RUN", run.name), cwd)]
+    words = [python(), *arguments(re.sub("RUN|SWEEP", run.name, line), cwd)]
     return subprocess.run(words, cwd=cwd, check=True, timeout=PATIENCE, capture_output=True).stdout
 
 

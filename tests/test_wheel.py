@@ -41,7 +41,7 @@ def test_installed_wheel_trains_a_users_model(wheel: Path, tmp_path: Path) -> No
     zipfile.ZipFile(wheel).extractall(site)
     project = tmp_path / "project"
     text = (ROOT / "docs" / "extending.md").read_text()
-    files = {"mine.py": "python", "my_conf/model/mean.yaml": "yaml", "my_conf/task/echo.yaml": "yaml"}
+    files = {"my_models.py": "python", "my_conf/model/mean.yaml": "yaml", "my_conf/task/echo.yaml": "yaml"}
     for name, language in files.items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         block = text.split(f"`{name}`", 1)[1].split(f"```{language}\n", 1)[1].split("```", 1)[0]
