@@ -10,7 +10,7 @@ import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
-from tests.conftest import PATIENCE, ROOT, python, run_python
+from tests.conftest import ROOT, run_python
 from tests.image_files import write_digits
 from tests.sentence_files import SENTENCES
 
@@ -76,16 +76,15 @@ def train(tmp_path: Path, where: str, *options: str) -> Path:
     return directory
 
 
-def follow(module: str, run: Path, cwd: Path) -> bytes:
+def follow(module: str, run: Path, cwd: Path) -> str:
     """Run the README's command of a module on a run or sweep; return its output."""
     (line,) = (line for line in COMMANDS if f"gridlstm.{module}" in line)
-    words = [python(), *arguments(re.sub("RUN|SWEEP", run.name, line), cwd)]
-    return subprocess.run(words, cwd=cwd, check=True, timeout=PATIENCE, capture_output=True).stdout
+    return run_python(*arguments(re.sub("RUN|SWEEP", run.name, line), cwd), cwd=cwd, check=True).stdout
 
 
 def test_the_commands_on_a_checkpoint_run_after_training(tmp_path: Path) -> None:
     run = train(tmp_path, "outputs/memorization/grid2d")
-    assert b'"test/accuracy"' in follow("evaluate", run, tmp_path)
+    assert '"test/accuracy"' in follow("evaluate", run, tmp_path)
     follow("look", run, tmp_path)
     assert (run / "look" / "gradients.png").exists()
 
@@ -93,8 +92,8 @@ def test_the_commands_on_a_checkpoint_run_after_training(tmp_path: Path) -> None
 def test_the_sampling_command_runs_after_training(tmp_path: Path) -> None:
     run = train(tmp_path, "outputs/text/grid2d", "task=text", f"task.path={ROOT}/README.md")
     printed = follow("sample", run, tmp_path)
-    assert printed.startswith(b"The ")
-    assert len(printed.decode()) >= 500
+    assert printed.startswith("The ")
+    assert len(printed) >= 500
 
 
 def test_the_commands_on_a_sweep_run_after_a_sweep(tmp_path: Path) -> None:

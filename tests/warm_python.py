@@ -157,22 +157,20 @@ def _import() -> None:
     prepare()
     for name in _IMPORTS:
         importlib.import_module(name)
-    _compose()
+    _build()
     gc.collect()
     gc.freeze()  # keeps the children's memory pages shared
 
 
-def _compose() -> None:
+def _build() -> None:
     """Build a job once: parsers learn grammars, Hydra finds its plugins, and all modules of a run are imported."""
-    from hydra import compose, initialize_config_dir
-
-    from gridlstm.config import CONF
+    from gridlstm.config import compose
     from gridlstm.training.build import build
     from gridlstm.training.validate import check
 
-    with initialize_config_dir(str(CONF), version_base="1.3"), tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory:
         names = ["run.task=memorization", "run.model=grid2d", "run.group=adhoc", f"run.dir={directory}"]
-        config = compose("train", ["logger=csv", "hardware=cpu", *names])
+        config = compose("logger=csv", "hardware=cpu", *names)
         check(config)
         build(config)
 

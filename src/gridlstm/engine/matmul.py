@@ -177,9 +177,10 @@ def onednn_is_exact() -> bool:
     except RuntimeError as refusal:  # PyTorch refuses it on CPUs without AVX-512 or bfloat16 instructions
         log.info("matrix product: oneDNN's does not run on this CPU (%s), using PyTorch's own instead", refusal)
         return False
-    if not error < EXACT:
+    exact = error < EXACT  # False for NaN
+    if not exact:
         log.info("matrix product: oneDNN's has a relative error of %.1e here, using PyTorch's own instead", error)
-    return error < EXACT
+    return exact
 
 
 def _problem(rows: int, columns: int, inner: int) -> tuple[Tensor, Tensor]:

@@ -102,12 +102,15 @@ class SaveOnInterrupt(Checkpoint):
                 signal.signal(number, handler)
 
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a process without a record unless they are handled."""
+
+
 @contextmanager
 def ending_by_signal() -> Iterator[None]:
     """Make SIGTERM and SIGHUP raise SystemExit if they would otherwise end the process without a record."""
     main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGHUP) if main else ()
-    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    taken = [number for number in _ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
     for number in taken:
         signal.signal(number, _end)
     try:
@@ -126,7 +129,7 @@ def later_signals_ignored() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in _ENDING:
             if signal.getsignal(number) is _end:
                 signal.signal(number, signal.SIG_IGN)
 
