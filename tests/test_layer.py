@@ -106,6 +106,17 @@ def test_state_continues_a_sequence() -> None:
     torch.testing.assert_close(end.time, last.time, rtol=0, atol=1e-12)
 
 
+def test_a_detached_state_continues_the_sequence_without_its_gradient() -> None:
+    x, model = torch.randn(7, 2, 5, requires_grad=True), layer()
+    whole, _ = model(x)
+    _, state = model(x[:4])
+    second, _ = model(x[4:], state.detach())
+    torch.testing.assert_close(second, whole[4:])
+    (gradient,) = torch.autograd.grad(second.sum(), x)
+    assert gradient[:4].count_nonzero() == 0
+    assert gradient[4:].count_nonzero() > 0
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [

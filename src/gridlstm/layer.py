@@ -25,6 +25,10 @@ class GridLSTMState(NamedTuple):
     depth: HiddenMemory | None = None
     """h and m that leave the top layer at every step, (T, B, d) each; h is the output"""
 
+    def detach(self) -> "GridLSTMState":
+        """Return the state for the next call without its history, as truncated backpropagation through time needs."""
+        return GridLSTMState(HiddenMemory(self.time.h.detach(), self.time.m.detach()))
+
 
 # Users save a state beside a state_dict, and torch.load rejects unknown classes by default. These hold tensors only.
 torch.serialization.add_safe_globals([GridLSTMState, HiddenMemory])
