@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import hydra
+import omegaconf.base
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,9 @@ from tests.warm_python import WarmPython
 
 from gridlstm.look.__main__ import PARSER, look
 from gridlstm.train import CONF
+
+# OmegaConf parses the text of a reference at every access, which takes a fifth of a toy job's time.
+omegaconf.base.parse = cache(omegaconf.base.parse)  # type: ignore[attr-defined]
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 600.0
