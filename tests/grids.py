@@ -16,7 +16,7 @@ DOUBLE = torch.empty(0, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Case:
-    """A block and a grid of it."""
+    """A block, and a grid of such blocks."""
 
     block: Block
     extents: tuple[int, ...]
@@ -28,7 +28,7 @@ class Case:
 
 
 def random_inputs(case: Case, like: Tensor = DOUBLE) -> tuple[list[Weights], list[HiddenMemory]]:
-    """Weights and sides, with the type and device of ``like``."""
+    """Return weights and sides, with the type and device of ``like``."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -57,7 +57,7 @@ def random_inputs(case: Case, like: Tensor = DOUBLE) -> tuple[list[Weights], lis
 
 
 def random_masks(case: Case, like: Tensor = DOUBLE) -> list[Masks] | None:
-    """Masks that differ in every place and dimension, some of them broadcast."""
+    """Return masks that differ in every place and dimension; some of them are broadcast."""
     generator = torch.Generator().manual_seed(2)
 
     def random(length: int) -> Tensor:
@@ -85,7 +85,7 @@ def tensors_of(weights: list[Weights], sides: list[HiddenMemory]) -> list[Tensor
 def values_and_gradients(
     sweep: Sweep, case: Case, weights: list[Weights], sides: list[HiddenMemory]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Everything that leaves the grid, and the gradient of a random projection of it with respect to everything."""
+    """Return the outputs of the grid, and the gradients of a random projection of them for all inputs."""
     leaves = tensors_of(weights, sides)
     masks = random_masks(case, sides[0].h)
     out = [x for side in sweep(case.block, weights, sides, case.extents, masks) for x in side]

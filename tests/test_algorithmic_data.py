@@ -157,7 +157,7 @@ MAKE: dict[str, Callable[[], GeneratedData]] = {
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 @pytest.mark.parametrize("split", [TRAIN, VAL, TEST])
 def test_a_sample_depends_on_its_index_alone(make: Callable[[], GeneratedData], split: int) -> None:
-    """This is why any number of ranks, and a resumed run, see the same samples."""
+    """Therefore any number of ranks, and a resumed run, see the same samples."""
     whole = make().generate((1, split), torch.arange(20))
     for rows in (torch.tensor([19, 3]), torch.tensor([7])):
         part = make().generate((1, split), rows)
@@ -183,7 +183,7 @@ def test_batches_have_the_sizes_in_the_spec() -> None:
     ],
 )
 def test_a_batch_costs_under_a_twentieth_of_a_step(data: GeneratedData, model: torch.nn.Module, passes: int) -> None:
-    """The sizes are those of the paper."""
+    """The sizes are the paper's."""
     index = torch.arange(data.batch_size)
     x = data.generate((1, TRAIN), index).inputs
     x = x[:, 0] if isinstance(model, Grid1d) else x
@@ -210,7 +210,7 @@ def fastest(do: Callable[[], object], times: int) -> float:
         (lambda: addition(3, min_digits=0), "min_digits must be from 1 to digits=3, got 0"),
         (lambda: addition(3, test_digits=[3, 0]), r"test_digits must be whole numbers of at least 1, got \[3, 0\]"),
         (lambda: addition(3, test_digits=[3.5]), r"test_digits must be .*, got \[3\.5\]"),
-        (lambda: addition(3, test_digits=[3, 4], num_test=1), "num_test=1 has no sample for some of 2 test_digits"),
+        (lambda: addition(3, test_digits=[3, 4], num_test=1), "num_test must be at least 2, one for each of"),
         (lambda: addition(3, curriculum=10), "curriculum=10 needs min_digits below digits=3, got 3"),
         (lambda: ParityData(0, 20, 1), "bits must be at least 1, got 0"),
         (

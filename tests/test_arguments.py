@@ -19,7 +19,7 @@ KEPT = [
     *("task.path='/a b/c.txt'", "task.max_steps=${gridlstm.steps:80}"),
 ]
 READ = [word.replace("task.max_steps", "trainer.max_steps") for word in KEPT]
-"""``KEPT`` as it is read: where an older run kept task.max_steps, trainer.max_steps is read."""
+"""``KEPT`` after reading, which replaces task.max_steps of an older run by trainer.max_steps."""
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
-    """The working directory differs from the one to which the path of the text was relative."""
+    """The path of the text was relative to another working directory."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "text.txt").write_text("some text of which little is learned, " * 200)
     words = [TRAIN, "task=text", *TOY, *TOY_TASKS["text"], "task.path=text.txt", "optimizer=rmsprop", "stages=[fit]"]
@@ -95,7 +95,7 @@ def test_a_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     assert result(parts)["steps"] == 8, "a resumed run keeps its options too"
     refused = run_python(*resume, "model.hidden_size=9", "optimizer=sgd", "seed=1", cwd=tmp_path)
     assert refused.returncode == 1
-    named = [line.split("=")[0].strip() for line in refused.stderr.splitlines() if ", there " in line]
+    named = [line.split("=")[0].strip() for line in refused.stderr.splitlines() if ", in the earlier run " in line]
     assert {name for name in named if not name.startswith("optimizer.")} == {"model.hidden_size"}
     assert "optimizer._target_" in named
     assert result(parts)["status"] == "completed"

@@ -79,18 +79,18 @@ def test_what_has_no_mean_is_refused(job: Job, tmp_path: Path) -> None:
     here, there = (last_checkpoints(tmp_path / name) for name in ("a", "b"))
     with pytest.raises(UserError, match=r"a mean needs two checkpoints or more, got 1\. Give ckpt=A,B"):
         average(here[:1])
-    with pytest.raises(UserError, match=r"is of another run than .*expected checkpoints of one training\. Remove it"):
+    with pytest.raises(UserError, match=r"comes from another run than .*Expected checkpoints of one run\. Remove it"):
         average([here[0], there[0]])
     with pytest.raises(UserError, match=r"must be a \.ckpt file in .*/a, whose config\.yaml describes the network"):
         average(here, tmp_path / "mean.ckpt")
-    with pytest.raises(UserError, match=r"last\.ckpt is a checkpoint of the training, which would be lost"):
+    with pytest.raises(UserError, match=r"last\.ckpt is a checkpoint of the run, and would be overwritten"):
         average(here, here[0].with_name("last.ckpt"))
     with pytest.raises(UserError, match=r"has no checkpoints/step-….ckpt\. Train with callbacks=\[default,last_che"):
         last_checkpoints(tmp_path / "nowhere")
     changed = load_content(here[1])
     name = next(iter(changed["state_dict"]))
     torch.save(changed | {"state_dict": {**changed["state_dict"], name: torch.zeros(1)}}, here[1])
-    with pytest.raises(UserError, match=r"step-4\.ckpt is of another network than .*/step-2\.ckpt, expected .* Remove"):
+    with pytest.raises(UserError, match=r"step-4\.ckpt and .*/step-2\.ckpt differ in their network\. .*Remove"):
         average(here)
 
 
@@ -100,13 +100,13 @@ def test_a_mean_of_checkpoints_with_other_data_is_refused(job: Job, tmp_path: Pa
     content = load_content(kept[1])
     content["TextData"]["vocabulary"] = content["TextData"]["vocabulary"][::-1]
     torch.save(content, kept[1])
-    with pytest.raises(UserError, match=r"step-4\.ckpt is of another data than .*/step-2\.ckpt, expected checkpoints"):
+    with pytest.raises(UserError, match=r"step-4\.ckpt and .*/step-2\.ckpt differ in their data\. Expected"):
         average(kept)
 
 
 def test_training_is_not_resumed_from_a_mean(job: Job, tmp_path: Path) -> None:
     run_job(with_last(job))
     mean = average(last_checkpoints(tmp_path / "run"))
-    with pytest.raises(UserError, match=r"holds weights without the state of their training, .*Use init_from="):
+    with pytest.raises(UserError, match=r"contains weights but no training state\. .*Use init_from="):
         run_job(with_last(job, f"ckpt_path={mean}", "trainer.max_steps=8"))
     run_job(with_last(job, f"init_from={mean}", directory="new"))

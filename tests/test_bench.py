@@ -114,7 +114,7 @@ def test_a_missing_gpu_is_refused_before_timing(
 
 
 def test_contenders_of_a_gpu_agree_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computed on the CPU here, where the Triton step is the compiled one."""
+    """The test computes on the CPU, which uses the compiled step instead of the Triton step."""
     lstm_of_torch = contenders.lstm_contender
     for name in ("grid_contender", "corners_contender", "lstm_contender", "product_contender"):
         make = getattr(contenders, name)

@@ -47,13 +47,13 @@ def test_case_counts_except_in_the_lowercased_score() -> None:
 
 
 def test_missing_references_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^hypotheses must be as many as lists of references.*got 2 and 1\.$"):
+    with pytest.raises(ValueError, match=r"^expected at least one hypothesis, and one list of.*got 2 and 1\.$"):
         bleu(HYPOTHESES, REFERENCES[:1])
-    with pytest.raises(ValueError, match=r"^references must have one or more for each hypothesis"):
+    with pytest.raises(ValueError, match=r"^a hypothesis has no reference\. Expected at least one"):
         bleu(HYPOTHESES, [["a"], []])
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gridlstm.bleu.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed\. Give: pip install 'gridlstm\[translation\]'$"):
+    with pytest.raises(UserError, match=r"not installed\. Run: pip install 'gridlstm\[translation\]'$"):
         bleu(HYPOTHESES, REFERENCES)

@@ -169,9 +169,9 @@ def counter() -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize(
     ("activation", "words"),
     [
-        (nn.PReLU(), "have no weights and no buffers"),
-        (nn.PReLU().forward, "have no weights and no buffers"),
-        (nn.BatchNorm1d(4, affine=False), "have no weights and no buffers"),
+        (nn.PReLU(), "have no weights or buffers"),
+        (nn.PReLU().forward, "have no weights or buffers"),
+        (nn.BatchNorm1d(4, affine=False), "have no weights or buffers"),
         (closure_over(nn.Parameter(torch.ones(()))), "not depend on weights"),
         (partial(F.batch_norm, running_mean=None, running_var=None, training=True), "compute each row independently"),
         (nn.Dropout(0.001), "return the same values each time"),

@@ -61,7 +61,7 @@ def test_inexact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_product_that_this_cpu_refuses_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """PyTorch refuses oneDNN's on a CPU that has AVX2 alone."""
+    """PyTorch refuses oneDNN's product on a CPU that has only AVX2."""
     monkeypatch.setattr(matmul, "_onednn", lambda: lambda *operands: b"mkldnn_matmul needs avx512bw\nmore")
     caplog.set_level("INFO", "gridlstm")
     assert matmul.product() == "native"
@@ -231,7 +231,7 @@ def test_a_run_uses_the_pointwise_step_of_its_option(job: Callable[..., DictConf
         run_job(job(f"{option}=fused", *resumed[:1], "trainer.max_steps=6", "stages=[fit]"))
         assert fused.pointwise_step() == "fused", "the option's"
     with pytest.raises(
-        UserError, match=r"callbacks\.engine_choices\.pointwise=triton cannot work here: .*Leave the op"
+        UserError, match=r"callbacks\.engine_choices\.pointwise=triton cannot work here: .*Remove the op"
     ):
         run_job(job(f"{option}=triton", directory="other"))
     with pytest.raises(UserError, match=r"pointwise must be one of auto, fused, eager, triton, got 'cuda'\."):

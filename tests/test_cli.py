@@ -108,7 +108,7 @@ def test_batches_of_a_sweep_are_refused(tmp_path: Path) -> None:
 
 def test_option_missing_from_one_task_gets_no_suggestion() -> None:
     message = refused("-m", "task=memorization,parity", "task.length=2")
-    assert "task.length does not exist for every choice made here." in message
+    assert "task.length does not exist for every choice of this command." in message
     assert "Did you mean" not in message
 
 
@@ -204,7 +204,7 @@ def test_help_of_evaluate() -> None:
 
 
 def test_the_default_run_works_anywhere(tmp_path: Path) -> None:
-    """It needs no account, no environment variable, no terminal, and no repository as its working directory."""
+    """The run needs no account, no environment variable, no terminal, and no repository as its working directory."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "GRIDLSTM"))}
     steps = ["trainer.max_steps=3", "model.num_layers=2", "trainer.limit_test_batches=1", "task.data.num_val=15"]
     done = subprocess.run(

@@ -279,7 +279,7 @@ def test_every_experiment_is_made_at_both_ends_of_its_sweep(
 def test_methods_that_are_compared_have_as_many_weights_and_as_much_arithmetic(
     experiment: str, models: list[str]
 ) -> None:
-    """They differ in the read-out: a grid reads out hidden and memory vectors."""
+    """The methods differ only in the read-out: a grid reads out hidden and memory vectors."""
     parameters, flops = [], []
     for model in models:
         cfg = compose(f"experiment={experiment}", f"model={model}", "model.tied=true", *RUN, f"run.model={model}")

@@ -65,7 +65,7 @@ def test_the_constant_survives_a_change_of_precision(make: Any) -> None:
 
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
 def test_constant_bias_keeps_double_precision(sweep: Any) -> None:
-    """Learned biases do as well. In float32, 0.1 would be wrong by 1.5e-9."""
+    """Learned biases keep it too. In float32, 0.1 would be wrong by 1.5e-9."""
     constant = made(lambda b: GridLSTM(5, 4, 2, time=LSTM(forget_bias=b), sweep=sweep), 0.1).double()
     learned = GridLSTM(5, 4, 2, sweep="reference").double()
     learned.load_state_dict(constant.state_dict(), strict=False)

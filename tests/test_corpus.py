@@ -322,7 +322,7 @@ def test_changed_file_is_read_again(tmp_path: Path, cache: Path, caplog: pytest.
 
 
 def test_changed_file_with_same_size_and_date_is_reread(tmp_path: Path, cache: Path) -> None:
-    """A copy that preserves dates leaves such a file, and so does a program that sets them."""
+    """A copy that preserves dates creates such a file, and so does a program that sets dates."""
     path, other = write(tmp_path / "a.txt", b"abc"), write(tmp_path / "b.txt", b"xyz")
 
     def text() -> str:

@@ -76,7 +76,7 @@ def test_changed_criterion_recomputes_samples_to_solve(
 
 def test_resume_with_another_validation_size_is_refused(job: Job) -> None:
     run_job(job(*EASY, "callbacks.criterion.at_least=0.1"))
-    with pytest.raises(UserError, match=r"task\.data\.num_val=500, there"):
+    with pytest.raises(UserError, match=r"task\.data\.num_val=500, in the earlier run"):
         run_job(job(*EASY, "callbacks.criterion.at_least=0.1", "ckpt_path=last", "task.data.num_val=500"))
 
 
@@ -166,7 +166,7 @@ def test_evaluation_accepts_any_number_of_digits_whatever_was_trained(job: Job, 
     for digits in (1, 2, 5):
         assert "test/accuracy" in evaluate(checkpoint, "test", [f"task.digits={digits}"])
     assert evaluate(checkpoint, "test", []) == result(tmp_path / "run")["test"]
-    with pytest.raises(UserError, match=r"test_digits=\[1\] is of the test, .* give split=test"):
+    with pytest.raises(UserError, match=r"test_digits=\[1\] has no effect on the validation, .* Give split=test"):
         evaluate(checkpoint, "val", ["task.data.test_digits=[1]"])
     with pytest.raises(UserError, match="limit_test_batches=0 leaves nothing to evaluate"):
         evaluate(checkpoint, "test", ["trainer.limit_test_batches=0"])
@@ -176,7 +176,7 @@ def test_test_stage_refuses_another_training_length(job: Job, tmp_path: Path) ->
     run_job(job("task.digits=3", task="addition"))
     before = result(tmp_path / "run")["test"]
     options = ("stages=[test]", "ckpt_path=last")
-    with pytest.raises(UserError, match=r"task\.data\.digits=6, there 3\nUse python -m gridlstm"):
+    with pytest.raises(UserError, match=r"task\.data\.digits=6, in the earlier run 3\nUse python -m gridlstm"):
         run_job(job(*options, "task.digits=6", task="addition"))
     assert result(tmp_path / "run")["test"] == before
     run_job(job(*options, "task.digits=3", "task.data.test_digits=[4,5]", task="addition"))
@@ -200,7 +200,7 @@ def test_sizes_beyond_memory_are_refused(job: Job, option: str, message: str) ->
 
 
 def test_each_test_length_is_reported_separately(job: Job, tmp_path: Path) -> None:
-    """The weighted mean of their scores is the score of the whole test."""
+    """The weighted mean of the scores of all lengths is the score of the whole test."""
     run_job(job("task.data.test_digits=[1,2,4]", "task.data.num_test=30", task="addition"))
     test: Any = result(tmp_path / "run")["test"]
     shares = [test[f"test/sequence_accuracy_{n}_digits"] for n in (1, 2, 4)]
@@ -210,14 +210,14 @@ def test_each_test_length_is_reported_separately(job: Job, tmp_path: Path) -> No
     assert 0 < test["test/accuracy"] < 1
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     with pytest.raises(
-        UserError, match=r"task\.digits=3 does not change .*=\[1, 2, 4\]: give task\.data\.test_digits=\[3\]"
+        UserError, match=r"task\.digits=3 does not change .*=\[1, 2, 4\]\. Give task\.data\.test_digits=\[3\]"
     ):
         evaluate(checkpoint, "test", ["task.digits=3"])
     assert "test/accuracy_3_digits" in evaluate(checkpoint, "test", ["task.digits=3", "task.data.test_digits=[3,5]"])
 
 
 def test_best_checkpoint_is_the_latest_of_equal_scores(job: Job, tmp_path: Path) -> None:
-    """Equal accuracies cannot rank checkpoints, but the loss has fallen since the earlier ones."""
+    """Equal accuracies cannot rank checkpoints, but the latest one has been trained longest."""
     run_job(job("trainer.max_steps=6", "task.val_every=2", "optimizer.lr=1e-9"))
     scores = [
         row["val/accuracy"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()) if row["val/accuracy"]

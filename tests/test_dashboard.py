@@ -41,7 +41,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, job_in: Callable[..., DictCo
 
 
 def recorded(root: Path) -> tuple[set[str], set[str], dict[str, Any], dict[str, str]]:
-    """Return what wandb recorded of a sweep: keys of the history and of the summary, configuration, run ids by name."""
+    """Return wandb's records of a sweep: keys of the history and of the summary, configuration, run ids by name."""
     history, summary, config, ids = set(), set(), {}, {}
     for file in root.glob("*/wandb/offline-run-*/run-*.wandb"):
         found = read_back(file)

@@ -103,7 +103,7 @@ def test_two_ranks_reproduce_the_losses_of_one(run: Run, task: str) -> None:
 
 
 def test_two_ranks_translate_the_test_as_one_does(run: Run) -> None:
-    """Seven sentences over two ranks, which search them in other batches."""
+    """Two ranks search the seven sentences in other batches than one rank."""
     whole, two = (run(f"translation-{name}", "translation", f"hardware={name}") for name in ("cpu", "ddp_cpu"))
     assert (result(whole)["processes"], result(two)["processes"]) == (1, 2)
     assert result(whole)["test"]["test/bleu"] > 0
@@ -218,7 +218,7 @@ def test_two_ranks_that_are_interrupted_leave_their_record(tmp_path: Path) -> No
     """Lightning would kill rank zero seconds after the other rank ends, even if it has not written its record."""
     line = [sys.executable, "train.py", *SMALL, *DATA["memorization"], "hardware=ddp_cpu", "trainer.max_steps=1000000"]
     line += ["trainer.log_every_n_steps=1000", "task.val_every=1000", f"hydra.run.dir={tmp_path / 'run'}"]
-    # Like a picture whose drawing takes longer than Lightning waits.
+    # The callback stands for a picture whose drawing takes longer than Lightning waits.
     line.append("+callbacks.slow={_target_: tests.finite.SlowEnd, seconds: 7}")
     process = subprocess.Popen(line, cwd=ROOT, env=environment(tmp_path), start_new_session=True)
     try:

@@ -21,7 +21,7 @@ def test_the_package_lists_every_command_that_it_has() -> None:
 def test_words_after_the_package_name_the_command_to_type() -> None:
     done = run_python("-m", "gridlstm", "evaluate", "ckpt=a.ckpt")
     assert done.returncode == 1
-    assert "error: python -m gridlstm takes no words. Type python -m gridlstm.evaluate …" in done.stderr
+    assert "error: python -m gridlstm takes no arguments. Type python -m gridlstm.evaluate …" in done.stderr
 
 
 def test_doctor_lists_the_components_of_this_machine(tmp_path: Path) -> None:

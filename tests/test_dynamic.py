@@ -76,7 +76,7 @@ def test_a_model_learns_a_text_that_changes(job: Job, tmp_path: Path) -> None:
     for given, message in (
         ({"dynamic_rate": -1.0}, "must be 0 or more"),
         ({"temperature": 0.0}, r"temperature must be at least 0\.0001, and finite, got 0"),
-        ({"dynamic_rate": 0.1, "positions": tmp_path / "p"}, "do not go together"),
+        ({"dynamic_rate": 0.1, "positions": tmp_path / "p"}, "cannot be combined"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate(checkpoint, "test", [], **given)  # type: ignore[arg-type]

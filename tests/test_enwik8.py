@@ -513,7 +513,7 @@ def test_failed_fetch_keeps_the_old_file(tmp_path: Path, served: Served, server:
 def test_unzip_names_a_missing_member(tmp_path: Path, served: Served) -> None:
     archive = tmp_path / "a.zip"
     archive.write_bytes(served.archive)
-    with pytest.raises(UserError, match=r"a\.zip holds no member enwik9"):
+    with pytest.raises(UserError, match=r"a\.zip has no member enwik9"):
         unzip_member(archive, "enwik9", tmp_path / "enwik9", 1, "0")
     with pytest.raises(UserError, match=r"none\.zip does not unpack: .*No such file"):
         unzip_member(tmp_path / "none.zip", "enwik8", tmp_path / "enwik8", 1, "0")

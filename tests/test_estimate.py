@@ -137,7 +137,7 @@ def test_estimate_is_close_to_measured_training_time(tmp_path: Path) -> None:
 
 
 def test_validations_are_counted() -> None:
-    """The interval determines how many validations there are."""
+    """The interval determines the number of validations."""
     found = {"seconds": 2.0, "validation_seconds": 5.0, "bytes": GIB}
     config = compose(*SMALL, "trainer.max_steps=100", "task.val_every=30", "trainer.accumulate_grad_batches=2")
     assert estimate(config, Demand(1), found) == Estimate(200 * 2.0 + 6 * 5.0, GIB)

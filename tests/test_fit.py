@@ -75,7 +75,7 @@ def test_the_refusal_names_the_models_that_fit(job: Callable[..., DictConfig], n
 def test_missing_model_size_error_suggests_options() -> None:
     run = ["run.model=gru", "run.task=t", "run.group=g", "run.dir=d"]
     cfg = compose("experiment=paper/addition_small", "model=gru", *run)
-    with pytest.raises(UserError, match=r"no width for model=gru: give model\.hidden_size=…, or one of match\.p"):
+    with pytest.raises(UserError, match=r"no width for model=gru\. Give model\.hidden_size=…, or one of match\.p"):
         check(cfg)
     for advice in ("model.hidden_size=20", "match.parameters_to=grid2d"):
         check(compose("experiment=paper/addition_small", "model=gru", advice, *run))

@@ -160,7 +160,7 @@ def test_training_steps_agree_with_the_cpu(
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU, two are needed")
 def test_two_ranks_reproduce_the_losses_of_one(tmp_path: Path) -> None:
-    """Five rows over two ranks: divided unevenly, weighted by count."""
+    """Five rows are divided unevenly over two ranks, so their losses must be weighted by count."""
     small = [
         "logger=csv", "model.hidden_size=6", "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12",
         "trainer.log_every_n_steps=4", "task.val_every=6", "task.data.batch_size=5", "task.data.num_val=11",

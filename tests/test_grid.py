@@ -139,7 +139,7 @@ def test_naming_a_priority_twice_raises() -> None:
 
 
 def test_a_string_as_priority_raises() -> None:
-    """Otherwise its letters would be taken for names."""
+    """Otherwise each letter of the string would count as a name."""
     with pytest.raises(UserError, match=r"priority must be a list of dimension names, .* got 'b'"):
         Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3)], priority="b")
 

@@ -191,7 +191,7 @@ def test_multidimensional_lstms_scan_as_their_plain_loops_do(corner: str) -> Non
 
 
 def test_renet_is_its_equations() -> None:
-    """LSTMs run down and up each column, then right and left along the rows of their outputs; here, cell by cell."""
+    """LSTMs run down and up each column, then right and left along the rows of their outputs: a loop over cells."""
     torch.manual_seed(0)
     model = ReNet(2, 6, 8, 4, 1, patch=2).double()
     x = images()
@@ -228,7 +228,7 @@ def test_too_many_convolution_layers_are_refused() -> None:
 
 
 def test_the_u_net_is_its_equations() -> None:
-    """Written with unfolded windows; 5 x 7 pixels leave a row and a column over at each halving."""
+    """The reference uses unfolded windows. With 5 x 7 pixels, each halving leaves a row and a column over."""
     torch.manual_seed(0)
     model, x = UNet(2, 5, 7, 4, 3).double(), torch.randn(3, 2, 5, 7, dtype=torch.float64)
 

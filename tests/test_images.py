@@ -142,7 +142,7 @@ pack = partial(
         (IMAGES, pack(idx(digits(60)[1])), r"holds labels, expected images \(an idx file that begins"),
         (LABELS, pack(WHOLE), "holds images, expected labels"),
         (IMAGES, pack(idx(np.zeros((60, 20, 28)))), "holds images of 20 x 28 pixels, expected 28 x 28"),
-        (IMAGES, pack(idx(np.zeros((59, 28, 28)))), "holds 59 images and .*60 labels, expected as many"),
+        (IMAGES, pack(idx(np.zeros((59, 28, 28)))), "holds 59 images and .*60 labels, expected one label"),
         (LABELS, pack(idx(np.full(60, 10))), "holds the label 10, expected 0 to 9"),
     ],
 )  # fmt: skip
@@ -155,7 +155,7 @@ def test_damaged_or_foreign_file_is_named(
         data(tmp_path)
     message = str(refused.value)
     assert str(tmp_path / "mnist" / name) in message
-    assert message.endswith("Put MNIST's own file there, or move its folder away, and MNIST is downloaded.")
+    assert message.endswith("Put MNIST's own file there, or move its folder away and run again to download MNIST.")
     assert "\n" not in message
 
 
@@ -188,7 +188,7 @@ def test_partial_download_is_completed_by_prepare(
 
 def test_images_other_than_the_published_are_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     data(directory)
-    assert "and results are about what they hold: train-images-idx3-ubyte.gz, " in caplog.text
+    assert "so results are for other data: train-images-idx3-ubyte.gz, " in caplog.text
 
 
 def test_missing_torchvision_error_names_the_package_to_install(
@@ -198,7 +198,7 @@ def test_missing_torchvision_error_names_the_package_to_install(
     for source in (IdxFiles("FashionMNIST", str(tmp_path)), Cifar10(str(tmp_path))):
         for refused in (source.check, source.prepare):
             with pytest.raises(
-                UserError, match=r"torchvision, .*, is not installed\. .*pip install 'gridlstm\[images\]'"
+                UserError, match=r"torchvision, which .*is not installed\. .*pip install 'gridlstm\[images\]'"
             ):
                 refused()
 
@@ -511,7 +511,7 @@ def test_look_image_refuses_invalid_requests(
 ) -> None:
     run_job(job())
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    with pytest.raises(UserError, match=r"what=image is for classifiers of images, and .* is of task=memorization"):
+    with pytest.raises(UserError, match=r"what=image is for classifiers of images, but .* is of task=memorization"):
         look_at({"what": "image", "ckpt": str(best)})
     with pytest.raises(UserError, match="images must be a whole number of at least 1 and at most 24, got '25'"):
         look_at({"what": "image", "ckpt": str(best), "images": "25"})

@@ -159,7 +159,7 @@ def test_failures_are_contained_and_a_repeat_runs_missing_jobs(tmp_path: Path) -
 
 
 def test_job_numbers_are_unique(tmp_path: Path) -> None:
-    """This holds even if a new point's name differs from that of the earlier job at its position."""
+    """The name of a new point may differ from the name of the earlier job at its position."""
 
     def compose_named(overrides: list[str], number: int) -> tuple[DictConfig, str]:
         return OmegaConf.create(), f"{number}-{overrides[0]}"

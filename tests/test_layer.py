@@ -535,7 +535,7 @@ def test_gradcheck_of_the_default_layer() -> None:
     ],
 )
 def test_the_layer_and_the_model_compute_the_same(options: dict[str, Any]) -> None:
-    """They differ only in input and output; the model's output includes the memory of the top layer."""
+    """The two differ only in input and output: the model's output includes the memory of the top layer."""
     cell, x = LSTM(bias=True), torch.randn(2, 5, 3)
     layer = GridLSTM(3, 4, 2, batch_first=True, time=cell, depth=cell, **options)
     model = Grid2d(3, 4, 2, time=cell, depth=cell, **options)

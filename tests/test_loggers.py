@@ -144,7 +144,7 @@ def test_an_error_of_wandb_does_not_end_a_run(
 ) -> None:
     """The next run in the same process is logged again."""
     score = run_job(job("logger=[csv,wandb]", "+callbacks.end._target_=tests.test_loggers.EndService"))
-    assert caplog.text.count("W&B failed and logs no more of this run: Connection") == 1
+    assert caplog.text.count("W&B failed, and nothing more of this run is logged there: Connection") == 1
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (written["status"], written["score"]) == ("completed", score)
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["2", "4"]

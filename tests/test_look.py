@@ -175,7 +175,7 @@ def test_through_depth_of_a_plain_network_is_the_chain_rule() -> None:
 
 
 def test_through_depth_of_a_recurrent_highway_network_is_the_slope_between_its_layers() -> None:
-    """The reference changes a layer's vector between a network of the layers up to it and one of those above it."""
+    """The reference changes a layer's vector between a network of the layers up to it and one of the layers above."""
     L = 3
     model = RecurrentHighway(SYMBOLS, D, L, transform_bias=0.0).double()
     head, (x, target) = head_of(model), sample()
@@ -594,9 +594,7 @@ def test_non_finite_weights_are_refused(checkpoint: Path) -> None:
     broken = checkpoint.with_name("broken.ckpt")
     torch.save(content, broken)
     for what in ("gradients", "cells", "gates"):
-        with pytest.raises(
-            UserError, match=rf"broken\.ckpt are not finite, the first of them {name}\. Give best\.ckpt"
-        ):
+        with pytest.raises(UserError, match=rf"broken\.ckpt are not finite, first in {name}\. Give best\.ckpt"):
             look_at({"what": what, "ckpt": str(broken)})
 
 
@@ -664,7 +662,7 @@ def test_look_writes_cells_and_gates_into_the_run_directory(checkpoint: Path) ->
         ({"what": "gates", "ckpt": "CKPT", "modle": "3"}, "modle"),
         ({"what": "gates", "ckpt": "CKPT", "symbols": "100000"}, "symbols must be at most .*, got 100000"),
         ({"what": "activation", "weights": "1,b"}, "weights must be a number, got 'b'"),
-        ({"what": "activation", "seeds": "1"}, "there is no option seeds"),
+        ({"what": "activation", "seeds": "1"}, "what=activation has no option seeds"),
         ({"what": "activation", "seed": "-1"}, "seed must be a whole number of at least 1, got"),
         ({"what": "activation", "weights": "1,2,3,4", "seed": "2"}, "Remove one of them"),
         ({"what": "activation", "steps": "9"}, "steps has no effect on what=activation"),

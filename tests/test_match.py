@@ -102,10 +102,10 @@ def test_a_run_records_the_size_and_is_evaluated_with_it(matched: Callable[..., 
 @pytest.mark.parametrize(
     ("model", "overrides", "message"),
     [
-        ("stacked_lstm", ["match.parameters_to=gird2d"], r"match.parameters_to=gird2d is no model. Choices: .*grid2d"),
+        ("stacked_lstm", ["match.parameters_to=gird2d"], r"parameters_to=gird2d does not exist. Choices: .*grid2d"),
         ("grid2d", ["match.parameters_to=highway"], "match.parameters_to=highway is not one. Models that fit: "),
-        ("grid2d", ["match.parameters_to=rnn", "match.flops_to=rnn"], "cannot both be met: set one of them to null"),
-        ("clockwork_rnn", ["match.parameters_to=rnn", "task.network.hidden_size=2"], "already hidden_size=8 has "),
+        ("grid2d", ["match.parameters_to=rnn", "match.flops_to=rnn"], "cannot both be met. Set one of them to null"),
+        ("clockwork_rnn", ["match.parameters_to=rnn", "task.network.hidden_size=2"], "smallest, hidden_size=8, has "),
         ("transformer", ["match.parameters_to=rnn", "model.num_heads=0"], "num_heads must be a whole number"),
     ],
 )
@@ -126,7 +126,7 @@ def test_experiment_options_do_not_apply_to_the_reference_model(
 
 
 def test_a_wrong_name_is_refused_before_a_sweep(matched: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"match\.flops_to=gird2d is no model"):
+    with pytest.raises(UserError, match=r"match\.flops_to=gird2d does not exist"):
         check(matched("grid2d", "match.flops_to=gird2d"))
 
 

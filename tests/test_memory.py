@@ -84,7 +84,7 @@ def test_buffers_of_all_sizes_keep_no_more_memory_than_was_held_at_once(made: li
     for a, b in zip(rows, rows[::-1], strict=True):
         held = [empty(k, 8, like=LIKE) for k in (a, b)]
     del held
-    most = 12 * HUGE_PAGE  # 9 and 2, 3 and 8, or with a buffer of 9 in the place of one of 2, hence at most twice that
+    most = 12 * HUGE_PAGE  # 9 and 2, 3 and 8, or with a buffer of 9 instead of one of 2, hence at most twice that
     empty(ROWS, 8, like=LIKE)
     assert sum(region.size for region in memory._pool._unused) <= 2 * most
     assert sum(made) > 2 * most  # otherwise nothing was dropped

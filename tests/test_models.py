@@ -139,7 +139,7 @@ def test_a_state_may_be_a_plain_tuple(model: SequenceModel) -> None:
 
 
 def test_a_state_that_does_not_fit_is_refused(model: SequenceModel) -> None:
-    """Otherwise it would be broadcast or cut, or cause an error inside torch."""
+    """Otherwise torch would broadcast or cut the state, or raise an error of its own."""
     x, fitting = torch.randint(5, (2, 6)), model.initial_state(2)
     for name, good in zip(fitting._fields, fitting, strict=True):
         shape, own = re.escape(str(tuple(good.shape))), f"as {good.dtype} on cpu, like the network, got"

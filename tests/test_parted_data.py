@@ -84,7 +84,7 @@ def test_a_small_copy_of_the_treebank_is_enough(treebank: Path, tmp_path: Path) 
 
 
 def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
-    """They do not name the joined file in the cache instead."""
+    """An error must not name the joined file in the cache instead."""
     data = data_of(PennTreebank(treebank), tmp_path)
     with pytest.raises(UserError, match=f"^{treebank} has .* symbols, but had 3 when"):
         data.check_goes_on(data.state_dict() | {"symbols": 3})
@@ -93,7 +93,7 @@ def test_errors_name_the_treebank(treebank: Path, tmp_path: Path) -> None:
 
 
 def test_changed_parts_with_same_size_and_date_are_rejoined(treebank: Path, data_set: Any, tmp_path: Path) -> None:
-    """This holds although the datasets package keeps its own copy and compares only dates."""
+    """The datasets package keeps its own copy and compares only dates."""
     directory = data_set()
 
     def from_treebank() -> str:
@@ -307,7 +307,7 @@ def test_data_set_errors_name_the_problem(data_set: Any, tmp_path: Path, monkeyp
 
 
 def test_custom_source_from_the_docs_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source is that of docs/extending.md; a YAML file of the user chooses it."""
+    """The user copies the source from docs/extending.md and chooses it in a YAML file."""
     page = (CONF.parent / "docs" / "extending.md").read_text().partition("Add to `my_models.py`")[2]
     for name, language in (("my_models.py", "python"), ("my_conf/task/folder.yaml", "yaml")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,7 @@ def test_an_lstm_over_pixels_reads_them_in_raster_order() -> None:
 
 
 def test_the_gated_pixelcnn_is_its_equations() -> None:
-    """Pixel by pixel, with windows cut by hand from maps with zeros around them."""
+    """The reference computes pixel by pixel, with windows cut by hand from maps with zeros around them."""
     torch.manual_seed(0)
     model, x = PixelCNN(1, 4, 5, 3, 2).double(), images()
 
@@ -247,7 +247,7 @@ def test_other_frames_are_refused(video: VideoModel) -> None:
 
 
 def test_the_convolutional_lstm_is_its_equations() -> None:
-    """Written with unfolded windows, frame by frame."""
+    """The reference uses unfolded windows, frame by frame."""
     torch.manual_seed(0)
     model, x = ConvLSTM(1, 4, 6, 3, 1, patch=2, kernel=3, forget_bias=0.5).double(), frames()
     (convolution,) = model.layers

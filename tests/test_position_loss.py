@@ -69,15 +69,15 @@ def test_a_text_too_short_for_splits_can_be_evaluated_whole(job: Job, tmp_path: 
     (tmp_path / "one.txt").write_bytes(text[:1])
     with pytest.raises(UserError, match=r"has 1 symbol\. Testing needs at least 2"):
         evaluate(checkpoint, "all", [f"task.path={tmp_path / 'one.txt'}"])
-    with pytest.raises(UserError, match="knows the text's training split beforehand"):
+    with pytest.raises(UserError, match="dynamic evaluation reads the training split first"):
         evaluate(checkpoint, "all", [], dynamic_rate=0.1)
     with pytest.raises(UserError, match=r"temperature must be at least 0\.0001, and finite, got 1e-45"):
         evaluate(checkpoint, "test", [], temperature=1e-45)
     with pytest.raises(UserError, match=r"temperature must be at least 0\.0001, and finite, got inf"):
         evaluate(checkpoint, "test", [], temperature=math.inf)
-    with pytest.raises(UserError, match=r"positions=\. names no file"):
+    with pytest.raises(UserError, match=r"positions=\. is not a file name"):
         evaluate(checkpoint, "test", [], Path())
-    with pytest.raises(UserError, match="do not go together"):
+    with pytest.raises(UserError, match="cannot be combined"):
         evaluate(checkpoint, "test", [], tmp_path / "new" / "p", dynamic_rate=0.1)
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"limit_test_batches must be a whole number of batches"):

@@ -57,7 +57,7 @@ def test_model_card_reports_test_score_and_commit(job: Job, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("name", "problems", "least"), [("memorization-43x100", 100, 0.99), ("parity-250", 200, 0.9)])
 def test_networks_of_the_repository_solve_their_task(name: str, problems: int, least: float) -> None:
-    """They answer 99.9 and 95.7 % of 1,000 problems; a network that reads its weights wrongly is at chance."""
+    """The networks answer 99.9 and 95.7 % of 1,000 problems; a network that reads its weights wrongly is at chance."""
     scores = evaluate(
         ROOT / "docs" / "results" / "networks" / name / "model.safetensors", "test", [f"task.data.num_test={problems}"]
     )

@@ -88,7 +88,7 @@ def test_custom_points_file_is_accepted_and_missing_one_refused(tmp_path: Path) 
     check_report({"points": str(own)})
     assert published_file(str(own)) == own
     with pytest.raises(
-        UserError, match=r"report\.points=none is no file\. Give .* addition_figure, memorization_figure"
+        UserError, match=r"report\.points=none is not a file\. Give .* addition_figure, memorization_figure"
     ):
         check_report({"points": "none"})
 

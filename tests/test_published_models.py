@@ -77,7 +77,7 @@ def test_depth_gated_lstm_is_its_equations() -> None:
 
 
 def test_gated_feedback_lstm_is_its_equations() -> None:
-    """The equations are in section 3 of arXiv 1502.02367; here they are computed gate by gate and layer by layer."""
+    """The equations are in section 3 of arXiv 1502.02367; the reference computes gate by gate, layer by layer."""
     p, x, y = made(lambda: GatedFeedbackLSTM(5, d, L))
     h, c = np.zeros((L, B, d)), np.zeros((L, B, d))
     outputs = []

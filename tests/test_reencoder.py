@@ -97,7 +97,7 @@ def test_the_papers_network_shares_weights_of_source_and_target_and_has_no_unuse
 @pytest.mark.parametrize("sweep", ["auto", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_dimension_without_a_transform_carries_its_vectors_to_every_block(sweep: str, dtype: torch.dtype) -> None:
-    """It equals a dimension whose weights are the identity on its own columns."""
+    """The dimension equals one whose weights are the identity on its own columns."""
     torch.manual_seed(0)
     carried, identity = (
         Grid([Dimension("time", NonLSTM("tanh"), 3), Dimension("depth", cell, 3)], sweep=sweep).to(dtype)  # type: ignore[arg-type]

@@ -130,7 +130,7 @@ def test_zoneout_of_a_missing_memory_is_refused() -> None:
 
 
 def test_noise_is_not_coarser_in_half_precision() -> None:
-    """Random numbers in bfloat16 are multiples of 1/256, of which only 0 is below 0.001."""
+    """Random numbers in bfloat16 are multiples of 1/256, and only 0 is below 0.001."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         held = DRAW.bernoulli(0.001, 1_000_000).float().mean().item()

@@ -333,11 +333,11 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"papers": {}}, "report.papers does not exist; there are paper, recalled, published, claims, points, curve."),
+        ({"papers": {}}, "report.papers does not exist. Choices: paper, recalled, published, claims, points, curve."),
         ({"paper": 1.47}, "report.paper must be names with their values, got 1.47."),
         ({"paper": {"test/bpc": {"grid2d": "1.47 bits"}}}, "report.paper.test/bpc must be a number, or one for each"),
         ({"published": {"test/bpc": 1.67}}, "report.published.test/bpc must be names with their values, got 1.67."),
-        ({"published": {"test/bpc": {"MRNN": None}}}, "report.published.test/bpc must be numbers, got None of MRNN."),
+        ({"published": {"test/bpc": {"MRNN": None}}}, "report.published.test/bpc must be numbers, got None for MRNN."),
         ({"claims": {"a": {"claim": 1, "there": 5}}}, "report.claims.a needs claim, there, of, but has no 'of'."),
         ({"claims": {"a": {"claim": 1, "there": 5, "of": "grid2d"}}}, "report.claims.a.of must be options such as"),
         ({"claims": {"a": {"claim": 1, "there": 5, "of": "a=b", "versus": "a=c"}}}, "report.claims.a.versus does not"),
@@ -346,7 +346,7 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
 def test_incomplete_published_results_are_refused(
     job: Callable[..., DictConfig], tmp_path: Path, given: dict[str, Any], words: str
 ) -> None:
-    """They are refused before a run begins, and when a report reads the configuration of a run."""
+    """The check runs before a run begins, and when a report reads the configuration of a run."""
     config = job()
     OmegaConf.update(config, "report", given, force_add=True, merge=False)
     with pytest.raises(UserError, match=re.escape(words)):
@@ -457,7 +457,7 @@ def test_tests_of_several_lengths_are_drawn_by_length() -> None:
 
 
 def test_report_includes_incomplete_run_directories(tmp_path: Path) -> None:
-    """It accepts a missing configuration, NaN metrics and a directory given twice, but refuses damaged files."""
+    """The report accepts a missing configuration, NaN metrics and a repeated directory, but refuses damaged files."""
     directory = tmp_path / "runs" / "one"
     directory.mkdir(parents=True)
     found = {"status": "completed", "task": "a", "monitor": "val/loss", "best": {"val/loss": math.nan}}
@@ -484,7 +484,7 @@ def test_report_includes_incomplete_run_directories(tmp_path: Path) -> None:
         find_runs([tmp_path / "runs"])
     (tmp_path / "runs" / "sweep.json").unlink()
     (directory / "result.json").write_text("[]")
-    with pytest.raises(UserError, match=r"result\.json is damaged: it holds no object"):
+    with pytest.raises(UserError, match=r"result\.json is damaged: it is not a JSON object"):
         find_runs([tmp_path / "runs"])
     for out in (directory / "result.json", directory / "result.json" / "below"):
         with pytest.raises(UserError, match=r"result\.json is a file. Give a directory"):
@@ -506,7 +506,7 @@ def test_runs_without_configuration_are_distinguished_by_their_result(tmp_path: 
 
 
 def test_a_row_whose_runs_were_all_interrupted_has_evidence_too(tmp_path: Path) -> None:
-    """Its curves are compared, such as samples to a threshold."""
+    """The report still compares the curves of the row, such as samples to a threshold."""
     said = {"task": "text", "seed": 1, "monitor": "val/loss", "best": {"val/loss": 1.0}, "device": "some CPU"}
     runs = [
         Run(tmp_path / model, {}, said | {"status": status, "model": model, "commit": f"{model}123"})
@@ -646,7 +646,7 @@ def test_choices_from_experiment_and_command_line_match(tmp_path: Path) -> None:
 
 
 def test_runs_are_ranked_within_their_task(tmp_path: Path) -> None:
-    """This includes a run that never began and left only its command line."""
+    """The ranking includes a run that never began and left only its command line."""
     judged = {"task.monitor": "val/accuracy", "task.mode": "max"}
     runs = [
         Run(

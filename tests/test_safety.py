@@ -156,7 +156,7 @@ def test_weight_averaging_keeps_integers_exact(job: Job, tmp_path: Path) -> None
 def test_a_signal_before_the_first_step_is_recorded(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """It may arrive while a text is read or downloaded."""
+    """The signal may arrive while the run reads or downloads a text."""
     before = signal.signal(number, signal.SIG_DFL)  # the test runner may ignore the signal
     monkeypatch.setattr(MemorizationData, "setup", lambda *_: os.kill(os.getpid(), number))
     try:
@@ -239,7 +239,7 @@ STOPPED = (
 def test_resume_after_training_runs_only_the_test(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], where: str
 ) -> None:
-    """This holds if steps, a time limit or early stopping ended training.
+    """Steps, a time limit or early stopping ended training.
 
     Otherwise a resume would refuse to continue after the time limit, and would train a stopped run further.
     """
@@ -315,7 +315,7 @@ def test_moving_average_does_not_hide_non_finite_weights(job: Job, tmp_path: Pat
     """The average was last updated before the bad batch, and no log row is due before the validation."""
     at_step(6, lambda loss: loss * math.nan)
     average = ("callbacks=[default,weight_averaging]", "callbacks.weight_averaging.update_every_n_steps=5")
-    with pytest.raises(UserError, match=r"the training loss became nan by step 8.* its last checkpoint is from before"):
+    with pytest.raises(UserError, match=r"the training loss became nan by step 8.* its last checkpoint was written"):
         run_job(job(*STEPS, *average, "trainer.log_every_n_steps=100", "callbacks.checkpoint=null", task="text"))
     content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["global_step"] == 4
@@ -453,7 +453,7 @@ def test_epoch_decay_equals_that_of_char_rnn() -> None:
 
 
 def test_an_epoch_may_end_within_a_step() -> None:
-    """This happens if gradients are accumulated."""
+    """Accumulated gradients make this possible."""
     rates = decaying(1.0, 8, gamma=0.5, first_epoch=1, steps_per_epoch=2.5)
     assert rates == [1.0] * 3 + [0.5] * 2 + [0.25] * 3
 
@@ -531,6 +531,6 @@ def test_init_from_refuses_incompatible_weights(job: Job, tmp_path: Path, caplog
         caplog.clear()
         run_job(job(*way, "model.priority=depth", task="text", directory=f"prioritised{len(way)}"))
         assert "may mean something else in this network" in caplog.text
-        assert "model.priority='depth', there None" in caplog.text
+        assert "model.priority='depth', in the earlier run None" in caplog.text
     with pytest.raises(UserError, match=r"init_from=nothing\.ckpt is not a file"):
         run_job(job("init_from=nothing.ckpt"))

@@ -188,7 +188,7 @@ def test_points_of_two_ranks_are_jobs_and_a_failing_one_is_contained(
 def test_requeued_and_preempted_job_resumes_bit_for_bit(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    # SLURM signals the processes that it started, which the ones behind python() are not.
+    # SLURM signals only processes that it started, so the sweep uses no process behind python().
     sweep = start(PAUSING, "trainer.max_steps=6", program=sys.executable)
     wait_for((tmp_path / "waits3").exists)
     (number,) = (state for state in states() if states()[state] == "RUNNING")
@@ -261,7 +261,7 @@ def test_slurm_refusal_is_reported_without_a_traceback(start: Callable[..., subp
         (["hardware=slurm"], "error: hardware=slurm submits the jobs of a sweep. Add -m, even for a sweep of one job."),
         (["-m", "hardware=slurm", "trainer.devices=-1"], "hardware=slurm needs the number of devices per node"),
         (["-m", "hardware=slurm", "hydra.launcher.timeout_min=0"], "hydra.launcher.timeout_min must be a whole number"),
-        (["-m", "hardware=slurm"], "error: hardware=slurm needs SLURM, but there is no sbatch here"),
+        (["-m", "hardware=slurm"], "error: hardware=slurm needs SLURM, but sbatch is missing here"),
     ],
 )
 def test_invalid_submissions_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:

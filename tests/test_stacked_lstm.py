@@ -21,7 +21,7 @@ EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
 class Looped(LSTM):
-    """The same cell as another class, for which no kernel is used."""
+    """The same cell as another class, which has no kernel."""
 
 
 def network(cell: Cell, tied: bool = False, dropout: float = 0.0, sweep: ChainName = "auto") -> StackedLSTM:

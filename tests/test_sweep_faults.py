@@ -224,7 +224,7 @@ def test_invalid_sweep_is_refused_and_leaves_no_files(tmp_path: Path, arguments:
 
 
 def test_a_sweep_over_experiments_that_declare_sweeps_is_an_error(tmp_path: Path) -> None:
-    """Hydra alone ignores the sweeps that they declare."""
+    """Hydra alone ignores the sweeps that such experiments declare."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
         "# @package _global_\nhydra: {sweeper: {params: {seed: 'range(2)'}}}\n"

@@ -72,7 +72,7 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(cases())
 def test_fast_sweeps_equal_reference(case: Case) -> None:
-    for few, per_row in ((0, 1e9), (10**9, 1e-9)):  # the wavefront always packs the weights, and never
+    for few, per_row in ((0, 1e9), (10**9, 1e-9)):  # the wavefront packs the weights always, then never
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(schedule, "FEW_ROWS", few)
             patch.setattr(schedule, "PACKED_PER_ROW", per_row)
@@ -191,7 +191,7 @@ def test_non_finite_input_stays_in_its_batch_row(value: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_second_backward_through_one_graph_repeats_the_first(dtype: torch.dtype) -> None:
-    """In double precision they are equal to the bit, as gradcheck requires; in single, the gates are recomputed."""
+    """In double precision both are equal to the bit, as gradcheck requires. In single, the gates are recomputed."""
     grid = grid_of_two().to(dtype)
     sides = [HiddenMemory(*torch.ones(2, 3, 2, 3, dtype=dtype)) for _ in range(2)]
     loss = grid(sides, (3, 3))[0].h.sum()
@@ -322,6 +322,6 @@ def test_unmeasured_device_uses_the_wavefront_sweep(monkeypatch: pytest.MonkeyPa
 
 
 def test_half_step_sweep_refuses_single_stage_grids() -> None:
-    """It refuses them at construction, which a sweep of jobs does for every job before it starts any."""
+    """The grid refuses them at construction. A sweep of jobs constructs all networks before it starts any job."""
     with pytest.raises(UserError, match="sweep=half-step needs two stages"):
         grid_of_two(sweep="half-step")

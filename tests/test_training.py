@@ -180,12 +180,12 @@ def test_evaluate_refuses_options_of_other_splits(job: Job, tmp_path: Path) -> N
     run_job(job("stages=[fit]"))
     run_job(job("stages=[fit]", task="text", directory="text"))
     for task, split, option, message in (
-        ("run", "val", "trainer.limit_test_batches=2", "no effect on split=val: give trainer.limit_val_batches, or"),
-        ("run", "test", "trainer.limit_val_batches=2", "no effect on split=test: give trainer.limit_test_batches, or"),
-        ("run", "test", "task.data.num_val=3", "no effect on split=test: give task.data.num_test, or"),
-        ("run", "val", "task.data.num_test=3", "no effect on split=val: give task.data.num_val, or"),
+        ("run", "val", "trainer.limit_test_batches=2", "no effect on split=val. Give trainer.limit_val_batches, or"),
+        ("run", "test", "trainer.limit_val_batches=2", "no effect on split=test. Give trainer.limit_test_batches, or"),
+        ("run", "test", "task.data.num_val=3", "no effect on split=test. Give task.data.num_test, or"),
+        ("run", "val", "task.data.num_test=3", "no effect on split=val. Give task.data.num_val, or"),
         ("run", "test", "trainer.limit_test_batches=0.0", "leaves nothing to evaluate"),
-        ("text", "all", "trainer.limit_val_batches=2", "no effect on split=all: give trainer.limit_test_batches, or"),
+        ("text", "all", "trainer.limit_val_batches=2", "no effect on split=all. Give trainer.limit_test_batches, or"),
         ("text", "all", "task.data.splits=[0.1,0.1,0.8]", "no effect on split=all, which is the whole text"),
     ):
         with pytest.raises(UserError, match=message):
@@ -264,7 +264,7 @@ def test_a_run_behind_a_link_keeps_its_best(job: Job, tmp_path: Path) -> None:
 
 
 def test_resume_requires_the_original_text(job: Job, tmp_path: Path, text_file: Path) -> None:
-    """This holds even if only the test is left to do. A refused resume leaves the record unchanged."""
+    """The check applies even if only the test is left. A refused resume leaves the record unchanged."""
     content, text = text_file.read_text(), tmp_path / "mine.txt"
     text.write_text(content)
 
@@ -318,17 +318,17 @@ def test_a_longer_training_drops_the_test_of_the_shorter(job: Job, tmp_path: Pat
 @pytest.mark.parametrize("option", ["trainer.gradient_clip_val=5", "trainer.precision=64-true"])
 def test_resume_with_other_numerics_is_refused(job: Job, option: str) -> None:
     run_job(job("stages=[fit]"))
-    with pytest.raises(UserError, match=f"{option.partition('=')[0]}=.*, there "):
+    with pytest.raises(UserError, match=f"{option.partition('=')[0]}=.*, in the earlier run "):
         run_job(job("stages=[fit]", "ckpt_path=last", "trainer.max_steps=6", option))
 
 
 def test_evaluate_uses_the_whole_split_by_default(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It does so even if the run validated on a part of the split, unless the user asks for a part."""
+    """The limit of the run does not apply; a limit on the command line does."""
     run_job(job("stages=[fit]", "trainer.limit_val_batches=1", "task.data.num_val=100"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with caplog.at_level(logging.INFO):
         whole = evaluate(checkpoint, "val", [])
-    assert "had trainer.limit_val_batches=1, here the whole split" in caplog.text
+    assert "had trainer.limit_val_batches=1, but the whole split" in caplog.text
     assert whole == evaluate(checkpoint, "val", ["trainer.limit_val_batches=null"])
     assert whole != evaluate(checkpoint, "val", ["trainer.limit_val_batches=1"])
 
@@ -575,7 +575,7 @@ def test_one_precision_has_several_names(job: Job, tmp_path: Path) -> None:
     run_job(job("trainer.precision=32", "stages=[fit]"))
     run_job(job("trainer.precision=32-true", "trainer.max_steps=6", "ckpt_path=last", "stages=[fit]"))
     assert result(tmp_path / "run")["steps"] == 6
-    with pytest.raises(UserError, match=r"trainer\.precision='16-mixed', there '32-true'"):
+    with pytest.raises(UserError, match=r"trainer\.precision='16-mixed', in the earlier run '32-true'"):
         run_job(job("trainer.precision=16", "trainer.max_steps=8", "ckpt_path=last", "stages=[fit]"))
 
 
@@ -598,7 +598,7 @@ def test_regularizers_receive_the_progress_of_training(job: Job) -> None:
 def test_evaluate_finds_the_text_from_anywhere(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It does not use a file of the same name in the working directory."""
+    """The command must not use a file of the same name in the working directory."""
     for name in ("there", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / "there" / "text.txt").write_text("all of this is text, " * 200)
@@ -616,10 +616,10 @@ def test_evaluate_finds_the_text_from_anywhere(
     )
     with pytest.raises(UserError, match="task=text chooses from a group"):
         evaluate(checkpoint, "test", ["task=text"])
-    with pytest.raises(UserError, match="Options are those of"):
+    with pytest.raises(UserError, match=r"config\.yaml for all options"):
         evaluate(checkpoint, "test", ["task.data.window=[x].txt"])
     with pytest.raises(
-        UserError, match=r"task\.data\.batch_sise does not exist\. Did you mean batch_size\? Options are"
+        UserError, match=r"task\.data\.batch_sise does not exist\. Did you mean batch_size\? See .*config\.yaml"
     ):
         evaluate(checkpoint, "test", ["task.data.batch_sise=3"])
     for split, options, warned in (
@@ -648,7 +648,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence(job: Job, tmp_path:
 
 
 def test_another_text_is_encoded_with_the_networks_words(job: Job, tmp_path: Path) -> None:
-    """The words of the network may not be the most frequent ones of the other text."""
+    """The network's words may differ from the most frequent words of the other text."""
     for name, counts in (("a", (9, 5, 3, 2, 1)), ("b", (1, 2, 3, 5, 9))):
         words = [word for word, count in zip("vwxyz", counts, strict=True) for _ in range(count)]
         (tmp_path / f"{name}.txt").write_text(" ".join(words * 40))
@@ -747,7 +747,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_record(job: Job, tmp_path: Pat
     "option", ["optimizer.lr=0.1", "model.hidden_size=9", "task.alphabet=5", "seed=2", "scheduler=cosine"]
 )
 def test_a_resume_with_other_options_is_refused(job: Job, tmp_path: Path, option: str) -> None:
-    """The optimiser of the checkpoint would replace that of the command line, which the record would show."""
+    """The checkpoint's optimiser would replace the one on the command line, but the record would show the latter."""
     run_job(job("stages=[fit]"))
     config = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(UserError, match="can only be resumed with the options it was trained with"):
@@ -768,7 +768,7 @@ class Smoothed(TagSequence):
 def test_a_resume_with_another_objective_is_refused(job: Job) -> None:
     own = ("task.objective._target_=tests.test_training.Smoothed", "stages=[fit]")
     run_job(job(*own, "+task.objective.smoothing=0.1"))
-    with pytest.raises(UserError, match=r"task\.objective\.smoothing=0\.2, there 0\.1"):
+    with pytest.raises(UserError, match=r"task\.objective\.smoothing=0\.2, in the earlier run 0\.1"):
         run_job(job(*own, "+task.objective.smoothing=0.2", "ckpt_path=last"))
 
 

@@ -317,7 +317,7 @@ def test_influence_is_the_gradient_of_each_target_symbol(
 
 def test_look_refuses_to_align_other_tasks(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
-    with pytest.raises(UserError, match=r"what=alignment is for translations, and .* is of task=memorization"):
+    with pytest.raises(UserError, match=r"what=alignment is for translations, but .* is of task=memorization"):
         look_at({"what": "alignment", "ckpt": str(tmp_path / "run" / "checkpoints" / "best.ckpt")})
 
 

@@ -221,7 +221,7 @@ def test_training_resumes_only_on_the_same_pairs_and_vocabularies(
     changes: dict[str, Sentences], min_count: int, what: str
 ) -> None:
     made = on_rank(data(Generated(**changes), min_count), 0, 1)
-    with pytest.raises(UserError, match=f"^the checkpoint was trained on other {what} than those of generated, exp"):
+    with pytest.raises(UserError, match=f"^the {what} of generated are not those that the checkpoint was trained on"):
         made.load_state_dict(data().state_dict())
     on_rank(data(), 0, 1).load_state_dict(data().state_dict())
 
@@ -288,7 +288,7 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
 def test_errors_in_parallel_files_are_named(folder: Path) -> None:
     write(folder, latin_x="ok\ngrün\n".encode("latin1"), short_y="A\nB\n")
     source = folder / "test.x"
-    with pytest.raises(UserError, match=r"test\.x has 3 lines and .*short\.y has 2, expected as many in both"):
+    with pytest.raises(UserError, match=r"test\.x has 3 lines and .*short\.y has 2, expected the same number: line n"):
         parallel(folder, test=[source, folder / "short.y"]).read()
     with pytest.raises(UserError, match=r"latin\.x is not UTF-8 in line 2 .*Convert the file"):
         parallel(folder, test=[folder / "latin.x", folder / "short.y"]).read()

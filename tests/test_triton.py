@@ -82,7 +82,7 @@ def test_every_sweep_takes_the_triton_step(sweep: object, launches: list[str]) -
 
 @pytest.mark.parametrize("d", [16, 33])
 def test_tiles_with_and_without_a_tail_agree(d: int, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of two rows and 16 units: at 33 the last one of a row has a single unit, and at 3 rows the last has one."""
+    """A tile has 2 rows and 16 units. Of 33 units, the last tile has one unit. Of 3 rows, the last tile has one row."""
     monkeypatch.setattr(triton_step, "MOST_UNITS", 16)
     monkeypatch.setattr(triton_step, "TILE", 32)
     case = Case(Block((LSTM(),), (d,), ((0,),)), (2,), 3, ("keep",))
@@ -91,7 +91,7 @@ def test_tiles_with_and_without_a_tail_agree(d: int, launches: list[str], monkey
 
 
 def test_without_gradients_the_values_are_the_same(launches: list[str]) -> None:
-    """The sweep then has room for the gates of one diagonal alone."""
+    """Without gradients, the sweep has room only for the gates of one diagonal."""
     case = Case(Block((LSTM(), STANDARD), (3, 2), ((0,), (1,))), (2, 2), 2)
     weights, sides = random_inputs(case)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_saturated_gates_and_tiny_memories_are_exact(scale: float, atol: float, 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32])
 def test_masks_let_nan_through_where_the_reference_does(kind: torch.dtype, launches: list[str]) -> None:
-    """Booleans choose, so the other value has no effect; floats mix, and 0 times NaN is NaN."""
+    """A boolean mask selects one value and ignores the other; a float mask mixes them, and 0 times NaN is NaN."""
     block = Block((LSTM(),), (20,), ((0,),))
     generator = torch.Generator().manual_seed(0)
     keep = (torch.rand(2, 2, 20, generator=generator) < 0.5).to(kind)
@@ -164,7 +164,7 @@ class Hopper:
 
 
 def test_kernels_compile_for_a_gpu(triton: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The interpreter accepts more than the compiler, which gets the arguments of a real sweep here."""
+    """The interpreter accepts more than the compiler. Here the compiler gets the arguments of a real sweep."""
     from triton.runtime import driver
 
     compiled = {}
@@ -199,7 +199,7 @@ def test_triton_is_refused_where_it_cannot_work(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    with pytest.raises(UserError, match=r"^x=triton cannot work here: torch finds no CUDA device\. .*Leave the option"):
+    with pytest.raises(UserError, match=r"^x=triton cannot work here: torch finds no CUDA device\. .*Remove"):
         check_triton("x=triton", gpu)
     # A checkpoint may come from a machine that has one.
     choices.force(Choices("native", "triton"))

@@ -140,5 +140,5 @@ def test_impossible_vocabularies_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sentencepiece", None)
-    with pytest.raises(UserError, match=r"not installed\. Give: pip install 'gridlstm\[translation\]'$"):
+    with pytest.raises(UserError, match=r"not installed\. Run: pip install 'gridlstm\[translation\]'$"):
         PieceLevel(60).learn(SENTENCES, tmp_path)

@@ -11,16 +11,16 @@ from gridlstm.files import replacing
 PARSER = Parser(
     "average",
     """Write the mean of the weights of several checkpoints of one run as another checkpoint, which evaluate, translate,
-sample, look and publish take. A run keeps its last checkpoints with callbacks=[default,last_checkpoints].
+sample, look and publish accept. A run keeps its last checkpoints with callbacks=[default,last_checkpoints].
 
-The mean of checkpoints of several runs is not one of a good network; evaluate those as an ensemble, ckpt=A,B.""",
+The mean of weights from different runs is not a good network. Evaluate those checkpoints as an ensemble: ckpt=A,B.""",
     others="none",
 )
 PARSER.add_argument(
     "--ckpt",
     required=True,
     metavar="CHECKPOINT,…",
-    help="two or more files of one run directory, or that directory, whose checkpoints/step-….ckpt are meant",
+    help="two or more files of one run directory, or the directory itself, for its checkpoints/step-….ckpt",
 )
 PARSER.add_argument("--out", type=Path, metavar="FILE", help="inside the run directory (average.ckpt beside the first)")
 
@@ -28,16 +28,16 @@ PARSER.add_argument("--out", type=Path, metavar="FILE", help="inside the run dir
 def average(checkpoints: Sequence[Path], out: Path | None = None) -> Path:
     """Write a checkpoint with the mean of the weights of several checkpoints of one run; return its path.
 
-    Floating-point weights and buffers are averaged in float64. Other buffers, such as counters, are those of the latest
-    checkpoint. The state of the training is left out, because an average cannot be resumed.
+    Floating-point weights and buffers are averaged in float64. Other buffers, such as counters, are copied from the
+    latest checkpoint. The state of the training is left out, because an average cannot be resumed.
 
     Args:
         checkpoints: two or more files in one run directory.
         out: file in the same directory; None for average.ckpt beside the first checkpoint.
 
     Raises:
-        UserError: there are fewer than two checkpoints, they are of several runs, networks or data sets, or ``out``
-            does not fit.
+        UserError: there are fewer than two checkpoints, they come from different runs, networks or data sets, or
+            ``out`` is not a .ckpt file in their run directory or would overwrite another checkpoint.
     """
     import torch
 
@@ -61,8 +61,8 @@ def average(checkpoints: Sequence[Path], out: Path | None = None) -> Path:
         for what, expected in first.items():
             if found[what] != expected:
                 raise UserError(
-                    f"{checkpoint} is of another {what} than {checkpoints[0]}, expected checkpoints of one training. "
-                    f"Remove it."
+                    f"{checkpoint} and {checkpoints[0]} differ in their {what}. Expected checkpoints of one run. "
+                    f"Remove one of them."
                 )
         for name, value in content["state_dict"].items():
             if value.is_floating_point():
@@ -83,7 +83,7 @@ def last_checkpoints(directory: Path) -> list[Path]:
     """Return the step-….ckpt of a run directory, the earliest first.
 
     Raises:
-        UserError: there are none.
+        UserError: the directory has none.
     """
     from gridlstm.training.callbacks.last_checkpoints import kept
 
@@ -97,7 +97,12 @@ def last_checkpoints(directory: Path) -> list[Path]:
 
 
 def _checked_out(checkpoints: Sequence[Path], out: Path) -> Path:
-    """Return ``out``, in the one run directory of all checkpoints."""
+    """Return ``out``.
+
+    Raises:
+        UserError: unless all checkpoints and ``out`` are in one run directory, or if ``out`` would overwrite another
+            checkpoint.
+    """
     from gridlstm.training.checkpoint import load_content
     from gridlstm.training.compatibility import run_directory
 
@@ -105,16 +110,16 @@ def _checked_out(checkpoints: Sequence[Path], out: Path) -> Path:
     for checkpoint, directory in zip(checkpoints, directories, strict=True):
         if directory != directories[0]:
             raise UserError(
-                f"{checkpoint} is of another run than {checkpoints[0]}, expected checkpoints of one training. Remove "
+                f"{checkpoint} comes from another run than {checkpoints[0]}. Expected checkpoints of one run. Remove "
                 f"it, or evaluate both as an ensemble: ckpt=A,B."
             )
     if out.suffix != ".ckpt" or run_directory(out) != directories[0]:
         raise UserError(
-            f"out={out} must be a .ckpt file in {directories[0]}, whose config.yaml describes the network. Give "
-            f"out={checkpoints[0].with_name('average.ckpt')}, say."
+            f"out={out} must be a .ckpt file in {directories[0]}, whose config.yaml describes the network. Give, for "
+            f"example, out={checkpoints[0].with_name('average.ckpt')}."
         )
     if out.exists() and "mean_of" not in load_content(out):
-        raise UserError(f"out={out} is a checkpoint of the training, which would be lost. Give another name.")
+        raise UserError(f"out={out} is a checkpoint of the run, and would be overwritten. Give another name.")
     return out
 
 

@@ -37,8 +37,8 @@ from gridlstm.files import write_csv, write_png
 from gridlstm.scan import scan
 from gridlstm.training import provenance
 
-# The paper's memorization, addition and (a shorter window and batch) character networks, a 3-D grid, and the paper's
-# network for MNIST without projection and read-out.
+# The paper's memorization and addition networks, its character network with a shorter window and a smaller batch, a 3-D
+# grid, and the paper's network for MNIST without projection and read-out.
 IMAGES = Shape((14, 14, 1), 100, 32, corners=4)
 SHAPES = (
     Shape((42, 43), 100, 15),
@@ -67,7 +67,7 @@ class Row:
 
 
 Stopwatch = Callable[[Contender, bool], float]
-"""Returns the seconds of one run of a contender, without or with the backward pass."""
+"""Function that returns the seconds of one run of a contender, without or with the backward pass."""
 
 
 def stopwatch(device: str, threads: int) -> Stopwatch:
@@ -82,7 +82,7 @@ def stopwatch(device: str, threads: int) -> Stopwatch:
 
     def on_gpu(run: Contender, backward: bool) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()  # the GPU has finished what came before
+        torch.cuda.synchronize()  # the GPU has finished all earlier work
         start.record()
         run(backward)
         end.record()
@@ -110,7 +110,7 @@ def measure(shape: Shape, repeats: int, device: str, seconds_of: Stopwatch) -> l
     products = {"product, float32, native": product_contender(shape, "native", torch.float32, device)}
     if device == "cpu" and matmul.onednn_is_exact():
         products["product, float32, oneDNN"] = product_contender(shape, "onednn", torch.float32)
-    # Elsewhere emulated, twenty times slower than float32.
+    # Other CPUs emulate bfloat16, twenty times slower than float32.
     bfloat16 = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if bfloat16:
         products["product, bfloat16"] = product_contender(shape, "native", torch.bfloat16, device)

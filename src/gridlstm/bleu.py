@@ -15,8 +15,8 @@ class Scores(NamedTuple):
     bleu_lowercased: float
     """BLEU of lower-cased text, tokenized by 13a.
 
-    Papers on Multi30k lower-case and tokenize with the Moses scripts, whose tokens differ from those of 13a in details
-    such as apostrophes: close to their scores, not equal.
+    Papers on Multi30k lower-case text and tokenize it with the Moses scripts. Moses and 13a differ in details such as
+    apostrophes, so this score is close to the papers' scores, but not equal.
     """
     chrf: float
     """chrF2: F-score of character n-grams, cased, without white space."""
@@ -28,16 +28,16 @@ def check_installed() -> None:
     """Raise UserError if the package sacrebleu is not installed."""
     if find_spec("sacrebleu") is None:
         raise UserError(
-            "BLEU needs the package sacrebleu, which is not installed. Give: pip install 'gridlstm[translation]'"
+            "BLEU needs the package sacrebleu, which is not installed. Run: pip install 'gridlstm[translation]'"
         )
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """Return the scores of translations.
 
-    BLEU is of the corpus (Papineni et al. 2002): n-gram matches up to length 4 are summed over all sentences, and the
-    brevity penalty takes the closest reference length of each. 13a separates words by white space and punctuation, so
-    these scores do not suit Chinese or Japanese translations.
+    BLEU is computed for the corpus (Papineni et al. 2002): n-gram matches up to length 4 are summed over all sentences,
+    and the brevity penalty takes the closest reference length of each. 13a separates words by white space and
+    punctuation, so these scores do not suit Chinese or Japanese translations.
 
     Args:
         hypotheses: translations, as detokenized text.
@@ -49,15 +49,15 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scor
     """
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(
-            f"hypotheses must be as many as lists of references, and one at least, got {len(hypotheses)} and "
+            f"expected at least one hypothesis, and one list of references for each, got {len(hypotheses)} and "
             f"{len(references)}."
         )
     if not all(references):
-        raise ValueError("references must have one or more for each hypothesis, got none for some.")
+        raise ValueError("a hypothesis has no reference. Expected at least one reference for each.")
     check_installed()
     from sacrebleu.metrics import BLEU, CHRF
 
-    # sacrebleu takes the first reference of all sentences, then the second, and so on; None where there is no other.
+    # sacrebleu takes the first reference of all sentences, then the second, and so on; None if a sentence has no other.
     most = max(map(len, references))
     streams = [[one[n] if n < len(one) else None for one in references] for n in range(most)]
     metrics = {"bleu": BLEU(), "bleu_lowercased": BLEU(lowercase=True), "chrf": CHRF()}

@@ -115,7 +115,8 @@ class LayerNormLSTM(LSTM):
 
     def preactivations(self, z: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         """Return the normalised pre-activations, (R, 4d) in the order of z = W H."""
-        parts = zip(z.chunk(4, dim=-1), gain.chunk(5, dim=-1), shift.chunk(5, dim=-1), strict=False)  # not those of m
+        # Not strict: the fifth gain and shift are those of m.
+        parts = zip(z.chunk(4, dim=-1), gain.chunk(5, dim=-1), shift.chunk(5, dim=-1), strict=False)
         return torch.cat([self._normalised(*part) for part in parts], dim=-1)
 
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
@@ -195,11 +196,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _check_activation(name: Activation) -> None:
-    """Raise UserError unless ``name`` is in ``ACTIVATIONS`` or a function fit for calls in any order, and again."""
+    """Raise UserError unless ``name`` is in ``ACTIVATIONS`` or a function that may be called again, in any order."""
     if callable(name):
         owner = getattr(name, "__self__", name)  # __self__ of a bound method
         if isinstance(owner, nn.Module) and any(True for _ in (*owner.parameters(), *owner.buffers())):
-            raise UserError(f"activation must have no weights and no buffers, a cell cannot store them, got {name!r}.")
+            raise UserError(f"activation must have no weights or buffers: a cell cannot store them, got {name!r}.")
         _check_by_calling(name)
     elif name not in ACTIVATIONS:
         raise UserError(f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {name!r}.")
@@ -226,7 +227,7 @@ def _check_by_calling(function: Callable[[Tensor], Tensor]) -> None:
     if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
         raise UserError(f"activation must keep the shape and the type of its argument, got {function!r}.")
     if y.requires_grad:
-        raise UserError(f"activation must not depend on weights, a cell cannot train them, got {function!r}.")
+        raise UserError(f"activation must not depend on weights: a cell cannot train them, got {function!r}.")
     if x._version != version:
         raise UserError(f"activation must not overwrite its argument, got {function!r}: choose inplace=False.")
     if drawn or not torch.allclose(y, again, rtol=0, atol=0, equal_nan=True):
@@ -282,7 +283,8 @@ class NonLSTM(Cell):
 class Carry(Cell):
     """A dimension without a transform: h' = h. It brings its vectors to every block, and has no weights.
 
-    For the depth of a last grid whose output is read along other dimensions: a transform there would change nothing.
+    It serves as the depth of a last grid whose output is read along other dimensions: a transform there would change
+    nothing.
     """
 
     num_gates: ClassVar[int] = 0

@@ -133,7 +133,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(text: str) -> int:
-    """Return the whole number that an option is given."""
+    """Return the value of an option as a whole number."""
     try:
         return int(text)
     except ValueError as error:
@@ -141,7 +141,7 @@ def whole(text: str) -> int:
 
 
 def from_one(most: int | None = None) -> Callable[[str], int]:
-    """Return a function that returns the whole number that an option is given, from 1 to ``most``."""
+    """Return a function that returns the value of an option as a whole number from 1 to ``most``."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
@@ -153,7 +153,7 @@ def from_one(most: int | None = None) -> Callable[[str], int]:
 
 
 def number(text: str) -> float:
-    """Return the number that an option is given."""
+    """Return the value of an option as a number."""
     try:
         return float(text)
     except ValueError as error:
@@ -161,25 +161,27 @@ def number(text: str) -> float:
 
 
 def numbers(text: str) -> list[float]:
-    """Return the comma-separated numbers that an option is given."""
+    """Return the comma-separated value of an option as numbers."""
     return [number(part) for part in text.split(",")]
 
 
 def true_or_false(text: str) -> bool:
-    """Return the boolean that an option is given."""
+    """Return the value of an option as a boolean."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
     return text.lower() == "true"
 
 
 def device_at_hand(text: str) -> str:
-    """Return the device that an option is given: cpu, or cuda if torch finds a GPU."""
+    """Return the value of an option as a device: cpu, or cuda if torch finds a GPU."""
     import torch
 
     if text not in ("cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"must be cpu or cuda, got {text!r}")
     if text == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError("cuda: torch finds no GPU here. Run it where there is one, or give cpu")
+        raise argparse.ArgumentTypeError(
+            "cuda cannot be used: torch finds no GPU here. Run the command on a machine with a GPU, or give cpu"
+        )
     return text
 
 
@@ -211,7 +213,7 @@ def run_command(parser: Parser, run: Callable[[dict[str, Any], list[str]], None]
             run(*parser.parse(arguments))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Exit quietly, as in "| head". The SIGPIPE signal is no alternative: a closed connection also raises it.
+        # Exit quietly, as in "| head". The SIGPIPE signal cannot be used, because a closed connection also raises it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except UserError as error:

@@ -53,18 +53,18 @@ def _models_for(task: str) -> str:
 
 
 def _positive(value: object) -> int:
-    """Return the value, or 1 instead of one that its consumer will refuse."""
+    """Return the value, or 1 for a value that its consumer will refuse later."""
     return value if type(value) is int and value > 0 else 1
 
 
-# ${gridlstm.batches:N} and ${gridlstm.steps:N}: so many of a run's batches, or steps of its optimiser, are N samples.
+# ${gridlstm.batches:N} and ${gridlstm.steps:N}: the number of batches, or of optimiser steps, with N samples.
 OmegaConf.register_new_resolver("gridlstm.batches", _batches, replace=True)
 OmegaConf.register_new_resolver("gridlstm.steps", _steps, replace=True)
 # ${gridlstm.bits:LEVEL}: the metric of bits per symbol of a text read by bytes, characters or words.
 OmegaConf.register_new_resolver("gridlstm.bits", _bits, replace=True)
-# ${gridlstm.models_for:TASK}: the models that go with a task, for a sweep over all of them.
+# ${gridlstm.models_for:TASK}: the models that fit a task, for a sweep over all of them.
 OmegaConf.register_new_resolver("gridlstm.models_for", _models_for, replace=True)
-# ${gridlstm.whole_steps:N}: N batches, or the next number that ends with a step of the optimiser.
+# ${gridlstm.whole_steps:N}: N batches, rounded up to whole optimiser steps.
 OmegaConf.register_new_resolver("gridlstm.whole_steps", _whole_steps, replace=True)
 
 
@@ -83,19 +83,19 @@ def as_typed(name: str, value: object) -> str:
 
 
 def in_shell(word: str) -> str:
-    """Return a word of a command line as one types it: with a shell's quotes only where it needs some."""
+    """Return a word of a command line as the user types it, with the shell's quotes only if it needs them."""
     if re.fullmatch(r"[\w./=,:@%+-]+", word, re.ASCII):
         return word
     return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 
 
 def quoted(text: str) -> str:
-    """Text as a value of an override, whatever is in it."""
+    """Return any text in quotes, as the value of an override."""
     return "'" + text.replace("'", r"\'") + "'"
 
 
 def config_dirs(hydra: Any) -> list[str]:
-    """Return the words of a command line by which the user's own configuration is found."""
+    """Return the words of the command line that name the user's own configuration."""
     sources = hydra.runtime.config_sources
     named = [f"--config-dir={each.path}" for each in sources if each.provider == "command-line"]
     return named + [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
@@ -119,22 +119,22 @@ def compose_model(name: str) -> DictConfig:
 
 @cache
 def _model(name: str, sources: tuple[str, ...]) -> DictConfig:
-    """Compose the node of a model from the directories in ``sources``, which are those of the current loader."""
+    """Compose the node of a model. The cache distinguishes ``sources``, the directories of the current loader."""
     node: Any = hydra.compose(f"model/{name}").model
-    return DictConfig(node._content, flags={"struct": True})  # cut out, so that another configuration can take it
+    return DictConfig(node._content, flags={"struct": True})  # without a parent: others can adopt it
 
 
 @contextmanager
 def with_directories(directories: Sequence[Path]) -> Iterator[None]:
-    """Compose from directories of the user's own too, as ``--config-dir`` does for a run.
+    """Compose also from the user's own directories inside the block, as ``--config-dir`` does for a run.
 
     Raises:
-        UserError: there is no such directory.
+        UserError: a directory does not exist.
     """
     path = create_config_search_path(str(CONF))
     for directory in directories:
         if not directory.is_dir():
-            raise UserError(f"--config-dir={directory} is no directory.")
+            raise UserError(f"--config-dir={directory} is not a directory. Give an existing directory.")
         path.prepend("command-line", f"file://{directory.absolute()}", anchor="schema")
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2("gridlstm", path)

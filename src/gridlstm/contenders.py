@@ -28,7 +28,7 @@ class Shape:
         extents: (T, L), or more extents.
         d: units of every dimension.
         B: batch rows.
-        corners: 1, or of a network of images 4: so many grids one after the other, each scanning from its own corner.
+        corners: number of grids in sequence, each scanning from its own corner: 1, or 4 for a network over images.
     """
 
     extents: tuple[int, ...]
@@ -48,7 +48,7 @@ class Shape:
         return f"{times}{'x'.join(map(str, self.extents))} d{self.d} B{self.B}"
 
     def flops(self, backward: bool) -> float:
-        """Return the arithmetic of all matrix products: 8 N^2 d^2 per block and row, twice that again backward.
+        """Return the FLOPs of all matrix products: 8 N^2 d^2 per block and row; the backward pass adds twice as many.
 
         A block has N transforms of 4 d x N d.
         """
@@ -57,7 +57,7 @@ class Shape:
 
 
 Contender = Callable[[bool], object]
-"""Runs once, with or without the backward pass."""
+"""Function that runs once, with or without the backward pass."""
 
 
 def grid_contender(
@@ -75,7 +75,7 @@ def grid_contender(
         priority: let the last dimension see the new hidden vectors of the others.
         untied: give every layer its own weights.
         product_dtype: the type of matrix products under autocast.
-        step: the pointwise step, if this device has it; else the eager one.
+        step: the pointwise step to use if this device has it; the eager step is used otherwise.
     """
     N = len(shape.extents)
     stages = ((*range(N - 1),), (N - 1,)) if priority else ((*range(N),),)
@@ -121,7 +121,8 @@ def _check_agreement(
     The reference runs on the CPU.
     """
     extents = (5, 4, 3)[: sum(map(len, stages))]
-    # float64 sums in another order; float32 sums of up to 1e3 terms; bfloat16 has 8 bits, gradients are of order 10.
+    # Tolerances: the sweep sums in another order in float64, and sums up to 1e3 terms in float32. bfloat16 has 8 bits,
+    # and gradients are of order 10.
     checks = [(torch.float64, 1e-10), (torch.float32, 1e-3)] if product_dtype is None else [(torch.float32, 1.0)]
     for dtype, tolerance in checks:
         results = []
@@ -138,12 +139,12 @@ def _check_agreement(
 
 
 def corners_contender(sweep: SweepName, shape: Shape, device: str = "cpu", step: PointwiseStep = "fused") -> Contender:
-    """Grids over an image, each from its own corner; agreement with the reference is checked at a small size first."""
+    """Build grids over an image, each from its own corner, after checking a small size against the reference."""
     small = Shape((3, 4, 1), 24, 2, shape.corners)
     found = _through_corners(sweep, small, torch.float64, device, step)(True)
     expected = _through_corners("reference", small, torch.float64, "cpu", step)(True)
     error = max((a.cpu() - b).abs().max().item() for a, b in zip(found, expected, strict=True))
-    if not error < 1e-10:  # float64 sums in another order
+    if not error < 1e-10:  # the sweep sums in another order
         raise UserError(f"sweep={sweep} differs from the reference by {error:.1e}: nothing was timed.")
     return _through_corners(sweep, shape, torch.float32, device, step)
 
@@ -151,7 +152,7 @@ def corners_contender(sweep: SweepName, shape: Shape, device: str = "cpu", step:
 def _through_corners(
     sweep: SweepName, shape: Shape, dtype: torch.dtype, device: str, step: PointwiseStep
 ) -> Callable[[bool], list[Tensor]]:
-    """Return what sends vectors through the grids of a shape and returns the top's, or gradients."""
+    """Return a function that runs the grids of a shape and returns the top vectors, or with backward the gradients."""
     (Y, X, _), B, d = shape.extents, shape.B, shape.d
     generator = torch.Generator().manual_seed(0)
     grids = [

@@ -70,7 +70,7 @@ def cost(model: SequenceModel, input_size: int | None = None, steps: int = 8) ->
             return torch.zeros(1, T, dtype=torch.int64, device=place.device)
         return place.new_zeros(1, T, input_size)
 
-    run_once(model, x(1))  # excludes what is built or cached once
+    run_once(model, x(1))  # builds and caches whatever is needed once, so that it is not counted
     short, long = (run_once(model, x(T)) for T in (steps, 2 * steps))
     return Cost(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -97,7 +97,7 @@ def run_once(model: nn.Module, *x: Tensor) -> Pass:
 
 
 class _AliveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside and still referenced, by autograd or anything else."""
+    """Counter of the bytes of all tensors made inside and still referenced, by autograd or anything else."""
 
     def __init__(self) -> None:
         super().__init__()

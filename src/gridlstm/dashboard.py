@@ -171,7 +171,7 @@ def write(workspace: ws.Workspace, file: Path) -> None:
     """Write the JSON that W&B would receive, after checking that it reads back as the same workspace.
 
     Raises:
-        UserError: if it does not.
+        UserError: if it reads back differently.
     """
     text = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
     again = read(text)._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
@@ -191,7 +191,7 @@ def read(text: str) -> ws.Workspace:
 def log_report(
     tables: Sequence[Table], runs: Sequence[Run], workspace: ws.Workspace, out: Path, mode: Literal["online", "offline"]
 ) -> None:
-    """Log the report's tables, picture and page as a W&B run, the same run each time for one ``out``."""
+    """Log the report's tables, picture and page as a W&B run; later calls with the same ``out`` continue that run."""
     with wandb.init(
         entity=workspace.entity or None,
         project=workspace.project,
@@ -205,7 +205,7 @@ def log_report(
         settings=wandb.Settings(silent=True, console="off"),
     ) as run:
         for table in tables:
-            # Columns of a W&B table have one type: text can show a mean and its range, as in the report.
+            # Each column of a W&B table has one type. Text can show a mean with its range, as in the report.
             rows = [[shown(cell) for cell in row] for row in table.rows]
             run.log({f"report/{table.title}": wandb.Table(columns=list(table.columns), data=rows)})
         curves = Image.open(io.BytesIO(picture(tables)))
@@ -213,7 +213,7 @@ def log_report(
 
 
 def upload(workspace: ws.Workspace, runs: Sequence[Run], out: Path) -> str:
-    """Save the workspace and the report, replacing an earlier one of this directory, and return its address.
+    """Save the workspace and the report in W&B, and return the address. An earlier workspace of ``out`` is replaced.
 
     Raises:
         UserError: if W&B rejects it or cannot be reached.

@@ -21,7 +21,7 @@ class Hypothesis(NamedTuple):
     """A target that a search found."""
 
     symbols: list[int]
-    """Symbols without those of beginning and end."""
+    """Symbols without the begin and end symbols."""
     score: float
     """Sum of log-probabilities, log p(symbols and end | source)."""
 
@@ -30,8 +30,8 @@ class Limits(NamedTuple):
     """Least and greatest lengths of the targets that a search considers.
 
     A target of a source of S symbols has at least ``shortest`` S symbols, rounded up (the paper discards candidates
-    shorter than half the source), and at most ``longest`` S + ``more``, rounded down. The symbol of the end is counted
-    in neither.
+    shorter than half the source), and at most ``longest`` S + ``more``, rounded down. Neither limit counts the end
+    symbol.
     """
 
     shortest: float = 0.5
@@ -84,7 +84,11 @@ class Networks:
         return log_p
 
     def select(self, rows: Tensor, contexts: bool) -> None:
-        """Continue with these rows (R,); those of the contexts stay if every row keeps its source."""
+        """Continue with these rows (R,).
+
+        Args:
+            contexts: true to select the rows of the contexts too; false if every row keeps its source.
+        """
         self.states = [select_rows(state, rows) for state in self.states]
         if contexts:
             self.contexts = [select_rows(context, rows) for context in self.contexts]
@@ -100,9 +104,9 @@ def greedy(
     limits: Limits = DEFAULT,
     never: Collection[int] = (),
 ) -> list[Hypothesis]:
-    """Return one target for each source, of which every symbol is the most probable next one.
+    """Return one target for each source by choosing the most probable next symbol at every step.
 
-    The arguments are those of ``beam_search``, which with ``beam=1`` finds the same.
+    See ``beam_search`` for the arguments. With ``beam=1`` it finds the same targets.
     """
     networks = Networks(tasks)
     networks.read(source, source_mask)
@@ -138,23 +142,24 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Return the best targets found for each source, in falling order of score / length^length_penalty.
 
-    At each step, every hypothesis is extended by every symbol. Among the K best extensions of a sentence, those by the
-    symbol of the end are finished and kept; the K best of the others go on. A sentence is done with K finished
-    hypotheses, or once no other can become one of the best. Rows of sentences that are done are computed no longer.
+    At each step, every hypothesis is extended by every symbol. Among the K best extensions of a sentence, those with
+    the end symbol are finished and kept. The K best of the others continue. A sentence is done when it has K finished
+    hypotheses, or when no other hypothesis can become one of the best. Rows of sentences that are done are no longer
+    computed.
 
     With ``length_penalty=0`` and K at least the number of all hypotheses of any length, the search is exhaustive.
 
     Args:
-        tasks: trained networks in evaluation mode; of several, the mean of the probabilities counts.
+        tasks: trained networks in evaluation mode. The probabilities of several networks are averaged.
         source: (B, S) int64 symbols.
         source_mask: (B, S) bool, False on padding.
         begin: symbol that is read before the first one.
         end: symbol that ends a target.
         beam: K.
-        best: number of targets for each source, at most K; fewer are returned if there are no more.
-        limits: which targets are considered; at the greatest length, a hypothesis must end.
-        length_penalty: 0 for sums of log-probabilities, 1 for their mean per symbol; the end counts as one.
-        never: symbols that are in no target, such as padding.
+        best: number of targets for each source, at most K. Fewer are returned if the search finds fewer.
+        limits: lengths of the targets that are considered. At the greatest length, a hypothesis must end.
+        length_penalty: 0 for sums of log-probabilities, 1 for their mean per symbol, including the end symbol.
+        never: symbols that no target contains, such as padding.
 
     Raises:
         UserError: if an option is out of its range, or see ``Networks``.
@@ -177,7 +182,8 @@ def beam_search(
             networks.step(symbols[:, :, -1].flatten()), length,
             shortest.repeat_interleave(W), longest.repeat_interleave(W), end, never,
         )  # fmt: skip
-        # Each hypothesis ends in one way, so 2 K extensions include the K best that go on. Sums are float64.
+        # A hypothesis has only one extension that ends, so its best 2 K include the K best that continue. Sums are
+        # float64.
         values, choices = log_p.topk(min(2 * beam, log_p.shape[-1]))
         extended = (scores[:, :, None] + values.unflatten(0, (A, W))).flatten(1)
         top, places = extended.topk(min(2 * beam, extended.shape[1]))
@@ -187,13 +193,13 @@ def beam_search(
                 if (score := float(top[row, place])) > -math.inf:
                     target = symbols[row, int(origins[row, place]), 1:].tolist()
                     finished[b].append((score / (length + 1) ** length_penalty, Hypothesis(target, score)))
-        # The K best that go on, in order, and where a sentence has fewer, impossible ones.
+        # The K best that continue, in order. If a sentence has fewer, impossible ones fill the places.
         top = top.masked_fill(added == end, -torch.inf)
         scores, order = top.sort(dim=-1, descending=True, stable=True)
         width = max(1, min(beam, int((scores > -torch.inf).sum(1).max())))
         scores, order = scores[:, :width], order[:, :width]
         origins, added = origins.gather(1, order), added.gather(1, order)
-        # A sum of log-probabilities only falls, and weighs the least at the greatest length.
+        # Upper bound: a sum of log-probabilities only falls, and the greatest length divides it by the most.
         reachable = scores[:, 0] / (longest + 1.0) ** length_penalty
         going = torch.tensor(
             [
@@ -224,5 +230,5 @@ def _allowed(log_p: Tensor, length: int, shortest: Tensor, longest: Tensor, end:
 
 
 def _bar(finished: list[tuple[float, Hypothesis]], best: int) -> float:
-    """Return what a hypothesis must exceed to become one of the best: -inf while there are fewer."""
+    """Return the score that a hypothesis must exceed to become one of the best; -inf while fewer are finished."""
     return sorted((ranked for ranked, _ in finished), reverse=True)[best - 1] if len(finished) >= best else -math.inf

@@ -1,4 +1,4 @@
-"""Say what this machine will use and what is missing: ``python -m gridlstm.doctor``."""
+"""Report what this machine will use and what is missing: ``python -m gridlstm.doctor``."""
 
 import argparse
 import logging
@@ -16,7 +16,7 @@ _DATA = {
     "enwik8": (("enwik8", "enwik8.zip"), "the first run of task=enwik8 downloads it, 36 MB"),
     "text8": (("text8", "text8.zip"), "the first run of task=text8 downloads it, 31 MB"),
 }
-"""Data sets: files of which one is enough, and how to get them."""
+"""Data sets by name: file names, one of which is enough, and how to get the file."""
 
 _PACKAGES = {
     "torchvision": ("images", "image tasks"),
@@ -26,11 +26,11 @@ _PACKAGES = {
     "submitit": ("slurm", "hardware=slurm"),
     "optuna": ("optuna", "hydra/sweeper=optuna"),
 }
-"""Optional packages: the extra that installs them, and what needs them."""
+"""Optional packages: the extra that installs each, and the commands and options that need it."""
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, whether it is there, and in words what follows from that."""
+    """One line of the report: name of the component, True if it was found, and the consequence in words."""
 
     name: str
     found: bool
@@ -38,23 +38,23 @@ class Finding(NamedTuple):
 
 
 def main() -> None:
-    """Print what was found, a line each."""
+    """Print one line for each finding."""
     argparse.ArgumentParser(
         prog="python -m gridlstm.doctor",
-        description="Say which processor, kernels, GPUs, W&B account, data sets and packages the commands will use "
-        "here, why, and what to do about what is missing. Nothing is downloaded.",
+        description="Report the processor, kernels, GPUs, W&B account, data sets and packages that the commands will "
+        "use here, with reasons, and how to get missing ones. Nothing is downloaded.",
     ).parse_args()
     prepare()
-    logging.disable(logging.INFO)  # which the engine logs of its choices, printed here
+    logging.disable(logging.INFO)  # the engine logs its choices, which the findings below repeat
     findings = list(examine())
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         print(f"{'ok' if finding.found else '--'}  {finding.name:<{width}}  {finding.text}")
-    print("Lines with -- name what is not there. Generated data and your own text need none of it.")
+    print("Lines that begin with -- name missing components. Generated data and your own text need none of them.")
 
 
 def examine() -> Iterator[Finding]:
-    """Yield what was found, in the order in which a newcomer asks."""
+    """Yield the findings, in the order of a newcomer's questions."""
     yield from _software()
     yield from _processor()
     yield _gpu()
@@ -118,8 +118,8 @@ def _account() -> Finding:
 
 def _data(directory: Path) -> Iterator[Finding]:
     there = directory.is_dir()
-    said = "" if there else ", not there yet"
-    yield Finding("data directory", there, f"{directory.absolute()}{said}. GRIDLSTM_DATA or data_dir=… names another")
+    said = "" if there else ", which does not exist yet"
+    yield Finding("data directory", there, f"{directory.absolute()}{said}. GRIDLSTM_DATA or data_dir=… sets another")
     for name, (files, advice) in _DATA.items():
         places = [place / file for place in (directory, directory / name) for file in files]
         file = next((place for place in places if place.is_file()), None)

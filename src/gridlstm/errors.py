@@ -44,7 +44,7 @@ def within_memory(advice: str) -> Iterator[None]:
         advice: a sentence on how to use less memory.
 
     Raises:
-        UserError: if memory runs out. Of torch's errors for this, only that of GPUs has its own class.
+        UserError: if memory runs out. Torch has an exception class for this only on GPUs.
     """
     try:
         yield

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COLDEST = 1e-4
-"""The lowest temperature: logits that it divides stay far from the largest float32."""
+"""Lowest temperature: logits divided by it stay far below the largest float32."""
 
 PARSER = Parser(
     "evaluate",
@@ -32,38 +32,41 @@ PARSER.add_argument(
     "--ckpt",
     required=True,
     metavar="CHECKPOINT[,…]",
-    help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several are an ensemble: the mean of "
-    "their probabilities, on the task of the first. For the BLEU of translations: python -m gridlstm.translate "
+    help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several form an ensemble: the mean of "
+    "their probabilities, on the first one's task. For the BLEU of translations: python -m gridlstm.translate "
     "split=test",
 )
 PARSER.add_argument(
     "--split",
     default="test",
-    help="test (default); val: the whole validation split, of which the run itself may use a part (val_symbols); all: "
-    "of a language model, the whole text, such as another one, task.path=other.txt",
+    help="test (default); val: the whole validation split, even if the run validates on a part (val_symbols); all: for "
+    "language models, the whole text, which may be another text: task.path=other.txt",
 )
 PARSER.add_argument(
     "--positions",
     type=Path,
     metavar="STEM",
-    help="of a language model: write STEM.csv and STEM.png, the loss by symbols read since the state was reset",
+    help="for language models: write STEM.csv and STEM.png with the loss by symbols read since the state was reset",
 )
 PARSER.add_argument(
     "--dynamic-rate",
     type=number,
     metavar="RATE",
-    help="of a language model: it learns from the text at this learning rate after it has predicted each window, one "
-    "stream at a time: slow. Try 0.0001",
+    help="for language models: after each predicted window, train on it at this learning rate. Slow, because streams "
+    "are read one at a time. Try 0.0001",
 )
 PARSER.add_argument(
-    "--dynamic-decay", type=number, metavar="DECAY", help="draw those weights back to the trained ones (0). Try 0.01"
+    "--dynamic-decay",
+    type=number,
+    metavar="DECAY",
+    help="with --dynamic-rate: pull the weights back to the trained ones (0). Try 0.01",
 )
 PARSER.add_argument(
-    "--temperature", type=number, default=1.0, help="divide the logits (1). What is best on val may be better on test"
+    "--temperature", type=number, default=1.0, help="divide the logits by this number (1). Choose it with split=val"
 )
 PARSER.add_argument(
     "--trust", type=packages, default=[], metavar="PACKAGE[,…]",
-    help="packages beside gridlstm whose code the run may name: your own models and tasks",
+    help="packages besides gridlstm whose code the run may use: your own models and tasks",
 )  # fmt: skip
 
 
@@ -78,28 +81,32 @@ def evaluate(
     temperature: float = 1.0,
     trust: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Metrics of a checkpoint, or of the ensemble of several.
+    """Return the metrics of a checkpoint, or of an ensemble of several checkpoints.
 
     Args:
-        checkpoint: inside its run directory.
-        split: "val", "test", or, of a language model, "all".
-        overrides: dotted ``key=value``, of options that the run has.
-        positions: where the loss by position is written; see ``gridlstm.training.callbacks.position_loss``.
+        checkpoint: path of the checkpoint, inside its run directory.
+        split: "val", "test", or for language models "all".
+        overrides: dotted ``key=value``; the run must have the options.
+        positions: path without suffix of the files with the loss by position; see
+            ``gridlstm.training.callbacks.position_loss``.
         dynamic_rate, dynamic_decay: see ``gridlstm.tasks.dynamic``.
-        others: checkpoints that make an ensemble with the first.
-        temperature: divides the logits, above 0.
-        trust: packages whose code the run may name; see ``gridlstm.training.trust``.
+        others: checkpoints that form an ensemble with the first.
+        temperature: number that divides the logits, at least ``COLDEST``.
+        trust: packages whose code the run may use; see ``gridlstm.training.trust``.
 
     Raises:
-        UserError: no such checkpoint, split or option, weights that do not fit, or networks for other symbols.
+        UserError: the checkpoint, split or option does not exist, the weights do not fit, or the networks predict
+            different symbols.
     """
     if split not in ("val", "test", "all"):
         raise UserError(f"split must be val, test or all, got {split!r}.")
     if not COLDEST <= temperature < math.inf:
         raise UserError(f"temperature must be at least {COLDEST}, and finite, got {temperature}.")
     if split == "all" and dynamic_rate is not None:
-        raise UserError("dynamic evaluation knows the text's training split beforehand: give split=val or split=test.")
-    # Imported here, so that --help need not wait for torch.
+        raise UserError(
+            "dynamic evaluation reads the training split first, so it needs another. Give split=val or split=test."
+        )
+    # Imported here, so that --help does not wait for torch.
     from gridlstm.tasks.ensemble import Ensemble, TranslateTogether
     from gridlstm.tasks.translate import Translate
     from gridlstm.training.build import build
@@ -121,8 +128,8 @@ def evaluate(
     lengths = config.task.data.get("test_digits")
     if split == "test" and lengths and "task.digits" in given and "task.data.test_digits" not in given:
         raise UserError(
-            f"task.digits={given['task.digits']} does not change this run's test, which is of task.data.test_digits="
-            f"{list(lengths)}: give task.data.test_digits=[{given['task.digits']}]."
+            f"task.digits={given['task.digits']} does not change this run's test, which uses task.data.test_digits="
+            f"{list(lengths)}. Give task.data.test_digits=[{given['task.digits']}]."
         )
     config.trainer.enable_checkpointing = False
     if temperature != 1:
@@ -130,11 +137,11 @@ def evaluate(
     _whole_split(config, given)
     _device_at_hand(config, given)
     if split == "all" and config.task.get("max_documents"):
-        log.warning("task.max_documents=%d keeps this to a part of the text", config.task.max_documents)
+        log.warning("task.max_documents=%d limits the evaluation to a part of the text", config.task.max_documents)
     quiet()
     content = load_content(checkpoint)
     if positions is not None and not positions.name:
-        raise UserError(f"positions={positions} names no file: give positions=STEM, for STEM.csv and STEM.png.")
+        raise UserError(f"positions={positions} is not a file name. Give positions=STEM for STEM.csv and STEM.png.")
     checkpoints = [checkpoint, *others]
     members = list(_members(checkpoints, overrides, trust)) if others else []
     run = build(config, data_state(config, content), split == "all", [member for member, _ in members])
@@ -150,12 +157,12 @@ def evaluate(
         return _dynamic(run, _one_stream(config, content), split, dynamic_rate, dynamic_decay)
     by_position = PositionLoss()
     if positions is not None:
-        positions.parent.mkdir(parents=True, exist_ok=True)  # before what may take hours
+        positions.parent.mkdir(parents=True, exist_ok=True)  # before the evaluation, which may take hours
         run.trainer.callbacks.append(by_position)  # type: ignore[attr-defined]  # missing from its annotations
     go = run.trainer.validate if split == "val" else run.trainer.test
     try:
         go(run.task, run.data, verbose=False)
-    except SystemExit as error:  # as Lightning ends at Ctrl-C, with the status of a failure
+    except SystemExit as error:  # Lightning ends this way at Ctrl-C, with the status of a failure
         raise KeyboardInterrupt from error
     if positions is not None:
         log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
@@ -170,43 +177,43 @@ def _divide_logits(config: "DictConfig", temperature: float) -> None:
     """Set the temperature of the task.
 
     Raises:
-        UserError: the task has none.
+        UserError: the task has no temperature.
     """
     from hydra.utils import get_object
     from omegaconf import OmegaConf
 
     if "temperature" not in inspect.signature(get_object(config.task.objective._target_)).parameters:
-        raise UserError(f"temperature={temperature} divides the logits of sequences, which this task lacks. Remove it.")
+        raise UserError(f"temperature={temperature} cannot be used: this task has no temperature. Remove it.")
     OmegaConf.update(config, "task.objective.temperature", temperature, force_add=True)
 
 
 def _refuse_unread(split: str, given: Mapping[str, str]) -> None:
-    """Raise UserError for options that have no effect on the split that is evaluated."""
-    # What is evaluated runs as Lightning's validation or test, and has that one's options.
+    """Raise UserError for options that have no effect on the evaluated split."""
+    # Lightning evaluates the split as its validation or its test, and reads only the options of that stage.
     other, stage = ("test", "val") if split == "val" else ("val", "test")
     for key, value in given.items():
-        if key == f"task.data.{other}_digits":
-            raise UserError(f"{key}={value} is of the test, and the validation has task.digits: give split=test.")
+        if split == "val" and key == "task.data.test_digits":
+            raise UserError(f"{key}={value} has no effect on the validation, which uses task.digits. Give split=test.")
         if key in (f"trainer.limit_{other}_batches", f"task.data.num_{other}"):
             here = key.replace(f"_{other}", f"_{stage}")
-            raise UserError(f"{key}={value} has no effect on split={split}: give {here}, or leave it out.")
+            raise UserError(f"{key}={value} has no effect on split={split}. Give {here}, or remove it.")
         if key == "task.data.splits" and split == "all":
-            raise UserError(f"{key}={value} has no effect on split=all, which is the whole text: leave it out.")
+            raise UserError(f"{key}={value} has no effect on split=all, which is the whole text. Remove it.")
         if key == f"trainer.limit_{stage}_batches" and value.strip("0.") == "":
-            raise UserError(f"{key}={value} leaves nothing to evaluate: leave it out, or give at least 1.")
+            raise UserError(f"{key}={value} leaves nothing to evaluate. Remove it, or give at least 1.")
 
 
 def _whole_split(config: "DictConfig", given: Mapping[str, str]) -> None:
-    """Remove the run's own limits of the split, except those that are given now."""
+    """Remove the run's own limits on the split, except options of the command line."""
     whole = {"limit_val_batches": None, "limit_test_batches": None, "fast_dev_run": False, "overfit_batches": 0.0}
     for name, value in whole.items():
         if f"trainer.{name}" not in given and config.trainer.get(name, value) != value:
-            log.info("the run had trainer.%s=%s, here the whole split is evaluated", name, config.trainer[name])
+            log.info("the run had trainer.%s=%s, but the whole split is evaluated here", name, config.trainer[name])
             config.trainer[name] = value
 
 
 def _device_at_hand(config: "DictConfig", given: Mapping[str, str]) -> None:
-    """Evaluate a run of GPUs in one process on this machine if it has no GPU or the CPU is asked for."""
+    """Evaluate a GPU run in one process if this machine has no GPU or the user chooses the CPU."""
     import torch
 
     if "trainer.accelerator" in given:
@@ -215,10 +222,10 @@ def _device_at_hand(config: "DictConfig", given: Mapping[str, str]) -> None:
     elif torch.cuda.is_available():
         return
     elif config.trainer.accelerator in ("gpu", "cuda"):
-        log.info("the run had trainer.accelerator=%s, and there is no GPU here", config.trainer.accelerator)
+        log.info("the run had trainer.accelerator=%s, but this machine has no GPU", config.trainer.accelerator)
         config.trainer.accelerator = "auto"
     elif config.trainer.accelerator == "auto" and config.trainer.devices not in (1, "auto"):
-        log.info("the run had trainer.devices=%s, and there is no GPU here", config.trainer.devices)
+        log.info("the run had trainer.devices=%s, but this machine has no GPU", config.trainer.devices)
     else:
         return
     for name, value in {"devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
@@ -229,7 +236,7 @@ def _device_at_hand(config: "DictConfig", given: Mapping[str, str]) -> None:
 def _members(
     checkpoints: Sequence[Path], overrides: Sequence[str], trust: Sequence[str]
 ) -> Iterator[tuple["DictConfig", dict[str, Any]]]:
-    """Yield configuration and content of each checkpoint of an ensemble; of the overrides, each takes ``model.…``.
+    """Yield configuration and content of each checkpoint of an ensemble, changed by the overrides of ``model.…`` only.
 
     Raises:
         UserError: a checkpoint predicts other symbols than the first.
@@ -263,15 +270,15 @@ def _members(
 def _check_language_model(run: "Run", both: bool) -> None:
     names = "positions and dynamic_rate"
     if run.task.carried is None:
-        raise UserError(f"{names} are for language models, whose state is carried: leave them out here.")
+        raise UserError(f"{names} are for language models, whose state is carried. Remove them.")
     if run.trainer.world_size > 1:
-        raise UserError(f"{names} need a single process: trainer.devices=1 trainer.strategy=auto.")
+        raise UserError(f"{names} need a single process. Give trainer.devices=1 trainer.strategy=auto.")
     if both:
-        raise UserError(f"{names} do not go together: evaluate twice.")
+        raise UserError(f"{names} cannot be combined. Evaluate twice, each time with one of them.")
 
 
 def _one_stream(config: "DictConfig", content: dict[str, Any]) -> "SequenceData":
-    """Return the data of a run in batches of one row: what the network learns in one place serves all that follow."""
+    """Return the data of a run in batches of one row, so that the network learns from each window before the next."""
     from gridlstm.training.build import make_data
     from gridlstm.training.checkpoint import data_state
 
@@ -298,7 +305,7 @@ def _dynamic(run: "Run", stream: "SequenceData", split: str, rate: float, decay:
 def _run(given: dict[str, Any], overrides: list[str]) -> None:
     first, *others = checkpoint_paths(given["ckpt"])
     if "dynamic_decay" in given and "dynamic_rate" not in given:
-        raise UserError("dynamic_decay is a part of dynamic evaluation: give dynamic_rate too, such as 0.0001.")
+        raise UserError("dynamic_decay needs dynamic evaluation. Give dynamic_rate too, such as 0.0001.")
     positions = given["positions"].expanduser() if "positions" in given else None
     rate, decay = given.get("dynamic_rate"), given.get("dynamic_decay", 0.0)
     from gridlstm.training.provenance import rank
@@ -306,7 +313,7 @@ def _run(given: dict[str, Any], overrides: list[str]) -> None:
     found = evaluate(
         first, given["split"], overrides, positions, rate, decay, others, given["temperature"], given["trust"]
     )
-    if rank() == 0:  # of several processes each comes here
+    if rank() == 0:  # with several processes, each of them prints otherwise
         print(to_json(found, indent=2))
 
 

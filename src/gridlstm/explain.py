@@ -50,14 +50,14 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
         return f"{named} is not a group. Use experiment={named.partition('/')[2].replace('=', '/')}."
     name = key.split("@")[0]
     keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
-    if key in keys:  # a choice that is swept over, or the user's own, does not have it
-        return f"{key} does not exist for every choice made here. Run those that have it separately."
+    if key in keys:  # a swept choice, or one of the user's own, lacks the option
+        return f"{key} does not exist for every choice of this command. Run the choices that have it separately."
     node, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     # If the callback is chosen, the rest of the key is misspelt.
     chosen = any(name in argument for argument in arguments if argument.startswith("callbacks="))
     if node == "callbacks" and not chosen and (CONF / node / f"{name}.yaml").is_file():
-        return f"there is no option {key} without that callback. Add callbacks=[default,{name}]."
+        return f"{key} needs a callback that is not chosen. Add callbacks=[default,{name}]."
     groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
     # Search the options of the same node for a misspelt last part, then all options.
     parent = key.rpartition(".")[0]

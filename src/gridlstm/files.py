@@ -32,7 +32,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def replacing(destination: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Open ``<destination>.part`` for writing, and rename it to ``destination`` when the block succeeds.
 
-    If the block fails, also by Ctrl-C, the part is removed and ``destination`` does not change. A stale part of a
+    If the block fails, even by Ctrl-C, the part is removed and ``destination`` does not change. A stale part of a
     killed process is overwritten. Callers that may race hold a lock (``only_writer``).
 
     Args:
@@ -92,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or {} if the file does not exist.
 
     Raises:
-        UserError: if the file holds anything else, which no code of ours writes.
+        UserError: if the file contains anything else. No code of this package writes such a file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -152,7 +152,7 @@ class Grid(nn.Module):
             same=tuple(
                 (n, names.index(d.shares))
                 for n, d in enumerate(dimensions)
-                # A cell with an expand_weight of its own has another weight along every dimension.
+                # A cell with its own expand_weight has a different weight along every dimension.
                 if d.shares is not None
                 and not {d.name, d.shares} & set(priority)
                 and type(d.cell).expand_weight is Cell.expand_weight
@@ -257,13 +257,13 @@ class Grid(nn.Module):
 
 
 def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) -> None:
-    """Raise UserError unless names are valid and unique, cells are cells, and noise and shared weights fit them."""
+    """Raise UserError unless names are valid and unique, and cells, noise and shared weights fit."""
     taken = nn.ModuleDict()
     for d in dimensions:
         if not isinstance(d.name, str) or not d.name or "." in d.name or hasattr(taken, d.name):
             raise UserError(
-                f"the name of a dimension must be a word without dots that is no attribute of torch.nn.ModuleDict, "
-                f"such as 'time', got {d.name!r}."
+                f"the name of a dimension must be a word without dots that is not an attribute of "
+                f"torch.nn.ModuleDict, such as 'time', got {d.name!r}."
             )
     names = [d.name for d in dimensions]
     if not names or len(set(names)) < len(names):

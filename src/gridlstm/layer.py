@@ -107,7 +107,7 @@ class GridLSTM(nn.Module):
             x: (T, B, input_size), with ``batch_first`` (B, T, input_size); or one sequence, (T, input_size).
             state: the state of a previous call; None for zeros. For one sequence its tensors have no batch axis.
             lengths: (B,) integers from 1 to T, on x's device or the CPU: number of valid steps in each row. Padding
-                has no effect: the time state is that of the row's last valid step, and outputs after it are 0.
+                has no effect: the time state comes from the row's last valid step, and outputs after it are 0.
 
         Returns:
             The top h of every step, shaped as x but with d features, and the state.
@@ -164,7 +164,7 @@ class GridLSTM(nn.Module):
         fits = isinstance(lengths, Tensor) and batched and tuple(lengths.shape) == (B,)
         fits = fits and lengths.device in (x.device, torch.device("cpu"))  # pad_packed_sequence returns CPU lengths
         fits = fits and lengths.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-        # Unchecked while tracing or exporting, as the program will take other lengths, and for tensors without values.
+        # No check for tensors without values, nor while tracing or exporting: the program will take other lengths.
         unseen = fits and (needs_plain_ops(x) or needs_plain_ops(lengths))
         if not fits or not (unseen or ((lengths >= 1) & (lengths.long() <= T)).all()):
             got = f"{lengths!r}"

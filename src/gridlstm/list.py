@@ -30,7 +30,7 @@ PIXELS, CLASSES = 28, 10
 
 
 def matrix() -> str:
-    """Models by tasks: parameters at the task's default size, "-" where they do not go together."""
+    """Return a table of models by tasks: parameters at the task's default size, or "-" if the model does not fit."""
     from gridlstm.training.match import count_parameters
     from gridlstm.training.task_models import fits
 
@@ -53,16 +53,16 @@ def matrix() -> str:
 
 
 def _spec(cfg: DictConfig) -> "DataSpec | None":
-    """Return the sizes of a task's data without reading any; None where only the data can say."""
+    """Return the sizes of a task's data without reading it; None if they are known only after reading."""
     from gridlstm.training.build import unread_data
 
-    for key in filter(partial(OmegaConf.is_missing, cfg.task), cfg.task):  # a text's name, which says nothing of sizes
+    for key in filter(partial(OmegaConf.is_missing, cfg.task), cfg.task):  # a text's name, on which no size depends
         cfg.task[key] = key
     return unread_data(cfg).expected_spec
 
 
 def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Return for each model its name, description, parameters, state size, and FLOPs a step or an image."""
+    """Yield the name, description, parameters, state size, and FLOPs per step or image of each model."""
     from gridlstm.data.spec import ImageSpec, Spec
     from gridlstm.training.build import make_task
     from gridlstm.training.match import count_flops, count_parameters
@@ -92,7 +92,7 @@ def costs(models: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _comment(file: Path) -> str:
-    """Return the lines at the top of a file of conf/ as one."""
+    """Return the comment lines at the top of a file of conf/, joined into one line."""
     lines = [line for line in file.read_text().splitlines() if line != "# @package _global_"]
     return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
@@ -101,16 +101,16 @@ GROUPS = {
     "model": "The network. Its options: `model.hidden_size`, `model.num_layers`, `model.tied`, …",
     "transform": "The cell along a dimension: `transform@model.time=…`, `transform@model.depth=…`.",
     "task": "Data, objective and metric. `task.data.batch_size` is the global batch.",
-    "optimizer": "Its rate: `optimizer.lr`.",
-    "scheduler": "The learning rate over a training.",
-    "callbacks": "What happens beside a training: `callbacks=[default,early_stopping]`.",
+    "optimizer": "The optimizer. Its learning rate: `optimizer.lr`.",
+    "scheduler": "The learning rate during training.",
+    "callbacks": "Checkpoints, pictures, stopping rules: `callbacks=[default,early_stopping]`.",
     "trainer": "Options of `lightning.Trainer`: length, precision, clipping, validation.",
-    "hardware": "Where a run computes. It changes no numbers, except what dropout draws on several ranks.",
-    "logger": "Where metrics go.",
-    "debug": "Short runs that look for faults.",
-    "experiment": "Whole comparisons, swept over by `-m`.",
+    "hardware": "Where a run computes. It changes no numbers, except those that dropout draws on several ranks.",
+    "logger": "Where metrics are written.",
+    "debug": "Short runs for finding faults.",
+    "experiment": "Whole comparisons. `-m` runs all their settings.",
 }
-"""The groups of conf/ and what each decides."""
+"""Groups of conf/, with a description of each."""
 
 
 def options_page() -> str:
@@ -122,59 +122,69 @@ def options_page() -> str:
         table = "\n".join(f"| `{name}` | {says.replace('|', chr(92) + '|')} |" for name, says in rows)
         parts.append(f"## {group}\n\n{text}\n\n| choice | |\n| --- | --- |\n{table}\n")
     head = (
-        "# Configuration\n\nWritten by `python -m gridlstm.list --write`; a test compares. Choose a group's file by "
-        "`group=choice`, change an option by its path, such as `model.num_layers=6`. `python train.py --cfg job` shows "
-        "every option with its value; a misspelt one is refused with the nearest valid names.\n\n"
+        "# Configuration\n\nThis page is written by `python -m gridlstm.list --write`; a test keeps it up to date.\n\n"
+        "`group=choice` chooses a file of a group. An option is changed by its path, such as `model.num_layers=6`. "
+        "`python train.py --cfg job` shows every option with its value. A misspelt option is an error that names the "
+        "nearest valid ones.\n\n"
     )
     return head + "\n".join(parts)
 
 
 def page(matrix: str, rows: Iterable[Sequence[str]]) -> str:
-    """docs/models.md."""
+    """Return docs/models.md."""
     head = ["`model=`", "network", "parameters", "state", "FLOPs a step"]
     lines = [head, ["---", "---", "---:", "---:", "---:"], *([f"`{row[0]}`", *row[1:]] for row in rows)]
     table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
     return f"""# Models
 
-Written by `python -m gridlstm.list --write`; a test compares. Equations and how they were read stand in each
-class's docstring; each is tested against a transcription of its equations or PyTorch's own module.
+This page is written by `python -m gridlstm.list --write`; a test keeps it up to date. The docstring of each class has
+its equations and their sources. Tests compare each network with a transcription of its equations or with PyTorch's own
+module.
 
-## What they cost
+## Cost
 
-At hidden_size={HIDDEN_SIZE} and num_layers={NUM_LAYERS}, with {SYMBOLS} symbols in and out; for networks without time a
-vector of {BITS} numbers and 2 classes; for networks of images {PIXELS} x {PIXELS} pixels and {CLASSES} classes, read
-by the mean over all places and 256 ReLUs; for networks of single pixels the images of `mnist_pixels`, for those of
-moving images the frames of `moving_digits`. Parameters include the projection of the input and the read-out. State:
-numbers that one sequence carries from step to step. FLOPs: of all matrix products for one more step of one sequence,
-forward and backward, after {STEPS} steps (attention grows with them), for one more frame, or for one image, as they are
-computed: with the blocks of zeros that `grid2d_gru` and `clockwork_rnn` have in their matrices.
+The table is for hidden_size={HIDDEN_SIZE} and num_layers={NUM_LAYERS}, and for these inputs:
+
+| networks | input and output |
+| --- | --- |
+| of sequences | {SYMBOLS} symbols in and out |
+| without time | a vector of {BITS} numbers, 2 classes |
+| of images | {PIXELS} x {PIXELS} pixels, {CLASSES} classes; the read-out is the mean over all places and 256 ReLUs |
+| of single pixels | the images of `mnist_pixels` |
+| of moving images | the frames of `moving_digits` |
+
+* Parameters include the projection of the input and the read-out.
+* State: numbers that one sequence carries from step to step.
+* FLOPs: floating-point operations of all matrix products, forward and backward, for one more step of one sequence after
+  {STEPS} steps (attention needs more with each step), for one more frame, or for one image. They include the blocks of
+  zeros in the matrices of `grid2d_gru` and `clockwork_rnn`, which are multiplied too.
 
 {table}
 
-## Which goes with which task
+## Models and tasks
 
-Parameters at the task's default size, for a text with {SYMBOLS} symbols (text8: 27); "-": the task cannot take the
-model.
+Parameters of each model at the task's default size, for a text with {SYMBOLS} symbols (text8: 27). "-" means that the
+task cannot be trained with the model.
 
 ```
 {matrix.rstrip()}
 ```
 
-To give a model as many parameters, or FLOPs a step, as another one has at a task, leave its hidden size to
-`match.parameters_to` or `match.flops_to`: `python train.py model=stacked_lstm match.parameters_to=grid2d`. The size
-that is found is in the run's config.yaml. With `-m model=grid2d,stacked_lstm,transformer` all of a sweep get as many.
+`match.parameters_to` or `match.flops_to` chooses a model's hidden size so that it has as many parameters, or as many
+FLOPs a step, as another model on the same task: `python train.py model=stacked_lstm match.parameters_to=grid2d`. The
+chosen size is in the run's config.yaml. With `-m model=grid2d,stacked_lstm,transformer` it is chosen for every model.
 """
 
 
 def main() -> None:
     """Run the command line."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where a pipe does, as in "| head"
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit quietly if the reader of a pipe exits, as in "| head"
     parser = argparse.ArgumentParser(
         prog="python -m gridlstm.list",
-        description="Print the models and tasks of conf/ that go together, with the parameters of the model at the "
-        "task's default size.",
+        description="Print which models of conf/ fit which tasks, with the parameters of each model at the task's "
+        "default size.",
     )
-    parser.add_argument("--config-dir", type=Path, metavar="DIRECTORY", help="a directory of models and tasks of yours")
+    parser.add_argument("--config-dir", type=Path, metavar="DIRECTORY", help="a directory of your own models and tasks")
     parser.add_argument(
         "--write", action="store_true", help="write conf/models.txt, docs/models.md and docs/configuration.md"
     )
@@ -182,7 +192,7 @@ def main() -> None:
     if given.write and given.config_dir:
         parser.error("--write is for the repository's own models and tasks. Remove --config-dir.")
     if given.write and not PAGE.parent.is_dir():
-        parser.error(f"--write is for a checkout of the repository, and {PAGE.parent} is not there.")
+        parser.error(f"--write needs a checkout of the repository, but {PAGE.parent} does not exist.")
     if not given.write:
         with with_directories([given.config_dir]) if given.config_dir else nullcontext():
             print(matrix(), end="")

@@ -1,7 +1,7 @@
 """The multidimensional LSTM (Graves et al. 2007, arXiv 0705.2011), equation 4 of the Grid LSTM paper.
 
 Shape legend: N dimensions, B batch rows, d hidden size, G = (N + 3) d pre-activations of a block. Packed gate order:
-(u, f_1, ..., f_N, o, c); for N = 1 it is that of the LSTM.
+(u, f_1, ..., f_N, o, c). For N = 1 this is the LSTM's order.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def md_scan(
     """Compute the recurrence in plain loops: the specification.
 
     Args:
-        z: added to W [h_1; ...; h_N] in each block: (*extents, B, G), or (G,) for the same in all.
+        z: added to W [h_1; ...; h_N] in each block: (*extents, B, G), or (G,) for the same z in all blocks.
         weight: W, (G, N d).
         sides: inputs along each dimension, h and m (*extents without that one, B, d).
         extents: number of blocks along each dimension.

@@ -13,7 +13,7 @@ class RatioOfSums(Metric):
 
     Args:
         unit: divisor of the ratio; ``math.log(2)`` converts nats to bits.
-        shape: of the sums; () for one ratio.
+        shape: shape of the sums; () for one ratio.
     """
 
     full_state_update = False

@@ -1,4 +1,4 @@
-"""One table of what every option decides. Resuming, evaluation, reports, estimates and pictures all read it.
+"""One table of the effects of all options. Resuming, evaluation, reports, estimates and pictures all read it.
 
 A key is a dotted path of the configuration, such as ``model.depth.forget_bias``, or an override's key, such as
 ``optimizer`` or ``transform@model.time``. The longest entry of ``ROLES`` that is a prefix of the key gives its role; a
@@ -19,12 +19,12 @@ class Role(Enum):
     START = "the weights that a training starts from"
     TRAINING = "how a training changes the weights"
     LENGTH = "how a training is judged and when it ends; may change on a resume"
-    EVALUATION = "what a trained network is tested on, which its training never sees"
+    EVALUATION = "the test of a trained network, which its training never sees"
     SPEED = "how fast the same numbers are computed"
-    SOURCE = "which text, by a name or path; its checksum tells whether another name is another text"
+    SOURCE = "the name or path of a text; its checksum shows if another name is another text"
     PLACE = "where a run computes and keeps copies of data"
     DISPLAY = "what a run shows on the terminal"
-    RECORD = "what a run does, writes and logs"
+    RECORD = "the stages of a run, and its files and logs"
     DEFAULT = "the default of another option, which decides"
 
 
@@ -143,29 +143,29 @@ PRECISIONS = {
     "32": "32-true",
     "64": "64-true",
 }
-"""Values of trainer.precision, and what Lightning takes each for."""
+"""Values of trainer.precision, and Lightning's full name of each."""
 
 DEFAULTS = {"task.lr": "optimizer.lr", "task.max_steps": "trainer.max_steps"}
-"""Defaults in a task's file that the command line does not set, and the options that it sets instead."""
+"""Defaults in a task's file, and the options that the command line sets instead of them."""
 
 IDENTITY = frozenset({Role.NETWORK, Role.DATA, Role.START, Role.TRAINING, Role.LENGTH})
-"""Runs that agree in these differ by seed at most: one row of a report."""
+"""Roles of the options that distinguish experiments: runs with equal values form one row of a report."""
 
 FIXED = frozenset({Role.NETWORK, Role.DATA, Role.SEED, Role.START, Role.TRAINING})
-"""A run keeps these when it is resumed."""
+"""Roles of the options that a resumed run keeps."""
 
 TRAINED = frozenset({Role.SEED, Role.START, Role.TRAINING, Role.LENGTH, Role.RECORD, Role.DEFAULT})
-"""These have no effect on a network that is trained already."""
+"""Roles of the options that have no effect on a trained network."""
 
 
 def role(key: str) -> Role:
-    """Return what an option decides; ``Role.NETWORK`` for a node of the user's own that ``ROLES`` does not know."""
+    """Return the role of an option, or ``Role.NETWORK`` for a user's own node, which ``ROLES`` does not contain."""
     entry = find(key)
     return Role.NETWORK if entry is None else ROLES[entry]
 
 
 def find(key: str) -> str | None:
-    """Return the entry of ``ROLES`` that covers a key, None where none does."""
+    """Return the entry of ``ROLES`` that covers a key, or None."""
     names = key.lstrip("+~").rpartition("@")[2].split(".")
     return max((entry for entry in ROLES if _covers(entry.split("."), names)), key=_length, default=None)
 
@@ -181,7 +181,7 @@ def _length(entry: str) -> int:
 def chosen(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]:
     """Return the options of some roles by dotted key, from a resolved configuration with dotted keys.
 
-    Left out are nulls, which say no more than an absent key, and names and paths of the run's own directory.
+    Nulls are omitted, because an absent key means the same, and so are names and paths of the run's own directory.
     """
     own = (str(config.get("run.dir")), str(config.get("run.name")))
     return {

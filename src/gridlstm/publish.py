@@ -1,4 +1,4 @@
-"""Write a trained network as files to hand on: ``python -m gridlstm.publish ckpt=…/best.ckpt out=DIRECTORY``."""
+"""Export a trained network as files for other people: ``python -m gridlstm.publish ckpt=…/best.ckpt out=DIRECTORY``."""
 
 import json
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 PARSER = Parser(
     "publish",
-    """Write the network of a checkpoint as files to hand on: model.safetensors, its configuration and a model card,
-README.md. They hold no optimiser, no code and no path of this machine. evaluate, sample and look take
-ckpt=DIRECTORY/model.safetensors wherever the directory lies.""",
+    """Export the network of a checkpoint as files for other people: model.safetensors, its configuration and a model
+card, README.md. The files contain no optimiser state, no code and no path of this machine. evaluate, sample and look
+accept ckpt=DIRECTORY/model.safetensors wherever the directory is.""",
     others="none",
 )
 PARSER.add_argument("--ckpt", required=True, type=Path, metavar="CHECKPOINT", help="a file in a run directory")
-PARSER.add_argument("--out", required=True, type=Path, metavar="DIRECTORY", help="where the files go")
+PARSER.add_argument("--out", required=True, type=Path, metavar="DIRECTORY", help="directory for the files")
 
 WEIGHTS = "model.safetensors"
 
@@ -29,7 +29,7 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
     """Write weights, configuration and model card of a checkpoint into ``out``; return the files.
 
     Raises:
-        UserError: there is no such checkpoint, its run directory lacks a file, or ``out`` cannot be written.
+        UserError: the checkpoint does not exist, its run directory lacks a file, or ``out`` cannot be written.
     """
     from omegaconf import OmegaConf
     from safetensors.torch import save
@@ -58,7 +58,7 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
 
 
 def _without_places(config: "DictConfig", resolved: "DictConfig") -> "DictConfig":
-    """Return a configuration in which paths of texts are their names, and no option is a place on this machine."""
+    """Return a configuration without paths of this machine; the path of a text becomes its file name."""
     from omegaconf import OmegaConf
 
     config = config.copy()
@@ -78,9 +78,9 @@ def _without_places(config: "DictConfig", resolved: "DictConfig") -> "DictConfig
 
 
 def _card(result: dict[str, Any], parameters: int, mean_of: Sequence[int]) -> str:
-    """Return the model card: what was trained, what it reached, where it comes from, and how to use it.
+    """Return the model card: network, scores, origin and commands.
 
-    The scores of a run are not those of an average of its checkpoints, made at the steps ``mean_of``.
+    An average of the checkpoints of the steps ``mean_of`` has no scores, because the scores of the run are not its own.
     """
     scores = {}
     if not mean_of:

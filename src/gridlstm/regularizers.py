@@ -1,6 +1,6 @@
 """Noise on one dimension of a grid, as masks that are drawn before the sweep.
 
-Drawing first gives the recomputing sweep, every schedule and every rank with the same seed the same numbers.
+With the same seed, the recomputing sweep, every schedule and every rank then get the same numbers.
 
 Shape legend: B batch rows, d size of the dimension; masks are (*extents, B, d) or broadcast to it.
 """
@@ -39,7 +39,7 @@ class Draw:
 
 
 class Regularizer(ABC):
-    """Draws the masks of one dimension for one call of the grid."""
+    """Source of the masks of one dimension for one call of the grid."""
 
     @abstractmethod
     def masks(self, draw: Draw) -> Masks:
@@ -53,7 +53,7 @@ def _check_probability(name: str, p: float) -> None:
 
 @dataclass(frozen=True)
 class Dropout(Regularizer):
-    """Drops elements of h where matrix products read it, with a new mask in every block (Zaremba et al. 2014 on depth).
+    """Dropout of h where matrix products read it, with a new mask in every block (Zaremba et al. 2014 on depth).
 
     Kept elements are divided by 1 - p, so evaluation needs no change.
     """
@@ -122,7 +122,9 @@ class FrameDropout(Regularizer):
 
 @dataclass(frozen=True)
 class Zoneout(Regularizer):
-    """Keeps the previous value of random elements of h and m (Krueger et al. 2017); uses expectations in evaluation.
+    """Zoneout of random elements of h and m, which keep their previous values (Krueger et al. 2017).
+
+    Evaluation uses expectations.
 
     Args:
         h: probability for hidden elements.

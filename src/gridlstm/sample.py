@@ -17,11 +17,11 @@ PARSER = Parser(
 )
 _add = PARSER.add_argument
 _add("--ckpt", required=True, type=Path, help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt")
-_add("--prime", help="text that the model reads first and the output begins with (a symbol drawn uniformly)")
+_add("--prime", help="text that the model reads first, and that begins the output (a symbol drawn uniformly)")
 _add(
     "--length",
     type=whole,
-    help="symbols to write after the prime: characters, bytes or words (2000); bytes that are no UTF-8 become �",
+    help="symbols to write after the prime: characters, bytes or words (2000); bytes that are not UTF-8 become �",
 )
 _add(
     "--temperature", type=number,
@@ -36,7 +36,7 @@ _add("--seed", type=whole, help="the same seed writes the same text (1)")
 _add("--device", help="cpu or cuda (cpu)")
 _add(
     "--trust", type=packages, metavar="PACKAGE[,…]",
-    help="packages besides gridlstm whose code the run may use: those of your own models",
+    help="packages besides gridlstm whose code the run may use: your own models",
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def write_samples(
     """Write texts piece by piece; the options of ``PARSER`` describe the arguments.
 
     Raises:
-        UserError: if the checkpoint has no language model, the prime unknown symbols, or a value is out of range.
+        UserError: if the checkpoint has no language model, the prime has unknown symbols, or a value is out of range.
     """
     # Imported here, so that --help does not wait for torch.
     import torch

@@ -25,13 +25,13 @@ class Block:
     Args:
         cells: one per dimension.
         sizes: d_n, one per dimension.
-        stages: the order in which a block computes its dimensions. Dimensions of one stage see the same H; those of a
-            later stage see the h' of all earlier ones. ``((0, 1),)`` is equation 5; ``((0,), (1,))`` is equation 6
-            with dimension 1 prioritised.
+        stages: the order in which a block computes its dimensions. Dimensions of one stage see the same H. Dimensions
+            of a later stage see the h' of all earlier ones. ``((0, 1),)`` is equation 5; ``((0,), (1,))`` is equation
+            6 with dimension 1 prioritised.
         untied: the axes along which every position has its own weights; along all others weights are shared.
         same: (n, other) for each dimension n with the same cell and weights as ``other`` of the same stage. Both then
-            have the same pre-activations, which a fast sweep computes once. A gradient of the weights goes to those
-            given for ``other``.
+            have the same pre-activations, which a fast sweep computes once. The gradient of the weights goes to the
+            weights given for ``other``.
     """
 
     cells: tuple[Cell, ...]

@@ -63,7 +63,8 @@ class EpochDecay(LambdaLR):
     Args:
         gamma: the factor.
         first_epoch: the epoch, counted from 1, at whose end the learning rate is first multiplied.
-        steps_per_epoch: optimiser steps, may be fractional; for None, the run passes the number of its data.
+        steps_per_epoch: optimiser steps, may be fractional. In a configuration, null stands for the number of steps
+            that reads the run's training split once.
 
     Raises:
         UserError: if a value is out of range, or the data has no epochs.

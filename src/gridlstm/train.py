@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _take_up() -> None:
-    """Prepend the options of a resumed run to those of the command line, in sys.argv and sys.orig_argv."""
+    """Prepend the stored options of a resumed run to the command line, in sys.argv and sys.orig_argv."""
     arguments = with_kept(sys.argv[1:])
     first = len(sys.orig_argv) - len(sys.argv) + 1
     sys.argv[1:] = sys.orig_argv[first:] = arguments

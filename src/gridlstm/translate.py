@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PARSER = Parser(
     "translate",
-    """Translate sentences, one a line: those given, those of a file, or those of standard input. With --split,
+    """Translate the given sentences, or the lines of a file or of standard input. With --split,
 translate a split of the run's own data and print its BLEU and chrF as JSON.
 
 An empty line stays empty. Unknown words are read as unknown and never written. A sentence of more than 200 symbols is
@@ -28,16 +28,16 @@ translated in parts.""",
 _add = PARSER.add_argument
 _add(
     "--ckpt", required=True, metavar="CHECKPOINT[,…]",
-    help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several are an ensemble: the mean of "
+    help="a file in a run directory, such as outputs/…/checkpoints/best.ckpt. Several form an ensemble, which averages "
     "their probabilities",
 )  # fmt: skip
-_add("--file", type=Path, help="text file with one sentence a line")
+_add("--file", type=Path, help="text file with one sentence per line")
 _add("--split", choices=("val", "test"), help="translate this split of the run's data, and score it")
 _add("--out", type=Path, metavar="FILE", help="with --split, write sources, translations and references as a table")
 _add("--beam", type=from_one(), help="width of the beam (20, the paper's); 1 is greedy")
 _add(
     "--best", type=from_one(),
-    help="print the best N translations with their log-probabilities: number ||| translation ||| score (1, without)",
+    help="print the best N translations with their log-probabilities: number ||| translation ||| score (1: text only)",
 )  # fmt: skip
 _add("--length-penalty", type=number, help="p: rank by log-probability / length^p (0)")
 _add(
@@ -48,12 +48,12 @@ _add(
 _add("--device", help="cpu or cuda (cpu)")
 _add(
     "--trust", type=packages, metavar="PACKAGE[,…]",
-    help="packages besides gridlstm whose code the run may use: those of your own models",
+    help="packages besides gridlstm whose code the run may use, such as your own models",
 )  # fmt: skip
 
 
 class Opened(NamedTuple):
-    """Network of a checkpoint, with what its data needs to be read again."""
+    """Network of a checkpoint, with the configuration and the state from which its data can be read again."""
 
     task: "Translate"
     config: "DictConfig"
@@ -70,7 +70,7 @@ def open_checkpoints(checkpoints: Sequence[Path], device: str = "cpu", trust: Se
         trust: see ``gridlstm.training.trust``.
 
     Raises:
-        UserError: a checkpoint cannot be loaded, is not of a translation, or has other symbols than the first.
+        UserError: a checkpoint cannot be loaded, is not a translation network, or has other symbols than the first.
     """
     from gridlstm.data.spec import PairSpec
     from gridlstm.data.words import vocabulary_from
@@ -112,7 +112,7 @@ def translator_of(opened: Sequence[Opened], **options: Any) -> "Translator":
 
     Args:
         opened: from ``open_checkpoints``.
-        options: of ``gridlstm.translator.Translator``.
+        options: see ``gridlstm.translator.Translator``.
     """
     from gridlstm.data.words import vocabulary_from
     from gridlstm.translator import Translator
@@ -151,7 +151,7 @@ def score(translator: "Translator", opened: Opened, split: str, out: Path | None
 
 
 def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:
-    """Yield the sentences to translate: those given, or the lines of a file or of standard input.
+    """Yield the sentences to translate: the given ones, or the lines of a file or of standard input.
 
     Raises:
         UserError: a file cannot be read, or sentences and a file are given.
@@ -171,7 +171,7 @@ def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:
 def write_translations(
     translator: "Translator", sentences: Iterator[str], write: Callable[[str], Any], at_once: int
 ) -> None:
-    """Write a line for each sentence, or if the translator finds several, a line for each translation."""
+    """Write one line for each sentence, or one for each translation if the translator returns several."""
     count = 0
     while some := list(islice(sentences, at_once)):
         for found in translator.translate(some):

@@ -14,13 +14,13 @@ from gridlstm.tasks.translate import Translate
 log = logging.getLogger(__name__)
 
 LONGEST = 200
-"""Symbols of a source that are translated at once. A search takes the square of this number of steps and more."""
+"""Largest number of source symbols translated at once. The cost of a search grows with its square, or faster."""
 
 
 SENTENCES = 32
-"""Most sentences that are searched together by default."""
+"""Largest number of sentences that are searched together by default."""
 HYPOTHESES = 160
-"""Most hypotheses of one step on a CPU by default.
+"""Largest number of hypotheses in one step on a CPU by default.
 
 Measured with a Reencoder of 192 units (docs/translation.md): 640 take 1.16 times as long as 160, and 80 1.03 times.
 """
@@ -31,24 +31,24 @@ class Translation(NamedTuple):
 
     text: str
     score: float
-    """log p(translation | sentence); of a sentence in parts, their sum."""
+    """log p(translation | sentence); for a sentence in parts, the sum over the parts."""
 
 
 class Translator:
     """Trained networks with their vocabularies.
 
-    An empty sentence has an empty translation. Unknown symbols of a sentence are read as such; none is ever written. A
-    sentence of more than ``LONGEST`` symbols is translated in parts of equal lengths, which are joined by a space; it
-    has a single translation.
+    An empty sentence has an empty translation. Text outside the vocabulary is read as the unknown symbol, which is
+    never written. A sentence of more than ``LONGEST`` symbols is translated in parts of equal lengths, which are joined
+    by a space; it has a single translation.
 
     Args:
-        tasks: trained networks in evaluation mode, for the same symbols: the mean of their probabilities counts.
+        tasks: trained networks in evaluation mode, for the same symbols. Their probabilities are averaged.
         source, target: vocabularies.
         beam: width of the beam; 1 for the greedy search.
         best: number of translations of each sentence, the best first; at most ``beam``.
         length_penalty: see ``gridlstm.decoding.beam_search``.
-        batch_size: sentences that are searched together; None for 32, on a CPU fewer with a wide beam. It changes
-            speed, and no result.
+        batch_size: sentences that are searched together; None for 32, on a CPU fewer with a wide beam. It changes only
+            the speed.
 
     Raises:
         UserError: an option is out of its range.

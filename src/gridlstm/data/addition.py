@@ -13,26 +13,28 @@ from gridlstm.data.spec import Spec
 
 
 class AdditionData(GeneratedData):
-    """Read two numbers with equally many digits, then write their sum, always with the most significant digit first.
+    """Two numbers of n digits to read, then their sum to write, each with the most significant digit first.
 
-    123 + 899 = 1022, and the end of 111 + 222 = 333, which needs one column less; "-" is symbol 0, digit d is d + 1::
+    The examples are 123 + 899 = 1022 and, on the right, the end of 111 + 222 = 333, whose sum is one digit shorter.
+    Symbol 0 is "-", and digit d is symbol d + 1::
 
         inputs  - 1 2 3 - 8 9 9 - - - - -        - - - - -
         targets - - - - - - - - 1 0 2 2 -        3 3 3 - -
         answer  . . . . . . . . x x x x .        x x x x .
 
     The first digit of the sum is due at the step after the second number. T = 3 n + 4 for n digits: 49 for the paper's
-    15. No number begins with 0. The loss covers every step of a sample, including "-" (the paper does not say).
-    Accuracy covers the n + 1 columns of the sum, where "-" ends a shorter sum.
+    15. No number begins with 0. The loss covers every step of a sample, including "-" (the paper does not say which
+    steps count). Accuracy covers the n + 1 columns of the sum, where "-" ends a shorter sum.
 
     Args:
         digits: n of every validation sample, and the largest n of training samples; 15 in the paper.
-        min_digits: smallest n of training samples, whose n is uniform up to ``digits``; null for ``digits``.
-        test_digits: n of the test samples in turn, reported separately if there are several; [] for ``digits``.
-        leading_zero: always write n + 1 digits of the sum, with a leading 0 if nothing is carried that far.
+        min_digits: smallest n of training samples, which draw n uniformly up to ``digits``; null for ``digits``.
+        test_digits: values that n takes in turn in test samples, reported separately if there are several; [] for
+            ``digits``.
+        leading_zero: always write n + 1 digits of the sum, with a leading 0 if the sum has only n digits.
         curriculum: training samples after which one more digit is allowed, starting at ``min_digits``; 0 allows all.
         batch_size, seed, num_val, num_test: see ``GeneratedData``. A small problem space is soon exhausted: training on
-            280,000 samples covers 29 % of the 810,000 problems of 3 digits, and as much of the evaluation problems.
+            280,000 samples covers 29 % of the 810,000 problems of 3 digits, and the same share of evaluation problems.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class AdditionData(GeneratedData):
         if any(type(n) is not int or n < 1 for n in test_digits):
             raise ValueError(f"test_digits must be whole numbers of at least 1, got {list(test_digits)}.")
         if num_test < len(test_digits):
-            raise ValueError(f"num_test={num_test} has no sample for some of {len(test_digits)} test_digits.")
+            raise ValueError(
+                f"num_test must be at least {len(test_digits)}, one for each of the test_digits, got {num_test}."
+            )
         if curriculum and least == digits:
             raise ValueError(f"curriculum={curriculum} needs min_digits below digits={digits}, got {least}.")
         self.digits = digits
@@ -111,8 +115,8 @@ class AdditionData(GeneratedData):
 def add(a: Tensor, b: Tensor) -> Tensor:
     """Return the (B, n + 1) digits of the sums of numbers (B, n), the least significant digit first."""
     columns = F.pad(a + b, (0, 1))
-    # A column of 9 passes an incoming carry on; any other column decides by itself. So the last column up to it that is
-    # not 9 decides the carry out of a column.
+    # A column of 9 passes an incoming carry on. The carry out of any other column does not depend on the carry in. So
+    # the carry out of a column that is 9 equals the carry out of the last column before it that is not 9.
     position = torch.arange(columns.shape[1], device=a.device)
     decider = torch.where(columns != 9, position, -1).cummax(dim=1).values
     carry_out = (columns > 9).gather(1, decider.clamp(min=0)) & (decider >= 0)
@@ -125,6 +129,6 @@ def _steps(digits: int) -> int:
 
 
 def _place(number: Tensor, which: Tensor, length: Tensor) -> Tensor:
-    """Return (B, T) symbols: digit ``which`` (B, T) of a number plus 1, or 0 if it has no such digit."""
+    """Return (B, T) symbols: 1 plus digit ``which`` (B, T) of a number, or 0 if the number has no such digit."""
     inside = (which >= 0) & (which < length)
     return (number.gather(1, which.clamp(0, number.shape[1] - 1)) + 1) * inside

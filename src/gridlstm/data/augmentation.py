@@ -15,7 +15,7 @@ from gridlstm.data.counter import random_words
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Shift and rotate images, with zeros where they come from outside.
+    """Random shift and rotation of images. Pixels that come from outside the image are zero.
 
     Args:
         max_shift: s; each image is shifted by a whole number of pixels, uniform from -s to s, down and to the right.
@@ -23,7 +23,7 @@ class Augmentation:
             interpolation, before it is shifted.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of range.
     """
 
     max_shift: int = 0
@@ -36,10 +36,10 @@ class Augmentation:
             raise ValueError(f"max_rotation must be from 0 to 180 degrees, got {self.max_rotation}.")
 
     def draw(self, key: tuple[int, ...], sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is drawn for each sample: pixels down and to the right, int64, and the angle in radians, float64.
+        """Return each sample's random shift, in pixels down and to the right (int64), and angle in radians (float64).
 
         Args:
-            sample: (B,) int64, a number of its own for every sample of every epoch.
+            sample: (B,) int64, a different number for every sample of every epoch.
         """
         words = random_words(key, sample, 3)
         down, right = (words[:, :2] % (2 * self.max_shift + 1) - self.max_shift).unbind(1)
@@ -47,7 +47,7 @@ class Augmentation:
         return down, right, angle
 
     def __call__(self, images: Tensor, key: tuple[int, ...], sample: Tensor) -> Tensor:
-        """Return the changed images (B, C, H, W): of the type that was given, or float32 where they are rotated.
+        """Return the changed images (B, C, H, W), in float32 if ``max_rotation`` is not 0, otherwise in their own type.
 
         Args:
             images: (B, C, H, W), uint8 or floats.
@@ -70,7 +70,8 @@ def _shifted(images: Tensor, down: Tensor, right: Tensor, most: int) -> Tensor:
 
 def _moved(images: Tensor, down: Tensor, right: Tensor, angle: Tensor) -> Tensor:
     H, W = images.shape[-2:]
-    # Where each pixel comes from, seen from the centre. Elementwise: a product of matrices may round by its batch.
+    # Source position of each pixel, relative to the centre. It is computed elementwise, because the rounding of a
+    # matrix product may depend on the batch size.
     y = torch.arange(H) - (H - 1) / 2 - down[:, None]  # (B, H)
     x = torch.arange(W) - (W - 1) / 2 - right[:, None]  # (B, W)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]

@@ -57,7 +57,7 @@ class VideoBatch(NamedTuple):
     frames: Tensor
     """(B, T, channels, height, width) floats."""
     targets: Tensor
-    """(B, T, channels, height, width) bool: the lit pixels of the frame after each."""
+    """(B, T, channels, height, width) bool: for each frame, the lit pixels of the next one."""
 
 
 class PairBatch(NamedTuple):
@@ -68,7 +68,7 @@ class PairBatch(NamedTuple):
     source_mask: Tensor
     """(B, S) bool: False on padding."""
     inputs: Tensor
-    """(B, T) int64 symbols of the target, one step late: the known part when ``targets`` is predicted."""
+    """(B, T) int64 symbols of the target, delayed by one step: at each step, the symbol before the one to predict."""
     targets: Tensor
     """(B, T) int64 symbols."""
     loss_mask: Tensor
@@ -105,7 +105,7 @@ class SequenceData(L.LightningDataModule):
         seed: seed of the training stream, 0 or more; evaluation data does not depend on it.
 
     Raises:
-        ValueError: the batch has no row, or the seed is below 0.
+        ValueError: ``batch_size`` is below 1, or ``seed`` is below 0.
     """
 
     curriculum_samples: int = 0
@@ -156,7 +156,7 @@ class SequenceData(L.LightningDataModule):
         raise ValueError(f"{self.called} is not text")
 
     def test_on_all(self) -> None:
-        """Make the test split all of the data.
+        """Use all of the data as the test split.
 
         Raises:
             ValueError: the samples are generated without end.

@@ -9,10 +9,11 @@ from gridlstm.data.spec import ImageSpec
 
 
 class BinaryImages(ImageData):
-    """A published set of grey images, each pixel 1 if it is at least ``THRESHOLD`` of 255 and otherwise 0.
+    """Published set of grey images in black and white: a pixel is 1 if it is at least ``THRESHOLD`` of 255, else 0.
 
-    The threshold is fixed, so every epoch has the same images. These are other images than the ones that Larochelle
-    drew once with a pixel's brightness as its probability: nats on them cannot be compared with published ones.
+    The threshold is fixed, so every epoch has the same images. Larochelle's published binary images are different: he
+    drew each pixel once, with its brightness as the probability of 1. Nats on the images here therefore cannot be
+    compared with published nats.
 
     Images have values -1 and 1; the target of a pixel is its own value, 0 or 1.
 
@@ -35,6 +36,6 @@ class BinaryImages(ImageData):
     def spec(self) -> ImageSpec:
         return ImageSpec(1, self.source.spec.height, self.source.spec.width, classes=2)
 
-    def collate(self, samples: Any) -> PixelBatch:  # type: ignore[override]  # another batch for other tasks
+    def collate(self, samples: Any) -> PixelBatch:  # type: ignore[override]  # tasks on pixels need another batch type
         white = samples.images >= self.THRESHOLD
         return PixelBatch(2 * white.float() - 1, white[:, 0].long())

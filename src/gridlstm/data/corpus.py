@@ -222,7 +222,7 @@ def contents(path: Path) -> bytes:
     """Return the bytes of a file, unpacked if its name ends in .xz, .gz, .bz2 or .zip.
 
     Raises:
-        UserError: the file cannot be read, or it does not unpack to something of the size of a text.
+        UserError: the file cannot be read, or it unpacks to far more bytes than a text would.
     """
     suffix = path.suffix.lower()
     opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(suffix)
@@ -266,8 +266,8 @@ def _check_unpacked(raw: bytes, path: Path) -> None:
     for kind, beginning in _PACKED.items():
         if re.match(beginning, raw):
             raise UserError(
-                f"{path} holds data packed as {kind}. Unpack it, or let its name end in .gz, .xz, .bz2 or .zip if it "
-                f"is one file packed so."
+                f"{path} holds data packed as {kind}. Unpack it, or rename it to end in .gz, .xz, .bz2 or .zip if it "
+                f"is one file packed in that format."
             )
 
 

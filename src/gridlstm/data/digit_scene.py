@@ -1,6 +1,6 @@
 """Scenes of several digits, with the class of every pixel.
 
-Shape legend: B samples, N digits of a scene at most, s pixels of a digit's side.
+Shape legend: B samples, N the largest number of digits in a scene, s pixels of a digit's side.
 """
 
 import torch
@@ -14,9 +14,10 @@ from gridlstm.data.spec import ImageSpec
 
 
 class DigitScenes(PlacedDigits):
-    """Digits at drawn places on a canvas; the target is the class of every pixel.
+    """Digits at random places on a canvas; the target is the class of every pixel.
 
-    A scene of a 3 and a 7, ink as letters, and its classes, where 0 is the background and c + 1 is digit c::
+    The example is a scene of a 3 and a 7, with ink shown as #, and its classes. Class 0 is the background, and class
+    c + 1 is digit c::
 
         image   . . . . . . . .      target  0 0 0 0 0 0 0 0
                 . # # . . . . .              0 4 4 0 0 0 0 0
@@ -24,9 +25,10 @@ class DigitScenes(PlacedDigits):
                 . . # . . . # .              0 0 4 0 0 0 8 0
                 . # # . . # . .              0 4 4 0 0 8 0 0
 
-    A scene has 1 to N digits, each number as often. Digits may overlap, and lie inside the canvas as a whole. A pixel
-    is as bright as the brightest digit there. Its class is the class of that digit, of several equally bright ones the
-    last drawn, if the brightness is at least ``INK``; otherwise it is background.
+    A scene has 1 to N digits, and all these numbers are equally frequent. Digits may overlap, and each lies entirely
+    inside the canvas. A pixel is as bright as the brightest digit there. If that brightness is at least ``INK``, the
+    pixel has the class of that digit; of several equally bright digits, the last one counts. Otherwise the pixel is
+    background.
 
     Images have values from -1 (black) to 1. A sample is a function of (seed, split, index).
 
@@ -35,7 +37,7 @@ class DigitScenes(PlacedDigits):
         max_digits: N.
 
     Raises:
-        ValueError: see ``PlacedDigits``, or there is no digit.
+        ValueError: see ``PlacedDigits``, or ``max_digits`` is below 1.
     """
 
     INK = 0.25

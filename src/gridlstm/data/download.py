@@ -113,7 +113,7 @@ def _unpacked(archive: Path, member: str) -> Generator[bytes, None, None]:
             while chunk := file.read(CHUNK):
                 yield chunk
     except KeyError as error:
-        raise UserError(f"{archive} holds no member {member}.") from error
+        raise UserError(f"{archive} has no member {member}. Replace the archive.") from error
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         # zipfile raises RuntimeError for an encrypted member.
         raise UserError(f"{archive} does not unpack: {error}. It is truncated or damaged: replace it.") from error

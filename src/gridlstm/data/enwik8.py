@@ -24,7 +24,7 @@ class Enwik8(TextSource):
         path: the user's own enwik8 or enwik8.zip.
         url: address of the zip archive, whose one member is enwik8.
         zip_size, zip_sha256: size in bytes and SHA-256 in hexadecimal of the archive.
-        size, sha256: the same of enwik8. None for an unknown SHA-256: that of the first unpacked file is recorded in
+        size, sha256: the same for enwik8. If ``sha256`` is None, the SHA-256 of the first unpacked file is recorded in
             <name>.sha256 beside it and expected from then on.
 
     Raises:
@@ -151,7 +151,7 @@ class Enwik8(TextSource):
 
 
 def _genuine(places: list[Path], size: int, sha256: str | None) -> tuple[Path | None, list[str]]:
-    """Return the first place that holds the file of this size and SHA-256, and why each place before it does not."""
+    """Return the first place with a file of this size and SHA-256, and the reason against each earlier place."""
     reasons: list[str] = []
     for place in places:
         reason = mismatch(place, size, sha256)

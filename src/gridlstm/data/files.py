@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 UNPACKED_ANYWAY = 2**24
 """Bytes that an archive of any size may unpack to."""
 _TIMES_PACKED = 100
-"""Times its own size that a larger archive may unpack to. Text packs to a tenth at best, zeros to a thousandth."""
+"""Largest ratio of unpacked to packed size of larger archives. Text packs to a tenth at best, zeros to a thousandth."""
 _PIECE = 2**20
 
 

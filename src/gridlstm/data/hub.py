@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class Hub(JoinedSource):
     """Text column of a data set that ``datasets.load_dataset`` can load.
 
-    Its splits train, validation and test are the parts of the text. Every document ends with a line end. It needs the
-    extra ``gridlstm[datasets]``.
+    Its splits train, validation and test are the parts of the text. Every document ends with a line end. Loading needs
+    the extra ``gridlstm[datasets]``.
 
     Args:
         name: name on the hub, such as "Salesforce/wikitext", or a directory with files in a supported format, or one

@@ -10,15 +10,15 @@ from gridlstm.data.streams import PARTS
 from gridlstm.errors import UserError
 
 _COLUMN = "translation"
-"""Column in which translation data sets keep a sentence by language."""
+"""Column in which translation data sets store each sentence under its language."""
 
 
 class HubPairs(PairSource):
     """Sentence pairs of a data set that ``datasets.load_dataset`` can load.
 
     The two sides are languages of its column ``translation``, as in {"translation": {"de": …, "en": …}}, or two columns
-    of text. Its splits train, validation and test are used; a missing validation or test is ``num_val`` distinct
-    sources of train, which a hash of the source chooses. It needs the extra ``gridlstm[datasets]``.
+    of text. Its splits train, validation and test are used. A missing validation or test split is taken from train:
+    ``num_val`` distinct sources, which a hash of the source chooses. Loading needs the extra ``gridlstm[datasets]``.
 
     Args:
         name: name on the hub, such as "wmt/wmt16", or a directory: see ``HubRows``.
@@ -58,7 +58,7 @@ class HubPairs(PairSource):
     def _side(self, columns: Mapping[str, Any], option: str) -> str:
         text = columns.get(self.sides[option])
         if text is None and self.sides[option] in columns:
-            return ""  # null, which is no sentence
+            return ""  # null: this row has no sentence
         if not isinstance(text, str):
             known = ", ".join(name for name, value in columns.items() if isinstance(value, str))
             raise UserError(

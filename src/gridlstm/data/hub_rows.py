@@ -20,7 +20,7 @@ _PLAIN = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 
 
 class HubRows:
-    """Rows of a data set that ``datasets.load_dataset`` can load. It needs the extra ``gridlstm[datasets]``.
+    """Rows of a data set that ``datasets.load_dataset`` can load. Loading needs the extra ``gridlstm[datasets]``.
 
     Args:
         name: name on the hub, or a directory with files in a supported format, or one that ``save_to_disk`` wrote.
@@ -31,7 +31,8 @@ class HubRows:
     def __init__(self, name: str, config: str | None = None, streaming: bool = False) -> None:
         directory = os.path.expanduser(name)
         self._directory = Path(directory).resolve() if os.path.isdir(directory) else None
-        # One directory is one data set however it is spelled, and never a format such as json that the package knows.
+        # The resolved path names a directory in one way, however the user spelled it. The package cannot mistake it for
+        # the name of a format such as json.
         self.name = str(self._directory or name)
         self.config = config
         self.streaming = streaming
@@ -41,12 +42,13 @@ class HubRows:
         return sorted(path for path in self._directory.rglob("*") if path.is_file()) if self._directory else []
 
     def read(self) -> Mapping[str, Iterator[Any]]:
-        """Return the rows of the splits train, validation and test, without those that the data set lacks.
+        """Return the rows of the split train, and of validation and test if the data set has them.
 
-        A row gives its values by the names of columns.
+        A row maps column names to values.
 
         Raises:
-            UserError: the package or the data set does not exist, or the data set cannot be read or has no train.
+            UserError: the package is not installed, or the data set does not exist, cannot be read or has no split
+                train.
         """
         try:
             import datasets
@@ -71,9 +73,9 @@ class HubRows:
         if "train" not in found:
             raise UserError(f"{self.name} cannot be trained on: it has no split train, but {', '.join(found)}.")
         if missing := [name for name in PARTS if name not in found]:
-            log.info("%s has no split %s: a part of train takes its place", self.name, " and no ".join(missing))
+            log.info("%s has no split %s: a part of train is used instead", self.name, " and no ".join(missing))
         if others := [str(name) for name in found if name not in PARTS]:
-            log.warning("of %s, %s is not used: the splits here are %s", self.name, ", ".join(others), ", ".join(PARTS))
+            log.warning("%s: the split %s is not used, only %s", self.name, ", ".join(others), ", ".join(PARTS))
         return {name: self._rows(found[name]) for name in PARTS if name in found}
 
     def _rows(self, split: Any) -> Iterator[Any]:

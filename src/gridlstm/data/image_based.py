@@ -11,7 +11,7 @@ from gridlstm.errors import UserError
 class ImageBased(SequenceData):
     """Data that reads a set of images once and keeps it in memory.
 
-    A checkpoint holds the checksum of the training images, so that no training continues on other ones.
+    A checkpoint stores the checksum of the training images, so that a run cannot resume with other images.
 
     Subclasses set ``source`` in their constructor and define ``divide``.
     """
@@ -25,7 +25,7 @@ class ImageBased(SequenceData):
         return self.source.name
 
     def divide(self, train: Images, test: Images) -> None:
-        """Keep the images, which have just been read, in splits."""
+        """Store the images in splits, once they have been read."""
         raise NotImplementedError(f"{type(self).__name__} must define divide")
 
     def check(self) -> None:
@@ -45,8 +45,8 @@ class ImageBased(SequenceData):
         self._read()
         if state_dict.get("crc32") != self.crc32:
             raise UserError(
-                f"the images of {self.called} are not those that the checkpoint was trained on. Give their files back "
-                f"as they were, or start a new run from its weights: init_from=…."
+                f"the images of {self.called} are not those that the checkpoint was trained on. Restore the original "
+                f"files, or start a new run from its weights: init_from=…."
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Published sets of images: where their files are, what they hold, and their download by torchvision."""
+"""Published sets of images: find, check and read their files, and download them with torchvision."""
 
 import gzip
 import hashlib
@@ -32,48 +32,48 @@ class Images(NamedTuple):
 
 
 class ImageSource:
-    """A set of images in two parts, for training and for the test.
+    """Set of images in two parts, one for training and one for the test.
 
-    A source reads nothing when it is made.
+    A source reads nothing when it is created.
 
     Args:
-        data_dir: where it is looked for, and downloaded to.
+        data_dir: directory that is searched for the set, and to which a missing set is downloaded.
     """
 
     name: str
     """Name of the set in messages."""
     spec: ImageSpec
     sizes: tuple[int, int]
-    """Images of the published set for training, and for the test."""
+    """Number of training images and number of test images in the published set."""
 
     def __init__(self, data_dir: str) -> None:
         self.data_dir = Path(data_dir).expanduser()
 
     def check(self) -> None:
-        """Raise UserError where the set cannot be had, as far as that shows without reading or downloading."""
+        """Raise UserError if the set is certainly not available, without reading or downloading it."""
 
     def prepare(self) -> None:
-        """Download the set where it is not in ``data_dir``.
+        """Download the set if it is not in ``data_dir``.
 
         Raises:
-            UserError: that cannot be done.
+            UserError: the set cannot be downloaded.
         """
         raise NotImplementedError(f"{type(self).__name__} must define prepare")
 
     def read(self) -> tuple[Images, Images]:
-        """Return the images for training and for the test.
+        """Return the training images and the test images.
 
         Raises:
-            UserError: a file is missing or damaged, or holds something else.
+            UserError: a file is missing or damaged, or its contents are not as expected.
         """
         raise NotImplementedError(f"{type(self).__name__} must define read")
 
 
 class Kind(NamedTuple):
-    """A set of images in four idx files."""
+    """Set of images in four idx files."""
 
     folder: str
-    """A folder of ``data_dir``; torchvision's own is another."""
+    """Folder in ``data_dir`` for the user's own files; torchvision uses another folder."""
     md5: Mapping[str, str]
     """MD5 sums of the packed files, as published."""
 
@@ -88,15 +88,15 @@ _HOLDS = {_IMAGES: "images", _LABELS: "labels"}
 class IdxFiles(ImageSource):
     """MNIST (LeCun et al. 1998), or a set of the same form: 60,000 and 10,000 grey images of 28 x 28 pixels.
 
-    Four files, packed (.gz) or not, in ``data_dir``/mnist or where torchvision has them, ``data_dir``/MNIST/raw. Other
-    images of that size may stand in for the published ones; the log says so.
+    The four files may be packed (.gz) or not. Those of MNIST are in ``data_dir``/mnist, or in ``data_dir``/MNIST/raw,
+    where torchvision puts them. Other images of that size may replace the published ones; a warning is then logged.
 
     Args:
         name: MNIST or FashionMNIST (Xiao et al. 2017).
         data_dir: see ``ImageSource``.
 
     Raises:
-        ValueError: another name.
+        ValueError: ``name`` is neither of these.
     """
 
     KINDS: ClassVar[Mapping[str, Kind]] = {
@@ -132,12 +132,12 @@ class IdxFiles(ImageSource):
 
     def check(self) -> None:
         if self._found() is None:
-            _check_torchvision(self.name, self._places)
+            self._check_torchvision()
 
     def prepare(self) -> None:
         if self._found() is not None:
             return
-        _check_torchvision(self.name, self._places)
+        self._check_torchvision()
         from torchvision import datasets
 
         with _downloading(self.name, self.data_dir, self.folders[0]):
@@ -155,11 +155,18 @@ class IdxFiles(ImageSource):
     def _places(self) -> str:
         return " or ".join(map(str, self.folders))
 
+    def _check_torchvision(self) -> None:
+        _check_torchvision(
+            f"{self.name} is not in {self._places}, and torchvision, which downloads it, is not installed",
+            "Put its files there, or run",
+        )
+
     def _found(self) -> list[Path] | None:
-        """Return the four files of the first folder that has them; None where none has.
+        """Return the four files from the first folder that contains all of them, or None.
 
         Raises:
-            UserError: the user's own folder lacks some of them. A download completes torchvision's.
+            UserError: the user's own folder has only some of them. This is not an error in torchvision's
+                folder, because a download completes it.
         """
         own, _ = self.folders
         for folder in self.folders:
@@ -171,12 +178,12 @@ class IdxFiles(ImageSource):
                 missing = [name for name, file in zip(FILES, found, strict=True) if file is None]
                 raise UserError(
                     f"{folder} lacks {', '.join(missing)} of {self.name}'s four files. Put them there, packed (.gz) or "
-                    f"not, or move the others away, and {self.name} is downloaded."
+                    f"not. Or move the other files away and run again to download {self.name}."
                 )
         return None
 
     def _compare(self, files: list[Path]) -> None:
-        """Log where packed files are not the published ones."""
+        """Log a warning if packed files are not the published ones."""
         expected = self.KINDS[self.name].md5
         others = [
             file.name
@@ -185,7 +192,7 @@ class IdxFiles(ImageSource):
         ]
         if others:
             log.warning(
-                "some files of %s in %s are not the published ones, and results are about what they hold: %s",
+                "some files of %s in %s are not the published ones, so results are for other data: %s",
                 self.name,
                 files[0].parent,
                 ", ".join(others),
@@ -201,8 +208,8 @@ class IdxFiles(ImageSource):
             )
         if len(images) != len(labels):
             raise UserError(
-                f"{images_file} holds {len(images):,} images and {labels_file} {len(labels):,} labels, expected as "
-                f"many. {self._replace}"
+                f"{images_file} holds {len(images):,} images and {labels_file} {len(labels):,} labels, expected "
+                f"one label for each image. {self._replace}"
             )
         if len(labels) and int(labels.max()) >= spec.classes:
             raise UserError(
@@ -211,7 +218,10 @@ class IdxFiles(ImageSource):
         return Images(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
 
     def _read(self, file: Path, expected: int) -> np.ndarray:
-        """Return what an idx file holds: four bytes that say what, its extents as big-endian words, its bytes."""
+        """Return the numbers of an idx file as an array.
+
+        The file has four bytes that name its kind, then the extents as big-endian words, then one byte for each number.
+        """
         try:
             content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         except (OSError, EOFError, zlib.error) as error:
@@ -235,13 +245,14 @@ class IdxFiles(ImageSource):
 
     @property
     def _replace(self) -> str:
-        return f"Put {self.name}'s own file there, or move its folder away, and {self.name} is downloaded."
+        return f"Put {self.name}'s own file there, or move its folder away and run again to download {self.name}."
 
 
 class Cifar10(ImageSource):
     """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 colour images of 32 x 32 pixels, as torchvision reads them.
 
-    In ``data_dir``/cifar-10-batches-py. Its files are pickles; they are read only if their MD5 is the published one.
+    The set is in ``data_dir``/cifar-10-batches-py. Its files are pickles, which are read only if their MD5 is the
+    published one.
 
     Args:
         data_dir: see ``ImageSource``.
@@ -256,7 +267,7 @@ class Cifar10(ImageSource):
         self.folder = self.data_dir / "cifar-10-batches-py"
 
     def check(self) -> None:
-        _check_torchvision(self.name, str(self.folder))
+        _check_torchvision(f"{self.name} is read by torchvision, which is not installed")
 
     def prepare(self) -> None:
         self.check()
@@ -273,7 +284,7 @@ class Cifar10(ImageSource):
         except RuntimeError as error:
             raise UserError(
                 f"{self.folder} is incomplete or damaged. Expected {self.name}'s own files. "
-                f"Remove it, and {self.name} is downloaded."
+                f"Remove it, and run again to download {self.name}."
             ) from error
         return _of_torchvision(train), _of_torchvision(test)
 
@@ -282,18 +293,15 @@ def _of_torchvision(part: Any) -> Images:
     return Images(torch.from_numpy(part.data).movedim(3, 1).contiguous(), torch.tensor(part.targets))
 
 
-def _check_torchvision(name: str, places: str) -> None:
-    """Raise UserError unless the package is there that downloads the set."""
+def _check_torchvision(problem: str, remedy: str = "Run") -> None:
+    """Raise UserError with the problem and what to do, if torchvision is not installed."""
     if find_spec("torchvision") is None:
-        raise UserError(
-            f"{name} is not in {places}, and torchvision, which reads and downloads it, is not installed. Put its "
-            f"files there, or give: pip install 'gridlstm[images]'"
-        )
+        raise UserError(f"{problem}. {remedy}: pip install 'gridlstm[images]'")
 
 
 @contextmanager
 def _downloading(name: str, data_dir: Path, folder: Path) -> Iterator[None]:
-    """Let one process download at a time, and say in a sentence why it cannot.
+    """Let one process download at a time, and turn its errors into a UserError of one line.
 
     Raises:
         UserError: no connection, a wrong checksum, or a directory that cannot be written.

@@ -16,10 +16,10 @@ from gridlstm.errors import UserError
 
 
 class ImageData(ImageBased, MapData):
-    """A published set of images; the last ones of its training part are the validation split.
+    """Published set of images; the end of its training part is the validation split.
 
     Pixels are scaled to mean 0 and variance 1 over the training split, channel by channel. Training images are shifted
-    and rotated anew in every epoch, by numbers that depend on (seed, epoch, image) alone.
+    and rotated anew in every epoch, by amounts that depend on (seed, epoch, image) alone.
 
     Args:
         source: the set.
@@ -28,7 +28,7 @@ class ImageData(ImageBased, MapData):
         max_shift, max_rotation: see ``Augmentation``.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ImageData(ImageBased, MapData):
         return max(1, round(len(self.dataset("train")) / self.batch_size))
 
     def dataset(self, split: Literal["train", "val", "test"]) -> Any:
-        """Return the images of a split; before they are read, as many numbers as the published set has images."""
+        """Return the images of a split; before they are read, a range as long as the split of the published set."""
         if self._parts is None:
             train, test = self.source.sizes
             return range({"train": train - self.num_val, "val": self.num_val, "test": test}[split])
@@ -72,11 +72,11 @@ class ImageData(ImageBased, MapData):
         return _Augmented(part, self.augmentation, self.seed) if split == "train" else _Plain(part)
 
     def collate(self, samples: Any) -> ImageBatch:
-        """Return a batch of what a data set of this class gives for a list of indices."""
+        """Return a batch of scaled images from the images that ``dataset`` returned for a list of indices."""
         return ImageBatch((samples.images - self.mean) / self.std, samples.targets)
 
     def divide(self, train: Images, test: Images) -> None:
-        """Divide the images into splits, and find the numbers by which they are scaled."""
+        """Divide the images into splits, and compute the mean and standard deviation that scale them."""
         self._check_split(len(train.images))
         first = len(train.images) - self.num_val
         self._parts = {
@@ -89,8 +89,8 @@ class ImageData(ImageBased, MapData):
     def _check_split(self, images: int) -> None:
         if self.num_val >= images:
             raise UserError(
-                f"num_val={self.num_val} leaves none of the {images:,} training images of {self.called} to train on: "
-                f"give a smaller number."
+                f"num_val={self.num_val} leaves none of the {images:,} training images of {self.called} to train on. "
+                f"Use a smaller number."
             )
 
 
@@ -101,7 +101,7 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     shares, values = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
     mean = shares @ values
     variance = shares @ values**2 - mean**2
-    std = variance.clamp(min=1).sqrt()  # of blank images too
+    std = variance.clamp(min=1).sqrt()  # at least 1, because a blank channel has variance 0
     return mean.float()[:, None, None], std.float()[:, None, None]
 
 
@@ -127,7 +127,7 @@ class _Augmented(_Plain):
         self.augmentation = augmentation
         self.seed = seed
 
-    def __getitems__(self, indices: list[Drawn]) -> Images:  # type: ignore[override]  # what a training is asked for
+    def __getitems__(self, indices: list[Drawn]) -> Images:  # type: ignore[override]  # training uses Drawn indices
         images, targets = super().__getitems__(list(indices))
         sample = torch.tensor([drawn.epoch * len(self) + drawn for drawn in indices])
         return Images(self.augmentation(images, (self.seed,), sample), targets)

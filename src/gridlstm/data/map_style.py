@@ -15,9 +15,9 @@ from gridlstm.errors import UserError
 
 
 class Drawn(int):
-    """The index of a training sample, and the epoch for which it is drawn: what is done to it may depend on both.
+    """Index of a training sample that also carries its epoch, so that augmentation can depend on both.
 
-    To a data set it is a number like any other.
+    A data set can use it like any other integer.
     """
 
     epoch: int
@@ -38,8 +38,8 @@ class MapData(SequenceData):
 
     Evaluation: every sample once, a contiguous part on each rank.
 
-    Subclasses implement ``spec``, ``dataset`` and ``collate``, and read files in ``setup``. The training data set is
-    asked for samples by ``Drawn``. A subclass may order the samples of an epoch in its own way: see ``order``.
+    Subclasses implement ``spec``, ``dataset`` and ``collate``, and read files in ``setup``. Indices of training samples
+    are of class ``Drawn``. A subclass may order the samples of an epoch in its own way: see ``order``.
 
     Args:
         batch_size, seed: see ``SequenceData``.
@@ -54,14 +54,14 @@ class MapData(SequenceData):
         raise NotImplementedError(f"{type(self).__name__} must define dataset")
 
     def collate(self, samples: list[Any]) -> Any:
-        """Return one batch of these samples; pad different lengths where ``loss_mask`` is false."""
+        """Return one batch of these samples. If lengths differ, pad them, with ``loss_mask`` false on the padding."""
         raise NotImplementedError(f"{type(self).__name__} must define collate")
 
     def order(self, epoch: int, samples: int) -> NDArray[np.int64]:
         """Return the order of the training samples in an epoch: a permutation that depends on (seed, epoch) alone.
 
         The orders of all epochs, one after the other, are cut into batches. The first sample of epoch e is therefore in
-        row e ``samples`` modulo ``batch_size`` of its batch.
+        row (e times ``samples``) modulo ``batch_size`` of its batch.
         """
         return np.random.default_rng((self.seed, epoch)).permutation(samples)
 
@@ -99,7 +99,7 @@ class _TrainingRows(Sampler[list[int]]):
         self.samples = samples
         self.batch_size = batch_size
         self.rows = rows
-        self.order = lru_cache(maxsize=2)(order)  # a batch may be in two epochs
+        self.order = lru_cache(maxsize=2)(order)  # a batch may span two epochs
         self.first_batch = first_batch
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -10,23 +10,23 @@ from gridlstm.data.spec import Spec
 
 
 class MemorizationData(GeneratedData):
-    """Read a random string of symbols, then write it unchanged.
+    """Random strings of symbols to read, then to write unchanged.
 
-    Three symbols a, b, c of an alphabet of any size; "-" is one more symbol, index 0::
+    The example has three symbols a, b, c of an alphabet of any size. One more symbol, "-", has index 0::
 
         inputs  - a b c - - - -
         targets - - - - a b c -
         answer  . . . . x x x .
 
-    With a delay of 2, "?" marks the time to answer, so that the network must remember but need not count. It is the
-    last symbol, index alphabet + 1::
+    With a delay of 2, "?" marks the time to answer, so that the network must remember but need not count. This symbol
+    has the last index, alphabet + 1::
 
         inputs  - a b c - - ? - - -
         targets - - - - - - a b c -
         answer  . . . . . . x x x .
 
     Each step has one symbol, T = 2 * length + delay + 2. The loss covers every step, including "-" (the paper does not
-    say). Accuracy covers the answer.
+    say which steps count). Accuracy covers the answer.
 
     Args:
         length: symbols to remember; 20 in the paper.

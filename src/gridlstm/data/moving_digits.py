@@ -14,13 +14,14 @@ from gridlstm.data.spec import VideoSpec
 
 
 class MovingDigits(PlacedDigits):
-    """Digits in straight motion; the target at every frame is the next one (Srivastava et al. 2015, in small).
+    """Digits in straight motion; each frame's target is the next frame (a small version of Srivastava et al. 2015).
 
-    With room r for a digit, the canvas without the digit, it is at time t at row r - abs(r - (y + v t) mod 2 r), and
-    so for the column: it turns where it touches a side. y is drawn from 0 to r, and v from -``max_speed`` to
-    ``max_speed`` without 0, for rows and columns by themselves. Digits pass over each other.
+    Let r be the side of the canvas minus the side of a digit. At time t, a digit is at row
+    r - abs(r - (y + v t) mod 2 r), so it turns back where it touches a side. The column follows the same formula with
+    its own y and v. Each y is drawn from 0 to r, and each v from -``max_speed`` to ``max_speed`` without 0. Digits pass
+    over each other.
 
-    A pixel is lit where a digit's brightness is at least ``INK``. Frames have values -1 and 1.
+    A pixel is lit if the brightness of a digit there is at least ``INK``. Frames have values -1 and 1.
 
     The first frame does not show the speed, so the second cannot be predicted exactly. A sample is a function of
     (seed, split, index).
@@ -28,8 +29,8 @@ class MovingDigits(PlacedDigits):
     Args:
         source, size, digit_size, batch_size, seed, num_val, num_test: see ``PlacedDigits``.
         num_digits: N.
-        frames: T; a sample has one more, the last one to predict.
-        max_speed: pixels a frame.
+        frames: T; a sample has one more frame, the last to predict.
+        max_speed: largest speed along each side, in pixels a frame.
 
     Raises:
         ValueError: see ``PlacedDigits``, or a number is out of range.

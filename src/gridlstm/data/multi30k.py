@@ -52,12 +52,12 @@ class Multi30k(PairSource):
 
     Args:
         data_dir: directory of the files. It must be writable only if something is downloaded.
-        source, target: languages, of en, de, fr and cs.
+        source, target: two of the languages en, de, fr and cs.
         test: test set: test_2016_flickr (the usual one), test_2017_flickr, test_2017_mscoco or test_2018_flickr.
 
     Raises:
-        ValueError: the languages are equal or not among the four, or there is no such test set in both.
-        UserError: from ``prepare`` and ``read``, if a file can be neither found nor downloaded, or is another one.
+        ValueError: the languages are equal or not among the four, or the test set does not exist in both.
+        UserError: from ``prepare`` and ``read``, if a file can be neither found nor downloaded, or has other contents.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Multi30k(PairSource):
         """Return the names of the files to download.
 
         Raises:
-            UserError: a file of such a name is another one.
+            UserError: a file with one of these names has other contents.
         """
         missing = []
         for name in dict.fromkeys(name for files in self.files.values() for name in files):
@@ -112,8 +112,8 @@ class Multi30k(PairSource):
                 missing.append(name)
             elif reason := mismatch(found, *FILES[name]):
                 raise UserError(
-                    f"{found} is not Multi30k's file of that name: {reason}. Move it away, and the published one is "
-                    f"downloaded, or name another directory with data_dir=…."
+                    f"{found} is not Multi30k's file of that name: {reason}. Move it away and run again to "
+                    f"download the published one, or name another directory with data_dir=…."
                 )
         return missing
 

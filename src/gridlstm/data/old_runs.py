@@ -10,17 +10,17 @@ _SOURCES = {
     "gridlstm.data.penn_treebank.PennTreebankData": "gridlstm.data.penn_treebank.PennTreebank",
     "gridlstm.data.hub.HubTextData": "gridlstm.data.hub.Hub",
 }
-"""Today's source, by the former data class."""
+"""Present class of the source for each former data class."""
 
 _OF_THE_SOURCE = (
     *("path", "data_dir", "url", "zip_size", "zip_sha256", "size", "sha256"),
     *("name", "config", "column", "streaming", "max_documents"),
 )
-"""Options that were in the node of the data."""
+"""Options of the source that were formerly in the node of the data."""
 
 
 _FIXED_OF_TRAINER = ("max_epochs", "check_val_every_n_epoch", "limit_train_batches", "use_distributed_sampler")
-"""Former trainer options, which now always have these values (build.OF_EVERY_TRAINER)."""
+"""Former trainer options, whose values are now fixed (build.OF_EVERY_TRAINER)."""
 
 
 _PLACES = {
@@ -30,7 +30,7 @@ _PLACES = {
     ),
     "gridlstm.training.loggers": ("csv_logger", "wandb_logger"),
 }
-"""Modules that were in gridlstm.runtime."""
+"""Present packages of the modules that were in gridlstm.runtime."""
 
 
 def rewrite(config: Any, references: bool) -> None:
@@ -38,7 +38,8 @@ def rewrite(config: Any, references: bool) -> None:
 
     Args:
         config: the configuration.
-        references: make options refer to others, so that a new value of the one reaches the other.
+        references: True to make options of the source refer to those of the task, so that a new value of the task's
+            option reaches the source.
     """
     _with_source(config, references)
     _with_places(config)
@@ -48,7 +49,7 @@ def rewrite(config: Any, references: bool) -> None:
 
 
 def _with_source(config: Any, references: bool) -> None:
-    """Move the options of the source in a run's configuration, in place."""
+    """Move the options of the source to their own node of a run's configuration, in place."""
     task = config.get("task") if isinstance(config, dict) else None
     data = task.get("data") if isinstance(task, dict) else None
     if not isinstance(task, dict) or not isinstance(data, dict) or data.get("_target_") not in _SOURCES:
@@ -58,13 +59,13 @@ def _with_source(config: Any, references: bool) -> None:
     moved = {name: data.pop(name) for name in _OF_THE_SOURCE if name in data}
     source, data["_target_"] = _SOURCES[data["_target_"]], "gridlstm.data.text.TextData"
     data["source"] = {"_target_": source, **moved}
-    if source == "gridlstm.data.hub.Hub":  # its options are set as the task's
+    if source == "gridlstm.data.hub.Hub":  # users set its options in the node of the task
         task |= moved
         data["source"] |= {name: f"${{task.{name}}}" for name in moved if references}
 
 
 def _with_places(node: Any) -> None:
-    """Rename the classes of callbacks and loggers to their present modules."""
+    """Replace the former modules of callbacks and loggers by their present ones."""
     for value in node.values() if isinstance(node, dict) else []:
         _with_places(value)
     if isinstance(node, dict) and str(target := node.get("_target_")).startswith("gridlstm.runtime."):
@@ -87,7 +88,7 @@ def todays_name(config: Mapping[Any, Any], override: str) -> str:
 
 
 def with_text_state(checkpoint: dict[str, Any]) -> None:
-    """Rename the state of the text in a checkpoint, in place; Lightning uses the name of the data class."""
+    """Rename the state of the text in a checkpoint, in place; Lightning stores it by the name of the data class."""
     for target in _SOURCES:
         old = target.rpartition(".")[2]
         if old in checkpoint:

@@ -19,7 +19,7 @@ class Sentences(NamedTuple):
     sources: list[str]
     """Sentences to translate."""
     references: list[list[str]]
-    """One or more translations of each."""
+    """One or more translations of each sentence."""
 
     def pairs(self) -> list[Pair]:
         """Return each source with each of its translations, in order."""
@@ -61,17 +61,17 @@ class PairSource:
 
 
 def find_file(name: str, folders: Sequence[Path]) -> Path | None:
-    """Return the path of a file in the first folder that has it; None if none has."""
+    """Return the path of a file in the first folder that has it, or None."""
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file (plain, .gz, .xz, .bz2 or .zip) without their ends.
+    """Return the lines of a text file (plain, .gz, .xz, .bz2 or .zip) without line ends.
 
     Raises:
         UserError: the file cannot be read or is not UTF-8.
     """
-    lines = contents(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # the mark of the encoding is no text
+    lines = contents(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # the byte order mark is not text
     if lines[-1] == b"":
         del lines[-1]
     return [_decoded(line, path, number) for number, line in enumerate(lines, 1)]
@@ -90,7 +90,8 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
 def read_parallel(source: Path, references: Sequence[Path]) -> Sentences:
     """Return the sentences of parallel files: line n of every file belongs to line n of the others.
 
-    An empty line of a further reference file is no reference, because sentences may have different numbers of them.
+    Empty lines are ignored in all reference files except the first, because sentences may have different numbers of
+    references.
 
     Raises:
         UserError: a file cannot be read, or two files differ in their numbers of lines.
@@ -101,15 +102,15 @@ def read_parallel(source: Path, references: Sequence[Path]) -> Sentences:
         columns.append(read_lines(file))
         if len(columns[-1]) != len(sources):
             raise UserError(
-                f"{source} has {len(sources):,} lines and {file} has {len(columns[-1]):,}, expected as many in both: "
-                f"line n of one translates line n of the other. Give files that are aligned so."
+                f"{source} has {len(sources):,} lines and {file} has {len(columns[-1]):,}, expected the same number: "
+                f"line n of one translates line n of the other. Use files that are aligned line by line."
             )
     rows = zip(*columns, strict=True)
     return Sentences(sources, [[first, *(line for line in further if line.strip())] for first, *further in rows])
 
 
 def by_source(pairs: Iterable[Pair]) -> Sentences:
-    """Return the distinct sources of pairs in the order of their first lines, each with its distinct translations."""
+    """Return the distinct sources of pairs in the order of first occurrence, each with its distinct translations."""
     found: dict[str, dict[str, None]] = {}
     for source, target in pairs:
         found.setdefault(source, {})[target] = None

@@ -11,8 +11,8 @@ from gridlstm.errors import UserError
 class Parallel(PairSource):
     """Parallel files (plain, .gz, .xz, .bz2 or .zip): line n of a split's files is one sentence.
 
-    The first file of a split has the sources, each other one a translation. An empty line of a third or later file is
-    no translation, because sentences may have different numbers of them.
+    The first file of a split has the sources, and each other file has translations. Empty lines of the third and later
+    files are ignored, because sentences may have different numbers of translations.
 
     Args:
         train, test: files of the splits, sources first.
@@ -46,8 +46,8 @@ class Parallel(PairSource):
         missing = [str(file) for files in self.files.values() for file in files if not file.is_file()]
         if missing:
             raise UserError(
-                f"there is no file {', '.join(missing)}. Expected text files with one sentence a line. Name those of "
-                f"each split, sources first: train=[…], val=[…], test=[…]."
+                f"there is no file {', '.join(missing)}. Expected text files with one sentence a line. Name the files "
+                f"of each split, sources first: train=[…], val=[…], test=[…]."
             )
 
     def read(self) -> Mapping[Split, Sentences]:
@@ -69,7 +69,7 @@ class Btec(PairSource):
         dev.zh    dev.en.0   …  dev.en.14        15 references of each sentence
         test.zh   test.en.0  …  test.en.14       15 references of each sentence
 
-    An empty line of a reference file other than the first is no reference. The Chinese is expected to be segmented into
+    Empty lines are ignored in all reference files except the first. The Chinese text is expected to be segmented into
     words by white space.
 
     Args:

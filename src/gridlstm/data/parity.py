@@ -15,9 +15,9 @@ _HALF = 2**62
 
 
 class ParityData(GeneratedData):
-    """Predict whether the number of ones is odd in a string of k bits given as one vector.
+    """Strings of k bits, each given as one vector, with class 1 if the number of ones is odd, else 0.
 
-    Four bits, three of them ones::
+    The example has four bits, and three of them are ones::
 
         inputs  [1 0 1 1]   one step, a vector of k numbers
         target  1

@@ -1,4 +1,4 @@
-"""Base of pictures in which digits lie at drawn places.
+"""Base of data whose images show digits at random places.
 
 Shape legend: B samples, N digits, s pixels of a digit's side.
 """
@@ -15,9 +15,9 @@ from gridlstm.data.image_files import Images, ImageSource
 class PlacedDigits(ImageBased, GeneratedData):
     """Generated samples made of the digits of a published set.
 
-    The samples of each split use digits of its own: those of the training the first five sixths of the set's training
-    images (50,000 of MNIST, as the paper divides it), those of the validation the last sixth, those of the test the
-    test images. Digits are shrunk to s x s pixels by the mean of blocks, with brightness from 0 to 1.
+    Each split has its own digits. Training uses the first five sixths of the set's training images (50,000 of MNIST, as
+    the paper divides it), and validation uses the last sixth. The test uses the test images. Digits are shrunk to s x s
+    pixels by averaging blocks of pixels. Their brightness is from 0 to 1.
 
     Subclasses implement ``spec`` and ``generate``.
 
@@ -64,7 +64,7 @@ class PlacedDigits(ImageBased, GeneratedData):
         }
 
     def digits(self, split: int, words: Tensor) -> Images:
-        """Return the digits (*words.shape, s, s) and their classes that random words choose from a split."""
+        """Return digits (*words.shape, s, s) of a split, which random words choose, and their classes."""
         part = self._parts[split] = Images(*(x.to(words.device) for x in self._parts[split]))
         at = words % len(part.images)
         return Images(part.images[at], part.targets[at])

@@ -42,7 +42,7 @@ class TextSource:
 
         Args:
             cache_dir: see ``read_corpus``.
-            evaluated: True if a trained network is only evaluated, for which any text may replace a particular one.
+            evaluated: True if a trained network is only evaluated; any text may then replace a particular one.
 
         Raises:
             UserError: the text is not available.

@@ -1,4 +1,4 @@
-"""Sizes of data sets, from which models are built and called.
+"""Sizes of data sets, used to build models and to make example inputs for them.
 
 Shape legend: B batch rows, T time steps, S time steps of a source.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class DataSpec(ABC):
-    """Sizes of a data set, from which a model is built and called."""
+    """Sizes of a data set, used to build a model and to make an example input for it."""
 
     @property
     @abstractmethod
@@ -34,7 +34,7 @@ class DataSpec(ABC):
 
     @property
     def length(self) -> int | None:
-        """Time steps of a batch, to which cost is proportional; None if rows have no time steps."""
+        """Time steps of a batch (cost is proportional to them); None if rows have no time steps."""
         return None
 
     @property
@@ -65,7 +65,7 @@ class Spec(DataSpec):
     test_lengths: Mapping[str, int] = field(default_factory=dict)
     """Test lengths by name, if the test is broken down by length: {"20_digits": 64}."""
     longest_test: int = 0
-    """Time steps of the longest test sequence, if it is longer than those of training."""
+    """Time steps of the longest test sequence, if it is longer than the training sequences."""
     unit: str = "symbols"
     symbols: bool = True
     """True if inputs are int64 symbols (B, T); False if they are floats (B, T, input_size)."""
@@ -128,7 +128,7 @@ class ImageSpec(DataSpec):
 
 @dataclass(frozen=True)
 class VideoSpec(DataSpec):
-    """Sizes of moving images, of which the frame after each is predicted."""
+    """Sizes of moving images, in which the frame after each frame is predicted."""
 
     channels: int
     height: int

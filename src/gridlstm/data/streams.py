@@ -25,7 +25,7 @@ class Streams:
     Args:
         part: position of the training split in the text.
         stream_length: symbols of a stream; it reads one more, the last target.
-        window: suggested in the error only.
+        window: symbols of a window; used only for the advice in the error.
         seed: seed of the offsets and orders.
 
     Raises:
@@ -56,7 +56,7 @@ class Streams:
         return self.part.start + offset + int(order[place]) * self.stream_length
 
 
-@lru_cache(maxsize=2)  # a batch may be in two epochs
+@lru_cache(maxsize=2)  # a batch may span two epochs
 def _epoch(seed: int, epoch: int, streams: int, offsets: int) -> tuple[int, NDArray[np.int64]]:
     """Return the offset of an epoch's first stream and the order of its streams."""
     random = np.random.default_rng((seed, epoch))
@@ -74,7 +74,7 @@ def split_text(
         needed: names of the splits besides training that are read.
 
     Raises:
-        UserError: ``splits`` is neither, or a needed split has fewer than the two symbols that a prediction takes.
+        UserError: ``splits`` is neither of these, or a needed split has fewer than the two symbols of a prediction.
     """
     given = f"splits={list(splits)}"
     if len(splits) != 3 or any(type(split) not in (int, float) or split < 0 for split in splits):

@@ -14,8 +14,8 @@ PAGE = "https://www.manythings.org/anki/"
 class Tatoeba(PairSource):
     """Short everyday sentences in Chinese, to be translated into English: ``cmn.txt`` of manythings.org.
 
-    ``data_dir`` and ``data_dir``/tatoeba_cmn_eng are searched for the file. Its lines are English, TAB, Chinese, and
-    whatever follows another TAB. Exact duplicates are left out.
+    ``data_dir`` and ``data_dir``/tatoeba_cmn_eng are searched for the file. Its lines are English, TAB, Chinese. Text
+    after another TAB is ignored. Exact duplicates are left out.
 
     Validation and test are ``num_val`` and ``num_test`` Chinese sentences, which a hash of the sentence chooses, with
     all their English translations as references. No Chinese sentence is in two splits.
@@ -26,7 +26,7 @@ class Tatoeba(PairSource):
 
     Raises:
         ValueError: a number is below 1.
-        UserError: from ``check`` and ``read``, if the file is not there or not as expected.
+        UserError: from ``check`` and ``read``, if the file is missing or not as expected.
     """
 
     name = "Tatoeba"

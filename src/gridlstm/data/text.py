@@ -30,7 +30,7 @@ PAPER_STREAM = 10_000
 MOST_FOR_YARDSTICK = 5_000
 """Largest number of symbols for which pairs are counted; the table of counts takes 200 MB."""
 SEEN_EACH = 10
-"""Mean number of occurrences of a symbol or pair from which its entropy is meaningful."""
+"""Mean number of occurrences of a symbol or pair that makes the entropy meaningful."""
 
 
 class TextData(SequenceData):
@@ -42,7 +42,7 @@ class TextData(SequenceData):
     (seed, epoch).
 
     Evaluation: the split is cut into consecutive streams, each from a fresh state; the last one may be shorter. Every
-    symbol except the first of the split is predicted once. The masks leave out the padding.
+    symbol except the first of the split is predicted once. The masks exclude the padding.
 
     A text that comes in parts uses them as splits. The share of a missing validation or test is cut from the end of
     train, as ``splits`` says.
@@ -264,7 +264,7 @@ class TextData(SequenceData):
         if was not in (None, now):
             raise UserError(
                 f"{self.called} has {now:,} symbols, but had {was:,} when the checkpoint was written, so its streams "
-                f"would lie elsewhere. {back}"
+                f"would begin elsewhere. {back}"
             )
         if state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32:
             raise UserError(f"{self.called} has changed since the checkpoint was written, at equal length. {back}")

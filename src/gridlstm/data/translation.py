@@ -26,7 +26,7 @@ from gridlstm.errors import UserError
 log = logging.getLogger(__name__)
 
 CHUNK = 50
-"""Batches whose pairs are sorted by length together: many enough for little padding, few enough to mix well."""
+"""Batches whose pairs are sorted by length together: enough for little padding, but few enough to mix well."""
 EXPECTED_LENGTH = 20
 """Symbols of a sentence, assumed before sentences are read."""
 
@@ -60,7 +60,7 @@ class TranslationData(MapData):
     Args:
         source: the sentences; see ``PairSource``.
         batch_size, seed: see ``SequenceData``; rows are pairs.
-        source_level, target_level: units of the two languages, from which their vocabularies are learned.
+        source_level, target_level: units of the two languages, with the options for learning their vocabularies.
         max_length: limit on the symbols of either side of a training pair, not counting <s> and </s>.
         cache_dir: directory of learned vocabularies; None for ``$XDG_CACHE_HOME/gridlstm`` or ``~/.cache/gridlstm``.
 
@@ -117,7 +117,7 @@ class TranslationData(MapData):
         return self._both()[1]
 
     def sources(self, split: Literal["val", "test"]) -> list[str]:
-        """Return the source sentences of a split as text, each once with its references, in the order of the source."""
+        """Return the source sentences of a split as text, in the same order as ``references``."""
         return self._read()[split].sources
 
     def references(self, split: Literal["val", "test"]) -> list[list[str]]:
@@ -178,8 +178,8 @@ class TranslationData(MapData):
         if state_dict["crc32"] != self._crc32() or known != own:
             what = "pairs" if state_dict["crc32"] != self._crc32() else "vocabularies"
             raise UserError(
-                f"the checkpoint was trained on other {what} than those of {self.called}, expected the same to resume. "
-                f"Restore them, or start a new run."
+                f"the {what} of {self.called} are not those that the checkpoint was trained on. Resuming needs the "
+                f"same {what}. Restore them, or start a new run."
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -257,13 +257,13 @@ class TranslationData(MapData):
 def bucketed(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of an epoch's pairs in which every whole batch has pairs of similar lengths.
 
-    Epochs follow one another without a gap, so the first pairs of an epoch complete the last batch of the one before.
-    These, and the last ones, which begin a batch of the next epoch, are of any length.
+    Epochs follow one another without a gap. So the first pairs of an epoch complete the last batch of the epoch before,
+    and the last pairs begin a batch that the next epoch completes. These first and last pairs may have any lengths.
 
     Args:
         lengths: (pairs, 2) symbols of source and target of each pair.
         batch_size: pairs of a batch.
-        seed, epoch: numbers from which the order is drawn.
+        seed, epoch: numbers that determine the order.
     """
     draw = np.random.default_rng((seed, epoch))
     shuffled = draw.permutation(len(lengths))
@@ -299,7 +299,7 @@ def _by_length(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
 
 
 def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Return rows of ids, (B, longest), padded on the right, and the mask that is false there."""
+    """Return rows of ids, (B, longest), padded on the right, and a mask that is false on the padding."""
     longest = max(map(len, rows))
     ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
     return ids, torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]

@@ -71,7 +71,7 @@ class Vocabulary:
         )
 
     def _named(self, symbols: Iterable[Any]) -> str:
-        """Format the first few of some symbols for a person."""
+        """Format the first few distinct symbols for a message."""
         distinct = list(dict.fromkeys(symbols))
         if self.level == "word":
             shown = list(map(repr, distinct[:_SHOWN]))
@@ -81,7 +81,7 @@ class Vocabulary:
         return ", ".join(shown) + (f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else "")
 
     def places_in(self, other: "Vocabulary") -> NDArray[np.int64]:
-        """Return the id of each symbol in another vocabulary; an unknown word becomes its ``<unk>`` if it has that.
+        """Return the id of each symbol in another vocabulary. Unknown words get the id of its ``<unk>``, if it has one.
 
         Raises:
             UserError: the other vocabulary lacks a symbol, or has another level.

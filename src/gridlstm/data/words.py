@@ -18,9 +18,9 @@ from gridlstm.errors import UserError
 from gridlstm.files import cache_directory, write_bytes
 
 PAD, BOS, EOS, UNK = range(4)
-"""Ids of padding, of the begin and the end of a sentence, and of an unknown word, in every vocabulary."""
+"""Ids of padding, the beginning of a sentence, its end, and an unknown word, in every vocabulary."""
 UNKNOWN = "⁇"
-"""Text of an unknown word: one word to every BLEU tokenizer, and SentencePiece's own."""
+"""Text of an unknown word, as SentencePiece writes it. Every BLEU tokenizer reads it as one word."""
 
 _SPECIAL = 4
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -30,7 +30,7 @@ _WIDE = re.compile(rf"[{_CJK}\u3000-\u303f\uff00-\uffef]")
 _CLOSING = frozenset(".,!?;:%)]}»”'’…。，！？、；：）」』》")
 _OPENING = frozenset("([{«“‘¿¡$€£（「『《")
 _CLOSES = {'"': '"', "„": "“”"}
-"""Quotes that close another, by it."""
+"""Quotes that can close each opening quote."""
 
 
 class SentenceVocabulary(ABC):
@@ -43,11 +43,11 @@ class SentenceVocabulary(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of symbols, with the four special ones."""
+        """Return the number of symbols, including the four special ones."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a sentence, without begin and end; what the vocabulary lacks becomes ``UNK``."""
+        """Return the ids of a sentence, without ``BOS`` and ``EOS``; parts that the vocabulary lacks become ``UNK``."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -55,11 +55,11 @@ class SentenceVocabulary(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return everything that ``vocabulary_from`` needs, in types that JSON knows."""
+        """Return everything that ``vocabulary_from`` needs, in types that JSON supports."""
 
 
 class Level(ABC):
-    """Unit in which sentences are read and written, with the options by which its vocabulary is learned."""
+    """Unit in which sentences are read and written, with the options for learning its vocabulary."""
 
     @property
     @abstractmethod
@@ -72,15 +72,15 @@ class Level(ABC):
 
         Args:
             sentences: text of one language.
-            cache_dir: directory that keeps what takes long; None for the default of ``cache_directory``.
+            cache_dir: directory that keeps results of long computations; None for the default of ``cache_directory``.
 
         Raises:
-            UserError: a vocabulary of these options cannot be learned from the sentences.
+            UserError: a vocabulary with these options cannot be learned from the sentences.
         """
 
 
 def vocabulary_from(state: dict[str, Any]) -> SentenceVocabulary:
-    """Return the vocabulary whose ``state`` a checkpoint holds.
+    """Return the vocabulary of a ``state`` from a checkpoint.
 
     Raises:
         UserError: its package is not installed.
@@ -89,7 +89,7 @@ def vocabulary_from(state: dict[str, Any]) -> SentenceVocabulary:
 
 
 def split_sentence(text: str) -> list[str]:
-    """Return the words of a sentence: runs of letters and digits, and every other visible character by itself.
+    """Return the words of a sentence: runs of letters and digits, and every other visible character as one word.
 
     Apostrophes and hyphens inside a word, and points, commas and colons inside a number, belong to it ("don't",
     "T-shirt", "1,000", "7:45"). Every Chinese or Japanese character is a word.
@@ -117,9 +117,9 @@ class Words(SentenceVocabulary):
     """Vocabulary of whole words.
 
     Args:
-        words: words by their ids less four.
+        words: words in the order of their ids, which begin at 4.
         lowercase: True if sentences are lower-cased before they are split.
-        segmented: True if words are what white space separates; False for ``split_sentence``.
+        segmented: True to split sentences only at white space; False for ``split_sentence``.
     """
 
     def __init__(self, words: Sequence[str], lowercase: bool = False, segmented: bool = False) -> None:
@@ -154,8 +154,8 @@ class WordLevel(Level):
     Args:
         min_count: words seen fewer times in training are unknown; 2 as in the paper, which replaces those seen once.
         lowercase: lower-case sentences first.
-        segmented: words are what white space separates, as in text that another program has segmented; if false, they
-            are those of ``split_sentence``.
+        segmented: split sentences only at white space, for text that another program has segmented; if false, use
+            ``split_sentence``.
 
     Raises:
         ValueError: ``min_count`` is below 1.
@@ -235,10 +235,10 @@ class Pieces(SentenceVocabulary):
 class PieceLevel(Level):
     """Pieces of words that SentencePiece merges from frequent neighbours (byte-pair encoding, Sennrich et al. 2016).
 
-    Characters are not normalised, so that a decoded sentence has those of its language's training text.
+    Characters are not normalised, so that decoded sentences have the characters of the training text.
 
     Args:
-        size: number of symbols, with the four special ones.
+        size: number of symbols, including the four special ones.
         lowercase: lower-case sentences first.
 
     Raises:
@@ -257,7 +257,7 @@ class PieceLevel(Level):
         return self.size
 
     def learn(self, sentences: Sequence[str], cache_dir: Path | None = None) -> Pieces:
-        # The key has all that the model depends on, so a kept model is the one that would be learned.
+        # The key covers everything that the model depends on, so a cached model equals a newly learned one.
         text = [sentence.lower() for sentence in sentences] if self.lowercase else sentences
         options = json.dumps([asdict(self), _sentencepiece().__version__])
         key = hashlib.sha256("\n".join([options, *text]).encode()).hexdigest()[:16]
@@ -282,7 +282,7 @@ class PieceLevel(Level):
                 vocab_size=self.size,
                 character_coverage=1.0,
                 normalization_rule_name="identity",
-                max_sentence_length=2**20,  # bytes; the default leaves out longer sentences
+                max_sentence_length=2**20,  # bytes; the default would drop longer sentences
                 num_threads=1,
                 pad_id=PAD,
                 bos_id=BOS,
@@ -306,7 +306,7 @@ def _split(text: str, lowercase: bool, segmented: bool) -> list[str]:
 
 
 def _content(ids: Iterable[int]) -> list[int]:
-    """Return the ids up to the first ``EOS``, without padding and begin."""
+    """Return the ids up to the first ``EOS``, without ``PAD`` and ``BOS``."""
     found = []
     for id in map(int, ids):
         if id == EOS:
@@ -317,16 +317,16 @@ def _content(ids: Iterable[int]) -> list[int]:
 
 
 def _sentencepiece() -> Any:
-    """Return the package.
+    """Return the package sentencepiece.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the package is not installed.
     """
     try:
         import sentencepiece
     except ImportError as error:
         raise UserError(
-            "pieces of words need the package sentencepiece, which is not installed. Give: "
+            "pieces of words need the package sentencepiece, which is not installed. Run: "
             "pip install 'gridlstm[translation]'"
         ) from error
     return sentencepiece

@@ -17,7 +17,7 @@ from gridlstm.scan import Block, Masks, columns_of, expand_masks
 
 
 def empty_stages(widths: Sequence[int], rows: int, B: int, like: Tensor) -> list[Tensor]:
-    """Return ``stages_of`` a new storage."""
+    """Return the views of ``stages_of`` on a new storage."""
     return stages_of(empty(rows * B * sum(widths), like=like), widths, rows, B)
 
 
@@ -28,7 +28,7 @@ def stages_of(storage: Tensor, widths: Sequence[int], rows: int, B: int) -> list
 
 
 LARGE = 1 << 22
-"""Weights of a matrix from which on it does not fit into a core's caches."""
+"""Largest number of weights of a matrix that fits into a core's caches."""
 
 
 class Layout:
@@ -45,7 +45,7 @@ class Layout:
     ) -> None:
         self.block = block
         self.extents = extents
-        self.product_dtype = product_dtype  # type of products; None for that of the tensors
+        self.product_dtype = product_dtype  # type of products; None for the tensors' own
         self.B = B
         self.D = sum(block.sizes)
         self.columns = columns_of(block)
@@ -57,7 +57,7 @@ class Layout:
         # Other orders do not form one product for all dimensions of a stage.
         self.same = dict(block.same) if order == "diagonal" else {}
         self.owners = [tuple(n for n in stage if n not in self.same) for stage in block.stages]
-        # A dimension reads the pre-activations of its owner before that one's step overwrites them.
+        # A dimension reads the pre-activations of its owner before the owner's step overwrites them.
         self.stages = [
             (*(n for n in stage if n in self.same), *owners)
             for stage, owners in zip(block.stages, self.owners, strict=True)
@@ -131,10 +131,10 @@ class Buffers:
         Z: each stage's pre-activations, later the values that a cell keeps, then their gradients: (C, B, G). A sweep
             that saves nothing for a backward pass has room for only ``layout.at_once`` blocks: see ``begin``.
         vectors: each dimension's other parameters, (copies, length).
-        drop: factors on the inputs of products, (C, B, D); None for none.
-        keep: each dimension's (keep_h, keep_m), (C, B, size); None for none.
+        drop: factors on the inputs of products, (C, B, D), or None.
+        keep: each dimension's (keep_h, keep_m), each (C, B, size) or None.
         dH: gradients of the inputs of each block and of the outputs of the grid, (rows, B, D); in the backward pass.
-        dM: the same for memories.
+        dM: the gradients of memories in the same rows.
         grad_vectors: gradients of ``vectors``.
     """
 

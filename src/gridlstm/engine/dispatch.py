@@ -199,7 +199,7 @@ def check_weights(name: str, weights: Weights, like: Tensor) -> None:
 
 
 def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], like: Tensor) -> None:
-    """Raise UserError unless there is one mask for each dimension and each fits the grid.
+    """Raise UserError unless each dimension has one mask that fits the grid.
 
     Args:
         like: any input tensor of the grid, (..., B, size).

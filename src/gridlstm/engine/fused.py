@@ -1,7 +1,7 @@
 """The pointwise step of an LSTM, plain or with layer normalisation, in one pass over memory.
 
-In C, built with the machine's own compiler. It is optional: without a compiler, in another precision or on another
-device, ``steps.EagerStep`` computes the same numbers up to float32 rounding.
+The step is C code, built with the machine's own compiler. It is optional: without a compiler, in another precision or
+on another device, ``steps.EagerStep`` computes the same numbers up to float32 rounding.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fope
 
 
 PointwiseStep = Literal["fused", "eager", "triton"]
-"""Plain PyTorch, or for LSTM cells one pass: in C on the CPU, and with "triton" on a GPU too."""
+"""Pointwise step: "eager" is plain PyTorch. For LSTM cells, "fused" is C on the CPU and "triton" a kernel on a GPU."""
 
 _forced: PointwiseStep | None = None
 
@@ -115,7 +115,7 @@ def force_pointwise_step(name: PointwiseStep) -> None:
 
 @contextmanager
 def using_step(name: PointwiseStep) -> Iterator[None]:
-    """Use this step, if this machine supports it."""
+    """Use this step inside the block, if this machine supports it."""
     global _forced
     before, _forced = _forced, name
     try:
@@ -193,7 +193,7 @@ class FusedStep:
         )
 
     def forward(self, diagonal: Diagonal) -> None:
-        # Rows count from the first one of all buffers, even if Z holds only those of this diagonal.
+        # Row numbers count from the first row of the whole buffers, even if Z holds only the rows of this diagonal.
         self.dimension.z = self.z - self.buffers.first * self.z_stride
         self.run_forward(diagonal.rows.start, diagonal.size)
 

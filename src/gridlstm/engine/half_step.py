@@ -84,7 +84,7 @@ class HalfStep:
 
 
 def _pipeline(layout: Layout) -> list[tuple[Diagonal | None, Diagonal | None]]:
-    """Return (late, early) for every step: the group to compute the second stage of, and that for the first stage."""
+    """Return (late, early) for every step, which computes the second stage of late and the first stage of early."""
     groups: list[Diagonal | None] = list(layout.plan.diagonals)
     if all(layout.extents[n] == 1 for n in layout.block.stages[0]):
         # No dimension advances at full pace, so every second group is empty.
@@ -111,8 +111,8 @@ def _rest(late: Diagonal | None, early: Diagonal | None, shared: int) -> Iterato
 def _window(late: Diagonal | None, early: Diagonal | None, shared: int, first: Tensor, second: Tensor) -> Tensor:
     """Return rows of two stages as one batch, (2, shared * B, width), without copying.
 
-    Both stages share one storage with the later one first (``Buffers``), and the rows of its group come before those of
-    the other group. So the distance between the two is positive, as a stride must be.
+    Both stages share one storage, with the later stage first (``Buffers``). The rows of its group also come before the
+    rows of the other group. So the distance between the two is positive, as a stride must be.
     """
     assert late is not None
     assert early is not None

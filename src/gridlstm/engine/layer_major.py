@@ -2,8 +2,8 @@
 
 Within a layer, only the other dimensions form a chain, and only through their own columns of H. The last dimension's
 share of their pre-activations, and the whole last dimension, are products over all rows of the layer: three quarters of
-a 2-D block's arithmetic. With weights untied along the last axis, where the products of a diagonal have only B rows,
-this is much faster; with tied weights, a diagonal is faster.
+a 2-D block's arithmetic. With weights untied along the last axis, the products of a diagonal have only B rows, and this
+sweep is much faster. With tied weights, a diagonal is faster.
 
 Shape legend: as in ``gridlstm.engine.buffers``; a layer has r blocks.
 """
@@ -26,7 +26,7 @@ def layer_major_fits(block: Block) -> bool:
 
 
 class _Layer:
-    """Products of one layer, with unpacked weights: packing those of all layers would take as long as a small batch."""
+    """Products of one layer. Weights are not packed, because packing all layers would take as long as a small batch."""
 
     def __init__(
         self, buffers: Buffers, layer: Diagonal, weights: Sequence[Tensor], biases: Sequence[Tensor | None]

@@ -67,7 +67,7 @@ def force_product(name: Product) -> None:
 
 
 def autocast_type(like: Tensor) -> torch.dtype | None:
-    """Return the type in which autocast multiplies tensors like this one; None if it does not, as in float64."""
+    """Return the type to which autocast converts tensors like this one for products; None if it keeps their type."""
     device = like.device.type
     if like.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None
@@ -95,7 +95,7 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, product_dtype: torch.dtype | Non
     """Compute out = x y, or with ``add`` out += x y, for matrices or batches of matrices.
 
     Args:
-        product_dtype: the type to multiply in, which also rounds the product; None for that of ``out``.
+        product_dtype: the type to multiply in, which also rounds the product; None for the type of ``out``.
     """
     if product_dtype is not None:
         product = x.to(product_dtype) @ y.to(product_dtype)

@@ -1,4 +1,4 @@
-"""Large buffers of the engine, which later calls use again.
+"""Large buffers of the engine, which later calls reuse.
 
 A training step fills hundreds of megabytes. By default, glibc returns large freed tensors to the system, which zeroes
 their pages on the next use: that is 10 to 30 % of a step in a script that does not change the allocator.
@@ -29,7 +29,7 @@ class Region:
 
 
 class Pool:
-    """Regions for tensors; those that no tensor holds any more are handed out again.
+    """Regions for tensors; a region that no tensor holds any more is reused.
 
     A region serves any tensor that fits into it. Unused regions are kept, up to as many bytes as tensors have held at
     once, so that batches of different lengths do not collect memory. Linux may take their pages when memory is short.
@@ -37,14 +37,14 @@ class Pool:
 
     def __init__(self) -> None:
         self._unused: list[Region] = []  # the least recently used first
-        # A tensor may be freed in any thread and at any allocation of Python's, also while the lock is held.
+        # A tensor may be freed in any thread and at any allocation by Python, even while the lock is held.
         self._returned = deque[Region]()
         self._lock = threading.Lock()
         self._held = 0  # bytes
         self._most_held = 0
 
     def take(self, size: int) -> ctypes.Array[ctypes.c_char]:
-        """Return an array of this many bytes. Its region is used again after the array is freed."""
+        """Return an array of this many bytes. Its region is reused after the array is freed."""
         with self._lock:
             while self._returned:
                 region = self._returned.popleft()
@@ -81,7 +81,7 @@ _pool = Pool()
 
 
 def empty(*shape: int, like: Tensor) -> Tensor:
-    """Return ``like.new_empty(shape)``; on a CPU under Linux, a large one is in memory of earlier ones."""
+    """Return ``like.new_empty(shape)``; on a CPU under Linux, a large tensor reuses the memory of earlier ones."""
     numbers = prod(shape)
     size = numbers * like.element_size()
     if size < HUGE_PAGE or like.device.type != "cpu" or sys.platform != "linux":

@@ -42,7 +42,7 @@ class Schedule(Protocol):
         """Fill Z and all slots, given the inputs of the grid."""
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
-        """Compute gradients of all pre-activations (into Z) and slots, given those of the grid's outputs."""
+        """Compute gradients of all pre-activations (into Z) and slots, given the gradients of the grid's outputs."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Packed:
         recompute: do not save gates, 2 D numbers instead of 6 D for LSTM cells; the backward pass computes them again
             in one product over all blocks, equal up to rounding.
 
-    Under autocast, matrix products run in its type; states, weights and their gradients keep theirs.
+    Under autocast, matrix products run in its type; states, weights and their gradients keep their types.
     """
 
     schedule: Schedule
@@ -96,7 +96,7 @@ class Packed:
 
 
 def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
-    """Return each dimension's pointwise step. Those of one stage run in the order of ``Layout.stages``."""
+    """Return each dimension's pointwise step. The steps of one stage run in the order of ``Layout.stages``."""
     layout = buffers.layout
 
     def step(n: int) -> Step:
@@ -186,8 +186,8 @@ class _PackedSweep(torch.autograd.Function):
         # Hooks on saved tensors may have changed the strides.
         X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
         # The first backward pass overwrites the kept gates with their gradients. A second one through the same graph
-        # (retain_graph) computes the gates again, by other products, so with other roundings. In double precision,
-        # where gradient checks need the same result each time, a copy is overwritten instead.
+        # (retain_graph) computes the gates again, with other products and other rounding. In double precision,
+        # gradient checks need the same result each time, so a copy is overwritten instead.
         kept, exact = ctx.has_gates, X[0].dtype == torch.float64
         ctx.has_gates = kept and exact
         if kept:

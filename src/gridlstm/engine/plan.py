@@ -1,4 +1,4 @@
-"""The order in which a fast sweep visits a grid, and the rows that every block's results go to.
+"""The order in which a fast sweep visits a grid, and the buffer rows for the results of every block.
 
 All blocks whose coordinates have the same sum depend only on blocks of smaller sums, so they are computed at once.
 Blocks are numbered in the order of computation: block k owns row k of every buffer, and the rows of blocks that are

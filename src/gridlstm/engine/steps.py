@@ -24,10 +24,12 @@ class Step(Protocol):
         """Write into z the values that ``backward`` reads, as ``forward`` does; all slots are already filled."""
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
-        """Replace z by its gradient, write the gradient of m, and return that of h, (r, B, d_n), if the cell has one.
+        """Replace z by its gradient, write the gradient of m, and return the gradient of h, (r, B, d_n).
+
+        None means that h has no gradient except through the matrix product.
 
         Args:
-            later: (r, B, D) gradients of h' from later stages of the same blocks; None for none.
+            later: (r, B, D) gradients of h' from later stages of the same blocks, or None.
         """
 
 
@@ -74,7 +76,7 @@ class EagerStep:
 
 
 class Reader:
-    """The step of a dimension whose pre-activations another one's product computes: see ``Block.same``.
+    """The step of a dimension whose pre-activations another dimension's product computes: see ``Block.same``.
 
     It runs before its owner's step, which overwrites them.
     """

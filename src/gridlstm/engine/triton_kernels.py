@@ -36,7 +36,7 @@ def _output(o, m, STANDARD: tl.constexpr):
     return o * _tanh(m) if STANDARD else _tanh(o * m)
 
 
-# Where a mask of booleans chooses, the value not chosen has no effect, even if NaN.
+# A boolean mask selects one value. The other value has no effect, even if it is NaN.
 @triton.jit
 def _held(keep, old):
     return tl.where(keep, old, 0.0) if keep.dtype == tl.int1 else keep * old
@@ -62,7 +62,7 @@ def _tile(first, end, d, ROWS: tl.constexpr, UNITS: tl.constexpr):
 
 @triton.jit
 def _following(successor, row, end, B):
-    """Return the rows that read what these rows compute."""
+    """Return the rows that read the results of these rows."""
     return tl.load(successor + row // B, row < end, 0) * B + row % B
 
 
@@ -110,7 +110,7 @@ def lstm_forward(
     _store_gates(gates, d, inside, u, f, o, c)
     tl.store(m + after * d + unit, new_m, inside)
     for stage in tl.static_range(STAGES):
-        # Stages up to this dimension's read the incoming h of the next block, later ones that of this block, updated.
+        # Stages up to this dimension's read the incoming h of the next block. Later stages read this block's new h.
         if stage <= STAGE:
             tl.store(h + stage * stage_stride + after * h_stride + unit, new_h, inside)
         else:
@@ -130,10 +130,10 @@ def lstm_backward(
     z, m, h, successor, keep_h, keep_m, grad_h, grad_m, past_h, first, end, B, d, z_stride, h_stride,
     LATER: tl.constexpr, STANDARD: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Replace the gates by gradients, write that of m, and with ``keep_h`` the part of h's that bypasses the step.
+    """Replace the gates by gradients, and write the gradient of m and, with ``keep_h``, a part of the gradient of h.
 
-    ``past_h`` (r, B, d) receives that part. With LATER, gradients of h' from later stages are in the own rows of
-    ``grad_h``.
+    ``past_h`` (r, B, d) receives that part, which bypasses the step. With LATER, gradients of h' from later stages are
+    in the own rows of ``grad_h``.
     """
     row, unit, inside = _tile(first, end, d, ROWS, UNITS)
     after = _following(successor, row, end, B)

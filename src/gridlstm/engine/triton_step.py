@@ -1,7 +1,7 @@
 """The pointwise step of a plain LSTM on a GPU, in one pass over memory: the kernels of triton_kernels.py.
 
-It is compared with the reference in Triton's interpreter, but was never timed on a GPU, so nothing chooses it by
-itself: only ``fused.force_pointwise_step("triton")`` does, the user's callbacks.engine_choices.pointwise=triton.
+Tests compare it with the reference in Triton's interpreter, but it was never timed on a GPU. So it runs only if the
+user asks for it: callbacks.engine_choices.pointwise=triton calls ``fused.force_pointwise_step("triton")``.
 """
 
 import os
@@ -48,7 +48,7 @@ def check_triton(option: str, device: torch.device) -> None:
     if (why := obstacle(device)) is not None:
         raise UserError(
             f"{option} cannot work here: {why}. Triton's kernels need a GPU and the triton that PyTorch installs for "
-            f"it. Leave the option out."
+            f"it. Remove the option."
         )
 
 

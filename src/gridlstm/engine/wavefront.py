@@ -38,8 +38,8 @@ class Wavefront:
         for diagonal in reversed(layout.plan.diagonals):
             here = dH[diagonal.rows]
             for k in range(last, -1, -1):
-                # Before the stage of dimension n, its columns collect the gradient of the block's own h'_n; after it,
-                # that of the incoming h_n.
+                # Before the stage of dimension n, its columns collect the gradient of the block's own h'_n. After the
+                # stage, they collect the gradient of the incoming h_n.
                 later = here if k < last else None
                 direct = [(layout.columns[n], pointwise[n].backward(diagonal, later)) for n in stages[k]]
                 if later is not None:

@@ -20,16 +20,16 @@ PARSER = Parser(
 
   gradients    norms of dL_T/dh_i through time and depth. With --ckpt A,B,…: at the start and after training, on test
                data, --steps 500 of a text or all of a shorter one; networks of the same name are numbered in order.
-               Without: new networks, --model grid2d,stacked_lstm,… --steps 500 --layers 100, and train.py's network
-               options
+               Without --ckpt: new networks, --model grid2d,stacked_lstm,… --steps 500 --layers 100, and train.py's
+               network options
   cells        memory cells of a character model over --symbols 40000 of its test text or all of a shorter one: which
                cells follow URLs, quotes, markup, …, the text coloured by them, and how long a value survives from layer
                to layer
   gates        how often gates are closed or open, by layer; --symbols 10000 of a text or all of a shorter one; for
-               other tasks, as many steps of test batches
+               other tasks, about 10000 steps of test batches
   image        a classifier of images: the pixels that decide, and the memories of each layer; --images 6 of the test
-  alignment    a translation: which source words move which target word, by gradients, and the attention of a network
-               that has it; the first --sentences 4 of the test
+  alignment    a translation: which source words move which target word, by gradients, and the attention if the network
+               has it; the first --sentences 4 of the test
   activation   the 1-LSTM as an activation function; --memory=-2,-1,0,1,2 --weights 1,2,3,4 (of u, f, o, c), or seed=1
                for four random sets
 
@@ -57,7 +57,7 @@ PARSER.add_argument(
 )  # fmt: skip
 
 STEPS, ROWS = 10_000, 10
-"""Steps over which gates are counted, and the number of streams that a text is split into for it."""
+"""Number of steps over which gates are counted, and number of streams into which a text is split for the count."""
 
 MODES: dict[str, frozenset[str]] = {
     "gradients": frozenset({"steps", "layers", "model"}),
@@ -67,7 +67,7 @@ MODES: dict[str, frozenset[str]] = {
     "alignment": frozenset({"sentences"}),
     "activation": frozenset({"memory", "weights"}),
 }
-"""Options of each picture, besides those of all."""
+"""Options of each picture, besides the options that all pictures have."""
 
 
 def look(given: dict[str, Any], overrides: list[str]) -> list[Path]:
@@ -118,7 +118,7 @@ def _activation(checkpoints: list[Path], out: Path, given: dict[str, Any], overr
         raise UserError("what=activation shows a single unit without a checkpoint. Replace ckpt by weights.")
     seeds = [override for override in overrides if override.startswith("seed=")]
     if others := [override for override in overrides if override not in seeds]:
-        raise UserError(f"there is no option {others[0].partition('=')[0]} of what=activation. Remove it.")
+        raise UserError(f"what=activation has no option {others[0].partition('=')[0]}. Remove it.")
     if "weights" in given and seeds:
         raise UserError("weights and seed exclude each other: seed draws weights. Remove one of them.")
     try:
@@ -187,7 +187,7 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[s
     others = [name for name, cell in cells.items() if type(cell) not in COUNTED]
     if len(others) < len(cells):
         for name in others:
-            log.info("%s is skipped, its cell has no gates u, f and o: %s", name, type(cells.pop(name)).__name__)
+            log.info("%s is skipped: its cell has no gates u, f and o: %s", name, type(cells.pop(name)).__name__)
     parts = []
     for x, inside in batches:
         recorded = record(trained.task.model, x, {"time": ["z"], "depth": ["z"]})

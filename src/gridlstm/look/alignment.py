@@ -31,9 +31,9 @@ class Aligned(NamedTuple):
 
 
 def align(task: Translate, data: TranslationData, sentence: str, beam: int = 5) -> Aligned:
-    """Translate a sentence, and return what each target symbol depends on.
+    """Translate a sentence, and return how much each source symbol influences each target symbol.
 
-    The gradient of a symbol's log-probability with respect to a projected source symbol is a vector; its length says
+    The gradient of a symbol's log-probability with respect to a projected source symbol is a vector. Its length says
     how much the source symbol moves the target symbol. It is defined for every network.
     """
     ids = [*data.source_vocabulary.encode(sentence), EOS]
@@ -93,7 +93,7 @@ def _rows(found: Sequence[Aligned]) -> list[Sequence[object]]:
 
 
 def _draw(found: Sequence[Aligned]) -> Any:
-    """Draw a sentence a row: the influence, and the attention of a network that has it."""
+    """Draw one sentence per row: the influence, and the attention if the network has it."""
     from matplotlib.figure import Figure
     from matplotlib.font_manager import findfont, get_font
 

@@ -33,7 +33,7 @@ MOST = 2**29
 
 @torch.no_grad()
 def record(model: SequenceModel, x: Tensor, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Tensor]]:
-    """Run a model over x (B, T) and return, by dimension, the named ones of "z", "h" and "m", (T, L, B, …) each.
+    """Run a model over x (B, T) and return the named vectors ("z", "h", "m") by dimension, (T, L, B, …) each.
 
     Raises:
         UserError: if the model's cells cannot be recorded, or have more than ``MOST`` values.
@@ -70,7 +70,8 @@ def look(trained: Trained, symbols: int, out: Path) -> list[Path]:
         symbols: number of symbols, from the beginning of the test split.
 
     Raises:
-        UserError: if it is no character model, the text is too short, or the model's cells cannot be recorded.
+        UserError: if the model is not a character model, the text is too short, or the model's cells cannot be
+            recorded.
     """
     text = text_of(trained)
     if (most := len(text.ids) - 1) < LEAST:

@@ -54,7 +54,7 @@ def page(text: str, memories: dict[str, Array], known: Mapping[str, Array], best
     """Return a self-contained HTML page: for each label, the best cell's colours over a part of the held-out half.
 
     Red: above the cell's mean, blue: below it. If the label is 0 or 1, characters with label 1 are underlined.
-    Characters are in order from left to right, even those of right-to-left scripts.
+    Characters run from left to right, even in right-to-left scripts.
 
     Args:
         memories: by dimension, (N, L, d).
@@ -107,7 +107,7 @@ def title(cell: Ranked) -> str:
 
 
 def picture(text: str, memories: dict[str, Array], known: Mapping[str, Array], best: Sequence[Ranked]) -> "Figure":
-    """Draw ``page`` with two lines of text per label; labelled characters are bold, those not in the font a �."""
+    """Draw ``page`` with two lines of text per label. Labelled characters are bold; those not in the font are �."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.font_manager import findfont, get_font

@@ -117,7 +117,7 @@ def _layers(model: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, list[Hidde
 
 
 def _norms(gradients: Sequence[Sequence[Tensor]], rows: int) -> Contributions:
-    """Return norms over all axes except that of the rows."""
+    """Return norms over all axes except the rows."""
 
     def norm(part: int) -> Tensor:
         flat = [each[part].movedim(rows, 0).flatten(1) for each in gradients]

@@ -24,7 +24,7 @@ class Layer(NamedTuple):
 
     h: Tensor
     m: Tensor
-    """0 where depth has no memory."""
+    """0 if depth has no memory."""
     gradient: Tensor
     """Gradient of the chosen logit with respect to h and m together."""
 
@@ -43,7 +43,7 @@ class Seen(NamedTuple):
 
 
 def see(task: ClassifyImage, batch: ImageBatch) -> Seen:
-    """Return what the network makes of a batch; gradients are of the logit of the class that it chooses."""
+    """Return the classes that the network chooses for a batch, and the gradients of their logits."""
     leaving: list[HiddenMemory] = []
 
     def keep(layer: nn.Module, given: Any, sides: list[HiddenMemory]) -> None:
@@ -91,7 +91,7 @@ def _rows(seen: Seen) -> list[Sequence[object]]:
 
 
 def _draw(seen: Seen) -> Any:
-    """Draw an image a row: the image, its pixels' gradient, and of every layer memory (h without) and gradient."""
+    """Draw one image per row, the gradient of its pixels, and each layer's memory (or h) and gradient."""
     from matplotlib.figure import Figure
 
     maps = [("|d logit / d pixel|", seen.pixels)]

@@ -53,7 +53,7 @@ def characters(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[str, NDArray
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, places = "", list[int]()
     for place, code in enumerate(codes):
-        new = decoder.decode(bytes([code]))  # two if the byte breaks off a character; the first belongs one place back
+        new = decoder.decode(bytes([code]))  # two if the byte breaks a character off; the first belongs one place back
         text += new
         last = place - len(decoder.getstate()[0])  # the byte may begin a character that is not complete yet
         places += range(last - len(new) + 1, last + 1)

@@ -80,14 +80,14 @@ def load_classifier(
     """Load a checkpoint of a classifier of images, as ``load`` does; return its data and the trained task.
 
     Raises:
-        UserError: it is of another task, or see ``load``.
+        UserError: if the checkpoint is of another task, or see ``load``.
     """
     cfg, weights, data = _opened(checkpoint, overrides, trust)
     task = make_task(cfg, data.spec)
     if not isinstance(task, ClassifyImage):
         raise UserError(
-            f"what=image is for classifiers of images, and {checkpoint} is of task={cfg.run.task}. Give a checkpoint "
-            f"of task=mnist, say."
+            f"what=image is for classifiers of images, but {checkpoint} is of task={cfg.run.task}. Give a checkpoint "
+            f"of such a task, such as task=mnist."
         )
     load_weights(task, weights)
     return data, task.eval()
@@ -99,14 +99,14 @@ def load_translation(
     """Load a checkpoint of a translation, as ``load`` does; return its data and the trained task.
 
     Raises:
-        UserError: it is of another task, or see ``load``.
+        UserError: if the checkpoint is of another task, or see ``load``.
     """
     cfg, weights, data = _opened(checkpoint, overrides, trust)
     task = make_task(cfg, data.spec)
     if not isinstance(task, Translate) or not isinstance(data, TranslationData):
         raise UserError(
-            f"what=alignment is for translations, and {checkpoint} is of task={cfg.run.task}. Give a checkpoint of "
-            f"task=translation, say."
+            f"what=alignment is for translations, but {checkpoint} is of task={cfg.run.task}. Give a checkpoint of "
+            f"task=translation or tatoeba."
         )
     load_weights(task, weights)
     return data, task.eval()
@@ -129,8 +129,8 @@ def _check_finite(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         if not value.isfinite().all():
             raise UserError(
-                f"the weights of {checkpoint} are not finite, the first of them {name}. Give best.ckpt, or another "
-                f"checkpoint from before the training diverged."
+                f"the weights of {checkpoint} are not finite, first in {name}. Give best.ckpt, or another checkpoint "
+                f"from before the training diverged."
             )
 
 
@@ -143,7 +143,7 @@ def new(model: str, spec: Spec, overrides: Sequence[str]) -> SequenceTask:
     Raises:
         UserError: if the model or an option does not exist, or seed is invalid.
     """
-    # task.network sets default sizes and the forget bias; those of memorization suit a deep grid.
+    # task.network sets default sizes and the forget bias. The values of task=memorization suit a deep grid.
     words = ["task=memorization", f"model={model}", *overrides]
     try:
         cfg: DictConfig = compose(*words)

@@ -53,8 +53,8 @@ class Dimension:
 class _Watched(Cell):
     """A cell that records its calls.
 
-    It passes copies on, which only the rest of the network reads. The gradient with respect to a copy is that of the
-    vector between two blocks, without the part through the dependence of h' on m'.
+    It passes copies of h' and m' on, which only the rest of the network reads. The gradient with respect to a copy is
+    the gradient of the vector between two blocks, without the part by which h' depends on m'.
     """
 
     seen: Dimension
@@ -82,7 +82,7 @@ def watching(model: nn.Module, vectors: bool = True) -> Iterator[dict[str, Dimen
         vectors: true if h and m will be used; false if only z.
 
     Yields:
-        The dimensions that have a cell by name, "time" and "depth"; they fill as the model runs.
+        The dimensions that have a cell, by name: "time" and "depth". Their calls are added while the model runs.
 
     Raises:
         UserError: if the kind of model is not supported, or it mixes a cell's new h and m with earlier ones.

@@ -17,12 +17,12 @@ from gridlstm.models.translation import TranslationModel, check_source
 
 
 class EncodedSource(NamedTuple):
-    """Encoded source, which the prediction of a target needs."""
+    """Encoded source, from which a target is predicted."""
 
     annotations: Tensor
     """(S, B, 2 d): outputs of both directions of the encoder"""
     keys: Tensor
-    """(S, B, d): annotations as the attention compares them"""
+    """(S, B, d): projected annotations, which the attention compares with h"""
     mask: Tensor
     """(S, B) bool: False on padding"""
     ends: Tensor
@@ -49,15 +49,15 @@ class AttentionLSTM(TranslationModel):
         h_t, m_t = LSTM([x_t; c_t], h_{t-1}, m_{t-1})
         y_t = tanh(C [h_t; c_t; x_t])
 
-    The decoder starts from tanh(V [ends of both directions]). The paper's units are GRUs, and its read-out a maxout.
+    The decoder starts from tanh(V [ends of both directions]). The paper uses GRUs and a maxout read-out.
 
-    Without attention the source is known from that start only (Sutskever et al. 2014, arXiv 1409.3215): there is no c,
-    and y_t = h_t.
+    Without attention, the decoder sees the source only through that start (Sutskever et al. 2014, arXiv 1409.3215):
+    there is no c, and y_t = h_t.
 
     Args:
         source_size, target_size: number of symbols.
-        hidden_size: d, of projected symbols, of each direction of the encoder, and of the decoder.
-        num_layers: L, of the encoder and of the decoder.
+        hidden_size: d, the length of projected symbols, and the size of each encoder direction and of the decoder.
+        num_layers: L, the same for the encoder and the decoder.
         dropout: probability of dropping elements of projected symbols, of annotations and of y, and between layers.
         attention: see above.
 

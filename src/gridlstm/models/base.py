@@ -86,8 +86,8 @@ class VectorModel(Model):
 class ImageModel(Model):
     """``forward(images) -> y``: features at every place of a map over the image.
 
-    images is (B, channels, height, width) floats; y is (B, Y, X, output_size). Which places a task reads, all of them,
-    their mean or one, is the task's choice.
+    images is (B, channels, height, width) floats; y is (B, Y, X, output_size). A task reads all places, their mean, or
+    one place.
     """
 
     map_size: tuple[int, int]
@@ -236,7 +236,7 @@ class VectorProjection(nn.Linear):
 def check_images(images: Tensor, channels: int, height: int, width: int, weight: Tensor) -> None:
     """Raise UserError unless images are floats (B, channels, height, width), of the type and on the device of weight.
 
-    Autocast makes all floats but float64 one type.
+    Under autocast, images and weight may have different float types, except float64.
     """
     if images.dim() != 4 or images.shape[1:] != (channels, height, width) or not images.is_floating_point():
         raise UserError(
@@ -266,7 +266,7 @@ def check_frames(frames: Tensor) -> None:
 
 
 class Patches(nn.Module):
-    """Cut an image into patches of p x p pixels without overlap, and project each to W x without bias.
+    """Patches of an image, p x p pixels without overlap, each projected to W x without bias.
 
     Args:
         channels, height, width: of the images.

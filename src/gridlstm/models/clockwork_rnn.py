@@ -28,9 +28,9 @@ class ClockworkRNNState(NamedTuple):
 class ClockworkRNN(Configured, SequenceModel):
     """CW-RNN: hidden units in g modules; module i is updated only at steps t with t mod T_i = 0.
 
-    h'_i = tanh(sum_{k >= i} W_H^{ik} h_k + W_I^i x + b_i) where t mod T_i = 0, else h'_i = h_i. Modules are ordered by
+    h'_i = tanh(sum_{k >= i} W_H^{ik} h_k + W_I^i x + b_i) if t mod T_i = 0, else h'_i = h_i. Modules are ordered by
     period, and a module sees only itself and slower ones: W_H is block upper triangular, and only its blocks are
-    parameters. The first step is t = 0, at which all modules are updated.
+    parameters. The first step is t = 0, when all modules are updated.
 
     The paper has one layer; further layers are stacked, each reading the h' of the layer below. All units are computed
     at every step, and inactive ones then keep their value, so the time that the paper saves is not saved here.

@@ -1,4 +1,4 @@
-"""A small convolutional network: what everybody would use instead.
+"""A small convolutional network, the usual choice for images.
 
 Shape legend: B batch rows, d hidden size.
 """
@@ -13,10 +13,11 @@ from gridlstm.models.base import ImageModel, check_images, start_for_relu
 
 
 class CNN(ImageModel):
-    """L convolutions of 3 x 3 pixels, each with a bias and a ReLU; after every second one the largest of 2 x 2 places.
+    """L convolutions of 3 x 3 pixels, each with a bias and a ReLU, and a max-pooling of 2 x 2 after every second one.
 
     The first two have d channels, and every further pair twice as many as the one before, as in VGG (Simonyan and
-    Zisserman 2014, arXiv 1409.1556). Without batch normalisation, whose averages a distributed run would not share.
+    Zisserman 2014, arXiv 1409.1556). There is no batch normalisation, because a distributed run would not share its
+    averages.
 
     Args:
         channels, height, width: of the images.
@@ -24,7 +25,7 @@ class CNN(ImageModel):
         num_layers: L.
 
     Raises:
-        UserError: the image is too small to be halved so often.
+        UserError: the image is too small to be halved num_layers // 2 times.
     """
 
     def __init__(self, channels: int, height: int, width: int, hidden_size: int, num_layers: int) -> None:

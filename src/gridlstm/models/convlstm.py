@@ -19,8 +19,8 @@ class ConvLSTM(VideoModel):
         m_t = sigmoid(f + b) . m_{t-1} + sigmoid(u) . tanh(c)
         h_t = sigmoid(o) . tanh(m_t)
 
-    The output at frame t is the top h_t, which depends on the frames up to t alone. The paper too cuts its moving
-    digits into patches of 4 x 4 pixels. Here they are projected.
+    The output at frame t is the top h_t, which depends only on the frames up to t. The paper also cuts its moving
+    digits into patches of 4 x 4 pixels. Here the patches are projected.
 
     Args:
         channels, height, width: of the frames.
@@ -28,7 +28,7 @@ class ConvLSTM(VideoModel):
         num_layers: L.
         patch: p, for patches of p x p pixels.
         kernel: k, odd.
-        forget_bias: b, beside the learned bias.
+        forget_bias: b, added to the learned bias.
 
     Raises:
         UserError: k is even, or see ``gridlstm.models.base.Patches``.

@@ -29,7 +29,7 @@ class Grid2d(SequenceModel):
     """Grid of LSTM cells along time and along depth.
 
     Each step's input is projected into the hidden and memory vectors that enter the first layer along depth. The output
-    is the hidden and memory vectors that leave the last: y = [h; m] of length 2d.
+    is the hidden and memory vectors that leave the last layer: y = [h; m] of length 2d.
 
     The tied network of 1,000 units with 205 symbols has 16.8 M parameters at any depth.
 

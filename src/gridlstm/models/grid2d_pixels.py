@@ -1,4 +1,4 @@
-"""A causal grid over the pixels of an image: each is seen through all pixels before it in raster order.
+"""A causal grid over the pixels of an image: the output at a pixel sees all pixels before it in raster order.
 
 Shape legend: B batch rows, (R, W) rows and columns of pixels, L layers, d hidden size.
 """
@@ -27,7 +27,7 @@ class LayerState(NamedTuple):
 
 
 class Grid2dPixels(PixelModel):
-    """Pairs of grids over rows, columns and depth, which together see all earlier pixels and no other.
+    """Pairs of grids over rows, columns and depth, which together see all earlier pixels and no others.
 
     A scan from the top left, A, does not see what lies above and to the right of a pixel; a scan from the top right, B,
     does. B's output is used one row lower, where its whole field lies above the pixel (PixelRNN's Diagonal BiLSTM, van
@@ -35,7 +35,7 @@ class Grid2dPixels(PixelModel):
 
         A A . .      . . . .      A A . .         At the pixel x, A sees the columns to the left,
         A A . .  and . . B B  is  A A B B         B the rows above, from the column of x on.
-        A A x .      . . B B      A A x .         Read from the upper left corner, nothing is missing.
+        A A x .      . . B B      A A x .         Together they see all earlier pixels in raster order.
 
     With v_ij the projected pixel and y^l_ij = [h; m] the output of layer l:
 
@@ -44,14 +44,15 @@ class Grid2dPixels(PixelModel):
         output:        y^l_ij = (A^l_ij + B^l_{i-1,j}) / 2
 
     v_{i,-1} is learned: without it, the first pixels would be predicted from zeros, which no weight can tell apart from
-    a bias. Elsewhere zeros stand for what lies outside. A and B are grids of extents (R, W, 1) with weights of their
-    own, and read along depth. The mean, where PixelRNN has the sum, keeps the scale of memories from layer to layer.
+    a bias. All other inputs from outside the image are zeros. A and B are grids of extents (R, W, 1) with their own
+    weights, and their outputs along depth are read. PixelRNN adds A and B. The mean keeps the scale of memories from
+    layer to layer.
 
     Args:
         channels, height, width: of the images.
         hidden_size: d.
         num_layers: L.
-        space: the cell along the rows and the columns, with weights of its own for each.
+        space: the cell along the rows and the columns, with separate weights for each.
         depth: the cell along depth. ``NonLSTM`` has no memory, and y = h.
         sweep: see ``gridlstm.grid.Grid``.
     """

@@ -20,8 +20,8 @@ CORNERS = {
     "top_right": (False, True),
     "bottom_left": (True, False),
 }
-"""Corners in which a scan begins: True where it runs against the rows, and against the columns. In this order every
-place has seen the whole image after two layers."""
+"""Corners in which a scan begins, each with two flags: True if the scan runs from the last row to the first, and True
+if it runs from the last column to the first. In this order every place has seen the whole image after two layers."""
 
 
 def scans(
@@ -29,10 +29,10 @@ def scans(
 ) -> tuple[list[tuple[bool, bool]], tuple[int, int]]:
     """Return the directions of each layer's scan, as in ``CORNERS``, and the place (row, column) where the last ends.
 
-    A scan ends opposite to its corner. The list of corners begins anew where there are more layers.
+    A scan ends in the opposite corner. The list of corners repeats if there are more layers.
 
     Raises:
-        UserError: no corner, or one that an image does not have.
+        UserError: the list is empty, or names a corner that an image does not have.
     """
     if isinstance(corners, str) or not corners or any(corner not in CORNERS for corner in corners):
         raise UserError(f"corners must be a list of {', '.join(CORNERS)}, got {corners!r}.")
@@ -44,21 +44,22 @@ def scans(
 class Grid3d(ImageModel):
     """Layers of grids over the patches of an image: LSTM cells along the rows, the columns and the depth.
 
-    Each patch is projected into the h and the m that enter the first layer. A layer is a grid of its own, of extents
-    (Y, X, 1) with weights of its own, for a scan has one direction: each begins at its own corner, where zeros enter,
-    and ends at the opposite one. What leaves a layer along depth enters the next one at the same place; the last one's
-    is the output, y = [h; m] of length 2 d at every place (section 3 of arXiv 1507.01526, with N = 3).
+    Each patch is projected into the h and the m that enter the first layer. Each layer is a separate grid of extents
+    (Y, X, 1) with its own weights, because a scan has one direction: it begins at its own corner, where zeros enter,
+    and ends at the opposite corner. The vectors that leave a layer along depth enter the next layer at the same place.
+    The vectors that leave the last layer are the output, y = [h; m] of length 2 d at every place (section 3 of
+    arXiv 1507.01526, with N = 3).
 
-    With 4 layers of 100 units, 1.44 M weights beside projection and read-out.
+    With 4 layers of 100 units, the network has 1.44 M weights besides projection and read-out.
 
     Args:
         channels, height, width: of the images.
         hidden_size: d.
         num_layers: L.
         patch: p, for patches of p x p pixels.
-        corners: where each layer's scan begins, from the first on: top_left, bottom_right, top_right, bottom_left. The
-            list begins anew where there are more layers.
-        space: the cell along the rows and the columns, with weights of its own for each.
+        corners: where each layer's scan begins, from the first layer on: top_left, bottom_right, top_right or
+            bottom_left. The list repeats if there are more layers.
+        space: the cell along the rows and the columns, with separate weights for each.
         depth: the cell along depth. ``NonLSTM`` has no memory, and y = h.
         priority: "depth" if depth sees the new hidden vectors of the other two (section 3.2), or None.
         sweep: see ``gridlstm.grid.Grid``.

@@ -19,11 +19,12 @@ from gridlstm.models.grid3d import CORNERS, scans
 class Grid4d(VideoModel):
     """``Grid3d`` with time as a fourth dimension: every layer scans space from a corner of its own, and time forwards.
 
-    Each patch of each frame is projected into the h and the m that enter the first layer. A layer is a grid of its own,
+    Each patch of each frame is projected into the h and the m that enter the first layer. Each layer is a separate grid
     of extents (Y, X, T, 1): zeros enter along the rows and columns at its corner, and along time at the first frame.
-    What leaves a layer along depth enters the next one at the same place and time; the last one's is the output,
-    y = [h; m] (section 3 of arXiv 1507.01526, with N = 4). After two layers from opposite corners the output at a frame
-    depends on every patch of that frame and of all earlier ones, and on no later one.
+    The vectors that leave a layer along depth enter the next layer at the same place and time. The vectors that leave
+    the last layer are the output, y = [h; m] (section 3 of arXiv 1507.01526, with N = 4). After two layers from
+    opposite corners, the output at a frame depends on every patch of that frame and of all earlier frames, and on no
+    later frame.
 
     Args:
         channels, height, width: of the frames.
@@ -31,7 +32,7 @@ class Grid4d(VideoModel):
         num_layers: L.
         patch: p, for patches of p x p pixels.
         corners: see ``gridlstm.models.grid3d.Grid3d``.
-        space: the cell along the rows and the columns, with weights of its own for each.
+        space: the cell along the rows and the columns, with separate weights for each.
         time: the cell along time.
         depth: the cell along depth. ``NonLSTM`` has no memory, and y = h.
         sweep: see ``gridlstm.grid.Grid``.

@@ -18,7 +18,7 @@ class MDLSTM2d(SequenceModel):
     """``Grid2d`` with the block of ``MDLSTM``: H = [h_time; h_depth], m' = f_1 . m_time + f_2 . m_depth + u . c.
 
     Input and output are as in ``Grid2d``: each step is projected into the h and m that enter the first layer, and
-    y = [h; m] of the last. All blocks share one set of 10 d^2 weights.
+    y = [h; m] of the last layer. All blocks share one set of 10 d^2 weights.
 
     Args:
         input_size: symbols, or features per step.

@@ -1,4 +1,4 @@
-"""A stack of multidimensional LSTMs over an image: what the paper sets the 3-LSTM against (section 2.3).
+"""A stack of multidimensional LSTMs over an image, with which the paper compares the 3-LSTM (section 2.3).
 
 Shape legend: B batch rows, (Y, X) rows and columns of patches, L layers, d hidden size.
 """
@@ -18,7 +18,7 @@ from gridlstm.models.grid3d import CORNERS, scans
 class MDLSTMImage(ImageModel):
     """``Grid3d`` with blocks of ``MDLSTM`` and without memory along depth: a layer reads the h of the one before.
 
-    H = [x; h_y; h_x] and m' = f_y . m_y + f_x . m_x + u . c at every place, 15 d^2 weights a layer. Each layer scans
+    H = [x; h_y; h_x] and m' = f_y . m_y + f_x . m_x + u . c at every place. Each layer has 15 d^2 weights and scans
     from its own corner; the paths from corner to corner add up in m'. The output is the top h.
 
     Args:

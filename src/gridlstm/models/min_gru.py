@@ -24,11 +24,11 @@ class MinGRU(SequenceModel):
     """Pre-norm blocks (``ResidualBlock``) of minGRU, a GRU whose gate does not depend on h, and a final layer norm::
 
         z = sigma(W_z x + b_z)
-        h' = (1 - z) . h + z . g(W_h x + b_h),   g(a) = a + 1/2 where a >= 0, else sigma(a)
+        h' = (1 - z) . h + z . g(W_h x + b_h),   g(a) = a + 1/2 if a >= 0, else sigma(a)
 
-    starting from h = g(0) = 1/2. The function g, which keeps h positive, is that of the paper's log-space form
-    (appendix B). Because z and g do not depend on h, all steps are computed in about log2 T rounds (``linear_scan``).
-    Log space is not needed: the scan by doubling multiplies factors 1 - z between 0 and 1, and divides nothing.
+    starting from h = g(0) = 1/2. The function g comes from the paper's log-space form (appendix B) and keeps h
+    positive. Because z and g do not depend on h, all steps are computed in about log2 T rounds (``linear_scan``).
+    Log space is not needed: the scan by doubling multiplies factors 1 - z between 0 and 1, and never divides.
 
     Args:
         input_size: symbols, or features per step.
@@ -108,7 +108,7 @@ def _by_doubling(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _LinearScan(torch.autograd.Function):
-    """Saves only a, h and the result for the backward pass; autograd would save every round."""
+    """Scan that saves only a, h and the result for the backward pass; autograd would save every round."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, h: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A fully connected network on all pixels, which knows nothing of their places.
+"""A fully connected network on all pixels, which does not use their positions.
 
 Shape legend: B batch rows, d hidden size.
 """

@@ -14,7 +14,7 @@ from gridlstm.models.base import PixelModel, check_rows
 
 
 class PixelCNNState(NamedTuple):
-    """Rows above the next one."""
+    """Rows above the next row of pixels."""
 
     above: Tensor
     """(B, channels, 1, W): the last row of pixels."""
@@ -23,9 +23,9 @@ class PixelCNNState(NamedTuple):
 
 
 class PixelCNN(PixelModel):
-    """L layers of two stacks: v of the rows above, h of these and of the pixels to the left.
+    """L layers of two stacks: v sees the rows above, h sees these rows and the pixels to the left.
 
-    After van den Oord et al. 2016, arXiv 1606.05328, section 2. With * a convolution with bias, and x the pixels:
+    It follows van den Oord et al. 2016, arXiv 1606.05328, section 2. With * a convolution with bias, and x the pixels:
 
         v^0_ij = A x_{i-1,j}              h^0_ij = B x_{i,j-1}
         g^l = V^l * v^{l-1}               v^l = gate(g^l)
@@ -33,7 +33,7 @@ class PixelCNN(PixelModel):
         gate([a; b]) = tanh(a) . sigmoid(b)
 
     V spans (k + 1) / 2 rows of k columns, H (k + 1) / 2 columns; both end at their own place. So the output h^L, of
-    length d, sees L (k - 1) / 2 + 1 rows above it. Zeros stand for what lies outside. The paper's network has two more
+    length d, sees L (k - 1) / 2 + 1 rows above it. Places outside the image are zero. The paper's network has two more
     layers of 1 x 1 pixels below its logits.
 
     Args:

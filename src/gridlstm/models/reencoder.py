@@ -22,7 +22,7 @@ ReadOut = Literal["end", "gated_max"]
 
 
 class ReencoderContext(NamedTuple):
-    """Projected source, which the prediction of a target needs."""
+    """Projected source, from which a target is predicted."""
 
     h: Tensor
     """(S, B, d): projected words, read before the first step only"""
@@ -35,19 +35,22 @@ class ReencoderContext(NamedTuple):
 class Reencoder(TranslationModel):
     """Grids over source and target, one above the other, that scan the source in opposite directions.
 
-    A grid has three dimensions, of extents (S, T, 1). Along source and target, ``time`` cells with one weight set
-    (section 3.5): with H = [h_s; h_t; h_k],
+    A grid has three dimensions, of extents (S, T, 1). Along source and target it has ``time`` cells that share one
+    weight set (section 3.5). With H = [h_s; h_t; h_k],
 
         (h'_s, m'_s), (h'_t, m'_t) = LSTM(H, m_s, W), LSTM(H, m_t, W)
 
     Both read the same H, so one product W H serves both.
 
-    Along depth k, a prioritised dimension without memory (sections 3.2 and 3.3): h'_k = V [h'_s; h'_t; h_k]. It carries
-    a grid's result to the next one at every place. Inputs come from two sides of the first grid (section 3.4): each
-    source word is projected into the h and the m that enter along target, at the first step; each target word into
-    those that enter along source, at the first place. Zeros enter everywhere else. Every grid runs forward along
-    target. Along source the last one runs backward, the one below it forward, and so on: with L = 2 the first grid
-    reads the source from its beginning, the second from its end.
+    Depth k is a prioritised dimension without memory (sections 3.2 and 3.3): h'_k = V [h'_s; h'_t; h_k]. It carries a
+    grid's result to the next grid at every place.
+
+    Inputs enter on two sides of the first grid (section 3.4). Each source word is projected into the h and the m that
+    enter along target, at the first step. Each target word is projected into the h and the m that enter along source,
+    at the first place. Zeros enter everywhere else.
+
+    Every grid runs forward along target. Along source the last grid runs backward, the one below it forward, and so on:
+    with L = 2 the first grid reads the source from its beginning, the second from its end.
 
     At padding, the vectors along source stay as they are. No other vectors leave a place of padding for another place,
     so padding changes nothing.
@@ -55,8 +58,8 @@ class Reencoder(TranslationModel):
     The state is one column of each grid, h_t and m_t at every source place, so that predicting one more word scans the
     source once in each direction: T target words cost O(S T).
 
-    The paper's network has 2 grids of 450 units with dropout 0.5. It has 4 d 3 d + d 3 d weights in each grid, except
-    that with ``read_out="end"`` the last one has no V, for nobody reads its depth.
+    The paper's network has 2 grids of 450 units with dropout 0.5. Each grid has 4 d 3 d + d 3 d weights. With
+    ``read_out="end"`` the last grid has no V, because its output along depth is not read.
 
     Args:
         source_size, target_size: number of symbols.
@@ -64,9 +67,9 @@ class Reencoder(TranslationModel):
         num_layers: L.
         time: the cell along source and target.
         dropout: probability of dropping elements of h where the products inside the blocks read it.
-        read_out: y is "end", [h; m] along source where the last scan ends, at the beginning of the source; or
-            "gated_max", the largest value over all source places, max_s (A h'_k + a) . sigma(G h'_k + g), as networks
-            of convolutions over source and target have it (Elbayad et al. 2018, arXiv 1808.03867).
+        read_out: the output y. "end" is [h; m] along source where the last scan ends, at the beginning of the source.
+            "gated_max" is the largest value over all source places, max_s (A h'_k + a) . sigma(G h'_k + g), as in
+            convolutional networks over source and target (Elbayad et al. 2018, arXiv 1808.03867).
         sweep: see ``gridlstm.grid.Grid``.
 
     Raises:
@@ -115,7 +118,7 @@ class Reencoder(TranslationModel):
         return ReencoderContext(h, m, source_mask.T)
 
     def start(self, context: ReencoderContext) -> tuple[HiddenMemory, ...]:
-        """Return h and m along target of every grid, (S, R, d) each: those of the first are the source's words."""
+        """Return h and m along target of every grid, (S, R, d) each; the first grid reads the source words."""
         words = HiddenMemory(context.h, context.m)
         return (words, *(HiddenMemory(*map(torch.zeros_like, words)) for _ in self.grids[1:]))
 
@@ -137,7 +140,7 @@ class Reencoder(TranslationModel):
         return self._read_out(end, depth.h, padding), tuple(after)
 
     def _read_out(self, end: HiddenMemory, depth: Tensor, padding: Tensor) -> Tensor:
-        """Return y (R, T, ·) of what leaves the last grid along source (T, 1, R, ·) and along depth (S, T, R, d)."""
+        """Return y (R, T, ·), given the last grid's outputs along source (T, 1, R, ·) and along depth (S, T, R, d)."""
         if self.gated is None:
             return torch.cat(end, dim=-1)[:, 0].transpose(0, 1)
         value, gate = self.gated(depth).chunk(2, dim=-1)

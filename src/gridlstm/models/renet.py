@@ -13,11 +13,11 @@ from gridlstm.models.torch_lstm import run_lstm
 
 
 class ReNet(ImageModel):
-    """L layers, each of two bidirectional LSTMs: one over every column, one over every row of what that makes.
+    """L layers, each of two bidirectional LSTMs: one over every column, then one over every row of its output.
 
     v = [LSTM_down(x); LSTM_up(x)] along each column, y = [LSTM_right(v); LSTM_left(v)] along each row: every place has
-    seen the whole image after one layer. The output has length 2 d. Differs from the paper's network: the patches are
-    cut below the first layer alone, and are projected.
+    seen the whole image after one layer. The output has length 2 d. Unlike in the paper's network, patches are cut only
+    below the first layer, and are projected.
 
     Args:
         channels, height, width: of the images.
@@ -41,7 +41,7 @@ class ReNet(ImageModel):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        # There is no dropout in it, and cuDNN keeps what a backward pass needs only in training mode.
+        # cuDNN saves tensors for the backward pass only in training mode. Without dropout, results do not change.
         self.columns.train()
         self.rows.train()
         return self

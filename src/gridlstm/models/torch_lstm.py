@@ -12,8 +12,8 @@ from gridlstm.engine.matmul import autocast_type
 def run_lstm(lstm: nn.Module, x: Tensor | PackedSequence, state: tuple[Tensor, ...] | None = None) -> Any:
     """Return ``lstm(x, state)`` of a ``torch.nn.LSTM``, in float32 if the CPU's kernel does not have autocast's type.
 
-    On a CPU that cannot multiply in bfloat16 or float16, as those with AVX2 alone, the kernel raises an error for that
-    type, where PyTorch's other operations convert.
+    Some CPUs, such as those with only AVX2, cannot multiply in bfloat16 or float16. There the kernel raises an error
+    for that type, while PyTorch's other operations convert.
     """
     data = x.data if isinstance(x, PackedSequence) else x
     supported = {

@@ -23,7 +23,7 @@ class TransformerState(NamedTuple):
     values: Tensor
     """(L, B, n, P, e)"""
     length: Tensor
-    """(1, B) int64: number of valid ones among the P."""
+    """(1, B) int64: number of valid steps among the P."""
 
 
 class Transformer(SequenceModel):

@@ -14,7 +14,7 @@ from gridlstm.errors import UserError
 from gridlstm.models.base import InputProjection, Model, State
 
 Context = Any
-"""A NamedTuple of tensors, each (·, R, …): all that predicting a target needs of the source."""
+"""A NamedTuple of tensors, each (·, R, …): the encoded source, from which a target is predicted."""
 
 Rows = TypeVar("Rows")
 
@@ -37,11 +37,11 @@ class TranslationModel(Model):
 
         Args:
             source: (B, S) int64 symbols.
-            source_mask: (B, S) bool, False on padding, which follows the symbols of a row and may hold any of them.
+            source_mask: (B, S) bool, False on padding. Padding follows the symbols of a row and may hold any symbol.
 
         Raises:
-            UserError: if the shape or data type of an argument does not fit, or a row has no symbol or one after
-                padding.
+            UserError: if the shape or data type of an argument does not fit, or a row has no symbol, or has a symbol
+                after padding.
         """
         raise NotImplementedError(f"{type(self).__name__} must define read")
 
@@ -65,9 +65,9 @@ class TranslationModel(Model):
         return y[:, 0], state
 
     def alignment(self, source: Tensor, source_mask: Tensor, inputs: Tensor) -> Tensor | None:
-        """Return how much of its attention each target step gives to each source place, (B, T, S) summing to 1.
+        """Return the attention weights (B, T, S) of each target step over the source places, which sum to 1.
 
-        None for a model without such weights.
+        Return None if the model has no such weights.
         """
         return None
 

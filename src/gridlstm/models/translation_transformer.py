@@ -51,7 +51,7 @@ class TranslationTransformer(TranslationModel):
         hidden_size: d.
         num_layers: L, of the encoder and of the decoder.
         num_heads: n. A head's length e is the smallest with n e >= d.
-        dropout: probability of dropping elements of the layers' inputs and of what each part adds.
+        dropout: probability of dropping elements of the layers' inputs and of each part's output.
 
     Raises:
         UserError: an option is out of its range.
@@ -109,7 +109,7 @@ class TranslationTransformer(TranslationModel):
         return self.decoder_norm(y), DecoderCache(*map(torch.stack, zip(*caches, strict=True)))
 
     def _embed(self, projection: nn.Module, symbols: Tensor, past: int) -> Tensor:
-        """Return projected symbols (R, T, d) with the sines of their positions, the first of which is ``past``."""
+        """Return projected symbols (R, T, d) plus the sines of their positions, which start at ``past``."""
         words = projection(symbols)
         return self.drop(words + _sines(past, symbols.shape[1], words))
 
@@ -138,7 +138,7 @@ class _Attention(nn.Module):
 
 
 class _Layer(nn.Module):
-    """The parts of a layer, each with its norm; what they return is added to x.
+    """The parts of a layer, each with its norm. The caller adds their outputs to x.
 
     Args:
         reads: true for a layer that attends to the source as well.

@@ -19,7 +19,7 @@ class UNet(ImageModel):
         x^1 = C(image)      x^l = C(pool(x^{l-1}))      down: the largest of 2 x 2 places
         y^L = x^L           y^l = C([up(y^{l+1}); x^l]) up: each place is repeated
 
-    The output is y^1, of length d. Differs from the paper's: padding keeps the size, and repetition stands for its
+    The output is y^1, of length d. Unlike in the paper, padding keeps the size, and repetition replaces the
     up-convolution.
 
     Args:
@@ -28,7 +28,7 @@ class UNet(ImageModel):
         num_layers: L.
 
     Raises:
-        UserError: the image is too small to be halved so often.
+        UserError: the image is too small to be halved num_layers - 1 times.
     """
 
     def __init__(self, channels: int, height: int, width: int, hidden_size: int, num_layers: int) -> None:

@@ -53,7 +53,7 @@ def check(config: DictConfig) -> None:
             f"batch with a failed job. Use hydra.launcher.jobs to limit how many jobs run at once."
         )
     loader = GlobalHydra.instance().config_loader()
-    # Overrides of the command line, and those that the experiment declares.
+    # Overrides that the experiment declares, and overrides of the command line.
     declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*declared, *config.hydra.overrides.task])
     if "n_trials" in config.hydra.sweeper:

@@ -87,7 +87,7 @@ class Pool:
     Args:
         gpus: CUDA identifiers.
         cores: number of cores that this process may use.
-        jobs: number of jobs that may run at once; None for as many as there are free GPUs or cores. With a number,
+        jobs: number of jobs that may run at once; None to limit them only by free GPUs or cores. With a number,
             several jobs may share one GPU or core.
         threads: threads per process if the user has set them.
     """
@@ -99,7 +99,7 @@ class Pool:
     running: list[Share] = field(default_factory=list)
 
     def threads_of(self, demand: Demand, jobs: int) -> int:
-        """Return the threads of each process of such a job in a sweep of ``jobs`` jobs."""
+        """Return the threads of each process of a job with this demand, in a sweep of ``jobs`` jobs."""
         if self.threads is not None:
             return self.threads
         most = len(self.gpus) // demand.gpus if demand.gpus else self.cores // demand.processes

@@ -113,7 +113,7 @@ def warnings(known: Mapping[str, Estimate], at_once: int, there: int) -> list[st
 def estimates(
     jobs: Sequence[tuple[Job, Demand]], environment: Mapping[str, str], interrupted: Sequence[int] = ()
 ) -> dict[str, Estimate | str]:
-    """Return each job's estimate, or why there is none. Jobs with equal costs are measured once."""
+    """Return each job's estimate, or the reason why it has none. Jobs with equal costs are measured once."""
     kinds: dict[str, tuple[dict[str, Any], int]] = {}
     kind_of: dict[str, str] = {}
     result: dict[str, Estimate | str] = {}
@@ -134,7 +134,7 @@ def estimates(
 
 
 def estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Estimate:
-    """Return the estimate of a job from what ``measure`` found for one batch and one validation."""
+    """Return the estimate of a job from the result of ``measure`` for one batch and one validation."""
     batches, clock, every = _batches(config), _seconds(config.trainer.max_time), config.trainer.val_check_interval
     whole = None
     if batches is not None:
@@ -166,7 +166,7 @@ def _seconds(max_time: str | None) -> float | None:
 
 
 def _costly(config: DictConfig, demand: Demand) -> str:
-    """Return the options that decide a job's cost, equal for jobs of one cost; a learning rate is none of them."""
+    """Return the options that decide a job's cost as text, equal for jobs of one cost; it omits the learning rate."""
     decides = (Role.NETWORK, Role.DATA, Role.SOURCE, Role.TRAINING, Role.SPEED)
     options = {key: value for key, value in leaves(_plain(config)) if role(key) in decides and key != "optimizer.lr"}
     return json.dumps([options, demand.processes, demand.gpus], sort_keys=True, default=str)
@@ -204,7 +204,7 @@ def _measurable(config: DictConfig, demand: Demand) -> dict[str, Any]:
 def _measured(
     kinds: list[tuple[dict[str, Any], int]], environment: Mapping[str, str], interrupted: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Return the results of ``measure`` for each configuration, with as many processes as its job."""
+    """Return the results of ``measure`` for each configuration, with the number of processes of its job."""
     found: dict[int, dict[str, Any]] = {}
     for processes in {number for _, number in kinds}:
         numbers = [n for n, (_, number) in enumerate(kinds) if number == processes]
@@ -229,7 +229,7 @@ def _measured_by(
         finally:
             tree.kill()
         if how is None:
-            return [{"error": f"it took more than {_PATIENCE_SECONDS / 60:.0f} minutes"}] * len(kinds)
+            return [{"error": f"the measurement took more than {_PATIENCE_SECONDS / 60:.0f} minutes"}] * len(kinds)
         if how:
             return [{"error": last_line(console) or f"ended with {how}"}] * len(kinds)
         results: list[dict[str, Any]] = json.loads(out.read_text())
@@ -241,7 +241,7 @@ def _machine_bytes() -> int:
 
 
 def _number(value: float) -> str:
-    """Format a number with two digits, which is all the precision of an estimate."""
+    """Format a number with two digits, because an estimate is not more precise."""
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
 
 

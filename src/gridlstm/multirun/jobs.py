@@ -67,7 +67,7 @@ class Job:
         return last_checkpoint(self.directory) is not None
 
     def begin(self) -> None:
-        """Create the directory, without results of an earlier attempt that could be taken for those of this one.
+        """Create the directory, and remove results of an earlier attempt that could be mistaken for new ones.
 
         If the job resumes, result.json keeps everything except how the attempt ended, because its seconds count.
         """
@@ -77,7 +77,7 @@ class Job:
             write_text(path, json.dumps(earlier_result(self.directory), indent=2) + "\n")
         else:
             path.unlink(missing_ok=True)
-            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)  # the job refuses what cannot be removed
+            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)  # the job refuses to start if this fails
         (self.directory / "progress.json").unlink(missing_ok=True)
 
     def record_end(self, status: str, error: str) -> None:
@@ -89,7 +89,7 @@ class Job:
 
 @dataclass
 class Plan:
-    """Jobs of one sweep or one batch of a search, and of its directory.
+    """Jobs of one sweep or one batch of a search, with all entries of its directory.
 
     Attributes:
         jobs: jobs of this sweep.
@@ -124,7 +124,7 @@ def plan(
         compose: (overrides, number) -> configuration and directory below ``root``.
 
     Raises:
-        UserError: a directory belongs to another job for any number.
+        UserError: a directory belongs to another job and does not depend on the number.
     """
     rows = read_json(root / PLAN).get("jobs", [])
     known = {tuple(row["overrides"]): row for row in rows}

@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep, as many at once as the machine has room for, each in its own process tree."""
+"""Run the jobs of a sweep, as many at once as fit on the machine, each in its own process tree."""
 
 import logging
 import os

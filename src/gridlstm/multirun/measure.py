@@ -1,6 +1,6 @@
 """``python -m gridlstm.multirun.measure JOBS RESULTS``: train jobs for some seconds each, for the estimate of a sweep.
 
-It runs in separate processes, as many as a job has, because the process of a sweep starts no threads and uses no GPU.
+It runs in separate processes, one for each rank, because the process of a sweep starts no threads and uses no GPU.
 JOBS is a JSON list of configurations. RESULTS is one of {"seconds", "validation_seconds", "bytes"} or {"error"}.
 """
 
@@ -28,7 +28,7 @@ from gridlstm.training.match import match_size
 _SECONDS_A_JOB = 3.0
 _PATIENCE_SECONDS = 60.0
 _BUILDING, _WARM_UP, _MOST = 1, 5, 300
-"""Batches: the first builds and caches; after the warm-up all take equal time; the last is a limit."""
+"""Batches: the first one builds and caches, all after the warm-up take equal time, and the last number is a limit."""
 
 
 class Cost(NamedTuple):
@@ -112,7 +112,7 @@ def _measure_into(result: Path, job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure the jobs of a file, each in a fork of this process, so that its memory is the job's alone."""
+    """Measure the jobs of a file, each in a fork of this process, so that the measured memory is the job's alone."""
     prepare()
     quiet()
     given, out = map(Path, sys.argv[1:])

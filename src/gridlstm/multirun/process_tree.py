@@ -56,7 +56,7 @@ class ProcessTree:
         _signal_group(self._process.pid, signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill all processes, including those that the command left behind."""
+        """Kill all processes, including processes that the command left behind."""
         self._groups |= _groups_below(self._process.pid)
         for group in self._groups:
             _signal_group(group, signal.SIGKILL)

@@ -98,16 +98,16 @@ class Attempt:
         try:
             while (how := tree.ended()) is None:
                 time.sleep(0.2)
-            # SLURM does not requeue a preempted job that ends by itself within its grace time.
+            # SLURM does not requeue a preempted job that exits within its grace time, so wait until SLURM ends it.
             while how and asked_to_end:
                 time.sleep(1)
         finally:
-            tree.kill()  # also if submitit ends this process to requeue the job
+            tree.kill()  # even if submitit ends this process to requeue the job
         if how:
             raise RuntimeError(f"ended with {how}; see {console}")
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return this attempt again, which submitit submits after a preemption or at the time limit."""
+        """Return this attempt for submitit, which submits it again after a preemption or at the time limit."""
         return DelayedSubmission(self)
 
 
@@ -143,7 +143,7 @@ class Queue:
     def wait_while_completing(self, number: str) -> None:
         """Wait until SLURM has ended the processes of a job that is completing, but a minute at most.
 
-        Its outcome is decided. If it counted as running, the sweep would wait for it and then find it interrupted.
+        The job's outcome is decided. If it counted as running, the sweep would wait for it and find it interrupted.
         """
         deadline = time.monotonic() + _COMPLETING_SECONDS
         self.ask()
@@ -192,7 +192,7 @@ class SlurmJob:
 
 
 def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, config_dirs: Sequence[str]) -> Start:
-    """Return a function that submits jobs to SLURM, or finds those that an earlier sweep left in the queue.
+    """Return a function that submits jobs to SLURM, or finds jobs that an earlier sweep left in the queue.
 
     Args:
         folder: directory of submitit's files and SLURM's output.
@@ -204,7 +204,7 @@ def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, 
         UserError: SLURM is not installed here.
     """
     if shutil.which("sbatch") is None:
-        raise UserError("hardware=slurm needs SLURM, but there is no sbatch here. Start the sweep on a login node.")
+        raise UserError("hardware=slurm needs SLURM, but sbatch is missing here. Start the sweep on a login node.")
     queue = Queue()
 
     def start(job: Job, demand: Demand, share: Share, threads: int, only: bool) -> SlurmJob:

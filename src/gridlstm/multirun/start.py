@@ -87,14 +87,14 @@ def command(job: Job, ranks: Sequence[str], config_dirs: Sequence[str]) -> list[
 
 
 def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:
-    """Return the environment of one job: that of the sweep, with the job's share of the machine.
+    """Return the environment variables of one job: the sweep's, changed to the job's share of the machine.
 
     Args:
         given: environment variables of the sweep.
         demand: resources that the job needs.
         share: resources that the job holds.
         threads: threads per process.
-        alone: True if no other job runs beside it.
+        alone: True if no other job runs at the same time.
     """
     variables = {name: value for name, value in given.items() if name not in _LEAKS}
     if share.gpus and not demand.chosen:

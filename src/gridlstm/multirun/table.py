@@ -24,7 +24,7 @@ class Row:
 
     name: str
     point: str
-    """Overrides in which the jobs differ."""
+    """Overrides that differ between jobs."""
     state: str
     """One of ``_STATES``."""
     step: str = ""

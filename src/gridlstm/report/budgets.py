@@ -8,11 +8,11 @@ from gridlstm.report.tables import Beside, Cell, Group, Spread, Table
 
 
 def at_equal_budgets(table: Table) -> Beside | None:
-    """Return the monitored metric within the fewest samples, and the shortest time, of any completed run.
+    """Return each row's best metric within the fewest samples, and within the shortest time, of any completed run.
 
     The speed of a run is taken as constant: within s seconds it has seen samples · s / fit_seconds samples. Seconds are
-    left out if devices differ; samples or seconds if they restrict no run. Return None if there is nothing to compare,
-    or if a criterion may have ended the runs.
+    left out if devices differ. Samples or seconds are left out if they restrict no run. Return None if there is
+    nothing to compare, or if a criterion may have ended the runs.
     """
     groups = [group for group in table.groups if group.completed]
     results = [run.result for group in groups for run in group.completed]

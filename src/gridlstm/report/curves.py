@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_POINTS = 400
-"""Points of one curve in a web page, as many as its pixels."""
+"""Largest number of points of one curve in a web page, about one per pixel."""
 
 _FEW = 20
-"""Runs up to which all are drawn, because the worst runs of an ablation matter as much as the best."""
+"""Largest number of runs that are all drawn, because the worst runs of an ablation matter as much as the best."""
 
 _MOST_NAMED = 40
-"""Groups up to which each is named in the picture."""
+"""Largest number of groups that are all named in the picture."""
 
 Curve = list[tuple[float, float]]
 
@@ -57,7 +57,7 @@ def _kind(run: Run) -> tuple[str, str]:
 
 def picture(tables: Sequence[Table]) -> bytes:
     """Return a PNG with a panel for every table, a color for every group and a line for each of the best runs."""
-    # Imported here: matplotlib takes half a second, which reading and checking do not need.
+    # Imported here because the import takes half a second, and commands that only read and check runs do not need it.
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -12,7 +12,7 @@ _BY_LENGTH = re.compile(r"(test/\w+?)_(\d+)_([a-z]+)")
 """Metric, length and unit of a name such as test/sequence_accuracy_20_digits."""
 
 _MOST_NAMED = 10
-"""Groups up to which each is named below the picture."""
+"""Largest number of groups that are all named below the picture."""
 
 Panel = tuple[str, str]
 """A metric and the unit of its lengths."""

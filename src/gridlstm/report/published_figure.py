@@ -25,21 +25,24 @@ class Point(NamedTuple):
     size: float
     samples: float
     reached: bool = True
-    """False where a run ended below the threshold, after so many samples."""
+    """False if the run ended below the threshold; ``samples`` then counts all samples of the run."""
 
 
 class Panel(NamedTuple):
-    """Published points and those of the runs, of one kind of network at one threshold."""
+    """Published points and points of the runs, for one kind of network and one threshold."""
 
     network: str
     at_least: float
     option: str
-    """The option that is the size."""
+    """Name of the option that is the size."""
     published: list[Point]
     runs: list[Point]
 
     def median(self, points: Sequence[Point]) -> float | None:
-        """Return the median over sizes of the mean samples at each, of the points that reached the threshold."""
+        """Return the median over sizes of the mean samples at each size, or None.
+
+        Only points that reached the threshold count.
+        """
         by_size: dict[float, list[float]] = {}
         for point in points:
             if point.reached:
@@ -48,12 +51,12 @@ class Panel(NamedTuple):
 
 
 def first_reaching(run: Run, metric: str, at_least: float) -> float | None:
-    """Return the samples of the first validation at which a metric is at least so large, None if there is none."""
+    """Return the samples at the first validation with a metric of at least ``at_least``; None if there is none."""
     return next((samples for samples, value in run.curves.get(metric, []) if value >= at_least), None)
 
 
 def panels(table: Table) -> list[Panel]:
-    """Return a panel for each kind of network of the published points that the experiment of a table names."""
+    """Return a panel for each kind of network in the published points that a table's experiment names."""
     runs = [run for group in table.groups for run in group.runs]
     files = dict.fromkeys(str(name) for run in runs if (name := run.config.get("report.points")))
     found = []
@@ -94,7 +97,7 @@ def medians(table: Table) -> Beside | None:
 
 
 def figure_picture(tables: Sequence[Table]) -> bytes | None:
-    """Return a PNG with a panel for each kind of network, published points in grey, None without published points."""
+    """Return a PNG with a panel for each kind of network, published points in grey; None if no run has a point."""
     from matplotlib.figure import Figure
 
     found = [panel for table in tables for panel in panels(table)]

@@ -1,4 +1,4 @@
-"""Read run directories: configuration, result and curves; also find jobs of a sweep that left none."""
+"""Read run directories: configuration, result and curves; also find jobs of a sweep that left no directory."""
 
 import csv
 import json
@@ -19,13 +19,13 @@ from gridlstm.options import IDENTITY, Role, chosen, leaves, role
 from gridlstm.training.published import check_report
 
 SOLVED = "samples_to_solve"
-"""Key of the samples that a run with a criterion needed, in result.json; null if the criterion was not met."""
+"""Key in result.json of the samples that a run needed to meet its criterion; null if it did not meet it."""
 
 _SAID = {"task": "run.task", "model": "run.model", "experiment": "run.group"}
 """Keys of result.json that repeat options, with the name of the option."""
 
 _NODES = {"task", "run"}
-"""Nodes of every run's config.yaml; another program's is unlikely to have both."""
+"""Nodes of every run's config.yaml. The config.yaml of another program is unlikely to have both."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Run:
         own = self.config.get(_SAID.get(key, key), self.result.get(key, "") if key in _SAID else "")
         value = self.overrides.get(key, self.choices.get(key, own))
         if "${" in str(value):
-            value = own  # resolves the reference
+            value = own  # in which the reference is resolved
         text = "null" if value is None else str(value)
         return text.lower() if text in ("True", "False") else text
 
@@ -89,7 +89,7 @@ class Run:
         if not self.config:
             return ("overrides", *sorted(item for item in self.given.items() if role(item[0]) is not Role.SEED))
         same = chosen(self.config, IDENTITY)
-        text = self.result.get("text")  # identifies a text better than a path, as one text may be in two places
+        text = self.result.get("text")  # identifies a text better than a path: one text may be in two places
         same |= chosen(self.config, {Role.SOURCE}) if text is None else {"text": text}
         same |= {name: self.config.get(key) for name, key in _SAID.items()}
         return tuple((key, str(value)) for key, value in sorted(same.items()))
@@ -109,7 +109,7 @@ def find_runs(roots: list[Path]) -> list[Run]:
     for root in dict.fromkeys(Path(os.path.abspath(root)) for root in roots):
         if not root.is_dir():
             raise UserError(
-                f"{root} is not a directory. Give that of a sweep, such as multirun/adhoc/2026-01-31_12-00-00."
+                f"{root} is not a directory. Give the directory of a sweep, such as multirun/adhoc/2026-01-31_12-00-00."
             )
         results, configs, plans, sweeps = _walk(root, ("result.json", "config.yaml", "sweep.json", "multirun.yaml"))
         found = results | {directory for directory in configs if directory in results or _ours(directory)}
@@ -133,7 +133,7 @@ def _jobs(plan: Path) -> list[tuple[str, list[str]]]:
 
 
 def _walk(root: Path, files: Sequence[str]) -> list[set[Path]]:
-    """Return, for each of some file names, the directories at or below ``root`` that hold such a file; follow links.
+    """Return, for each file name, the directories at or below ``root`` that contain such a file; follow links.
 
     Raises:
         UserError: a directory cannot be read.
@@ -216,7 +216,7 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}. Repair or delete it.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no object. Repair or delete it.")
+        raise UserError(f"{path} is damaged: it is not a JSON object. Repair or delete it.")
     return content
 
 

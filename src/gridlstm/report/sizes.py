@@ -19,7 +19,7 @@ _ALIASES = {"task.network.num_layers"}
 """Other names of the depth, which a sweep may use."""
 
 _MOST_NAMED = 20
-"""Kinds of networks up to which each is named below the picture."""
+"""Largest number of kinds of networks that are all named below the picture."""
 
 
 class _Mark(NamedTuple):
@@ -36,7 +36,7 @@ class _Mark(NamedTuple):
 
 
 def size_picture(tables: Sequence[Table]) -> bytes | None:
-    """Return a PNG with one mark for each run with a criterion, hollow if the task was not solved.
+    """Return a PNG with one mark for each run that has a criterion, hollow if the task was not solved.
 
     Every size that varies has a row: the samples to solve (all samples of the run if it was not solved) and the best
     value of the monitored metric, with lines through the means over seeds. If depth and another size vary, one more row
@@ -79,8 +79,8 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
 def depth_picture(tables: Sequence[Table]) -> bytes | None:
     """Return a PNG of scores against the number of layers, with one mark for each completed run without a criterion.
 
-    Every table in which a kind of network has several depths has a row: the best value of the monitored metric and the
-    test's, with lines through the means over seeds. Return None if there is no such table.
+    Every table in which a kind of network has several depths has a row: the best value of the monitored metric and its
+    value in the test, with lines through the means over seeds. Return None if there is no such table.
     """
     from matplotlib.figure import Figure
 
@@ -112,7 +112,7 @@ def _depths_vary(marks: Sequence[_Mark]) -> bool:
 
 
 def _scores(table: Table) -> list[tuple[_Mark, float | None]]:
-    """Return a full mark for each completed run without a criterion, and its test; None without one."""
+    """Return a full mark for each completed run without a criterion, and its test score; None if it has none."""
     scores = []
     for group in table.groups:
         for run in group.completed:
@@ -124,7 +124,7 @@ def _scores(table: Table) -> list[tuple[_Mark, float | None]]:
 
 
 def _tested(monitor: str) -> str:
-    """Return the name that a metric of the validation has in the test."""
+    """Return the test's name of a metric of the validation."""
     return f"test/{monitor.removeprefix('val/')}"
 
 

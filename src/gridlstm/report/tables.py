@@ -56,7 +56,7 @@ class Table:
         return self.named(self.monitor or "no metric known")
 
     def named(self, label: str) -> str:
-        """Return a label for one of its parts, prefixed by the task if the report covers several."""
+        """Return the label of a part of the table, prefixed by the task if the report covers several."""
         return ": ".join(filter(None, (self.task, label)))
 
 
@@ -109,7 +109,7 @@ def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     keys = dict.fromkeys(["task", "model"])
     keys |= dict.fromkeys(key for group in groups for run in group for key in run.given)
     keys = {key: None for key in keys if role(key) in _COLUMNS}
-    # For a run that never started, options that it was not given are unknown.
+    # Options that a run was not given are unknown if it never started.
     varied = [key for key in keys if len({group[0].setting(key) for group in groups} - {""}) > 1]
     alike: dict[tuple[str, ...], list[Run]] = {}
     for group in groups:
@@ -172,7 +172,7 @@ def judged(group: Group) -> list[Run]:
 
 def values(group: Group, name: str, monitor: str) -> list[float]:
     """Return the best values of the monitored metric or the test values of the completed runs that have one. Samples to
-    solve include runs that met the criterion and then ended otherwise, such as in their test."""
+    solve include runs that met the criterion and later failed or were interrupted, for example in their test."""
     stages: list[dict[str, Any]] = (
         [run.result for run in group.runs]
         if name == SOLVED
@@ -205,7 +205,7 @@ def _row(group: Group, varied: list[str], monitor: str, measured: list[str], pap
 
 
 def _seeds(group: Group, measured: list[str], monitor: str) -> int | str:
-    """Return the number of completed runs, and of how many a mean is if some have no value."""
+    """Return the number of completed seeds, and the number of runs behind each mean if some runs have no value."""
     done = group.completed
     seeds = len({run.seed for run in done})
     count: int | str = seeds if seeds == len(done) else f"{seeds} in {len(done)} runs"
@@ -217,7 +217,7 @@ def _seeds(group: Group, measured: list[str], monitor: str) -> int | str:
 def evidence(table: Table) -> Beside:
     """Return seeds, versions, devices and commits of each row's completed runs, and the command of the first.
 
-    If none completed, they are those of the other runs, whose curves are still compared.
+    If no run completed, describe the other runs instead, because their curves are still compared.
     """
     rows = []
     for group in table.groups:

@@ -12,7 +12,7 @@ THRESHOLDS = (0.5, 0.8, 0.9, 0.99)
 def samples_to_thresholds(table: Table) -> Beside | None:
     """Return the samples to each of ``THRESHOLDS``, None unless runs with a criterion are judged by an accuracy.
 
-    Samples are those of the first validation at or above the threshold, so they depend on how often a run validates.
+    They are counted at the first validation at or above the threshold, so they depend on how often a run validates.
     """
     judged_by_accuracy = table.mode == "max" and table.monitor.endswith("accuracy")
     if not judged_by_accuracy or not any(SOLVED in run.result for group in table.groups for run in group.runs):

@@ -97,7 +97,7 @@ class Task(L.LightningModule, ABC):
         self._noise_seed = torch.initial_seed()
 
     def on_train_start(self) -> None:
-        """Set the learning rate of this run's schedule, as a resumed run may have been given a later end."""
+        """Set the learning rate of this run's schedule, because a resumed run may have a later end."""
         self.share.look_at_clock(self.trainer)
         for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=False):
             if isinstance(schedule := config.scheduler, Cosine):
@@ -134,7 +134,7 @@ class Task(L.LightningModule, ABC):
         with torch.no_grad():
             self.update_metrics(self._metrics("train"), batch, prediction)
         terms = self.trainer.strategy.reduce(prediction.terms, reduce_op="sum")
-        # DDP averages the gradients of the ranks. Multiplied by the number of ranks, the mean is the sum.
+        # DDP averages the gradients of the ranks. The factor of the number of ranks turns the mean into the sum.
         return prediction.losses.sum() / terms * self.trainer.world_size
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -221,6 +221,6 @@ class Task(L.LightningModule, ABC):
         return prediction._asdict()
 
     def _log_metrics(self, stage: str) -> None:
-        # Not at every batch: all ranks must log, and a rank may have no batch.
+        # Log at the end and not at every batch: all ranks must log together, and a rank may have no batch.
         for name, metric in self._metrics(stage).items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, logger=False)

@@ -27,9 +27,9 @@ class ReadOut(nn.Module):
         model: the network below.
         classes: C.
         read: "all" joins the outputs of all places, Y X e numbers, as the paper does; "pooled" takes their mean;
-            "last_corner" takes those of the place where the last layer's scan ends.
-        width: ReLUs, 4096 in the paper; None for logits straight from what is read.
-        dropout: probability with which a ReLU, or without them a number that is read, is dropped.
+            "last_corner" takes the outputs of the place where the last layer's scan ends.
+        width: number of ReLUs, 4096 in the paper; None to compute the logits directly from the outputs that are read.
+        dropout: probability of dropping each ReLU, or each output that is read if there are no ReLUs.
 
     Raises:
         UserError: an option is out of its range, or the model has no last place.
@@ -61,7 +61,7 @@ class ReadOut(nn.Module):
         elif self.read == "pooled":
             y = y.mean((1, 2))
         else:
-            assert self.place is not None, "checked when it was made"
+            assert self.place is not None, "checked by the constructor"
             y = y[:, *self.place]
         if self.hidden is not None:
             y = self.hidden(y).relu()
@@ -71,11 +71,11 @@ class ReadOut(nn.Module):
 class ClassifyImage(Task):
     """Cross-entropy of one class for each image.
 
-    Metrics: ``accuracy``, the share of images that are classified right, and ``error``, the share of the others.
+    Metrics: ``accuracy``, the share of images that are classified correctly, and ``error``, 1 - accuracy.
 
     Args:
         model: the network.
-        spec: of the data.
+        spec: sizes of the data.
         optimizer, scheduler: see ``Task``.
         read, width, dropout: see ``ReadOut``.
     """

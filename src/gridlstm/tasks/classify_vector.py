@@ -31,8 +31,8 @@ class EachStep(SequenceModel):
 class ClassifyVector(TagSequence):
     """Cross-entropy of one class for each vector.
 
-    Metrics: those of ``TagSequence`` with an answer of one symbol, so ``accuracy`` and ``sequence_accuracy`` are both
-    the share of vectors classified correctly.
+    Metrics: the same as for ``TagSequence``. The answer has one symbol, so ``accuracy`` and ``sequence_accuracy`` are
+    both the share of vectors classified correctly.
 
     Args:
         model: network that reads the whole vector.

@@ -14,15 +14,16 @@ from gridlstm.metrics import RatioOfSums
 from gridlstm.tasks.base import Task
 
 STATISTICS = 200
-"""Training batches from which the size of the gradients is estimated."""
+"""Number of training batches used to estimate the size of the gradients."""
 EPSILON = 1e-5
 
 
 class DynamicEvaluation:
-    """Predicts a window, then takes a step on it, so that no weights have seen the symbols that they predict.
+    """Evaluation that trains on each window after predicting it, so weights have not seen the symbols they predict.
 
-    With g the gradient of the window's mean loss, w_g the trained weights, and s the root mean square of each weight's
-    gradient over training batches, divided by its mean over all weights in r = s / mean(s) (arXiv 1709.07432):
+    Let g be the gradient of the window's mean loss, w_g the trained weights, and s the root mean square of each
+    weight's gradient over training batches. Let r = s / mean(s), with the mean over all weights. A step on a window is
+    (arXiv 1709.07432):
 
         w <- w - rate g / (s + epsilon) + min(decay r, 1) (w_g - w)
 
@@ -31,7 +32,7 @@ class DynamicEvaluation:
         training: training batches; the first ``STATISTICS`` are read.
         rate: learning rate.
         decay: decay towards the trained weights.
-        context: context in which the network computes, such as mixed precision.
+        context: context manager in which the network runs, such as mixed precision.
 
     Raises:
         UserError: the rate or decay is out of range; from ``evaluate``, if the weights diverge.

@@ -1,6 +1,6 @@
 """Several trained networks evaluated as one: the mean of their probabilities.
 
-Shape legend: B batch rows, T time steps, C classes; of translations, R rows and V target symbols.
+Shape legend: B batch rows, T time steps, C classes; for translations, R rows and V target symbols.
 """
 
 import math
@@ -27,9 +27,9 @@ def mean_log_p(logits: Sequence[Tensor]) -> Tensor:
 
 
 class MeanProbability(SequenceModel):
-    """p = (p_1 + … + p_n) / n, of networks that may differ in everything except the symbols they read and predict.
+    """Mean probability p = (p_1 + … + p_n) / n of networks that read and predict the same symbols.
 
-    ``forward`` returns log p, (B, T, C), and the states of all networks.
+    The networks may differ in everything else. ``forward`` returns log p, (B, T, C), and the states of all networks.
 
     Args:
         members: trained tasks.
@@ -50,7 +50,7 @@ class MeanProbability(SequenceModel):
 
 
 class Ensemble(SequenceTask):
-    """The task of the first member, whose metrics judge the mean of all members' probabilities.
+    """Task of the first member; its metrics evaluate the mean of all members' probabilities.
 
     Args:
         members: trained tasks of one kind, for the same symbols.
@@ -75,9 +75,9 @@ class Ensemble(SequenceTask):
 
 
 class MeanTranslation(TranslationModel):
-    """p = (p_1 + … + p_n) / n, of networks that translate between the same symbols.
+    """Mean probability p = (p_1 + … + p_n) / n of networks that translate between the same symbols.
 
-    ``advance`` returns log p, (R, T, V). Contexts and states are those of all networks.
+    ``advance`` returns log p, (R, T, V). A context or a state is a tuple with one entry for each network.
 
     Args:
         members: trained tasks.
@@ -107,7 +107,7 @@ class MeanTranslation(TranslationModel):
 
 
 class TranslateTogether(Translate):
-    """The task of translation, whose metrics judge the mean of all members' probabilities.
+    """Translation task; its metrics evaluate the mean of all members' probabilities.
 
     Args:
         members: trained tasks for the same symbols.

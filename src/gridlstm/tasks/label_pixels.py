@@ -24,13 +24,13 @@ class LabelPixels(Task):
 
     * ``loss``: nats a pixel.
     * ``accuracy``: share of the pixels whose class is right.
-    * ``accuracy_foreground``: share of those that are no background.
-    * ``iou``: mean over classes of the pixels that are and were found in a class, divided by those that are or were
-      found in it (Everingham et al. 2010).
+    * ``accuracy_foreground``: the same share among the pixels whose true class is not the background.
+    * ``iou``: intersection over union, averaged over classes: the pixels that have a class and are predicted to have
+      it, divided by the pixels that have it or are predicted to have it (Everingham et al. 2010).
 
     Args:
         model: the network; its map must divide the image.
-        spec: of the data.
+        spec: sizes of the data.
         optimizer, scheduler: see ``Task``.
 
     Raises:

@@ -11,7 +11,7 @@ from gridlstm.models.base import ImageModel, VideoModel
 
 
 class PatchHead(nn.Module):
-    """Numbers of every pixel: a place of the map gives, by one linear layer, those of its (H / Y) x (W / X) pixels.
+    """Linear layer that computes, from each place of a map, the numbers of its (H / Y) x (W / X) pixels.
 
     Args:
         model: the network, whose map has (Y, X) places of e numbers.

@@ -23,11 +23,12 @@ class PredictFrames(Task):
     The pixels of a frame are independent given the frames before it.
 
     Metrics: ``loss``, nats a pixel; ``bits``, the same in bits; ``accuracy``, the share of the pixels whose more
-    probable value is right; ``iou``, the pixels that are lit and predicted so, divided by those that are either.
+    probable value is right; ``iou``, the pixels that are lit and predicted to be lit, divided by the pixels that are
+    lit or predicted to be lit.
 
     Args:
         model: the network; its map must divide a frame.
-        spec: of the data.
+        spec: sizes of the data.
         optimizer, scheduler: see ``Task``.
 
     Raises:
@@ -54,7 +55,7 @@ class PredictFrames(Task):
         return nn.ModuleDict({"loss": RatioOfSums(), "bits": bits(), "accuracy": RatioOfSums(), "iou": RatioOfSums()})
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Return the logits (B, T, channels, H, W) of lit pixels in the frame after each of frames of that shape."""
+        """Return the logits (B, T, channels, H, W) of lit pixels in the frame after each frame of ``frames``."""
         y = self.model(frames)
         return self.head(y.flatten(0, 1)).unflatten(0, y.shape[:2])
 

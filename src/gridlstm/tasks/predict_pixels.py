@@ -1,4 +1,4 @@
-"""Prediction of every pixel of an image from the pixels before it, and images drawn so.
+"""Prediction of every pixel of an image from the pixels before it, and sampling of images.
 
 Shape legend: B batch rows, (H, W) rows and columns of pixels.
 """
@@ -22,15 +22,15 @@ class PredictPixels(Task):
     p(x) = prod_k p(x_k | x_1, …, x_{k-1}) (van den Oord et al. 2016, arXiv 1601.06759, equation 1), so the sum over
     pixels is the exact negative log-likelihood of an image.
 
-    Metrics: ``loss``, nats a pixel; ``bpd``, the same in bits; ``nats``, of an image.
+    Metrics: ``loss``, nats a pixel; ``bpd``, the same in bits; ``nats``, nats an image.
 
     Args:
         model: the network.
-        spec: of the data: one channel, two classes of a pixel.
+        spec: sizes of the data, with one channel and two classes of a pixel.
         optimizer, scheduler: see ``Task``.
 
     Raises:
-        ValueError: pixels have several channels, or other than two values.
+        ValueError: pixels do not have exactly one channel and two values.
     """
 
     model: PixelModel
@@ -74,14 +74,14 @@ class PredictPixels(Task):
     def sample(self, number: int, seed: int) -> Tensor:
         """Return images (number, H, W) of 0 and 1, drawn pixel by pixel from the model.
 
-        Each pixel takes one pass over its own row, for the state after the rows above is kept. The numbers drawn are
-        the same on every device.
+        Each pixel takes one pass over its own row, because the state after the rows above is kept. The random numbers
+        are the same on every device.
         """
         H, W = self.size
         uniform = torch.rand(number, H, W, generator=torch.Generator().manual_seed(seed)).to(self.device)
         rows, state = [], None
         for y in range(H):
-            row = self.head.weight.new_zeros(number, 1, 1, W)  # what is not drawn yet has no effect
+            row = self.head.weight.new_zeros(number, 1, 1, W)  # pixels that are not drawn yet have no effect
             for x in range(W):
                 one = uniform[:, y, x] < self.head(self.model(row, state)[0][:, 0, x])[:, 0].sigmoid()
                 row[:, 0, 0, x] = 2 * one.to(row.dtype) - 1

@@ -23,8 +23,8 @@ def next_probabilities(
         logits: logits of the next symbol.
         temperature: above 0; 1 for the probabilities of the model.
         top_k: keep only the k most probable symbols (Fan et al. 2018).
-        top_p: keep the fewest most probable symbols whose probabilities sum to at least p (Holtzman et al. 2020); with
-            ``top_k`` also, from those that it keeps.
+        top_p: keep the fewest most probable symbols whose probabilities sum to at least p (Holtzman et al. 2020). With
+            ``top_k``, choose them among the symbols that it keeps.
 
     Raises:
         UserError: a value is out of range.

@@ -18,7 +18,7 @@ from gridlstm.tasks.carried_state import CarriedState, with_fresh_rows
 
 
 class SequenceTask(Task):
-    """Predicts a class at each step: model, linear read-out, cross-entropy.
+    """Task of predicting a class at each step: model, linear read-out, cross-entropy.
 
     Subclasses define and update the metrics.
 

@@ -48,6 +48,6 @@ class TagSequence(SequenceTask):
 
     @staticmethod
     def _judge(metrics: dict[str, RatioOfSums], suffix: str, right: Tensor, answer: Tensor) -> None:
-        """Add rows (B, T), in which only wrong answers are false, to the accuracies."""
+        """Add rows to the accuracies; ``right`` (B, T) is false only at wrong answers."""
         metrics[f"accuracy{suffix}"].update(answer.sum() - (~right).sum(), answer.sum())
         metrics[f"sequence_accuracy{suffix}"].update(right.all(dim=1).sum(), len(right))

@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Timer
 
 
 class TrainingShare:
-    """Share of the training that is done, by steps or by time, whichever is larger; 0 without an end."""
+    """Share of the training that is done, by steps or by time, whichever is larger; 0 without a limit on either."""
 
     def __init__(self) -> None:
         self._time = 0.0

@@ -19,7 +19,7 @@ from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction, Task
 
 
 class TiedHead(nn.Module):
-    """Logits W y / sqrt(e) + b, where W also projects target symbols (Press and Wolf 2017, arXiv 1608.05859).
+    """Head with logits W y / sqrt(e) + b; W also projects target symbols (Press and Wolf 2017, arXiv 1608.05859).
 
     The weights start with unit variance; the divisor gives the logits the variance of y.
 
@@ -40,8 +40,8 @@ class TiedHead(nn.Module):
 class Translate(Task):
     """Cross-entropy of every target symbol, given the source and the target before it.
 
-    Metrics: ``loss`` (nats per target symbol), ``perplexity`` (exp of the loss) and ``accuracy``, the share of symbols
-    predicted right after the true ones.
+    Metrics: ``loss`` (nats per target symbol), ``perplexity`` (exp of the loss) and ``accuracy``, the share of target
+    symbols predicted correctly, given the true symbols before them.
 
     Args:
         model: the network.
@@ -49,7 +49,7 @@ class Translate(Task):
         optimizer, scheduler: see ``Task``.
         label_smoothing: share of the target's probability that is spread evenly over all symbols, 0 to below 1
             (Szegedy et al. 2016). It changes what training minimizes, not the metrics.
-        tied: project target symbols and read them out with one matrix, see ``TiedHead``.
+        tied: use one matrix to project target symbols and to compute the logits; see ``TiedHead``.
 
     Raises:
         UserError: an option is out of its range, or the model's projections have another length than its output.

@@ -32,7 +32,7 @@ def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
 
 
 def with_kept(arguments: Sequence[str]) -> list[str]:
-    """Return a command line preceded by the words stored in its run directory, which it overrides.
+    """Return a command line with the words stored in its run directory in front; typed words override stored ones.
 
     A command line that does not resume a run in the run's own directory is returned unchanged.
 

@@ -18,8 +18,8 @@ from gridlstm.training.intact import LAST, PREVIOUS, check_intact, damage
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a new file beside the old checkpoint, then replaces it.
 
-    Lightning moves a file from the directory of temporary files. On another file system that is a copy over the old
-    checkpoint, and a run killed during the copy loses both.
+    Lightning moves a file from the directory of temporary files. If that directory is on another file system, the move
+    copies over the old checkpoint, and a run killed during the copy loses both.
     """
 
     def __init__(self) -> None:

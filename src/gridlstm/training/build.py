@@ -72,7 +72,7 @@ def build(
         cfg: configuration of the run.
         state: state that the data saved in a checkpoint, such as its symbols. Given only for evaluation.
         whole_text: test on the whole text instead of its last part.
-        members: configurations of the networks of an ensemble, which is then the task; () for the one of ``cfg``.
+        members: configurations of the networks of an ensemble, which becomes the task; () for the network of ``cfg``.
 
     Raises:
         UserError: a component refuses its options, or the data differs from the data of the checkpoint.
@@ -85,7 +85,7 @@ def build(
         translators = [cast(Translate, make_task(_with_epochs(member, data), data.spec)) for member in members]
         task = TranslateTogether(translators, data.spec)
     elif members:
-        spec = cast(Spec, data.spec)  # as the members need
+        spec = cast(Spec, data.spec)  # the members need sequences of symbols
         networks = [make_sequence_task(_with_epochs(member, data), spec) for member in members]
         task = Ensemble(networks, spec, cfg.task.objective.get("temperature", 1.0))
     else:
@@ -180,10 +180,10 @@ def make_task(cfg: DictConfig, spec: DataSpec) -> Task:
 
 
 def make_sequence_task(cfg: DictConfig, spec: DataSpec) -> SequenceTask:
-    """Return ``make_task``, required to be a task on sequences.
+    """Build the task as ``make_task`` does, and check that it is a task on sequences.
 
     Raises:
-        UserError: the task has no class at each step of a sequence.
+        UserError: the task does not predict a class at each step of a sequence.
     """
     task = make_task(cfg, spec)
     if not isinstance(task, SequenceTask):

@@ -71,7 +71,7 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
                 OmegaConf.update(config, key, None if value == "null" else value)
         check_trusted(config, MADE, trust)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{str(error).splitlines()[0]}. Options are those of {directory}/config.yaml.") from error
+        raise UserError(f"{str(error).splitlines()[0]}. See {directory}/config.yaml for all options.") from error
     return config
 
 
@@ -85,7 +85,7 @@ def _check_option(config: DictConfig, override: str, file: str) -> None:
     parent, _, name = key.rpartition(".")
     siblings = OmegaConf.select(config, parent) if parent else config
     if isinstance(siblings, DictConfig) and name.isidentifier() and name not in siblings:
-        raise UserError(f"{key} does not exist.{did_you_mean(name, map(str, siblings))} Options are those of {file}.")
+        raise UserError(f"{key} does not exist.{did_you_mean(name, map(str, siblings))} See {file} for all options.")
 
 
 def load_source(checkpoint: Path) -> DictConfig:
@@ -104,7 +104,7 @@ def load_source(checkpoint: Path) -> DictConfig:
 
 
 def _leave_out_training(config: DictConfig) -> None:
-    """Remove what is built only for training."""
+    """Remove the nodes that are built only for training."""
     for name in ("scheduler", "logger"):
         config[name] = None
     config.optimizer = {"_target_": "torch.optim.SGD"}  # every task needs one
@@ -149,7 +149,7 @@ def load_content(checkpoint: Path) -> dict[str, Any]:
 
 
 def _load_published(file: Path) -> dict[str, Any]:
-    """Return what ``python -m gridlstm.publish`` has written: weights and the state of the data.
+    """Return the weights and the state of the data from a file of ``python -m gridlstm.publish``.
 
     Raises:
         UserError: the file is damaged, or other software wrote it.
@@ -158,7 +158,7 @@ def _load_published(file: Path) -> dict[str, Any]:
 
     try:
         with safe_open(file, "pt") as opened:
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dictionary
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dictionary
             data = json.loads((opened.metadata() or {})["data"])
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}. Copy it again from where it was published.") from error
@@ -177,7 +177,7 @@ def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
 
 
 def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str]) -> None:
-    """Warn if the splits of the same text differ from those of the run."""
+    """Warn if the overrides change the splits of the run's own text."""
     if not any(override.startswith("task.data.splits=") for override in overrides) or _other_text(overrides):
         return
     if config.task.data.splits != load_source(checkpoint).task.data.splits:
@@ -185,7 +185,7 @@ def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str
 
 
 def _other_text(overrides: Sequence[str]) -> bool:
-    """Return True if the overrides name another text, none of which was used for training."""
+    """Return True if the overrides name another text, which was not used for training."""
     return any(map(_names_a_text, overrides))
 
 

@@ -1,4 +1,4 @@
-"""Compare the options of this run with those of the run that wrote a checkpoint."""
+"""Compare the options of this run and of the run that wrote a checkpoint."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -41,13 +41,13 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
 
 
 def differences_of_end(cfg: DictConfig, directory: Path) -> list[str]:
-    """Return the options for the end of training that differ from those of the run in a directory."""
+    """Return the options that determine the end of training and differ from the run in a directory."""
     now, then = _both(cfg, directory, {Role.LENGTH, Role.TRAINING})
     return sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
 
 
 def other_network(cfg: DictConfig, checkpoint: Path) -> list[str]:
-    """Return the model options that differ, with which the same weights may compute something else."""
+    """Return the model options that differ from the checkpoint's run: its weights may compute something else."""
     if (directory := run_directory(checkpoint)) is None:
         return []
     now, then = (_models(options) for options in _both(cfg, directory, {Role.NETWORK}))
@@ -67,7 +67,7 @@ def _both(cfg: DictConfig, directory: Path, roles: Collection[Role]) -> tuple[di
 
 def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     keys = [key for key in {**now, **then} if now.get(key) != then.get(key)]
-    return [f"{key}={now.get(key)!r}, there {then.get(key)!r}" for key in keys]
+    return [f"{key}={now.get(key)!r}, in the earlier run {then.get(key)!r}" for key in keys]
 
 
 def run_directory(checkpoint: Path) -> Path | None:

@@ -10,14 +10,14 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with the bytes of a checkpoint, or None if it is intact.
+    """Return the damage to the bytes of a checkpoint in words, or None if it is intact.
 
     ``torch.save`` writes a zip archive with a checksum for every member, which ``torch.load`` does not verify.
     """
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             files = archive.infolist()
-            # torch reads as many bytes as the directory says, also of members that zipfile skips as directories.
+            # torch reads as many bytes as the table of contents says, even for members that zipfile skips.
             if any(file.file_size != file.compress_size or file.external_attr for file in files):
                 return "its table of contents is wrong"
             wrong = archive.testzip()

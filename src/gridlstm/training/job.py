@@ -122,13 +122,13 @@ def _restore(cfg: DictConfig, run: Run, plan: Plan, checkpoint: Path) -> None:
     """Load the weights of a checkpoint into the network.
 
     Raises:
-        UserError: the weights belong to another network, the data differs from the checkpoint's although the run
-            trains on it or tests on it as its own, no training time is left, or the file has no state of a training.
+        UserError: the weights belong to another network, the run needs the checkpoint's data but has other data, no
+            training time is left, or the file has no training state.
     """
     content = load_content(checkpoint)
     if plan.trains and "optimizer_states" not in content:
         raise UserError(
-            f"{checkpoint} holds weights without the state of their training, expected a checkpoint that a run wrote. "
+            f"{checkpoint} contains weights but no training state. Expected a checkpoint that a run wrote. "
             f"Use init_from={checkpoint} to start a new run from these weights."
         )
     if (plan.continues or plan.trains) and (state := data_state(cfg, content)):
@@ -160,7 +160,7 @@ def _begin(cfg: DictConfig, record: Record, plan: Plan) -> None:
     """Write the configuration, and remove results of earlier weights from the record."""
     if "fit" not in cfg.stages:
         return
-    if provenance.rank() == 0:
+    if provenance.rank() == 0 and not record.config_written:
         write_config(cfg)
     if plan.trains:
         for name in ("test", "trained_to_end"):
@@ -193,7 +193,7 @@ def _train(cfg: DictConfig, run: Run, record: Record, checkpoint: str | None) ->
     start = time.monotonic()
     try:
         run.trainer.fit(run.task, run.data, ckpt_path=checkpoint)
-    finally:  # record the progress also if training fails
+    finally:  # record the progress even if training fails
         record.fields |= _trained(cfg, run, record, time.monotonic() - start)
         if trained(run.trainer):
             record.fields["trained_to_end"] = True
@@ -249,7 +249,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # The loss of a log row is NaN until its first batch; that is intended.
     warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
-    # Sweeps use SLURM through hardware=slurm; a run without srun is no mistake.
+    # Sweeps use SLURM through hardware=slurm, so a run without srun is intended.
     warnings.filterwarnings("ignore", message=".*`srun` command is available on your system.*")
     # Lightning uses an API that torch has deprecated.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -273,7 +273,7 @@ def _announce(cfg: DictConfig, run: Run, record: Record) -> None:
 
 
 def _warn(cfg: DictConfig, run: Run) -> None:
-    """Warn about options that have no or less effect."""
+    """Warn about options that have no effect, or less than expected."""
     for key, value in unused_network_options(cfg):
         log.warning("task.network.%s=%s has no effect: model=%s does not use it", key, value, cfg.run.model)
     samples = run.trainer.max_steps * cfg.trainer.accumulate_grad_batches * run.data.batch_size
@@ -289,7 +289,7 @@ def _warn(cfg: DictConfig, run: Run) -> None:
 
 
 def _finish_loggers(run: Run, record: Record, error: BaseException | None) -> None:
-    """Finish every logger's run and its status, so that a W&B run does not continue into the next job of a sweep."""
+    """End every logger's run and record its status. Otherwise a W&B run would also log the next job of a sweep."""
     result = record.fields | {"status": status_after(error)} | ({"error": str(error)} if error else {})
     for logger in run.trainer.loggers:
         end: Any = getattr(logger, "finish", None)

@@ -35,7 +35,7 @@ def intact_checkpoint(directory: Path) -> Path | None:
 
 
 def earlier_result(directory: Path) -> dict[str, Any]:
-    """Return result.json of the earlier legs without how the last one ended; {} if there is none.
+    """Return the contents of result.json from earlier legs, without status and error; {} if there is none.
 
     A killed leg could not write its seconds; they are read from progress.json.
     """

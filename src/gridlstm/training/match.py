@@ -1,5 +1,6 @@
-"""Sizes a model so that it has as many parameters, or takes as much arithmetic, as another: ``match`` in a run's
-configuration, without which no table of models is fair.
+"""Choose the size of a model so that its parameters or FLOPs match another model: ``match`` in a run's configuration.
+
+Tables of models compare them fairly only at matched sizes.
 """
 
 import logging
@@ -20,24 +21,26 @@ from gridlstm.training.task_models import check_fit
 log = logging.getLogger(__name__)
 
 _AMPLE = 2**12
-"""A hidden size that is too small for no model."""
+"""A hidden size that is large enough for every model."""
 _LARGEST = 2**20
-"""The largest hidden size that is tried."""
+"""The largest hidden size to try."""
 
 
 def count_parameters(cfg: DictConfig, spec: DataSpec) -> int:
-    """Return the trained numbers of a run's whole network, projection of the input and read-out included."""
+    """Return the number of trained parameters of a run's whole network, with input projection and read-out."""
     with torch.device("meta"):
         return sum(p.numel() for p in make_task(cfg, spec).parameters() if p.requires_grad)
 
 
 def count_flops(cfg: DictConfig, spec: DataSpec) -> int:
-    """Return the floating-point operations of a run's products, forward and backward, read-out included: for one more
-    step of one sequence (see ``gridlstm.cost.cost``), or for one row of data without steps.
+    """Return the floating-point operations of a network's products, forward and backward, with the read-out.
+
+    They are counted for one more step of one sequence (see ``gridlstm.cost.cost``), or for one row of data without
+    steps.
     """
     task = make_task(cfg, spec)
     measure_machine()
-    run_once(task, *spec.example(1))  # builds and caches
+    run_once(task, *spec.example(1))  # the first call also builds and caches
     whole = run_once(task, *spec.example(1)).flops
     if spec.length is None:
         return whole
@@ -51,27 +54,28 @@ _MEASURES: dict[str, tuple[Callable[[DictConfig, DataSpec], int], str]] = {
 
 
 def check_match(cfg: DictConfig) -> tuple[str, str, DictConfig] | None:
-    """Return what ``match`` asks for: how, the model's name and the configuration with that model; None for nothing.
+    """Return the measure, the name of the reference model and its configuration; None if ``match`` names no model.
 
-    That model is taken as it is by itself at the same task; what the command line and an experiment say of ``model`` is
-    said of the one that is sized.
+    The reference model has its default options on the same task. Options of ``model`` on the command line and in an
+    experiment apply only to the model that is sized.
 
     Raises:
-        UserError: there is no such model, or it does not go with the task, or nothing can be sized.
+        UserError: the reference model does not exist or does not fit the task, ``match`` names two, or the model to
+            size has no hidden_size.
     """
     wanted = [(str(how), name) for how, name in cfg.match.items() if name is not None]
     if not wanted:
         return None
     if len(wanted) > 1:
         raise UserError(
-            "match.parameters_to and match.flops_to cannot both be met: set one of them to null, such as "
+            "match.parameters_to and match.flops_to cannot both be met. Set one of them to null, such as "
             "match.parameters_to=null."
         )
     ((how, name),) = wanted
     if name not in choices("model"):
-        raise UserError(f"match.{how}={name} is no model. Choices: {', '.join(choices('model'))}.")
+        raise UserError(f"match.{how}={name} does not exist. Choices: {', '.join(choices('model'))}.")
     if "hidden_size" not in cfg.model:
-        raise UserError(f"model={cfg.run.model} has no hidden_size, by which match.{how} could size it.")
+        raise UserError(f"model={cfg.run.model} has no hidden_size that match could choose. Set match.{how}=null.")
     reference = cfg.copy()
     reference.model, reference.run.model = compose_model(name), name
     check_fit(reference, f"match.{how}")
@@ -79,10 +83,10 @@ def check_match(cfg: DictConfig) -> tuple[str, str, DictConfig] | None:
 
 
 def match_size(cfg: DictConfig) -> None:
-    """Set ``model.hidden_size`` so that the count is nearest to that of the model that ``match`` names.
+    """Set ``model.hidden_size`` so that the model's parameters or FLOPs are nearest to the reference model's.
 
     Raises:
-        UserError: no size can do that, or see ``check_match``.
+        UserError: no size has such a count; see also ``check_match``.
     """
     if (asked := check_match(cfg)) is None:
         return
@@ -92,7 +96,7 @@ def match_size(cfg: DictConfig) -> None:
     goal = measure(reference, spec)
     sized, default = cfg.copy(), cfg.model.hidden_size or reference.model.hidden_size
     sized.model.hidden_size = _AMPLE
-    count_parameters(sized, spec)  # refuses what is wrong at any size
+    count_parameters(sized, spec)  # raises errors that do not depend on the size
 
     @cache
     def count(hidden_size: int) -> int:
@@ -106,20 +110,22 @@ def match_size(cfg: DictConfig) -> None:
     guess = round(default * (goal / count(default)) ** 0.5) if count(default) else default
     best = nearest(count, goal, max(guess, 1))
     if best is None or (count(best) > goal and count(best - 1) == 0):
-        has = "no hidden_size has as many" if best is None else f"already hidden_size={best} has {count(best):,}"
-        raise UserError(f"model={cfg.run.model} cannot be sized to the {goal:,} {unit} of {name}: {has}.")
+        has = "all sizes have fewer" if best is None else f"the smallest, hidden_size={best}, has {count(best):,}"
+        raise UserError(
+            f"model={cfg.run.model} cannot be sized to the {goal:,} {unit} of {name}: {has}. Match another model."
+        )
     cfg.model.hidden_size = best
     log.info("hidden_size %d: %s %s (%s: %s)", best, f"{count(best):,}", unit, name, f"{goal:,}")
 
 
 def nearest(count: Callable[[int], int], goal: int, guess: int = 1) -> int | None:
-    """Return the size with the count nearest to the goal; counts never fall with size, and 0 means no such network.
+    """Return the size with the count nearest to the goal, or None if no size reaches the goal.
 
     Args:
-        guess: sizes far above it are not tried, where a count may take much memory.
-
-    Returns:
-        None where none has as much.
+        count: function of the size. It never falls as the size grows, and is 0 for sizes without a network.
+        goal: count to reach.
+        guess: first size to try. The search moves from it in small steps, because counting at a far larger size may
+            take much memory.
     """
     low = high = guess
     while count(high) < goal:

@@ -11,9 +11,9 @@ from gridlstm.errors import UserError
 
 
 def in_options(message: str, cfg: DictConfig, path: str) -> str:
-    """Return a message with options for arguments: "window must be …" becomes "task.data.window must be …".
+    """Return a message with arguments replaced by options: "window must be …" becomes "task.data.window must be …".
 
-    An argument is recognized by what follows: "=" anywhere, or "must" at the start.
+    An argument is recognized by the text after it: "=" anywhere, or "must" at the start.
 
     Args:
         message: message of the component.

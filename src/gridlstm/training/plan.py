@@ -22,7 +22,7 @@ class Plan:
     leg: int
     """1 for a new run, n for the n-th leg in its directory."""
     checkpoint: Path | None
-    """Checkpoint to test, or to resume training from with all its state."""
+    """Checkpoint to test, or to resume training from, including all its state."""
     init_from: Path | None
     """Checkpoint of another run whose weights a new training starts from."""
     trains: bool
@@ -44,7 +44,7 @@ class Plan:
             left = f"test {self.best}" if self.tests else "nothing is left"
             return (
                 f"leg {self.leg}: training ended at step {steps}, {left} (a larger trainer.max_steps or "
-                f"trainer.max_time trains on)"
+                f"trainer.max_time continues it)"
             )
         source = self.checkpoint or self.init_from
         what = " and ".join(name for name, done in (("train", self.trains), ("test", self.tests)) if done)
@@ -95,10 +95,10 @@ def _checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def _trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any]) -> Path | None:
-    """Return the best checkpoint if training has ended and at most the test is left; else None.
+    """Return the best checkpoint if training has ended and at most the test is left, else None.
 
     Training may have ended by steps, clock, criterion or early stopping. With other limits, or from a checkpoint other
-    than the last, the run trains on.
+    than the last, training continues.
 
     Raises:
         UserError: callbacks have changed but no steps are left for them, or the checkpoint to test is damaged.
@@ -114,7 +114,7 @@ def _trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any
         if 0 < cfg.trainer.max_steps <= earlier["steps"]:
             raise UserError(
                 f"training ended at step {earlier['steps']}, but {rules[0]} has changed. Raise trainer.max_steps to "
-                f"train on, or restore the option."
+                f"continue training, or restore the option."
             )
         return None
     best = earlier.get("best", {})

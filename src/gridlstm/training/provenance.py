@@ -67,7 +67,7 @@ class RankZeroFilter(logging.Filter):
 
 
 class EngineFilter(logging.Filter):
-    """Hides which code computes a run from the terminal; train.log has it."""
+    """Hides the engine's log lines from the terminal; train.log contains them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING or not record.name.startswith("gridlstm.engine")

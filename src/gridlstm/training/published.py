@@ -25,7 +25,7 @@ def check_report(node: Any, file: str = "") -> None:
     where = f"{file}: report" if file else "report"
     _check(isinstance(node, Mapping), f"{where} must be {', '.join(_NODES)} with their values, got {node!r}")
     for name in node:
-        _check(name in _NODES, f"{where}.{name} does not exist; there are {', '.join(_NODES)}")
+        _check(name in _NODES, f"{where}.{name} does not exist. Choices: {', '.join(_NODES)}")
     for metric, value in _mapping(node, "paper", where).items():
         key = f"{where}.paper.{metric}"
         for one in value.values() if isinstance(value, Mapping) else (value,):
@@ -33,18 +33,18 @@ def check_report(node: Any, file: str = "") -> None:
     published = _mapping(node, "published", where)
     for metric in published:
         for network, value in _mapping(published, metric, f"{where}.published").items():
-            _check(_is_number(value), f"{where}.published.{metric} must be numbers, got {value!r} of {network}")
+            _check(_is_number(value), f"{where}.published.{metric} must be numbers, got {value!r} for {network}")
     for name in ("points", "curve"):
         if node.get(name) is not None and not published_file(str(node[name])).is_file():
             own = ", ".join(sorted(path.stem for path in _FILES.glob("*.csv")))
-            raise UserError(f"{where}.{name}={node[name]} is no file. Give the path of a CSV file, or one of {own}.")
+            raise UserError(f"{where}.{name}={node[name]} is not a file. Give the path of a CSV file, or one of {own}.")
     claims = _mapping(node, "claims", where)
     for name in claims:
         claim, key = _mapping(claims, name, f"{where}.claims"), f"{where}.claims.{name}"
         for part in _CLAIM:
             _check(claim.get(part) is not None, f"{key} needs {', '.join(_CLAIM)}, but has no {part!r}")
         for part in claim:
-            _check(part in (*_CLAIM, "against"), f"{key}.{part} does not exist; there are {', '.join(_CLAIM)}, against")
+            _check(part in (*_CLAIM, "against"), f"{key}.{part} does not exist. Choices: {', '.join(_CLAIM)}, against")
         for part in ("of", "against"):
             options = str(claim.get(part) or "")
             right = all("=" in option for option in options.split())
@@ -52,7 +52,7 @@ def check_report(node: Any, file: str = "") -> None:
 
 
 def published_file(name: str) -> Path:
-    """Return the file of published numbers of this name: one of the package's own, or else a path."""
+    """Return the package's own file of published numbers with this name, or else the name as a path."""
     own = _FILES / f"{name}.csv"
     return own if own.is_file() else Path(name).expanduser()
 

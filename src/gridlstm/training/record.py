@@ -23,7 +23,7 @@ from gridlstm.training.plan import Plan
 log = logging.getLogger(__name__)
 
 _RECORD_SECONDS = 60.0
-"""Time limit in seconds; loggers need less to finish."""
+"""Seconds for which a failed rank waits for rank zero to write the record; loggers need less to finish."""
 
 
 class Record:
@@ -38,6 +38,8 @@ class Record:
         self.start = time.monotonic()
         self.refused = True
         """True until the run has been built. A refused run leaves the record of earlier legs unchanged."""
+        self.config_written = False
+        """True if this leg has written config.yaml."""
         self.earlier = plan.earlier
         before = read_json(dir / "result.json") if plan.continues else {}
         self._ended: dict[str, Any] = {name: before[name] for name in ("status", "error") if name in before}
@@ -69,7 +71,7 @@ class Record:
 def write_config(cfg: DictConfig) -> None:
     """Write config.yaml, with resolved references, and config_source.yaml, with unresolved ones.
 
-    Other options can be applied to the second, where task.path still changes everything that refers to it.
+    Later commands can change options of the second file: task.path then changes everything that refers to it.
     """
     source = cfg.copy()
     # A later command may have another working directory.
@@ -105,6 +107,7 @@ def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]
     record = Record(directory, cfg, plan)
     if provenance.rank() == 0 and not (directory / "config.yaml").exists():
         write_config(cfg)  # for a run that cannot be built; a file of an earlier leg is kept for now
+        record.config_written = True
     record.write()
     if provenance.rank() == 0:
         (directory / "progress.json").unlink(missing_ok=True)  # the record includes the seconds of the earlier leg
@@ -122,7 +125,7 @@ def _recording(cfg: DictConfig, directory: Path, plan: Plan) -> Iterator[Record]
             record.write_back()
         else:
             record.fields["status"] = "failed" if elsewhere else status_after(error)
-            # An interruption or the loss of another rank has many exception types, and none is informative.
+            # An interruption or the loss of another rank has many exception types, which are not informative.
             own = f"{type(error).__name__}: {error}" if failed else "interrupted"
             record.fields["error"] = own if isinstance(error, UserError) else elsewhere or own
             if record.fields["status"] == "interrupted":
@@ -142,9 +145,9 @@ def _error_of_this_rank(directory: Path) -> Path:
 
 
 def _tell_rank_zero(error: BaseException, directory: Path) -> None:
-    """Write this rank's error for rank zero; if all ranks end by it, wait until rank zero has recorded its own.
+    """Write this rank's error for rank zero to read. If all ranks raise it, wait until rank zero has recorded its own.
 
-    As soon as one rank ends, torchrun ends the others by a signal, which looks like an interruption.
+    As soon as one rank ends, torchrun ends the others with a signal, which looks like an interruption.
     """
     told = _error_of_this_rank(directory)
     write_text(told, f"rank {provenance.rank()}: {type(error).__name__}: {error}")

@@ -29,7 +29,7 @@ def fits(model: DictConfig, task: DictConfig) -> bool:
 
 
 def check_fit(cfg: DictConfig, option: str = "model") -> None:
-    """Raise UserError for a model that the task cannot take; the message lists those that it can.
+    """Raise UserError for a model that does not fit the task; the message lists the models that fit.
 
     Args:
         cfg: configuration of the run.

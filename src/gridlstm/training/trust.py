@@ -1,4 +1,4 @@
-"""Restrict the code that the configuration of a run directory may name, as the run may be somebody else's."""
+"""Restrict the code that the configuration of a run directory may name, because somebody else may have written it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -69,7 +69,7 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_ours(target: str) -> bool:
-    """Return True for the trainer, and for a class defined in a module of this package that has such classes.
+    """Return True for the trainer, and for classes of this package's networks, data and tasks.
 
     Check where the class is defined, because gridlstm.data.text.os.system belongs to os.
     """

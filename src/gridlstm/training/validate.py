@@ -1,4 +1,4 @@
-"""Check what no component can know by itself, before a run writes anything."""
+"""Check the options of a run before it writes anything: rules that no single component can check."""
 
 import os
 import re
@@ -76,10 +76,10 @@ def check(cfg: DictConfig) -> None:
     check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
     matched = check_match(cfg)
     if matched and _given("model.hidden_size"):
-        raise UserError("match chooses model.hidden_size, so leave one of the two out.")
+        raise UserError("match chooses model.hidden_size, so the two cannot be combined. Remove one of them.")
     if not matched and cfg.model.get("hidden_size", 1) is None:
         raise UserError(
-            f"this experiment has no width for model={cfg.run.model}: give model.hidden_size=…, or one of "
+            f"this experiment has no width for model={cfg.run.model}. Give model.hidden_size=…, or one of "
             f"match.parameters_to and match.flops_to."
         )
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
@@ -89,7 +89,7 @@ def check(cfg: DictConfig) -> None:
     _check_trainer(cfg)
     model = cfg.model.copy()
     if matched:
-        model.hidden_size = 1  # which match chooses later
+        model.hidden_size = 1  # match chooses the real size later
     check_types(model, "model")
     check_optimizer(cfg)
     check_task(cfg)
@@ -216,7 +216,7 @@ def check_one_value(cfg: DictConfig) -> None:
 
 
 def _check_defaults() -> None:
-    """Raise UserError where the command line sets the task's default of an option instead of the option."""
+    """Raise UserError if the command line sets the task's default of an option instead of the option."""
     for default, option in DEFAULTS.items():
         if _given(default):
             raise UserError(f"{default} is only the default of an option. Set the option itself: {option}=…")
@@ -241,7 +241,7 @@ def _model_reads(cfg: DictConfig, option: str) -> bool:
 
 
 def _with_another(cfg: DictConfig, option: str) -> DictConfig:
-    """Return a copy in which the number is changed by more than any rounding."""
+    """Return a copy of the configuration with one number changed by more than any rounding."""
     other = cfg.copy()
     OmegaConf.update(other, option, 2 * OmegaConf.select(cfg, option) + 1)
     return other

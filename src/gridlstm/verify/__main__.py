@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="time limit; the current case is finished")
     parser.add_argument("--cases", type=int, help="largest number of cases (as many as the time allows)")
     parser.add_argument("--seed", type=int, default=seed_of_today(), help="seed of the first case (one per day)")
-    parser.add_argument("--device", type=device_at_hand, default="cpu", metavar="cpu|cuda", help="of the sweeps (cpu)")
+    parser.add_argument("--device", type=device_at_hand, default="cpu", metavar="cpu|cuda", help="sweeps' device (cpu)")
     options = parser.parse_args(arguments)
     if options.seed < 0 or options.seconds <= 0 or (options.cases is not None and options.cases < 1):
         parser.error("the seed must be at least 0, seconds above 0 and cases at least 1")

@@ -64,7 +64,7 @@ class GridCase(Case):
 
     Args:
         masked: "keep" for booleans, "mix" for floats, "drop", or several.
-        cut: a dimension and a position along it, at which the grid is computed in two pieces with a carried state.
+        cut: dimension and position of a cut into two pieces, between which the state is carried; None for one piece.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -159,7 +159,7 @@ class StackedCase(Case):
 
 
 def draw(seed: int, device: str = "cpu") -> GridCase | StackedCase:
-    """Draw a case. On another device it differs in its pointwise step alone."""
+    """Draw a case. The device changes only its pointwise step."""
     r = random.Random(seed)
     precision: Precision = r.choice(["float64", "float64", "float32", "bfloat16"])
     large = precision != "float64" and r.random() < 0.1  # large enough for oneDNN's product and several threads

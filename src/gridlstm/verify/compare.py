@@ -22,7 +22,7 @@ Result = dict[str, Tensor]
 EXACT = 1e-11
 """Largest difference in float64, absolute for numbers up to 1 and relative to the largest above."""
 TIMES = 8.0
-"""Largest ratio of a sweep's error to that of the loop in the same precision, or of a perturbed loop."""
+"""Largest ratio of a sweep's error to the error of the loop in the same precision, or of a perturbed loop."""
 SHAKES = 8
 """Number of loops with rounding errors added: one loop may be exact by chance in a network that amplifies errors."""
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
@@ -69,7 +69,7 @@ def _choices_of(case: Case) -> Iterator[None]:
 
 
 def _differs(case: Case, found: Tensor, exact: Tensor, others: Sequence[Tensor]) -> str | None:
-    """Return how a tensor differs, or None if it agrees. ``others`` are the loop's in the case's precision."""
+    """Return how a tensor differs, or None if it agrees. ``others`` are the loop's tensors in the case's precision."""
     if found.shape != exact.shape:
         return f"has the shape {tuple(found.shape)} instead of {tuple(exact.shape)}"
     if not torch.equal(found.isnan(), exact.isnan()):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MANY = 50
-"""Number of jobs from which composing takes so long that a log line announces it."""
+"""Smallest number of jobs whose check is announced by a log line, because it takes long."""
 
 
 class ProcessLauncher(Launcher):
@@ -39,7 +39,7 @@ class ProcessLauncher(Launcher):
     directory are not run again; started ones resume from their last checkpoint.
 
     Args:
-        jobs: number of jobs at once; null for as many as there are free GPUs, or cores for all their threads.
+        jobs: number of jobs at once; null to limit them only by free GPUs, or by cores for all their threads.
     """
 
     here = True
@@ -140,7 +140,7 @@ class ProcessLauncher(Launcher):
         """Log the command for tables; between the batches of a search, the best score so far.
 
         Raises:
-            UserError: all trials of a search failed, so that Optuna has no best one.
+            UserError: all trials of a search failed, so Optuna has no best one.
         """
         from gridlstm.multirun.jobs import best_of
 

@@ -26,7 +26,7 @@ class SlurmLauncher(ProcessLauncher):
         partition, account, qos, constraint: options of sbatch; null for the default of the cluster.
         timeout_min: time limit in minutes.
         max_num_timeout: number of times a job may reach its time limit and resume.
-        signal_delay_s: seconds before the limit at which a job is requeued.
+        signal_delay_s: seconds from the requeue of a job to its time limit.
         cpus_per_process: cores, and threads, of each rank.
         mem_gb: memory of each node; null for the default of the cluster.
         setup: shell commands before the job, such as ``module load cuda``.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the latest of equally good validations, of which Lightning's callback keeps the first.
+    """Keeps the checkpoint of the latest of equally good validations; Lightning's callback keeps the first one's.
 
     An accuracy can be constant for long: 0 while the loss already falls, and 1 after the task is learned. The test
     should then use the weights that were trained longest.

@@ -1,4 +1,4 @@
-"""Train to a criterion: the paper's algorithmic tasks end when 100 unseen problems are all right (section 4)."""
+"""Train to a criterion: the paper's algorithmic tasks end when all of 100 unseen problems are solved (section 4)."""
 
 import logging
 from typing import Any, cast
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class Criterion(Callback):
-    """Ends training at the first validation in which a metric reaches a value.
+    """Ends training at the first validation with a metric of at least a given value.
 
     The metric is exact over all ranks, so all stop at the same step. The result is stored in the checkpoint: a solved
-    run that resumes does not train on. A changed criterion is evaluated again.
+    run does not continue training when it resumes. A changed criterion is evaluated again.
 
     Args:
         metric: a metric to maximize, such as "val/sequence_accuracy": the share of validation problems (100 in the
@@ -51,7 +51,7 @@ class Criterion(Callback):
         """Refuse metrics that the task lacks or minimizes, and partial validations.
 
         Raises:
-            UserError: the metric or the validation does not suit; the message lists the metrics that do.
+            UserError: the metric or the validation is unsuitable; the message lists suitable metrics.
         """
         names = [f"val/{name}" for name in cast(Task, pl_module).metric_names if "accuracy" in name]
         if self.metric not in names:

@@ -16,8 +16,8 @@ _ROWS = 3
 class StopOnDivergence(Callback):
     """Ends training if a loss is not finite, or if the training loss stays above a multiple of its first value.
 
-    The first value is the loss of the first batch, but at least that of uniform guessing: weights from another run
-    (``init_from``) start below it.
+    The first value is the loss of the first batch, but at least the loss of uniform guessing, because weights from
+    another run (``init_from``) may start below it.
 
     The training loss is the mean since the last log row. It must be too high in three consecutive rows, or just before
     a validation whose loss is also too high, so that a diverged network writes no checkpoint.
@@ -83,7 +83,7 @@ class StopOnDivergence(Callback):
 
 def _diverged(what: str, trainer: L.Trainer) -> UserError:
     written = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
-    before = "and its last checkpoint is from before" if written else "before it had a checkpoint"
+    before = "and its last checkpoint was written earlier" if written else "before it had a checkpoint"
     clip = "" if trainer.gradient_clip_val else " or clip the gradients (trainer.gradient_clip_val=1)"
     advice = f"Lower the learning rate (optimizer.lr){clip}."
     return UserError(f"{what} by step {trainer.global_step}: the run was ended, {before}. {advice}")

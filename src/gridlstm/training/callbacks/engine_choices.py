@@ -28,7 +28,7 @@ class EngineChoices(Callback):
         self.pointwise: PointwiseStep | Literal["auto"] = pointwise
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # A job may be composed where there is no GPU, and a trained network evaluated there.
+        # A machine without a GPU may compose the job or evaluate the trained network.
         if self.pointwise == "triton" and stage == "fit":
             check_triton("callbacks.engine_choices.pointwise=triton", trainer.strategy.root_device)
         if self.pointwise != "auto":

@@ -10,7 +10,7 @@ class FinalValidation(Callback):
     """Validates after the last step.
 
     Lightning does so if a clock or a callback ends training, but not if ``max_steps`` does. A run whose steps are not a
-    multiple of the validation interval would then lack a final score, and a short run any checkpoint.
+    multiple of the validation interval would then lack a final score, and a short run would have no checkpoint.
     """
 
     def on_train_batch_end(

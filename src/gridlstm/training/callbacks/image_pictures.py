@@ -1,4 +1,4 @@
-"""Pictures of a classifier of images: what it is trained on, what it takes for what, and where it is most wrong."""
+"""Pictures of an image classifier: a training batch, the confusion matrix and the worst mistakes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS, SHOWN = 12, 96
-"""Images of one picture."""
+"""Images in a row of a picture, and largest number of images in a picture."""
 
 
 class ImagePictures(Callback):
     """Draws training_batch.png at the first step, and after the test confusion.png and misclassified.png.
 
-    Runs of other tasks have none.
+    Runs of other tasks draw nothing.
 
     Args:
         dir: the run directory.
@@ -54,7 +54,7 @@ class ImagePictures(Callback):
     def _add(self, found: Tensor, losses: Tensor, batch: ImageBatch) -> None:
         classes, targets = len(self._counts), batch.targets.cpu()
         self._counts += (targets * classes + found).bincount(minlength=classes**2).view(classes, classes)
-        # Of every rank as many, so that they can be gathered; what was classified right has no loss here.
+        # A loss of 0 sorts correct images after all mistakes, and excludes them from the picture.
         losses = losses.masked_fill(found == targets, 0)
         new = {"images": batch.images.float().cpu(), "targets": targets, "found": found, "losses": losses}
         joined = {name: torch.cat([self._worst[name], x]) if self._worst else x for name, x in new.items()}
@@ -67,6 +67,7 @@ class ImagePictures(Callback):
         counts = trainer.strategy.reduce(self._counts.to(pl_module.device), reduce_op="sum").cpu()
         worst = {}
         for name, x in self._worst.items():
+            # Ranks can gather only tensors of one shape.
             padded = torch.cat([x, x.new_zeros(SHOWN - len(x), *x.shape[1:])]).to(pl_module.device)
             worst[name] = trainer.strategy.all_gather(padded).reshape(-1, *x.shape[1:]).cpu()
         if not trainer.is_global_zero:
@@ -97,17 +98,17 @@ def draw_images(images: Tensor, names: Sequence[str]) -> "Figure":
 
 
 def show_images(every: Iterable["Axes"], images: Tensor, names: Sequence[str]) -> None:
-    """Show images (N, channels, height, width) on as many axes, each below its name; one scale for all."""
+    """Show images (N, channels, height, width) on axes, each image below its name; one scale for all."""
     low, high = images.min(), images.max()
     shown = ((images.float() - low) / (high - low).clamp(min=1e-6)).cpu().movedim(1, -1).numpy()
     for axes, image, name in zip(every, shown, names, strict=False):
-        # Three channels are a colour; of any other number, the first.
+        # Three channels are a colour. Of other images, show only the first channel.
         axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=7, pad=2)
 
 
 def draw_confusion(counts: Tensor) -> "Figure":
-    """Draw how many images of each class (rows) were taken for each (columns); colours are of the mistakes."""
+    """Draw the number of images of each class (rows) by predicted class (columns); colours show mistakes."""
     from matplotlib.figure import Figure
 
     classes, wrong = len(counts), counts.clone().fill_diagonal_(0)

@@ -122,7 +122,7 @@ def ending_by_signal() -> Iterator[None]:
 
 @contextmanager
 def later_signals_ignored() -> Iterator[None]:
-    """Once the block has ended, ignore the signals of ``ending_by_signal``, so that the record is written completely.
+    """Ignore the signals of ``ending_by_signal`` after the block, so that the record is written completely.
 
     torchrun sends SIGTERM to all ranks as soon as one fails, often while rank zero records that it lost its connection.
     """

@@ -15,7 +15,7 @@ class LastCheckpoints(ModelCheckpoint):
 
     Args:
         dirpath: directory of the checkpoints.
-        number: files that are kept.
+        number: number of files to keep.
 
     Raises:
         UserError: ``number`` is below 1.
@@ -31,7 +31,7 @@ class LastCheckpoints(ModelCheckpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.is_global_zero and self.dirpath is not None:
-            # By name, because a resumed run does not know a file that was written after last.ckpt.
+            # Find files by name, because a resumed run does not know a file that was written after last.ckpt.
             for path in kept(Path(self.dirpath))[: -self.number]:
                 path.unlink()
 

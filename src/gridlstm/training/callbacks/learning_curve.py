@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class LearningCurve(Callback):
-    """Draws the curve when training ends, however it ends.
+    """Draws the curve when training ends, even by an error or an interruption.
 
     Args:
         dir: run directory, which holds metrics.csv and receives learning_curve.png.

@@ -29,7 +29,7 @@ SEED = 0
 class PixelPictures(Callback):
     """Draws scenes.png, samples.png or frames.png after the test, from its first batch.
 
-    Runs of other tasks have none.
+    Runs of other tasks draw nothing.
 
     Args:
         dir: the run directory.
@@ -97,7 +97,7 @@ def draw_samples(samples: Tensor, images: Tensor) -> "Figure":
 
 
 def draw_frames(targets: Tensor, found: Tensor) -> "Figure":
-    """Draw the frames (N, T, H, W) that follow each frame, over the probability with which each pixel was lit."""
+    """Draw the frames (N, T, H, W) that follow each frame, over the predicted probability that each pixel is lit."""
     from matplotlib.figure import Figure
 
     number, steps = targets.shape[:2]

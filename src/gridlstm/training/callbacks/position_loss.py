@@ -1,4 +1,4 @@
-"""Measure the loss by position after a reset: does a language model use what it read long ago?"""
+"""Measure the loss by position after a reset, which shows if a language model uses symbols read long ago."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ BINS_PER_DECADE = 12
 class PositionLoss(Callback):
     """Sums the nats of an evaluation by position; position 1 is predicted from the first symbol after a reset.
 
-    It works in a single process. The sums are those of the last ``validate`` or ``test``.
+    The callback works in a single process. The sums cover the last ``validate`` or ``test``.
     """
 
     def __init__(self) -> None:

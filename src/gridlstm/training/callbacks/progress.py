@@ -121,7 +121,7 @@ class Progress(ProgressBar):
 
 
 def last_step(trainer: L.Trainer) -> int | None:
-    """Return the step at which training ends unless a clock ends it first; None without a limit on steps."""
+    """Return the limit on steps, or None; a clock may end training earlier."""
     return trainer.max_steps if trainer.max_steps > 0 else None
 
 

@@ -20,9 +20,9 @@ from gridlstm.translator import Translator
 class Translations(Callback):
     """Logs BLEU, and writes translations.tsv after the test: sources, translations and references.
 
-    Every ``every``-th validation, val/bleu is that of greedy translations. After the test, test/bleu (cased),
-    test/bleu_lowercased and test/chrf are those of a beam search; see ``gridlstm.bleu``. Ranks share the sentences.
-    Runs of other tasks have none.
+    Every ``every``-th validation logs val/bleu of greedy translations. The test logs test/bleu (cased),
+    test/bleu_lowercased and test/chrf of a beam search; see ``gridlstm.bleu``. Ranks share the sentences. Runs of other
+    tasks log nothing.
 
     Args:
         dir: the run directory.
@@ -48,7 +48,7 @@ class Translations(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(pl_module, Translate):
-            check_installed()  # not only after the training
+            check_installed()  # now, and not only after the training
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = _sentences(trainer, pl_module)
@@ -81,7 +81,7 @@ def _sentences(trainer: L.Trainer, task: L.LightningModule) -> TranslationData |
 
 
 def _translated(trainer: L.Trainer, data: TranslationData, split: Literal["val", "test"], beam: int) -> list[str]:
-    """Return the best translation of each source of a split; all ranks return all."""
+    """Return the best translation of each source of a split; every rank returns all of them."""
     sources, ranks = data.sources(split), trainer.world_size
     owned = owned_rows(len(sources), trainer.global_rank, ranks, f"the number of {split} sentences")
     task = cast(Translate, trainer.lightning_module)

@@ -20,7 +20,7 @@ class WeightAveraging(LightningWeightAveraging):
     it would still be the random initial weights after 1 / (1 - decay) steps.
 
     The ``state_dict`` of a checkpoint is the average. Lightning's callback replaces it by the latest weights whenever
-    it loads a checkpoint, also for a test after training; here only training does so.
+    it loads a checkpoint, even for a test after training. This callback replaces it only for training.
 
     Args:
         decay: from 0 (no average) to below 1.
@@ -28,7 +28,7 @@ class WeightAveraging(LightningWeightAveraging):
 
     Raises:
         UserError: from ``setup``, if ``decay`` or ``update_every_n_steps`` is out of range, or if the weights have half
-            precision, in which 0.999 w' + 0.001 w is w' again.
+            precision, which rounds 0.999 w' + 0.001 w to w'.
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
@@ -55,8 +55,8 @@ class WeightAveraging(LightningWeightAveraging):
             if stage == "fit" and weight.dtype in (torch.float16, torch.bfloat16):
                 raise UserError(
                     f"callbacks.weight_averaging needs weights of float32 or float64, got "
-                    f"{str(weight.dtype).removeprefix('torch.')}, in which the average soon stops changing. Use "
-                    f"trainer.precision=bf16-mixed or 32-true."
+                    f"{str(weight.dtype).removeprefix('torch.')}: rounding would soon stop the average from changing. "
+                    f"Use trainer.precision=bf16-mixed or 32-true."
                 )
         super().setup(trainer, pl_module, stage)
 

@@ -12,7 +12,7 @@ from gridlstm.errors import UserError
 from gridlstm.files import write_text
 
 _HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
-"""Hosts whose keys wandb 0.31 uses for W&B's own server: that of its login, and that of earlier versions."""
+"""Hosts whose keys wandb 0.31 uses for W&B's own server: the host of its login, and of earlier versions."""
 
 _RUN_ID = "wandb/run-id"
 
@@ -38,7 +38,7 @@ def logged_in() -> bool:
 
 
 def unreachable() -> str | None:
-    """Return why the server of W&B cannot be reached, as from the nodes of many clusters; None if it can.
+    """Return the reason why W&B's server cannot be reached, or None if it can; nodes of many clusters cannot reach it.
 
     wandb itself would try for a minute and a half. Behind a proxy, return None without a test.
     """

@@ -57,7 +57,7 @@ class OneRunWandbLogger(WandbLogger):
                 call(*arguments, **options)
         except Exception as error:  # noqa: BLE001  any error
             self._failed = True
-            log.warning("W&B failed and logs no more of this run: %r", error)
+            log.warning("W&B failed, and nothing more of this run is logged there: %r", error)
 
     def _finish(self, result: Mapping[str, Any]) -> None:
         if (run := wandb.run) is None:
@@ -104,16 +104,16 @@ def make_logger(
     tags: list[str],
     leg: int = 1,
 ) -> OneRunWandbLogger:
-    """Return the logger of a run directory's one W&B run, which continues when the run resumes, even if it was moved.
+    """Return the logger of a run directory's only W&B run. A resumed run continues it, even in a moved directory.
 
-    Checkpoints are not uploaded, because those of a sweep would fill an account. The run's summary gives their paths.
+    Checkpoints are not uploaded, because a sweep would fill an account with them. The run's summary gives their paths.
 
     Args:
         project, entity, name, group, tags: options of W&B.
         dir: run directory.
         mode: "auto" uses the environment variable WANDB_MODE if it is set; otherwise online if an API key is stored and
             W&B can be reached, else offline. "disabled" logs nothing. No mode asks for an account.
-        leg: leg of the run, see ``gridlstm.training.plan.Plan``. From the second on the directory's W&B run continues.
+        leg: leg of the run, see ``gridlstm.training.plan.Plan``. From the second leg on, the W&B run continues.
 
     Raises:
         UserError: the mode does not exist, or is online without an API key or a connection to W&B.
