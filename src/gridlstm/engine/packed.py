@@ -256,6 +256,15 @@ def _weight_gradients(
     gradients: list[Tensor | None] = [None] * (2 * N)
     for k, owners in enumerate(layout.owners):
         dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
+        if len(by_copy) == 1 and all(trained[n] for n in owners):
+            # One product for all dimensions. Their gradients are rows of it, contiguous like those below.
+            whole = empty(layout.products[k], layout.D, like=dz)
+            multiply(dz.flatten(0, 1).t(), x.flatten(0, 1), whole, layout.product_dtype)
+            for n in owners:
+                gradients[n] = whole[layout.gates[n]]
+                if biases[n] is not None:
+                    gradients[N + n] = dz.flatten(0, 1)[:, layout.gates[n]].sum(0)
+            continue
         # A product for each dimension, so that its gradient is contiguous and becomes ``.grad`` without a copy.
         for n in owners:
             if trained[n]:
