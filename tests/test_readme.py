@@ -18,7 +18,10 @@ from gridlstm.config import CONF
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
 ]
 SMALL = ["debug=smoke", "model.hidden_size=4", "model.num_layers=2"]
 
