@@ -1,6 +1,6 @@
 """Comparison of every sweep with the loop on one case."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -96,11 +96,17 @@ def _leaves(case: Case, parameters: Sequence[tuple[str, Tensor]], inputs: dict[s
     return {name: x for name, x in everything.items() if x.requires_grad}
 
 
-def _with_gradients(case: Case, values: Result, leaves: dict[str, Tensor]) -> Iterator[tuple[str, Result]]:
-    """Yield values with the gradients of a random projection of them, twice if the case has two backward passes."""
+def _with_gradients(
+    case: Case, values: Result, leaves: dict[str, Tensor], shaken: Callable[[Tensor], Tensor] = lambda x: x
+) -> Iterator[tuple[str, Result]]:
+    """Yield values with the gradients of a random projection of them, twice if the case has two backward passes.
+
+    Args:
+        shaken: adds rounding errors to the projection, from which every gradient is computed.
+    """
     generator = torch.Generator().manual_seed(case.seed + 4)
     # Drawn for all values, so that they do not depend on the set of values with gradients.
-    weights = [torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x) for x in values.values()]
+    weights = [shaken(torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x)) for x in values.values()]
     outputs = [(x, weight) for x, weight in zip(values.values(), weights, strict=True) if x.requires_grad]
     for suffix in ("", ", second backward pass") if case.twice else ("",):
         gradients: Sequence[Tensor] = []
@@ -121,7 +127,7 @@ def _by_loop(case: GridCase | StackedCase, dtype: torch.dtype, shake: int = 0) -
     """Return the loop's values and gradients.
 
     Args:
-        shake: seed for rounding errors added to all parameters and inputs; 0 for none.
+        shake: seed for rounding errors added to all parameters, inputs and gradients of outputs; 0 for none.
     """
     network = case.network("reference").to(dtype)
     generator = torch.Generator().manual_seed(shake)
@@ -149,7 +155,7 @@ def _by_loop(case: GridCase | StackedCase, dtype: torch.dtype, shake: int = 0) -
         leaves = _leaves(case, parameters, {"h": h, "m": m})
         y, last_h, last_m = loop.stacked(case.cell, case.num_layers, dict(parameters), x, (h, m), multiply)
         values = {"output": y, "last h": last_h, "last m": last_m}
-    return next(_with_gradients(case, values, leaves))[1]
+    return next(_with_gradients(case, values, leaves, shaken))[1]
 
 
 def _by_sweeps(case: GridCase | StackedCase) -> Iterator[tuple[str, Result]]:
