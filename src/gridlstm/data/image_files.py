@@ -132,12 +132,12 @@ class IdxFiles(ImageSource):
 
     def check(self) -> None:
         if self._found() is None:
-            self._check_torchvision()
+            self._check_downloader()
 
     def prepare(self) -> None:
         if self._found() is not None:
             return
-        self._check_torchvision()
+        self._check_downloader()
         from torchvision import datasets
 
         with _downloading(self.name, self.data_dir, self.folders[0]):
@@ -155,7 +155,7 @@ class IdxFiles(ImageSource):
     def _places(self) -> str:
         return " or ".join(map(str, self.folders))
 
-    def _check_torchvision(self) -> None:
+    def _check_downloader(self) -> None:
         _check_torchvision(
             f"{self.name} is not in {self._places}, and torchvision, which downloads it, is not installed",
             "Put its files there, or run",

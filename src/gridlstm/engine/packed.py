@@ -256,26 +256,24 @@ def _weight_gradients(
     gradients: list[Tensor | None] = [None] * (2 * N)
     for k, owners in enumerate(layout.owners):
         dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
-        if len(by_copy) == 1 and all(trained[n] for n in owners):
-            # One product for all dimensions. Their gradients are rows of it, contiguous like those below.
-            whole = empty(layout.products[k], layout.D, like=dz)
-            multiply(dz.flatten(0, 1).t(), x.flatten(0, 1), whole, layout.product_dtype)
-            for n in owners:
-                gradients[n] = whole[layout.gates[n]]
-                if biases[n] is not None:
-                    gradients[N + n] = dz.flatten(0, 1)[:, layout.gates[n]].sum(0)
-            continue
-        # A product for each dimension, so that its gradient is contiguous and becomes ``.grad`` without a copy.
+        # One product for all dimensions if their gradients, rows of it, are contiguous and become ``.grad`` without a
+        # copy. Otherwise one for each dimension.
+        joint = len(by_copy) == 1 and all(trained[n] for n in owners)
+        whole = empty(1, layout.products[k], layout.D, like=dz) if joint else None
         for n in owners:
-            if trained[n]:
+            if whole is not None:
+                gradients[n] = whole[:, layout.gates[n]]
+            elif trained[n]:
                 gradients[n] = empty(len(by_copy), weights[n].shape[-2], layout.D, like=dz)
             if biases[n] is not None:
                 gradients[N + n] = empty(len(by_copy), weights[n].shape[-2], like=dz)
         for copy, rows in enumerate(by_copy):
             z, H = _rows(dz, rows).flatten(0, 1), _rows(x, rows).flatten(0, 1)
+            if whole is not None:
+                multiply(z.t(), H, whole[copy], layout.product_dtype)
             for n in owners:
                 own = z[:, layout.gates[n]]
-                if (gradient := gradients[n]) is not None:
+                if whole is None and (gradient := gradients[n]) is not None:
                     multiply(own.t(), H, gradient[copy], layout.product_dtype)
                 if (gradient := gradients[N + n]) is not None:
                     torch.sum(own, 0, out=gradient[copy])
