@@ -16,7 +16,7 @@ from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
 from gridlstm.engine.memory import empty
-from gridlstm.engine.packed import as_it_is, check_backward, steps
+from gridlstm.engine.packed import as_it_is, check_backward, split_biases, steps
 from gridlstm.scan import Block, Weights
 
 
@@ -84,8 +84,9 @@ class _Chain(torch.autograd.Function):
         X, M, Z = empty(T + 1, B, d, like=h), empty(T + 1, B, m.shape[-1], like=m), empty(T, B, len(weight), like=h)
         X[0], M[0] = h, m
         buffers = Buffers(layout, [X], [M], [Z], [vectors], None)
-        _feed(buffers, x, weight, bias)
-        (step,) = steps(buffers)
+        by_steps, (by_product,) = split_biases(buffers, [bias])
+        _feed(buffers, x, weight, by_product)
+        (step,) = steps(buffers, biases=by_steps)
         recurrent = _recurrent(weight, d, product_dtype).t().contiguous()  # for products with few rows
         with fastest_product(h, layout.product_flops):
             # Unbound once: in small networks, indexing takes as long as the product.

@@ -5,6 +5,24 @@
  */
 #include "fused.h"
 
+/* The pre-activations of V units, with the bias of the same units unless the product has added it. */
+static inline Gates load_z(const float *z, const float *bias, int64_t d, int64_t n) {
+    Gates g = load_gates(z, d, n);
+    if (bias) {
+        const Gates b = load_gates(bias, d, n);
+        g.u += b.u;
+        g.f += b.f;
+        g.o += b.o;
+        g.c += b.c;
+    }
+    return g;
+}
+
+static inline const float *bias_of(const Dimension *self, int64_t block) {
+    const int64_t copy = self->copy_of ? self->copy_of[block] : 0;
+    return self->bias ? self->bias + copy * self->bias_stride : NULL;
+}
+
 static inline Gates gates_of(Gates z) {
     Gates g = {sigmoid(z.u), sigmoid(z.f), sigmoid(z.o), tanh_(z.c)};
     return g;
@@ -34,11 +52,12 @@ static inline Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, 
 }
 
 /* n units from i, whose h' and m' go to row `next`. */
-static inline void forward_part(const Dimension *self, int64_t row, int64_t next, int64_t i, int64_t n) {
+static inline void forward_part(const Dimension *self, const float *bias, int64_t row, int64_t next, int64_t i,
+                                int64_t n) {
     const int64_t d = self->d;
     float *z = self->z + row * self->z_stride + i;
     const vec old_m = load_some(self->m + row * d + i, n);
-    Step step = forward_step(load_gates(z, d, n), old_m, self->standard);
+    Step step = forward_step(load_z(z, bias ? bias + i : NULL, d, n), old_m, self->standard);
     if (self->keep_h)
         step.h = hold_back(self->choose_h, load_some(self->keep_h + row * d + i, n),
                            load_some(self->h[self->stage] + row * self->h_stride + i, n), step.h);
@@ -86,10 +105,11 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
         float *z = self->z + row * self->z_stride, *new_m = self->m + next * d;
         const float *m = self->m + row * d;
         float *new_h = self->h[0] + next * self->h_stride;
+        const float *bias = bias_of(self, first + r / B);
         Step last;
-        if (overlap) last = forward_step(load_gates(z + end, d, V), load(m + end), self->standard);
+        if (overlap) last = forward_step(load_z(z + end, bias ? bias + end : NULL, d, V), load(m + end), self->standard);
         for (int64_t i = 0; i < full; i += V) {
-            const Step step = forward_step(load_gates(z + i, d, V), load(m + i), self->standard);
+            const Step step = forward_step(load_z(z + i, bias ? bias + i : NULL, d, V), load(m + i), self->standard);
             store_gates(z + i, d, step.gates, V);
             store(new_m + i, step.m);
             store(new_h + i, step.h);
@@ -99,7 +119,7 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
             store(new_m + end, last.m);
             store(new_h + end, last.h);
         } else
-            for (int64_t i = full; i < d; i += V) forward_part(self, row, next, i, part(i, d));
+            for (int64_t i = full; i < d; i += V) forward_part(self, bias, row, next, i, part(i, d));
         for (int stage = 1; stage < self->stages; stage++)
             memcpy(self->h[stage] + (stage <= self->stage ? next : row) * self->h_stride, new_h, d * sizeof(float));
     }

@@ -33,7 +33,9 @@ typedef struct {
     const float *later;         /* (r, B, h_stride) gradients of h' from later stages of the same block, or NULL */
     const float *keep_h;        /* (C, B, d), or NULL: h' becomes keep_h h + (1 - keep_h) h' */
     const float *keep_m;        /* likewise */
-    int64_t z_stride, h_stride, B, d;
+    const float *bias;          /* (copies, bias_stride), added to z; or NULL, if the product has added it */
+    const int64_t *copy_of;     /* (C,) the weight copy of each block, or NULL for the only one; for bias */
+    int64_t z_stride, h_stride, bias_stride, B, d;
     int32_t stages;             /* number of h */
     int32_t stage;              /* of this dimension: h' goes to the successor's row of h[0..stage], own row after */
     int32_t standard;           /* h' = o tanh(m') instead of tanh(o m') */

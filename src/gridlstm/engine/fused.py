@@ -52,8 +52,11 @@ class Dimension(ctypes.Structure):
         ("later", ctypes.c_void_p),
         ("keep_h", ctypes.c_void_p),
         ("keep_m", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("copy_of", ctypes.c_void_p),
         ("z_stride", ctypes.c_int64),
         ("h_stride", ctypes.c_int64),
+        ("bias_stride", ctypes.c_int64),
         ("B", ctypes.c_int64),
         ("d", ctypes.c_int64),
         ("stages", ctypes.c_int32),
@@ -124,15 +127,31 @@ def using_step(name: PointwiseStep) -> Iterator[None]:
         _forced = before
 
 
-def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
-    """Return the compiled step of this dimension, or None if there is none."""
-    cell, stages = buffers.layout.block.cells[n], len(buffers.X)
+def fused_step(n: int, buffers: Buffers, backward: bool, bias: Tensor | None = None) -> "FusedStep | None":
+    """Return the compiled step of this dimension, or None if there is none.
+
+    Args:
+        bias: what the step adds to z, (copies, G_n), if ``adds_bias``.
+    """
+    if not _fits(n, buffers):
+        return None
+    if type(buffers.layout.block.cells[n]) is LSTM:
+        return FusedStep(n, buffers, backward, bias)
+    return FusedLayerNorm(n, buffers, backward)
+
+
+def adds_bias(n: int, buffers: Buffers) -> bool:
+    """Return True if this dimension's step can add its bias to z, which saves a pass over memory before the product."""
+    return type(buffers.layout.block.cells[n]) is LSTM and pointwise_step() == "fused" and _fits(n, buffers)
+
+
+def _fits(n: int, buffers: Buffers) -> bool:
     like = buffers.X[0]
-    if stages > MOST_STAGES or not can_fuse(cell, like):
-        return None
-    if any((vector.dtype, vector.device) != (like.dtype, like.device) for vector in buffers.vectors[n]):
-        return None
-    return FusedStep(n, buffers, backward) if type(cell) is LSTM else FusedLayerNorm(n, buffers, backward)
+    return (
+        len(buffers.X) <= MOST_STAGES
+        and can_fuse(buffers.layout.block.cells[n], like)
+        and all((vector.dtype, vector.device) == (like.dtype, like.device) for vector in buffers.vectors[n])
+    )
 
 
 def can_fuse(cell: Cell, like: Tensor) -> bool:
@@ -150,7 +169,7 @@ def can_fuse(cell: Cell, like: Tensor) -> bool:
 class FusedStep:
     """The LSTM of one dimension. Pointers stay valid because the step holds references to the buffers."""
 
-    def __init__(self, n: int, buffers: Buffers, backward: bool) -> None:
+    def __init__(self, n: int, buffers: Buffers, backward: bool, bias: Tensor | None = None) -> None:
         layout = buffers.layout
         cell, stage, column = layout.block.cells[n], layout.stage_of[n], layout.columns[n].start
         assert isinstance(cell, LSTM)
@@ -170,6 +189,7 @@ class FusedStep:
             None if keep is None else keep.to(torch.float32).contiguous() for keep in buffers.keep[n]
         ]
         choose_h, choose_m = (keep is not None and keep.dtype == torch.bool for keep in buffers.keep[n])
+        self.bias = None if bias is None else bias.contiguous()
         self.here = buffers.dH.data_ptr() + column * Z.element_size() if backward else None
         self.dimension = Dimension(
             z=self.z,
@@ -180,8 +200,11 @@ class FusedStep:
             grad_m=buffers.dM[n].data_ptr() if backward else None,
             keep_h=None if keep_h is None else keep_h.data_ptr(),
             keep_m=None if keep_m is None else keep_m.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            copy_of=layout.plan.copy_of.data_ptr() if len(layout.plan.by_copy) > 1 else None,
             z_stride=Z.shape[-1],
             h_stride=layout.D,
+            bias_stride=0 if self.bias is None else self.bias.shape[-1],
             B=layout.B,
             d=layout.block.sizes[n],
             stages=len(buffers.X),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout, empty_stages, stages_of
-from gridlstm.engine.fused import fused_step, pointwise_step
+from gridlstm.engine.fused import adds_bias, fused_step, pointwise_step
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
 from gridlstm.engine.memory import empty
 from gridlstm.engine.plan import Order
@@ -95,13 +95,35 @@ class Packed:
         return [HiddenMemory(flat[n], flat[N + n]) for n in range(N)]
 
 
-def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
-    """Return each dimension's pointwise step. The steps of one stage run in the order of ``Layout.stages``."""
+def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Return the biases that the steps of the forward pass add, each (copies, G_n), and those that products must add.
+
+    A dimension that reads another's product also reads its bias, so either the steps of both add it or the product.
+    """
+    layout = buffers.layout
+    able = [adds_bias(n, buffers) for n in range(len(biases))]
+    for reader, owner in layout.same.items():
+        able[owner] = able[owner] and able[reader]
+    by_steps = [able[layout.same.get(n, n)] for n in range(len(biases))]
+    own = [
+        bias.reshape(-1, bias.shape[-1]).to(buffers.X[0].dtype) if bias is not None and by_step else None
+        for bias, by_step in zip(biases, by_steps, strict=True)
+    ]
+    return own, [None if by_step else bias for bias, by_step in zip(biases, by_steps, strict=True)]
+
+
+def steps(buffers: Buffers, backward: bool = False, biases: Sequence[Tensor | None] | None = None) -> list[Step]:
+    """Return each dimension's pointwise step. The steps of one stage run in the order of ``Layout.stages``.
+
+    Args:
+        biases: what each step adds to z in the forward pass, from ``split_biases``.
+    """
     layout = buffers.layout
 
     def step(n: int) -> Step:
         on_gpu = triton_step(n, buffers, backward) if pointwise_step() == "triton" else None
-        own = on_gpu or fused_step(n, buffers, backward) or EagerStep(n, buffers)
+        bias = None if biases is None else biases[n]
+        own = on_gpu or fused_step(n, buffers, backward, bias) or EagerStep(n, buffers)
         readers = [reader for reader, owner in layout.same.items() if owner == n]
         if n in layout.same:
             return Reader(n, buffers, own)

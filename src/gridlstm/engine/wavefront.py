@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gridlstm.engine.buffers import Buffers, Layout
 from gridlstm.engine.matmul import affine, multiply
-from gridlstm.engine.packed import Packed, steps
+from gridlstm.engine.packed import Packed, split_biases, steps
 from gridlstm.engine.plan import Diagonal, Order
 
 
@@ -20,8 +20,10 @@ class Wavefront:
     order: Order = "diagonal"
 
     def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        layout, pointwise = buffers.layout, steps(buffers)
-        parts = _parts(layout, weights, biases, buffers.X[0])
+        layout = buffers.layout
+        by_steps, by_products = split_biases(buffers, biases)
+        pointwise = steps(buffers, biases=by_steps)
+        parts = _parts(layout, weights, by_products, buffers.X[0])
         for diagonal in layout.plan.diagonals:
             buffers.begin(diagonal.rows)
             for k, stage in enumerate(layout.stages):
