@@ -18,6 +18,7 @@ LAYERS = [
     ["engine.plan", "engine.pointwise", "engine.build"],
     ["engine.matmul"],
     ["engine.memory"],
+    ["engine.bfloat16"],
     ["engine.buffers"],
     ["engine.steps", "engine.triton_kernels", "engine.triton_step"],
     ["engine.fused"],

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gridlstm.engine.bfloat16 import Low
 from gridlstm.engine.memory import empty
 from gridlstm.engine.plan import Order, Plan, Runs, plan
 from gridlstm.engine.pointwise import Inputs
@@ -133,9 +134,11 @@ class Buffers:
         vectors: each dimension's other parameters, (copies, length).
         drop: factors on the inputs of products, (C, B, D), or None.
         keep: each dimension's (keep_h, keep_m), each (C, B, size) or None.
+        low: the buffers of products in bfloat16, or None if products convert X and Z themselves.
         dH: gradients of the inputs of each block and of the outputs of the grid, (rows, B, D); in the backward pass.
         dM: the gradients of memories in the same rows.
         grad_vectors: gradients of ``vectors``.
+        grad_biases: for each dimension whose step adds up the gradient of its bias, (threads, copies, G_n), else None.
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class Buffers:
         self.layout = layout
         self.X, self.M, self.Z = X, M, Z
         self.first = 0  # number of the first row in Z
+        self.low: Low | None = None
         self.vectors = [tuple(x.reshape(-1, x.shape[-1]) for x in own) for own in vectors]
         self.drop: Tensor | None = None
         self.keep: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(M)
@@ -158,6 +162,7 @@ class Buffers:
         self.dH: Tensor
         self.dM: list[Tensor]
         self.grad_vectors: list[tuple[Tensor, ...]]
+        self.grad_biases: list[Tensor | None] = [None] * len(M)
 
     def _order_masks(self, masks: Sequence[Masks]) -> None:
         """Reorder masks from coordinates to rows."""

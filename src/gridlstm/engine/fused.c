@@ -3,13 +3,39 @@
  * z holds the pre-activations (u, f, o, c). The forward pass replaces them by the gates, and the backward pass replaces
  * the gates by the gradients of the pre-activations.
  */
+#include <omp.h>
+
 #include "fused.h"
 
-/* The pre-activations of V units, with the bias of the same units unless the product has added it. */
-static inline Gates load_z(const float *z, const float *bias, int64_t d, int64_t n) {
-    Gates g = load_gates(z, d, n);
-    if (bias) {
-        const Gates b = load_gates(bias, d, n);
+/* What a step reads and writes of one row. NULL where the dimension has NULL. */
+typedef struct {
+    float *z;
+    const float *bias;
+    const uint16_t *low_z;
+    uint16_t *low_grad_z;
+    float *bias_sums;
+} Row;
+
+static inline Row row_of(const Dimension *self, int64_t row, int64_t block) {
+    const int64_t copy = self->copy_of ? self->copy_of[block] : 0, low = row * self->low_stride;
+    Row r = {.z = self->z + row * self->z_stride,
+             .bias = self->bias ? self->bias + copy * self->bias_stride : NULL,
+             .low_z = self->low_z ? self->low_z + low : NULL,
+             .low_grad_z = self->low_grad_z ? self->low_grad_z + low : NULL,
+             .bias_sums = self->bias_sums ? self->bias_sums + omp_get_thread_num() * 4 * self->d : NULL};
+    return r;
+}
+
+/* The pre-activations of n units from i. */
+static inline Gates load_z(const Row *row, int64_t d, int64_t i, int64_t n) {
+    Gates g;
+    if (row->low_z) {
+        const uint16_t *z = row->low_z + i;
+        g = (Gates){load_low(z, n), load_low(z + d, n), load_low(z + 2 * d, n), load_low(z + 3 * d, n)};
+    } else
+        g = load_gates(row->z + i, d, n);
+    if (row->bias) {
+        const Gates b = load_gates(row->bias + i, d, n);
         g.u += b.u;
         g.f += b.f;
         g.o += b.o;
@@ -18,9 +44,36 @@ static inline Gates load_z(const float *z, const float *bias, int64_t d, int64_t
     return g;
 }
 
-static inline const float *bias_of(const Dimension *self, int64_t block) {
-    const int64_t copy = self->copy_of ? self->copy_of[block] : 0;
-    return self->bias ? self->bias + copy * self->bias_stride : NULL;
+/* Adds the gradients of n units from i to the sums of this thread. */
+static inline void add_to_sums(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
+    float *sums = row->bias_sums + i;
+    store_some(sums, load_some(sums, n) + g.u, n);
+    store_some(sums + d, load_some(sums + d, n) + g.f, n);
+    store_some(sums + 2 * d, load_some(sums + 2 * d, n) + g.o, n);
+    store_some(sums + 3 * d, load_some(sums + 3 * d, n) + g.c, n);
+}
+
+/* Likewise for the last n of the V units before i. */
+static inline void add_last_to_sums(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
+    float *sums = row->bias_sums + i - V;
+    for (int64_t j = V - n; j < V; j++) {
+        sums[j] += g.u[j];
+        sums[d + j] += g.f[j];
+        sums[2 * d + j] += g.o[j];
+        sums[3 * d + j] += g.c[j];
+    }
+}
+
+/* The gradients of the pre-activations of n units from i. */
+static inline void store_grad_z(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
+    if (row->low_grad_z) {
+        uint16_t *z = row->low_grad_z + i;
+        store_low(z, g.u, n);
+        store_low(z + d, g.f, n);
+        store_low(z + 2 * d, g.o, n);
+        store_low(z + 3 * d, g.c, n);
+    } else
+        store_gates(row->z + i, d, g, n);
 }
 
 static inline Gates gates_of(Gates z) {
@@ -52,28 +105,27 @@ static inline Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, 
 }
 
 /* n units from i, whose h' and m' go to row `next`. */
-static inline void forward_part(const Dimension *self, const float *bias, int64_t row, int64_t next, int64_t i,
-                                int64_t n) {
+static inline void forward_part(const Dimension *self, const Row *own, int64_t row, int64_t next, int64_t i, int64_t n) {
     const int64_t d = self->d;
-    float *z = self->z + row * self->z_stride + i;
     const vec old_m = load_some(self->m + row * d + i, n);
-    Step step = forward_step(load_z(z, bias ? bias + i : NULL, d, n), old_m, self->standard);
+    Step step = forward_step(load_z(own, d, i, n), old_m, self->standard);
     if (self->keep_h)
         step.h = hold_back(self->choose_h, load_some(self->keep_h + row * d + i, n),
                            load_some(self->h[self->stage] + row * self->h_stride + i, n), step.h);
     if (self->keep_m)
         step.m = hold_back(self->choose_m, load_some(self->keep_m + row * d + i, n), old_m, step.m);
-    store_gates(z, d, step.gates, n);
+    store_gates(own->z + i, d, step.gates, n);
     store_some(self->m + next * d + i, step.m, n);
     store_some(self->h[0] + next * self->h_stride + i, step.h, n);
+    if (self->low_h[0]) store_low(self->low_h[0] + next * self->h_stride + i, step.h, n);
 }
 
 /* With keep masks the slots hold mixtures, so the step's own results are computed again. The caller adds held(dh') to
  * the gradient of h. */
-static inline void backward_part(const Dimension *self, int64_t row, int64_t next, int64_t i, int64_t n) {
+static inline void backward_part(const Dimension *self, const Row *own, int64_t row, int64_t next, int64_t i,
+                                 int64_t n) {
     const int64_t d = self->d;
-    float *z = self->z + row * self->z_stride + i;
-    const Gates g = load_gates(z, d, n);
+    const Gates g = load_gates(own->z + i, d, n);
     const vec old_m = load_some(self->m + row * d + i, n);
     vec dh = load_some(self->grad_h + next * self->h_stride + i, n), new_dm = load_some(self->grad_m + next * d + i, n);
     vec new_m, new_h, dm, past_m = all(0.0f); /* the caller adds the part of h that bypasses the step */
@@ -90,7 +142,9 @@ static inline void backward_part(const Dimension *self, int64_t row, int64_t nex
         new_m = load_some(self->m + next * d + i, n);
         new_h = load_some(self->h[0] + next * self->h_stride + i, n);
     }
-    store_gates(z, d, backward_step(g, old_m, new_m, new_h, dh, new_dm, &dm, self->standard), n);
+    const Gates grad = backward_step(g, old_m, new_m, new_h, dh, new_dm, &dm, self->standard);
+    store_grad_z(own, d, grad, i, n);
+    if (own->bias_sums) add_to_sums(own, d, grad, i, n);
     store_some(self->grad_m + row * d + i, dm + past_m, n);
 }
 
@@ -102,26 +156,31 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
 #pragma omp parallel for num_threads(self->threads) if (shared(self, count))
     for (int64_t r = 0; r < count * B; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
-        float *z = self->z + row * self->z_stride, *new_m = self->m + next * d;
+        const Row own = row_of(self, row, first + r / B);
+        float *z = own.z, *new_m = self->m + next * d, *new_h = self->h[0] + next * self->h_stride;
+        uint16_t *low_h = self->low_h[0] ? self->low_h[0] + next * self->h_stride : NULL;
         const float *m = self->m + row * d;
-        float *new_h = self->h[0] + next * self->h_stride;
-        const float *bias = bias_of(self, first + r / B);
         Step last;
-        if (overlap) last = forward_step(load_z(z + end, bias ? bias + end : NULL, d, V), load(m + end), self->standard);
+        if (overlap) last = forward_step(load_z(&own, d, end, V), load(m + end), self->standard);
         for (int64_t i = 0; i < full; i += V) {
-            const Step step = forward_step(load_z(z + i, bias ? bias + i : NULL, d, V), load(m + i), self->standard);
+            const Step step = forward_step(load_z(&own, d, i, V), load(m + i), self->standard);
             store_gates(z + i, d, step.gates, V);
             store(new_m + i, step.m);
             store(new_h + i, step.h);
+            if (low_h) store_low(low_h + i, step.h, V);
         }
         if (overlap) {
             store_gates(z + end, d, last.gates, V);
             store(new_m + end, last.m);
             store(new_h + end, last.h);
+            if (low_h) store_low(low_h + end, last.h, V);
         } else
-            for (int64_t i = full; i < d; i += V) forward_part(self, bias, row, next, i, part(i, d));
-        for (int stage = 1; stage < self->stages; stage++)
-            memcpy(self->h[stage] + (stage <= self->stage ? next : row) * self->h_stride, new_h, d * sizeof(float));
+            for (int64_t i = full; i < d; i += V) forward_part(self, &own, row, next, i, part(i, d));
+        for (int stage = 1; stage < self->stages; stage++) {
+            const int64_t to = (stage <= self->stage ? next : row) * self->h_stride;
+            memcpy(self->h[stage] + to, new_h, d * sizeof(float));
+            if (low_h) memcpy(self->low_h[stage] + to, low_h, d * sizeof(uint16_t));
+        }
     }
 }
 
@@ -138,35 +197,68 @@ void lstm_gates(const Dimension *self, int64_t first, int64_t count) {
     }
 }
 
-void lstm_backward(const Dimension *self, int64_t first, int64_t count) {
+/* Adds this thread's sums to the gradient of its copy of the bias, and sets them to 0. */
+static void flush_bias_sums(const Dimension *self, int64_t copy) {
+    const int64_t thread = omp_get_thread_num(), length = 4 * self->d;
+    float *sums = self->bias_sums + thread * length;
+    double *gradient = self->grad_bias + (thread * self->copies + copy) * length;
+    for (int64_t i = 0; i < length; i++) {
+        gradient[i] += sums[i];
+        sums[i] = 0.0f;
+    }
+}
+
+/* Rows [begin, until) of the blocks from first on. */
+static void backward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
     const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V, end = d - V;
     const int overlap = full > 0 && full < d;
-#pragma omp parallel for num_threads(self->threads) if (shared(self, count))
-    for (int64_t r = 0; r < count * B; r++) {
+    for (int64_t r = begin; r < until; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
-        float *z = self->z + row * self->z_stride, *dm = self->grad_m + row * d;
+        const Row own = row_of(self, row, first + r / B);
+        float *z = own.z, *dm = self->grad_m + row * d;
         const float *m = self->m + row * d, *new_m = self->m + next * d, *new_dm = self->grad_m + next * d;
         const float *new_h = self->h[0] + next * self->h_stride;
         float *dh = self->grad_h + next * self->h_stride;
         if (self->later)
             for (int64_t i = 0; i < d; i++) dh[i] += self->later[r * self->h_stride + i];
         Gates last;
-        vec last_dm;
+        vec last_dm = {0};
         if (overlap)
             last = backward_step(load_gates(z + end, d, V), load(m + end), load(new_m + end), load(new_h + end),
                                  load(dh + end), load(new_dm + end), &last_dm, self->standard);
         for (int64_t i = 0; i < full; i += V) {
             vec here;
-            store_gates(z + i, d,
-                        backward_step(load_gates(z + i, d, V), load(m + i), load(new_m + i), load(new_h + i),
-                                      load(dh + i), load(new_dm + i), &here, self->standard),
-                        V);
+            const Gates grad = backward_step(load_gates(z + i, d, V), load(m + i), load(new_m + i), load(new_h + i),
+                                             load(dh + i), load(new_dm + i), &here, self->standard);
+            store_grad_z(&own, d, grad, i, V);
+            if (own.bias_sums) add_to_sums(&own, d, grad, i, V);
             store(dm + i, here);
         }
         if (overlap) {
-            store_gates(z + end, d, last, V);
+            store_grad_z(&own, d, last, end, V);
+            if (own.bias_sums) add_last_to_sums(&own, d, last, d, d - full);
             store(dm + end, last_dm);
         } else
-            for (int64_t i = full; i < d; i += V) backward_part(self, row, next, i, part(i, d));
+            for (int64_t i = full; i < d; i += V) backward_part(self, &own, row, next, i, part(i, d));
+    }
+}
+
+void lstm_backward(const Dimension *self, int64_t first, int64_t count) {
+    const int64_t B = self->B;
+#pragma omp parallel num_threads(self->threads) if (shared(self, count))
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num(), rows = count * B;
+        int64_t begin = rows * thread / threads;
+        const int64_t until = rows * (thread + 1) / threads;
+        while (begin < until) { /* the rows of one copy of the bias at a time */
+            int64_t next = until;
+            const int64_t copy = self->copy_of ? self->copy_of[first + begin / B] : 0;
+            if (self->grad_bias && self->copy_of)
+                for (next = (begin / B + 1) * B; next < until && self->copy_of[first + next / B] == copy;) next += B;
+            if (next > until) next = until;
+            backward_rows(self, first, begin, next);
+            if (self->grad_bias) flush_bias_sums(self, copy);
+            begin = next;
+        }
     }
 }

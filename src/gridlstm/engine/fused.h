@@ -34,8 +34,14 @@ typedef struct {
     const float *keep_h;        /* (C, B, d), or NULL: h' becomes keep_h h + (1 - keep_h) h' */
     const float *keep_m;        /* likewise */
     const float *bias;          /* (copies, bias_stride), added to z; or NULL, if the product has added it */
+    double *grad_bias;          /* (threads, copies, 4 d), accumulated: in double precision, because there may be
+                                   millions of rows; or NULL */
+    float *bias_sums;           /* (threads, 4 d), 0 between calls */
+    const uint16_t *low_z;      /* (C, B, low_stride) pre-activations in bfloat16, read instead of z; or NULL */
+    uint16_t *low_h[MOST_STAGES]; /* as h, in bfloat16: h' goes here too; or NULL */
+    uint16_t *low_grad_z;       /* as low_z: their gradients go here and not to z; or NULL */
     const int64_t *copy_of;     /* (C,) the weight copy of each block, or NULL for the only one; for bias */
-    int64_t z_stride, h_stride, bias_stride, B, d;
+    int64_t z_stride, h_stride, bias_stride, low_stride, copies, B, d;
     int32_t stages;             /* number of h */
     int32_t stage;              /* of this dimension: h' goes to the successor's row of h[0..stage], own row after */
     int32_t standard;           /* h' = o tanh(m') instead of tanh(o m') */
@@ -62,6 +68,24 @@ static inline int64_t part(int64_t i, int64_t d) { return d - i < V ? d - i : V;
 static inline vec load(const float *from) { return load_some(from, V); }
 
 static inline void store(float *to, vec x) { store_some(to, x, V); }
+
+typedef uint32_t unsigned_bits __attribute__((vector_size(V * sizeof(uint32_t))));
+typedef uint16_t low_bits __attribute__((vector_size(V * sizeof(uint16_t))));
+
+/* A bfloat16 is the upper half of a float. */
+static inline vec load_low(const uint16_t *from, int64_t n) {
+    low_bits x = {0};
+    memcpy(&x, from, n * sizeof(uint16_t));
+    return (vec)(__builtin_convertvector(x, unsigned_bits) << 16);
+}
+
+/* Rounds to nearest, ties to even. NaN stays NaN. */
+static inline void store_low(uint16_t *to, vec x, int64_t n) {
+    const unsigned_bits b = (unsigned_bits)x, nan = (unsigned_bits)(x != x);
+    const unsigned_bits rounded = ((b + 0x7fff + ((b >> 16) & 1)) & ~nan) | (nan & 0x7fc00000);
+    const low_bits y = __builtin_convertvector(rounded >> 16, low_bits);
+    memcpy(to, &y, n * sizeof(uint16_t));
+}
 
 /* mask is all ones or all zeros in each element. */
 static inline vec choose(bits mask, vec yes, vec no) { return (vec)((mask & (bits)yes) | (~mask & (bits)no)); }

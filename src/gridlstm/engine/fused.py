@@ -53,10 +53,17 @@ class Dimension(ctypes.Structure):
         ("keep_h", ctypes.c_void_p),
         ("keep_m", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("grad_bias", ctypes.c_void_p),
+        ("bias_sums", ctypes.c_void_p),
+        ("low_z", ctypes.c_void_p),
+        ("low_h", ctypes.c_void_p * MOST_STAGES),
+        ("low_grad_z", ctypes.c_void_p),
         ("copy_of", ctypes.c_void_p),
         ("z_stride", ctypes.c_int64),
         ("h_stride", ctypes.c_int64),
         ("bias_stride", ctypes.c_int64),
+        ("low_stride", ctypes.c_int64),
+        ("copies", ctypes.c_int64),
         ("B", ctypes.c_int64),
         ("d", ctypes.c_int64),
         ("stages", ctypes.c_int32),
@@ -205,6 +212,8 @@ class FusedStep:
             z_stride=Z.shape[-1],
             h_stride=layout.D,
             bias_stride=0 if self.bias is None else self.bias.shape[-1],
+            low_stride=layout.products[stage],
+            copies=len(layout.plan.by_copy),
             B=layout.B,
             d=layout.block.sizes[n],
             stages=len(buffers.X),
@@ -214,10 +223,24 @@ class FusedStep:
             choose_m=choose_m,
             threads=torch.get_num_threads(),
         )
+        if backward and (total := buffers.grad_biases[n]) is not None:
+            self.bias_sums = Z.new_zeros(len(total), total.shape[-1])
+            self.dimension.grad_bias, self.dimension.bias_sums = total.data_ptr(), self.bias_sums.data_ptr()
+        if (low := buffers.low) is not None:
+            own = low.Z[stage]
+            self.low_z = own.data_ptr() + layout.gates[n].start * own.element_size()
+            self.low_z_stride = layout.B * own.shape[-1] * own.element_size()
+            if backward:
+                self.dimension.low_grad_z = self.low_z
+            else:
+                for k, x in enumerate(low.X):
+                    self.dimension.low_h[k] = x.data_ptr() + column * x.element_size()
 
     def forward(self, diagonal: Diagonal) -> None:
         # Row numbers count from the first row of the whole buffers, even if Z holds only the rows of this diagonal.
         self.dimension.z = self.z - self.buffers.first * self.z_stride
+        if self.buffers.low is not None:
+            self.dimension.low_z = self.low_z - diagonal.rows.start * self.low_z_stride
         self.run_forward(diagonal.rows.start, diagonal.size)
 
     def restore(self, rows: slice) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
+from gridlstm.engine.bfloat16 import low_backward, low_forward
 from gridlstm.engine.buffers import Buffers, Layout, empty_stages, stages_of
 from gridlstm.engine.fused import adds_bias, fused_step, pointwise_step
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
@@ -112,6 +113,31 @@ def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> tuple[lis
     return own, [None if by_step else bias for bias, by_step in zip(biases, by_steps, strict=True)]
 
 
+def zero_bias_gradients(buffers: Buffers, learned: Sequence[bool]) -> None:
+    """Let the steps of the backward pass add up the gradients of learned biases, where they can.
+
+    A dimension whose pre-activations others read gets their gradients too, after its step.
+    """
+    layout = buffers.layout
+    for n, need in enumerate(learned):
+        if need and not layout.same and adds_bias(n, buffers):
+            gates = layout.gates[n].stop - layout.gates[n].start
+            shape = torch.get_num_threads(), len(layout.plan.by_copy), gates
+            buffers.grad_biases[n] = buffers.X[0].new_zeros(shape, dtype=torch.float64)
+
+
+def _is_low(buffers: Buffers, schedule: Schedule) -> bool:
+    """Return True if products in bfloat16 can leave reading and writing it to the steps."""
+    layout = buffers.layout
+    return (
+        layout.product_dtype == torch.bfloat16
+        and schedule.order == "diagonal"
+        and buffers.drop is None
+        and not layout.same
+        and all(adds_bias(n, buffers) for n in range(len(layout.columns)))
+    )
+
+
 def steps(buffers: Buffers, backward: bool = False, biases: Sequence[Tensor | None] | None = None) -> list[Step]:
     """Return each dimension's pointwise step. The steps of one stage run in the order of ``Layout.stages``.
 
@@ -180,13 +206,17 @@ class _PackedSweep(torch.autograd.Function):
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
         with fastest_product(like, layout.product_flops):
             buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
+            if _is_low(buffers, schedule):
+                buffers.low = low_forward(X, layout.products, layout.at_once, layout.plan.entries)
             schedule.forward(buffers, weights, biases)
 
         ctx.schedule, ctx.layout, ctx.masked, ctx.has_gates = schedule, layout, masks is not None, keep_gates
+        low = [] if buffers.low is None else buffers.low.X
+        ctx.is_low = bool(low)
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
         # Masks too, so that autograd detects changes to them before the backward pass.
         flat = [x for mask in masks or () for x in mask]
-        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *flat, gates if keep_gates else None)
+        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *flat, *low, gates if keep_gates else None)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
         return (
             *(X[0][leaving[n], :, layout.columns[n]].reshape(side_h[n].shape).clone() for n in range(N)),
@@ -201,6 +231,8 @@ class _PackedSweep(torch.autograd.Function):
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)
         (*saved, gates), masks = ctx.saved_tensors, None
+        low = saved[-K:] if ctx.is_low else []
+        saved = saved[:-K] if ctx.is_low else saved
         if ctx.masked:
             masks = [Masks(*saved[i : i + 3]) for i in range(len(saved) - 3 * N, len(saved), 3)]
             saved = saved[: -3 * N]
@@ -219,6 +251,8 @@ class _PackedSweep(torch.autograd.Function):
         else:
             Z = empty_stages(layout.num_gates, C, B, X[0])
         buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
+        if low:
+            buffers.low = low_backward([x.contiguous() for x in low], layout.products, C)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
         buffers.zero_vector_gradients()
@@ -227,6 +261,7 @@ class _PackedSweep(torch.autograd.Function):
             dH[leaving, :, columns] = grads[n].reshape(layout.plan.exits[n], B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
         trained, learned = (ctx.needs_input_grad[6 + i * N : 6 + (i + 1) * N] for i in range(2))
+        zero_bias_gradients(buffers, learned)
         with fastest_product(dH, layout.product_flops):
             if not kept:
                 _restore_gates(buffers, weights, biases)
@@ -277,18 +312,21 @@ def _weight_gradients(
     N, C, by_copy = len(weights), layout.plan.blocks, layout.plan.by_copy
     gradients: list[Tensor | None] = [None] * (2 * N)
     for k, owners in enumerate(layout.owners):
-        dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
+        if (low := buffers.low) is None:
+            dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
+        else:
+            dz, x = low.Z[k], low.X[k][:C]
         # One product for all dimensions if their gradients, rows of it, are contiguous and become ``.grad`` without a
         # copy. Otherwise one for each dimension.
         joint = len(by_copy) == 1 and all(trained[n] for n in owners)
-        whole = empty(1, layout.products[k], layout.D, like=dz) if joint else None
+        whole = empty(1, layout.products[k], layout.D, like=buffers.dH) if joint else None
         for n in owners:
             if whole is not None:
                 gradients[n] = whole[:, layout.gates[n]]
             elif trained[n]:
-                gradients[n] = empty(len(by_copy), weights[n].shape[-2], layout.D, like=dz)
+                gradients[n] = empty(len(by_copy), weights[n].shape[-2], layout.D, like=buffers.dH)
             if biases[n] is not None:
-                gradients[N + n] = empty(len(by_copy), weights[n].shape[-2], like=dz)
+                gradients[N + n] = empty(len(by_copy), weights[n].shape[-2], like=buffers.dH)
         for copy, rows in enumerate(by_copy):
             z, H = _rows(dz, rows).flatten(0, 1), _rows(x, rows).flatten(0, 1)
             if whole is not None:
@@ -298,7 +336,10 @@ def _weight_gradients(
                 if whole is None and (gradient := gradients[n]) is not None:
                     multiply(own.t(), H, gradient[copy], layout.product_dtype)
                 if (gradient := gradients[N + n]) is not None:
-                    torch.sum(own, 0, out=gradient[copy])
+                    if (total := buffers.grad_biases[n]) is None:
+                        torch.sum(own, 0, out=gradient[copy])
+                    else:
+                        gradient[copy] = total[:, copy].sum(0)
     for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if (gradient := gradients[n]) is not None:
             gradients[n] = gradient.view(weight.shape)

@@ -27,7 +27,10 @@ class Wavefront:
         for diagonal in layout.plan.diagonals:
             buffers.begin(diagonal.rows)
             for k, stage in enumerate(layout.stages):
-                x, z = buffers.operand(k, diagonal.rows), buffers.product(k, diagonal.rows)
+                if (low := buffers.low) is None:
+                    x, z = buffers.operand(k, diagonal.rows), buffers.product(k, diagonal.rows)
+                else:
+                    x, z = low.X[k][diagonal.rows], low.Z[k][: diagonal.size]
                 for columns, weight, bias in parts[k]:
                     _product(diagonal, x, weight, bias, out=z if columns is None else z[:, :, columns])
                 for n in stage:
@@ -47,18 +50,24 @@ class Wavefront:
                 if later is not None:
                     for columns, _ in direct:
                         here[:, :, columns] = 0
-                dz = buffers.product(k, diagonal.rows)
-                if buffers.drop is None:
-                    _product(diagonal, dz, packed[k], None, out=here, add=later is not None)
-                elif later is None:
-                    _product(diagonal, dz, packed[k], None, out=here)
-                    here *= buffers.drop[diagonal.rows]
-                else:
-                    _product(diagonal, dz, packed[k], None, out=(read := torch.empty_like(here)))
-                    here.addcmul_(read, buffers.drop[diagonal.rows])
+                _multiply_back(buffers, diagonal, k, packed[k], add=later is not None)
                 for columns, gradient in direct:
                     if gradient is not None:
                         here[:, :, columns] += gradient
+
+
+def _multiply_back(buffers: Buffers, diagonal: Diagonal, k: int, weight: Tensor, add: bool) -> None:
+    """Write, or with ``add`` add, the gradient through stage k's product to the diagonal's rows of dH."""
+    here, low = buffers.dH[diagonal.rows], buffers.low
+    dz = buffers.product(k, diagonal.rows) if low is None else low.Z[k][diagonal.rows]
+    if low is None and buffers.drop is None:
+        _product(diagonal, dz, weight, None, out=here, add=add)
+        return
+    read = torch.empty_like(here, dtype=dz.dtype)
+    _product(diagonal, dz, weight, None, out=read)
+    if buffers.drop is not None:
+        read *= buffers.drop[diagonal.rows]
+    here.copy_(here + read if add else read)
 
 
 def _parts(

@@ -1,0 +1,91 @@
+"""Sweeps whose steps read and write bfloat16 give the same numbers as sweeps whose products convert to it."""
+
+import pytest
+import torch
+from tests.grids import Case, random_inputs, values_and_gradients
+
+from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.engine import fused, packed
+from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
+from gridlstm.scan import Block
+
+SINGLE = torch.empty(0)
+PAIR = (LSTM(bias=True), LSTM(bias=True, output="standard"))
+CASES = {
+    "tied": Case(Block(PAIR, (20, 20), ((0, 1),)), (7, 5), 10, scale=0.2),
+    "one row": Case(Block(PAIR, (3, 20), ((0, 1),)), (4, 3), 1, scale=0.2),
+    "untied": Case(Block(PAIR, (20, 33), ((0, 1),), untied=(1,)), (4, 3), 3, scale=0.2),
+    "untied along time": Case(Block(PAIR, (17, 16), ((0, 1),), untied=(0,)), (5, 2), 3, scale=0.2),
+    "priority": Case(Block(PAIR, (5, 20), ((1,), (0,))), (4, 5), 2, scale=0.2),
+    "masks": Case(Block(PAIR, (20, 5), ((0,), (1,))), (4, 3), 2, ("keep",), scale=0.2),
+    "mixed masks": Case(Block(PAIR, (20, 5), ((0, 1),)), (4, 3), 2, ("mix",), scale=0.2),
+    "dropped inputs": Case(Block(PAIR, (20, 5), ((0, 1),)), (4, 3), 2, ("drop",), scale=0.2),
+    "three dimensions": Case(Block((*PAIR, LSTM()), (4, 16, 20), ((0, 2), (1,))), (3, 2, 4), 2, scale=0.2),
+    "same weights": Case(Block((PAIR[0],) * 2, (20, 20), ((0, 1),), same=((1, 0),)), (4, 3), 2, scale=0.2),
+}
+needs_compiler = pytest.mark.skipif(fused.library() is None, reason="no C compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront])
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_steps_equal_converting_products(name: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def low_forward(*args: object) -> object:
+        used.append(name)
+        return packed_low_forward(*args)  # type: ignore[arg-type]
+
+    packed_low_forward = packed.low_forward
+    monkeypatch.setattr(packed, "low_forward", low_forward)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = values_and_gradients(sweep, CASES[name], *random_inputs(CASES[name], SINGLE))
+        monkeypatch.setattr(packed, "_is_low", lambda *_: False)
+        expected = values_and_gradients(sweep, CASES[name], *random_inputs(CASES[name], SINGLE))
+    assert used == ([] if name in ("dropped inputs", "same weights") else [name])
+    for got, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, exact, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_bfloat16_steps_equal_converting_products_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["tied"]
+    weights, sides = random_inputs(case, SINGLE)
+
+    def run() -> list[HiddenMemory]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return wavefront(case.block, weights, sides, case.extents)
+
+    found = run()
+    monkeypatch.setattr(packed, "_is_low", lambda *_: False)
+    for got, exact in zip(found, run(), strict=True):
+        assert torch.equal(got.h, exact.h)
+        assert torch.equal(got.m, exact.m)
+
+
+@needs_compiler
+def test_second_backward_pass_equals_the_first_in_bfloat16() -> None:
+    case = CASES["untied"]
+    weights, sides = random_inputs(case, SINGLE)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = wavefront(case.block, weights, sides, case.extents)
+    loss = sum(x.square().sum() for side in out for x in side)
+    assert isinstance(loss, torch.Tensor)
+    leaves = [weights[0].weight, sides[1].m]
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for got, exact in zip(torch.autograd.grad(loss, leaves), first, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-6)  # gates are computed again, by other products
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, 1e-30])
+def test_special_values_round_to_bfloat16_as_in_pytorch(value: float) -> None:
+    block = Block((LSTM(output="standard"),), (16,), ((0,),))
+    weights, sides = random_inputs(Case(block, (2,), 2), SINGLE)
+    sides[0].m.data[0, 3] = value
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+        found = wavefront(block, weights, sides, (2,))[0]
+        patch.setattr(packed, "_is_low", lambda *_: False)
+        expected = wavefront(block, weights, sides, (2,))[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
