@@ -12,15 +12,14 @@ from gridlstm.engine.matmul import autocast_type
 def run_lstm(lstm: nn.Module, x: Tensor | PackedSequence, state: tuple[Tensor, ...] | None = None) -> Any:
     """Return ``lstm(x, state)`` of a ``torch.nn.LSTM``, in float32 if the CPU's kernel does not have autocast's type.
 
-    Some CPUs, such as those with only AVX2, cannot multiply in bfloat16 or float16. There the kernel raises an error
-    for that type, while PyTorch's other operations convert.
+    The kernel cannot be trained in float16, and some CPUs, such as those with only AVX2, cannot multiply in bfloat16.
+    There the kernel raises an error for that type, while PyTorch's other operations convert.
     """
     data = x.data if isinstance(x, PackedSequence) else x
-    supported = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }.get(autocast_type(data) or torch.float32)
-    if data.device.type != "cpu" or supported is None or supported():
+    lowered = autocast_type(data)
+    if data.device.type != "cpu" or lowered is None:
+        return lstm(x, state)
+    if lowered == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return lstm(x, state)
     with torch.autocast("cpu", enabled=False):
         return lstm(x.float(), None if state is None else tuple(part.float() for part in state))
