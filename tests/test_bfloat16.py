@@ -6,7 +6,8 @@ from tests.grids import Case, random_inputs, values_and_gradients
 
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.engine import fused, packed
-from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.dispatch import Sweep, sweep_named
+from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.scan import Block
 
@@ -89,3 +90,12 @@ def test_special_values_round_to_bfloat16_as_in_pytorch(value: float) -> None:
         patch.setattr(packed, "_is_low", lambda *_: False)
         expected = wavefront(block, weights, sides, (2,))[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_small_untied_grid_sweeps_diagonals_under_autocast() -> None:
+    """Starting a step of a layer takes longer than its products in bfloat16."""
+    block = Block((LSTM(), LSTM()), (100, 100), ((0, 1),), untied=(1,))
+    like = torch.empty(15, 100)
+    assert sweep_named("auto", block, (42, 43), like) is layer_major
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sweep_named("auto", block, (42, 43), like) is wavefront

@@ -15,7 +15,7 @@ from gridlstm.engine.chain import Chained, chain, reference_chain
 from gridlstm.engine.fused import can_fuse
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
-from gridlstm.engine.matmul import check_factor
+from gridlstm.engine.matmul import autocast_type, check_factor
 from gridlstm.engine.wavefront import FEW_ROWS, recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan
@@ -130,12 +130,16 @@ def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:
     if prod(outer) == 1 and like.shape[-2] < FEW_ROWS:
         return False  # the wavefront copies no weights then, and a layer has no chain
     blocks_at_once = prod(outer) / (sum(outer) - len(outer) + 1)  # in a diagonal of average length
-    return 2 * like.shape[-2] * blocks_at_once * width * 4 * width > STEP_FLOPS
+    flops = 2 * like.shape[-2] * blocks_at_once * width * 4 * width
+    return flops > (STEP_FLOPS if autocast_type(like) is None else LOW_STEP_FLOPS)
 
 
 # Arithmetic that takes as long as starting an operation, 10 microseconds, at a CPU's 100 GF/s (10x32 T20 B1 untied:
 # diagonals 2.6 times as fast; 20x64 T12 B15: equal; 43x100 T42 B15: layers 1.3 times).
 STEP_FLOPS = 1e6
+# The same in a shorter type, on an Intel Xeon with AMX (T42 B15, bfloat16, untied: 43x100 diagonals 1.8 times as fast;
+# 20x150: equal; 20x280: layers 1.6 times).
+LOW_STEP_FLOPS = 2.7e6
 
 # With fewer steps, the set-up of a layer dominates: 15 rows of 45 units take 520 microseconds instead of 430 at 2
 # steps, 600 instead of 660 at 4. Cells that use autograd are as fast or up to 3 times faster in the plain loop.
