@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout
+from gridlstm.engine.fused import chained_step
 from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
 from gridlstm.engine.memory import empty
 from gridlstm.engine.packed import as_it_is, check_backward, split_biases, steps
@@ -88,11 +89,14 @@ class _Chain(torch.autograd.Function):
         _feed(buffers, x, weight, by_product)
         (step,) = steps(buffers, biases=by_steps)
         recurrent = _recurrent(weight, d, product_dtype).t().contiguous()  # for products with few rows
-        with fastest_product(h, layout.product_flops):
-            # Unbound once: in small networks, indexing takes as long as the product.
-            for step_t, h_t, z_t in zip(layout.plan.diagonals, X[:T].unbind(), Z.unbind(), strict=True):
-                multiply(h_t, recurrent, z_t, product_dtype, add=True)
-                step.forward(step_t)
+        if (chained := chained_step(step, buffers)) is not None:
+            chained.forward_chain(slice(0, T), recurrent)
+        else:
+            with fastest_product(h, layout.product_flops):
+                # Unbound once: in small networks, indexing takes as long as the product.
+                for step_t, h_t, z_t in zip(layout.plan.diagonals, X[:T].unbind(), Z.unbind(), strict=True):
+                    multiply(h_t, recurrent, z_t, product_dtype, add=True)
+                    step.forward(step_t)
         ctx.layout, ctx.has_gates = layout, True
         ctx.save_for_backward(Z, x, weight, bias, X, M, *vectors)
         return X[1:].clone(), X[T].clone(), M[T].clone()
@@ -126,12 +130,15 @@ class _Chain(torch.autograd.Function):
         dH[1:], dM[T] = grads[0], grads[2]
         dH[T] += grads[1]
         (step,) = steps(buffers, backward=True)
-        with fastest_product(X, layout.product_flops):
-            for step_t, dz_t, dh_t in zip(
-                layout.plan.diagonals[::-1], Z.unbind()[::-1], dH[:T].unbind()[::-1], strict=True
-            ):
-                step.backward(step_t, None)
-                multiply(dz_t, recurrent, dh_t, product_dtype, add=True)
+        if (chained := chained_step(step, buffers)) is not None:
+            chained.backward_chain(slice(0, T), recurrent)
+        else:
+            with fastest_product(X, layout.product_flops):
+                for step_t, dz_t, dh_t in zip(
+                    layout.plan.diagonals[::-1], Z.unbind()[::-1], dH[:T].unbind()[::-1], strict=True
+                ):
+                    step.backward(step_t, None)
+                    multiply(dz_t, recurrent, dh_t, product_dtype, add=True)
         dz, rows = Z.flatten(0, 1), T * B
         dx, dW = empty(rows, e, like=X), torch.empty_like(weight)
         with fastest_product(X, 2 * rows * dW.numel()):

@@ -150,11 +150,10 @@ static inline void backward_part(const Dimension *self, const Row *own, int64_t 
 
 /* Where d is no multiple of V, the last V units of a row overlap the ones before them. They are computed first and
  * written last, because z is replaced in place. A shorter vector takes several times as long as a whole one. */
-void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
+void lstm_forward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
     const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V, end = d - V;
     const int overlap = full > 0 && full < d;
-#pragma omp parallel for num_threads(self->threads) if (shared(self, count))
-    for (int64_t r = 0; r < count * B; r++) {
+    for (int64_t r = begin; r < until; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
         const Row own = row_of(self, row, first + r / B);
         float *z = own.z, *new_m = self->m + next * d, *new_h = self->h[0] + next * self->h_stride;
@@ -184,6 +183,15 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
     }
 }
 
+void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
+    const int64_t rows = count * self->B;
+#pragma omp parallel num_threads(self->threads) if (shared(self, count))
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        lstm_forward_rows(self, first, rows * thread / threads, rows * (thread + 1) / threads);
+    }
+}
+
 /* Like lstm_forward, but writes only z. */
 void lstm_gates(const Dimension *self, int64_t first, int64_t count) {
     const int64_t B = self->B, d = self->d;
@@ -197,8 +205,7 @@ void lstm_gates(const Dimension *self, int64_t first, int64_t count) {
     }
 }
 
-/* Adds this thread's sums to the gradient of its copy of the bias, and sets them to 0. */
-static void flush_bias_sums(const Dimension *self, int64_t copy) {
+void lstm_flush_bias_sums(const Dimension *self, int64_t copy) {
     const int64_t thread = omp_get_thread_num(), length = 4 * self->d;
     float *sums = self->bias_sums + thread * length;
     double *gradient = self->grad_bias + (thread * self->copies + copy) * length;
@@ -208,8 +215,7 @@ static void flush_bias_sums(const Dimension *self, int64_t copy) {
     }
 }
 
-/* Rows [begin, until) of the blocks from first on. */
-static void backward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
+void lstm_backward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
     const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V, end = d - V;
     const int overlap = full > 0 && full < d;
     for (int64_t r = begin; r < until; r++) {
@@ -256,8 +262,8 @@ void lstm_backward(const Dimension *self, int64_t first, int64_t count) {
             if (self->grad_bias && self->copy_of)
                 for (next = (begin / B + 1) * B; next < until && self->copy_of[first + next / B] == copy;) next += B;
             if (next > until) next = until;
-            backward_rows(self, first, begin, next);
-            if (self->grad_bias) flush_bias_sums(self, copy);
+            lstm_backward_rows(self, first, begin, next);
+            if (self->grad_bias) lstm_flush_bias_sums(self, copy);
             begin = next;
         }
     }

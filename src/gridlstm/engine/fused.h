@@ -1,4 +1,4 @@
-/* Shared by fused.c and fused_layer_norm.c: the description of one dimension of a sweep, vectors, sigma and tanh.
+/* Shared by fused.c, fused_chain.c and fused_layer_norm.c: the description of one dimension of a sweep, vectors, sigma and tanh.
  *
  * Rows are as in plan.py: block k of the diagonal reads row k of every buffer and writes its outputs to row
  * successor[k].
@@ -177,6 +177,13 @@ static inline Gates gates_backward(Gates g, vec m, vec d_o, vec d_m, vec *dm) {
     *dm = d_m * g.f;
     return grad;
 }
+
+/* Rows [begin, until) of the blocks from first on. */
+void lstm_forward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until);
+void lstm_backward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until);
+
+/* Adds this thread's sums to the gradient of a copy of the bias, and sets them to 0. */
+void lstm_flush_bias_sums(const Dimension *self, int64_t copy);
 
 /* True if this many blocks are enough work for several threads. */
 static inline int shared(const Dimension *self, int64_t count) {

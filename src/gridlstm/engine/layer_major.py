@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gridlstm.engine.buffers import Buffers
+from gridlstm.engine.fused import chained_step
 from gridlstm.engine.matmul import affine, multiply
 from gridlstm.engine.packed import Packed, split_biases, steps
 from gridlstm.engine.plan import Diagonal, Order
@@ -81,6 +82,9 @@ class LayerMajor:
                 affine(x, weight.t(), layer.biases[n], layer.z(n, group.rows), layer.product_dtype)
             # Contiguous and transposed, because every step of the chain multiplies few rows by it.
             recurrent = [layer.weights[n][:, before].t().contiguous() for n in range(last)]
+            if last == 1 and (chained := chained_step(pointwise[0], buffers)) is not None:
+                chained.forward_chain(group.rows, recurrent[0])
+                diagonals = ()
             for diagonal in diagonals:
                 for stage in layout.block.stages:
                     for n in (n for n in stage if n != last):
@@ -103,6 +107,9 @@ class LayerMajor:
             if direct is not None:
                 dH[group.rows, :, columns] += direct
             recurrent = [layer.weights[n][:, before].contiguous() for n in range(last)]
+            if last == 1 and (chained := chained_step(pointwise[0], buffers)) is not None:
+                chained.backward_chain(group.rows, recurrent[0])
+                diagonals = ()
             for diagonal in reversed(diagonals):
                 here = dH[diagonal.rows]
                 for k in range(len(stages) - 1, -1, -1):
