@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gridlstm.engine import build, choices, fused, matmul
+from gridlstm.engine import build, choices, fused, matmul, mkl
 from gridlstm.engine.choices import Choices
 from gridlstm.errors import UserError
 from gridlstm.models.grid2d import Grid2d
@@ -31,6 +31,13 @@ def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 needs_onednn = pytest.mark.skipif(
     not matmul.onednn_is_exact(), reason="oneDNN's product is not exact here, or there is no compiler"
 )
+
+
+needs_packed = pytest.mark.skipif(
+    not matmul.packed_is_exact(),
+    reason="PyTorch's library has no MKL, or its product with a packed weight is not exact",
+)
+fast_products = [pytest.param("onednn", marks=needs_onednn), pytest.param("packed", marks=needs_packed)]
 
 
 def in_another_thread(function: Callable[[], Tensor]) -> Tensor:
@@ -55,6 +62,7 @@ def test_inexact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0.5 if fast else 1.0
 
     monkeypatch.setattr(matmul, "_seconds", bfloat16_where_onednn)
+    monkeypatch.setattr(matmul, "packed_is_exact", lambda: False)
     assert matmul.product() == "native"
 
 
@@ -63,40 +71,46 @@ def test_a_product_that_this_cpu_refuses_is_replaced(
 ) -> None:
     """PyTorch refuses oneDNN's product on a CPU that has only AVX2."""
     monkeypatch.setattr(matmul, "_onednn", lambda: lambda *operands: b"mkldnn_matmul needs avx512bw\nmore")
+    monkeypatch.setattr(mkl, "library", lambda: None)
     caplog.set_level("INFO", "gridlstm")
     assert matmul.product() == "native"
     assert "oneDNN's does not run on this CPU (mkldnn_matmul needs avx512bw)" in caplog.text
-    choices.force(Choices("onednn", fused.pointwise_step()))
-    assert matmul.product() == "native"
+    assert "PyTorch's library has no MKL" in caplog.text
+    for name in ("onednn", "packed"):
+        choices.force(Choices(name, fused.pointwise_step()))
+        assert matmul.product() == "native"
 
 
+@pytest.mark.parametrize(("name", "error"), [("onednn", 3e-3), ("packed", 3e-3), ("packed", float("nan"))])
 def test_a_stored_product_that_is_inexact_here_is_replaced(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: matmul.Product, error: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The checkpoint may come from a processor on which oneDNN is exact."""
-    monkeypatch.setattr(matmul, "_relative_error", lambda: 3e-3)
-    choices.force(Choices("onednn", fused.pointwise_step()))
+    """The checkpoint may come from a processor on which it is exact."""
+    monkeypatch.setattr(matmul, "_relative_error", lambda: error)
+    monkeypatch.setattr(matmul, "_packed_error", lambda: error)
+    choices.force(Choices(name, fused.pointwise_step()))
     assert matmul.product() == "native"
     assert "results will differ by rounding" in caplog.text
 
 
-@needs_onednn
-def test_faster_exact_product_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def faster_where_onednn(x: Tensor, weight: Tensor, out: Tensor) -> float:
-        torch.mm(x, weight, out=out)
-        return 0.5 if matmul._in_use.product == "onednn" else 1.0
+@pytest.mark.parametrize("name", fast_products)
+def test_faster_exact_product_is_chosen(name: matmul.Product, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "onednn_is_exact", lambda: True)
+    monkeypatch.setattr(matmul, "packed_is_exact", lambda: True)
+    # Both gain, one of them clearly more.
+    seconds = {"native": 1.0, "onednn": 0.8, "packed": 0.8} | {name: 0.7}
+    monkeypatch.setattr(matmul, "_seconds", lambda x, weight, out: seconds[matmul._in_use.product])
+    assert matmul.product() == name
 
-    monkeypatch.setattr(matmul, "_seconds", faster_where_onednn)
-    assert matmul.product() == "onednn"
 
-
-@needs_onednn
-def test_small_products_stay_with_pytorch() -> None:
-    matmul.force_product("onednn")
-    with matmul.fastest_product(torch.zeros(1), matmul.SMALL - 1):
-        assert matmul._in_use.product == "native"
+@pytest.mark.parametrize("name", fast_products)
+def test_small_products_and_other_types_stay_with_pytorch(name: matmul.Product) -> None:
+    matmul.force_product(name)
+    for like, flops in ((torch.zeros(1), matmul.SMALL - 1), (torch.zeros(1, dtype=torch.float64), matmul.SMALL)):
+        with matmul.fastest_product(like, flops):
+            assert matmul._in_use.product == "native"
     with matmul.fastest_product(torch.zeros(1), matmul.SMALL):
-        assert matmul._in_use.product == "onednn"
+        assert matmul._in_use.product == name
 
 
 @needs_onednn
@@ -116,6 +130,36 @@ def test_onednn_multiplies_operands_of_any_strides(shapes: tuple[tuple[int, ...]
         with matmul.using("onednn"):
             matmul.multiply(x, y, out, None, add)
         torch.testing.assert_close(out.double(), a @ b + (start if add else 0), rtol=1e-5, atol=1e-5)
+
+
+@needs_packed
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 15, 300])
+@pytest.mark.parametrize(("inner", "columns"), [(40, 160), (7, 1), (1, 5), (13, 33)])
+def test_packed_weight_multiplies_operands_of_any_strides(rows: int, inner: int, columns: int, add: bool) -> None:
+    a, b, start = (torch.randn(*shape).double() for shape in ((rows, inner), (inner, columns), (rows, columns)))
+
+    def arranged(x: Tensor) -> Iterator[Tensor]:
+        yield x.float()
+        yield x.t().float().contiguous().t()
+        yield torch.nn.functional.pad(x.float(), (3, 5))[:, 3:-5]
+        yield torch.stack([x.float()] * 2, -1)[..., 0]
+
+    for x, y, out in product(arranged(a), arranged(b), arranged(start)):
+        out.copy_(start if add else torch.full_like(out, torch.nan))
+        mkl.PackedWeight(y).multiply(x, out, add)
+        torch.testing.assert_close(out.double(), a @ b + (start if add else 0), rtol=1e-5, atol=1e-5)
+
+
+@needs_packed
+def test_packed_weight_gives_the_same_numbers_for_few_and_many_rows() -> None:
+    """A diagonal may be computed in pieces."""
+    x, packed = torch.randn(640, 200), mkl.PackedWeight(torch.randn(200, 800))
+    whole, pieces = torch.empty(2, 640, 800)
+    packed.multiply(x, whole)
+    for rows in torch.arange(640).split([15, 1, 64, 200, 360]):
+        packed.multiply(x[rows[0] : rows[-1] + 1], pieces[rows[0] : rows[-1] + 1])
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
 
 
 @needs_onednn
@@ -138,14 +182,14 @@ def test_using_onednn_leaves_other_code_and_threads_alone() -> None:
         assert torch.equal(in_another_thread(lambda: matmul.multiply(x, linear.weight.detach().t(), out, None)), native)
 
 
-@needs_onednn
-def test_every_thread_computes_the_same_bits() -> None:
-    """Small networks use PyTorch's product while large ones in other threads use oneDNN's."""
-    matmul.force_product("onednn")
+@pytest.mark.parametrize("name", fast_products)
+def test_every_thread_computes_the_same_bits(name: matmul.Product) -> None:
+    """Small networks use PyTorch's product while large ones in other threads use a faster one."""
+    matmul.force_product(name)
     networks = []
     for size in (8, 128):
         torch.manual_seed(0)
-        networks.append((Grid2d(5, size, 3), torch.randint(5, (24, 6))))
+        networks.append((Grid2d(5, size, 3, tied=True), torch.randint(5, (96, 6))))
 
     def gradients(k: int) -> list[Tensor]:
         network, x = networks[k % 2]
@@ -158,9 +202,9 @@ def test_every_thread_computes_the_same_bits() -> None:
             assert all(map(torch.equal, found, alone[k % 2]))
 
 
-@needs_onednn
-def test_flop_counter_counts_products_but_not_probes() -> None:
-    network, x = Grid2d(5, 128, 3), torch.randint(5, (24, 6))
+@pytest.mark.parametrize("name", fast_products)
+def test_flop_counter_counts_products_but_not_probes(name: matmul.Product) -> None:
+    network, x = Grid2d(5, 128, 3, tied=True), torch.randint(5, (96, 6))
 
     def flops() -> int:
         with FlopCounterMode(display=False) as counter:
@@ -169,18 +213,17 @@ def test_flop_counter_counts_products_but_not_probes() -> None:
 
     assert matmul._chosen is None
     first = flops()
-    matmul.force_product("onednn")
-    assert flops() == first >= 2 * 6 * 3 * 24 * 256 * 1024
+    matmul.force_product(name)
+    assert flops() == first >= 2 * 6 * 3 * 96 * 256 * 1024
 
 
 def test_probe_multiplies_float32_whatever_the_default_type() -> None:
     """In float64, every product would pass as exact."""
-    seen = set()
+    seen, seconds = set(), matmul._seconds
 
-    def type_of(x: Tensor, weight: Tensor, out: Tensor) -> float:
-        seen.update([x.dtype, weight.dtype, out.dtype])
-        torch.mm(x, weight, out=out)
-        return 1.0
+    def type_of(x: Tensor, weight: Tensor | mkl.PackedWeight, out: Tensor) -> float:
+        seen.update([x.dtype, (weight if isinstance(weight, Tensor) else weight.packed).dtype, out.dtype])
+        return seconds(x, weight, out)
 
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

@@ -1,21 +1,30 @@
 """Every fast sweep equals the reference sweep in value and in all gradients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.grids import EXACT, Case, assert_equals_reference, random_inputs, tensors_of, values_and_gradients
+from tests.grids import (
+    EXACT,
+    Case,
+    assert_equals_reference,
+    random_inputs,
+    random_masks,
+    tensors_of,
+    values_and_gradients,
+)
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
-from gridlstm.engine import buffers, dispatch
+from gridlstm.engine import buffers, dispatch, matmul
 from gridlstm.engine import wavefront as schedule
 from gridlstm.engine.dispatch import SWEEPS, Sweep, SweepName, sweep_named
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
+from gridlstm.engine.mkl import PackedWeight
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
@@ -82,6 +91,79 @@ def test_fast_sweeps_equal_reference(case: Case) -> None:
         assert_equals_reference(layer_major, case)
     if half_step_fits(case.block):
         assert_equals_reference(half_step, case)
+
+
+class Plain:
+    """A weight that is not packed, with the methods of ``PackedWeight`` for any type."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def multiply(self, x: Tensor, out: Tensor, add: bool = False) -> None:
+        out.copy_(out + x @ self.weight if add else x @ self.weight)
+
+
+@pytest.fixture
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every wavefront with one weight copy compute its diagonals in pieces of one or two blocks."""
+    monkeypatch.setattr(matmul, "SMALL", 0)
+    for name in ("MANY_ROWS", "WIDE_ROWS", "PIECE_ROWS"):
+        monkeypatch.setattr(schedule, name, 0)
+    monkeypatch.setattr(schedule, "PIECE", 200 // torch.get_num_threads())
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(cases())
+def test_pieces_of_diagonals_equal_reference(case: Case) -> None:
+    case = replace(case, block=replace(case.block, untied=()))
+    for size in (1, 200):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(schedule, "PackedWeight", Plain)
+            patch.setattr(schedule, "_uses_mkl", lambda layout: True)
+            patch.setattr(schedule, "PIECE_ROWS", 0)
+            patch.setattr(schedule, "PIECE", size)
+            assert_equals_reference(wavefront, case)
+            assert_equals_reference(recomputing_wavefront, case)
+
+
+@pytest.mark.skipif(not matmul.packed_is_exact(), reason="PyTorch's library has no MKL, or it is not exact here")
+@pytest.mark.usefixtures("in_pieces")
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block((LSTM(bias=True), LSTM("standard")), (5, 7), ((0, 1),)),
+        Block((LSTM(bias=True), LSTM("standard")), (17, 16), ((1,), (0,))),
+        Block((LSTM(), GRU(), LSTM(bias=True)), (3, 4, 5), ((0, 2), (1,))),
+        Block((LSTM(bias=True), LSTM(bias=True)), (6, 6), ((0, 1),), same=((1, 0),)),
+        Block((CoupledLSTM(), PeepholeLSTM()), (1, 2), ((0, 1),)),
+    ],
+)
+@pytest.mark.parametrize("masked", [(), ("keep",), ("mix", "drop")])
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront])
+def test_packed_products_equal_reference(
+    block: Block, masked: tuple[str, ...], B: int, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of a few hundred terms in float32."""
+    packed = 0
+
+    class Counted(PackedWeight):
+        def __init__(self, weight: Tensor) -> None:
+            nonlocal packed
+            packed += 1
+            super().__init__(weight)
+
+    monkeypatch.setattr(matmul, "_chosen", "packed")
+    monkeypatch.setattr(schedule, "PackedWeight", Counted)
+    case = Case(block, (6, 5, 3)[: len(block.cells)], B, masked, scale=0.3)
+    assert_equals_reference(sweep, case, torch.empty(0), {"rtol": 1e-4, "atol": 1e-4})
+    assert packed == 2 * len(block.stages), "the weights of both passes"
+    with torch.no_grad():
+        weights, sides = random_inputs(case, torch.empty(0))
+        masks = random_masks(case, torch.empty(0))
+        alone = sweep(block, weights, sides, case.extents, masks)
+    kept = sweep(block, weights, sides, case.extents, masks)
+    assert all(torch.equal(a, b) for x, y in zip(kept, alone, strict=True) for a, b in zip(x, y, strict=True))
 
 
 def test_large_weights_are_transposed_in_packing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,10 @@ def _processor() -> Iterator[Finding]:
     chosen = choices.current()
     if chosen.product == "onednn":
         yield Finding("matrix product", True, "oneDNN's: measured as exact as PyTorch's own and faster here")
+    elif chosen.product == "packed":
+        yield Finding("matrix product", True, "MKL's with packed weights: measured as exact and faster here")
     else:
-        yield Finding("matrix product", True, "PyTorch's own: oneDNN's is not faster, not exact or not available here")
+        yield Finding("matrix product", True, "PyTorch's own: others are not faster, not exact or not available here")
     if (library := fused.library()) is not None:
         yield Finding("pointwise step", True, f"compiled: {library._name}")
     else:

@@ -1,8 +1,9 @@
 """The fastest exact float32 matrix product of this CPU.
 
-On some CPUs PyTorch's own float32 product runs at half the rate that oneDNN reaches with the same accuracy. Both are
-measured, once per process, and oneDNN is used only if it is exact and clearly faster. It is called directly
-(onednn.cpp), because the switch that makes ``torch.mm`` use it is process-wide and would affect unrelated threads.
+On some CPUs PyTorch's own float32 product runs at half the rate that oneDNN reaches with the same accuracy, and on
+others MKL is faster with a weight that it has packed once. They are measured, once per process, and used only if they
+are exact and clearly faster. oneDNN is called directly (onednn.cpp), because the switch that makes ``torch.mm`` use it
+is process-wide and would affect unrelated threads.
 """
 
 import ctypes
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from gridlstm.engine import mkl
 from gridlstm.engine.build import HERE, NotBuiltError, load
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Product = Literal["native", "onednn"]
+Product = Literal["native", "onednn", "packed"]
+"""Matrix product: PyTorch's own, oneDNN's, or MKL's with a packed weight where many products share one, else native."""
 
 # Largest error relative to the norm of the result. float32 gives 1e-7 to 1e-6, bfloat16 3e-3.
 EXACT = 1e-5
@@ -61,9 +64,10 @@ def product() -> Product:
 
 
 def force_product(name: Product) -> None:
-    """Use this product from now on without measuring its speed; the native one if oneDNN's is not exact here."""
+    """Use this product from now on without measuring its speed; the native one if it is not exact here."""
     global _chosen
-    _chosen = name if name == "native" or onednn_is_exact() else "native"
+    exact = {"native": lambda: True, "onednn": onednn_is_exact, "packed": packed_is_exact}[name]()
+    _chosen = name if exact else "native"
 
 
 def autocast_type(like: Tensor) -> torch.dtype | None:
@@ -113,7 +117,7 @@ def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, product_dtype
         multiply(x, y, out, product_dtype)
         if bias is not None:
             out += bias
-    elif _in_use.product == "native":
+    elif _in_use.product != "onednn":
         (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, y, out=out)
     else:
         multiply(x, y, out.copy_(bias), product_dtype, add=True)
@@ -127,10 +131,16 @@ def fastest_product(like: Tensor, flops: float) -> Iterator[None]:
         flops: arithmetic of a typical product.
     """
     probed = like.dtype == torch.float32 and like.device.type == "cpu" and flops >= SMALL
-    # Operation counters see only PyTorch's operations, so oneDNN is not used under one.
+    # Operation counters see only PyTorch's operations, so no other product is used under one.
     seen = torch._C._len_torch_dispatch_stack() > 0
-    with using(product() if probed and not seen and torch.backends.mkldnn.enabled else "native"):
+    name = product() if probed and not seen else "native"
+    with using("native" if name == "onednn" and not torch.backends.mkldnn.enabled else name):
         yield
+
+
+def packs_weights() -> bool:
+    """Return True if this thread currently packs weights that many products share: see ``mkl.PackedWeight``."""
+    return _in_use.product == "packed"
 
 
 @contextmanager
@@ -193,6 +203,31 @@ def onednn_is_exact() -> bool:
     return exact
 
 
+def packed_is_exact() -> bool:
+    """Return True if MKL's product with a packed weight is available and has the accuracy of float32."""
+    if mkl.library() is None:
+        log.info("matrix product: PyTorch's library has no MKL, which could pack weights")
+        return False
+    error = _packed_error()
+    exact = error < EXACT  # False for NaN
+    if not exact:
+        log.info("matrix product: MKL's with a packed weight has a relative error of %.1e here, not using it", error)
+    return exact
+
+
+def _packed_error() -> float:
+    """Return the largest relative error of any number of rows, with gaps between those of the result."""
+    x, weight = _problem(*PROBED[-1])
+    exact, columns = x.double() @ weight.double(), weight.shape[1]
+    packed, errors = mkl.PackedWeight(weight), []
+    for rows in (1, 15, 64, len(x)):
+        out = x.new_full((rows, columns + 3), torch.nan)[:, :columns]
+        packed.multiply(x[:rows], out)
+        packed.multiply(x[:rows], out, add=True)
+        errors.append((out.double() / 2 - exact[:rows]).norm() / exact[:rows].norm())
+    return torch.stack(errors).max().item()  # NaN if any is
+
+
 def _problem(rows: int, columns: int, inner: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     # Independent of the default type and device.
@@ -211,30 +246,38 @@ def _relative_error() -> float:
     return ((out.double() - exact).norm() / exact.norm()).item()
 
 
-def _speedup(rows: int, columns: int, inner: int) -> float:
-    """Return the speedup of oneDNN over PyTorch's own product, from the best of several alternating runs."""
+def _speedup(rows: int, columns: int, inner: int, name: Product = "onednn") -> float:
+    """Return the speedup of a product over PyTorch's own, from the best of several alternating runs."""
     x, weight = _problem(rows, columns, inner)
-    out = x.new_empty(rows, columns)
-    best: dict[Product, float] = {"native": float("inf"), "onednn": float("inf")}
+    out, packed = x.new_empty(rows, columns), mkl.PackedWeight(weight) if name == "packed" else None
+    best: dict[Product, float] = {"native": float("inf"), name: float("inf")}
     for _ in range(10):
-        for name in best:
-            with using(name):
-                best[name] = min(best[name], _seconds(x, weight, out))
-    return best["native"] / best["onednn"]
+        for each in best:
+            with using(each):
+                best[each] = min(best[each], _seconds(x, packed if packed and each == name else weight, out))
+    return best["native"] / best[name]
 
 
 @_disable_current_modes()  # hides the probe from operation counters
 def _probe() -> Product:
-    """Measure both products, in about 0.1 seconds, and return the one to use."""
-    if not onednn_is_exact():
-        return "native"
-    speedup = math.prod(_speedup(*shape) for shape in PROBED) ** (1 / len(PROBED))
-    chosen: Product = "onednn" if speedup > WORTHWHILE else "native"
-    log.info("matrix product: %s (oneDNN: %.2f times native)", chosen, speedup)
+    """Measure all products, in about 0.1 seconds, and return the one to use."""
+    speedup: dict[Product, float] = {"native": 1.0}
+    if onednn_is_exact():
+        speedup["onednn"] = math.prod(_speedup(*shape) for shape in PROBED) ** (1 / len(PROBED))
+    if packed_is_exact():
+        speedup["packed"] = _speedup(*PROBED[-1], "packed")  # weights are packed only for diagonals
+    chosen: Product = "native"
+    for name, factor in speedup.items():
+        if factor > WORTHWHILE * speedup[chosen]:
+            chosen = name
+    log.info("matrix product: %s (%s)", chosen, ", ".join(f"{name} {x:.2f}" for name, x in speedup.items()))
     return chosen
 
 
-def _seconds(x: Tensor, weight: Tensor, out: Tensor) -> float:
+def _seconds(x: Tensor, weight: "Tensor | mkl.PackedWeight", out: Tensor) -> float:
     start = time.perf_counter()
-    multiply(x, weight, out, None)
+    if isinstance(weight, Tensor):
+        multiply(x, weight, out, None)
+    else:
+        weight.multiply(x, out)
     return time.perf_counter() - start

@@ -49,8 +49,23 @@ class Diagonal:
             return None
         return slice(numbers[0], numbers[-1] + 1)
 
+    def part(self, start: int, stop: int) -> "Diagonal":
+        """Return some of the blocks, numbered from the first of the diagonal; all must share one weight copy."""
+        ((copy, _),) = self.copies
+        successors: list[Runs | Tensor] = []
+        for to in self.successors:
+            if isinstance(to, Tensor):
+                successors.append(to[start:stop])
+                continue
+            cut = [
+                (max(source.start, start), min(source.stop, stop), target.start - source.start) for source, target in to
+            ]
+            successors.append(tuple((slice(a - start, b - start), slice(a + d, b + d)) for a, b, d in cut if a < b))
+        first = self.rows.start
+        return Diagonal(slice(first + start, first + stop), tuple(successors), ((copy, stop - start),))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """An order of computation of a whole grid.
 
@@ -174,3 +189,13 @@ def plan(
         copy_of=torch.tensor([copy_numbers[copy(place)] for place in places], device=device),
         by_copy=tuple(map(joined, rows_by_copy.values())),
     )
+
+
+@lru_cache(maxsize=64)
+def pieces(plan: Plan, most: int) -> tuple[Diagonal, ...]:
+    """Return the diagonals of a plan with one weight copy, each cut into equal pieces of at most this many blocks."""
+    parts = []
+    for diagonal in plan.diagonals:
+        each = -(-diagonal.size // -(-diagonal.size // most))
+        parts += [diagonal.part(start, min(start + each, diagonal.size)) for start in range(0, diagonal.size, each)]
+    return tuple(parts)
