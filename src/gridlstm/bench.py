@@ -110,6 +110,8 @@ def measure(shape: Shape, repeats: int, device: str, seconds_of: Stopwatch) -> l
     products = {"product, float32, native": product_contender(shape, "native", torch.float32, device)}
     if device == "cpu" and matmul.onednn_is_exact():
         products["product, float32, oneDNN"] = product_contender(shape, "onednn", torch.float32)
+    if device == "cpu" and matmul.packed_is_exact():
+        products["product, float32, packed"] = product_contender(shape, "packed", torch.float32)
     # Other CPUs emulate bfloat16, twenty times slower than float32.
     bfloat16 = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if bfloat16:

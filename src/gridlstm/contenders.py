@@ -14,6 +14,7 @@ from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.engine import fused, matmul
 from gridlstm.engine.dispatch import Sweep, SweepName
 from gridlstm.engine.fused import PointwiseStep
+from gridlstm.engine.mkl import PackedWeight
 from gridlstm.engine.plan import plan
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
@@ -214,14 +215,21 @@ def product_contender(shape: Shape, product: matmul.Product, dtype: torch.dtype,
         for size in ((rows, D), (rows, 4 * D), (4 * D, D), (D, 4 * D), (K, D), (K, 4 * D), (4 * D, D))
     )
 
+    def prepared(y: Tensor) -> Callable[[Tensor, Tensor], object]:
+        if product == "packed":
+            return PackedWeight(y).multiply
+        return lambda left, out: matmul.multiply(left, y, out, None)
+
     def run(backward: bool) -> None:
         with matmul.using(product):
             for _ in range(shape.corners):
+                multiply = prepared(transposed)
                 for _ in range(round(K / rows)):
-                    matmul.multiply(x, transposed, z, None)
-                    if backward:
-                        matmul.multiply(z, weight, x, None)
+                    multiply(x, z)
                 if backward:
+                    multiply = prepared(weight)
+                    for _ in range(round(K / rows)):
+                        multiply(z, x)
                     matmul.multiply(Z.t(), X, gradient, None)
 
     return run

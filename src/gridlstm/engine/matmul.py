@@ -36,6 +36,8 @@ EXACT = 1e-5
 WORTHWHILE = 1.05
 # (rows, columns, inner): a step of a chain and a diagonal. oneDNN may be faster at few rows but only equal at many.
 PROBED = ((15, 1600, 400), (256, 1024, 512))
+# A diagonal forwards and backwards: with several threads, MKL may use only one where there are few columns.
+PACKED_PROBED = ((256, 1024, 512), (256, 256, 1024))
 # Below this arithmetic, the overhead of calling oneDNN dominates, about 10 microseconds.
 SMALL = 4e6
 # A single product of at most this size uses PyTorch's own, as torch.mm does.
@@ -265,7 +267,7 @@ def _probe() -> Product:
     if onednn_is_exact():
         speedup["onednn"] = math.prod(_speedup(*shape) for shape in PROBED) ** (1 / len(PROBED))
     if packed_is_exact():
-        speedup["packed"] = _speedup(*PROBED[-1], "packed")  # weights are packed only for diagonals
+        speedup["packed"] = math.prod(_speedup(*shape, "packed") for shape in PACKED_PROBED) ** (1 / len(PACKED_PROBED))
     chosen: Product = "native"
     for name, factor in speedup.items():
         if factor > WORTHWHILE * speedup[chosen]:

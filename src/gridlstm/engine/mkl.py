@@ -17,9 +17,10 @@ from gridlstm.engine.memory import empty
 # Values of MKL's enumerations: the order of matrices, the kinds of operands, and the operand on the right.
 BY_ROWS, PLAIN, TRANSPOSED, PACKED, RIGHT = 101, 111, 112, 151, 162
 
-# Rows on the left for which MKL packs. Products of fewer rows are as exact, but a weight packed for few rows would make
-# all products slower than ordinary ones.
-ROWS = 1024
+# Rows on the left for which MKL packs, with one thread and with more. Other numbers of rows are as exact. But packed for
+# few rows, products are slower than ordinary ones, and packed for many, MKL computes products of fewer rows and of few
+# columns with one thread.
+ROWS, ROWS_OF_THREADS = 1024, 256
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +49,7 @@ class PackedWeight:
             weight, by_rows = weight.contiguous(), True
         self.library = library()
         self.inner, self.columns = weight.shape
-        sizes = (ROWS, self.columns, self.inner)
+        sizes = (ROWS if torch.get_num_threads() == 1 else ROWS_OF_THREADS, self.columns, self.inner)
         size = self.library.cblas_sgemm_pack_get_size(RIGHT, *sizes)
         self.packed = empty(-(-size // weight.element_size()), like=weight)
         self.address = self.packed.data_ptr()

@@ -6,7 +6,7 @@ Shape legend: N dimensions, B batch rows.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -162,19 +162,21 @@ def draw(seed: int, device: str = "cpu") -> GridCase | StackedCase:
     """Draw a case. The device changes only its pointwise step."""
     r = random.Random(seed)
     precision: Precision = r.choice(["float64", "float64", "float32", "bfloat16"])
-    large = precision != "float64" and r.random() < 0.1  # large enough for oneDNN's product and several threads
+    large = precision != "float64" and r.random() < 0.1  # large enough for other products and several threads
     fast: PointwiseStep = "triton" if device == "cuda" else "fused"
+    product: Product = r.choice(get_args(Product)) if large else "native"
     base = Case(
         seed,
         device,
         precision,
         threads=r.choice([1, 2]) if large else 1,
-        product=r.choice(["native", "onednn"]) if large else "native",
+        product=product,
         pointwise=r.choice([fast, fast, "eager"]),
         frozen=r.choice([0.0, 0.0, 0.3]),
         twice=r.random() < 0.2,
         poisoned=r.random() < 0.1,
-        B=r.randint(12, 40) if large else r.randint(1, 3),
+        # Weights are packed only for many rows.
+        B=r.randint(*((300, 500) if product == "packed" else (12, 40))) if large else r.randint(1, 3),
     )
     if base.poisoned and base.B == 1:
         base = replace(base, B=2)
