@@ -17,8 +17,8 @@ from gridlstm.engine.memory import empty
 # Values of MKL's enumerations: the order of matrices, the kinds of operands, and the operand on the right.
 BY_ROWS, PLAIN, TRANSPOSED, PACKED, RIGHT = 101, 111, 112, 151, 162
 
-# Rows on the left for which MKL packs, with one thread and with more. Other numbers of rows are as exact. But packed for
-# few rows, products are slower than ordinary ones, and packed for many, MKL computes products of fewer rows and of few
+# Rows on the left for which MKL packs, with one thread and with more. Other numbers of rows are as exact. Packed for
+# few rows, products are slower than ordinary ones, and packed for many, MKL computes products of fewer rows or of few
 # columns with one thread.
 ROWS, ROWS_OF_THREADS = 1024, 256
 
