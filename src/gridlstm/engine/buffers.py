@@ -184,9 +184,14 @@ class Buffers:
         exact = torch.float64 if self.X[0].device.type == "cpu" else None
         self.grad_vectors = [tuple(x.new_zeros(x.shape, dtype=exact) for x in own) for own in self.vectors]
 
+    @property
+    def keeps_gates(self) -> bool:
+        """True if Z has room for all blocks."""
+        return len(self.Z[0]) == self.layout.plan.blocks
+
     def begin(self, rows: slice) -> None:
         """Announce the rows to compute next; if Z has no room for all rows, they overwrite the previous ones."""
-        if len(self.Z[0]) < self.layout.plan.blocks:
+        if not self.keeps_gates:
             self.first = rows.start
 
     def z(self, k: int, rows: slice) -> Tensor:

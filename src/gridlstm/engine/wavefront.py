@@ -25,7 +25,7 @@ class Wavefront:
         by_steps, by_products = split_biases(buffers, biases)
         pointwise = steps(buffers, biases=by_steps)
         parts = _parts(layout, weights, by_products, buffers.X[0])
-        for diagonal in _pieces(layout):
+        for diagonal in _pieces(buffers):
             buffers.begin(diagonal.rows)
             for k, stage in enumerate(layout.stages):
                 if (low := buffers.low) is None:
@@ -104,10 +104,14 @@ def _uses_mkl(layout: Layout) -> bool:
     return packs_weights() and layout.product_dtype is None and len(plan.by_copy) == 1 and many
 
 
-def _pieces(layout: Layout) -> tuple[Diagonal, ...]:
-    """Return the groups of blocks of the forward pass: diagonals, or pieces of them if the products allow it."""
-    rows = PIECE * torch.get_num_threads() // (4 * max(layout.num_gates))
-    if rows < PIECE_ROWS or not _uses_mkl(layout):
+def _pieces(buffers: Buffers) -> tuple[Diagonal, ...]:
+    """Return the groups of blocks of the forward pass: diagonals, or pieces of them where these are faster.
+
+    Without kept gates, all diagonals have the same rows of z, which then stay in the cache by themselves.
+    """
+    layout = buffers.layout
+    rows = PIECE // (4 * max(layout.num_gates))
+    if rows < PIECE_ROWS or not buffers.keeps_gates or torch.get_num_threads() > 1 or not _uses_mkl(layout):
         return layout.plan.diagonals
     return pieces(layout.plan, max(1, rows // layout.B))
 
@@ -150,9 +154,9 @@ PACKED_PER_ROW = 40_000
 # Packing by MKL takes as long as a product of 30 rows, and saves up to a tenth of products of at least 100.
 MANY_ROWS = 1024
 WIDE_ROWS = 128  # of the average diagonal
-# Bytes of z for each thread, which stay in a core's cache between the product and the pointwise step. A piece of fewer
-# rows than PIECE_ROWS would make its product slower.
-PIECE = 384 << 10
+# Bytes of a piece of z, which stays in a core's cache between the product and the pointwise step. Products of fewer
+# rows than PIECE_ROWS are slower.
+PIECE = 256 << 10
 PIECE_ROWS = 64
 
 wavefront = Packed(Wavefront())
