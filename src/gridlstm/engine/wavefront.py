@@ -58,7 +58,7 @@ class Wavefront:
                         here[:, :, columns] += gradient
 
 
-def _multiply_back(buffers: Buffers, diagonal: Diagonal, k: int, weight: Tensor, add: bool) -> None:
+def _multiply_back(buffers: Buffers, diagonal: Diagonal, k: int, weight: Tensor | PackedWeight, add: bool) -> None:
     """Write, or with ``add`` add, the gradient through stage k's product to the diagonal's rows of dH."""
     here, low = buffers.dH[diagonal.rows], buffers.low
     dz = buffers.product(k, diagonal.rows) if low is None else low.Z[k][diagonal.rows]
