@@ -15,7 +15,7 @@ LAYERS = [
     ["cells"],
     ["scan"],
     ["regularizers"],
-    ["engine.plan", "engine.pointwise", "engine.build", "engine.memory"],
+    ["engine.plan", "engine.pointwise", "engine.build", "engine.memory", "engine.operands"],
     ["engine.mkl", "engine.bfloat16"],
     ["engine.matmul"],
     ["engine.buffers"],

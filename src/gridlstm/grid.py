@@ -19,7 +19,7 @@ from gridlstm.engine.dispatch import (
     pairs,
     sweep_named,
 )
-from gridlstm.engine.matmul import autocast_type
+from gridlstm.engine.operands import autocast_type
 from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.regularizers import Draw, Regularizer, Zoneout, combine
 from gridlstm.scan import Block, Masks, Weights, columns_of

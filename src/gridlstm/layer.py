@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell, check_state_vector
 from gridlstm.engine.dispatch import SweepName, needs_plain_ops
-from gridlstm.engine.matmul import check_factor
+from gridlstm.engine.operands import check_factor
 from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.regularizers import Regularizer
 from gridlstm.time_depth import TimeDepthGrid

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gridlstm.cell import LSTM, OUTPUTS, HiddenMemory, fan_in_uniform
 from gridlstm.configured import Configured
 from gridlstm.engine.dispatch import needs_plain_ops, pairs
-from gridlstm.engine.matmul import check_factor
+from gridlstm.engine.operands import check_factor
 from gridlstm.errors import UserError, check_at_least_one
 
 Place = tuple[int, ...]

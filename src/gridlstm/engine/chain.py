@@ -15,8 +15,9 @@ from torch import Tensor
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout
 from gridlstm.engine.fused import chained_step
-from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
+from gridlstm.engine.matmul import affine, fastest_product, multiply
 from gridlstm.engine.memory import empty
+from gridlstm.engine.operands import autocast_type
 from gridlstm.engine.packed import as_it_is, check_backward, split_biases, steps
 from gridlstm.scan import Block, Weights
 

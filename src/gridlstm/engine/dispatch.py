@@ -15,7 +15,7 @@ from gridlstm.engine.chain import Chained, chain, reference_chain
 from gridlstm.engine.fused import can_fuse
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
-from gridlstm.engine.matmul import autocast_type, check_factor
+from gridlstm.engine.operands import autocast_type, check_factor
 from gridlstm.engine.wavefront import FEW_ROWS, recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan

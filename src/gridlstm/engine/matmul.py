@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from gridlstm.engine import mkl
 from gridlstm.engine.build import HERE, NotBuiltError, load
-from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -70,31 +69,6 @@ def force_product(name: Product) -> None:
     global _chosen
     exact = {"native": lambda: True, "onednn": onednn_is_exact, "packed": packed_is_exact}[name]()
     _chosen = name if exact else "native"
-
-
-def autocast_type(like: Tensor) -> torch.dtype | None:
-    """Return the type to which autocast converts tensors like this one for products; None if it keeps their type."""
-    device = like.device.type
-    if like.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return None
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def check_device(name: str, x: Tensor, weight: Tensor) -> None:
-    """Raise UserError unless both are on one device."""
-    if x.device != weight.device:
-        raise UserError(f"expected {name} on {weight.device} like the weights, got {x.device}. Move it with .to(...).")
-
-
-def check_factor(name: str, x: Tensor, weight: Tensor) -> None:
-    """Raise UserError unless both are on one device and have one type, or two types that autocast converts to one."""
-    check_device(name, x, weight)
-    if x.dtype == weight.dtype:
-        return
-    if not (x.is_floating_point() and autocast_type(x) and autocast_type(weight)):
-        raise UserError(
-            f"expected {name} of type {weight.dtype} like the weights, got {x.dtype}. Convert it with .to(...)."
-        )
 
 
 def multiply(x: Tensor, y: Tensor, out: Tensor, product_dtype: torch.dtype | None, add: bool = False) -> Tensor:

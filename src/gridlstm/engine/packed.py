@@ -20,8 +20,9 @@ from gridlstm.cell import HiddenMemory
 from gridlstm.engine.bfloat16 import low_backward, low_forward
 from gridlstm.engine.buffers import Buffers, Layout, empty_stages, stages_of
 from gridlstm.engine.fused import adds_bias, fused_step, pointwise_step
-from gridlstm.engine.matmul import affine, autocast_type, fastest_product, multiply
+from gridlstm.engine.matmul import affine, fastest_product, multiply
 from gridlstm.engine.memory import empty
+from gridlstm.engine.operands import autocast_type
 from gridlstm.engine.plan import Order
 from gridlstm.engine.steps import EagerStep, Owner, Reader, Step
 from gridlstm.engine.triton_step import triton_step

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridlstm.cell import check_state_vector, fan_in_uniform
-from gridlstm.engine.matmul import check_device, check_factor
+from gridlstm.engine.operands import check_device, check_factor
 from gridlstm.errors import UserError, check_above_zero, check_at_least_one
 
 State = Any

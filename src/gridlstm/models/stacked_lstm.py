@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell
 from gridlstm.engine.dispatch import ChainName, chain_named, check_sweep_name, check_weights, needs_plain_ops
-from gridlstm.engine.matmul import autocast_type
+from gridlstm.engine.operands import autocast_type
 from gridlstm.errors import check_dropout, check_true_or_false
 from gridlstm.grid import Transform
 from gridlstm.models.base import InputProjection, SequenceModel, check_sizes, start_weights_within

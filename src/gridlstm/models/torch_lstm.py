@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gridlstm.engine.matmul import autocast_type
+from gridlstm.engine.operands import autocast_type
 
 
 def run_lstm(lstm: nn.Module, x: Tensor | PackedSequence, state: tuple[Tensor, ...] | None = None) -> Any:
