@@ -34,15 +34,15 @@ needs_compiler = pytest.mark.skipif(fused.library() is None, reason="no C compil
 def test_bfloat16_steps_equal_converting_products(name: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 
-    def low_forward(*args: object) -> object:
+    def low_inputs(*args: object) -> object:
         used.append(name)
-        return packed_low_forward(*args)  # type: ignore[arg-type]
+        return original(*args)  # type: ignore[arg-type]
 
-    packed_low_forward = packed.low_forward
-    monkeypatch.setattr(packed, "low_forward", low_forward)
+    original = packed.low_inputs
+    monkeypatch.setattr(packed, "low_inputs", low_inputs)
     with torch.autocast("cpu", torch.bfloat16):
         found = values_and_gradients(sweep, CASES[name], *random_inputs(CASES[name], SINGLE))
-        monkeypatch.setattr(packed, "_is_low", lambda *_: False)
+        monkeypatch.setattr(packed, "is_low", lambda *_: False)
         expected = values_and_gradients(sweep, CASES[name], *random_inputs(CASES[name], SINGLE))
     assert used == ([] if name in ("dropped inputs", "same weights") else [name])
     for got, exact in zip(found, expected, strict=True):
@@ -59,7 +59,7 @@ def test_bfloat16_steps_equal_converting_products_without_gradients(monkeypatch:
             return wavefront(case.block, weights, sides, case.extents)
 
     found = run()
-    monkeypatch.setattr(packed, "_is_low", lambda *_: False)
+    monkeypatch.setattr(packed, "is_low", lambda *_: False)
     for got, exact in zip(found, run(), strict=True):
         assert torch.equal(got.h, exact.h)
         assert torch.equal(got.m, exact.m)
@@ -87,7 +87,7 @@ def test_special_values_round_to_bfloat16_as_in_pytorch(value: float) -> None:
     sides[0].m.data[0, 3] = value
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
         found = wavefront(block, weights, sides, (2,))[0]
-        patch.setattr(packed, "_is_low", lambda *_: False)
+        patch.setattr(packed, "is_low", lambda *_: False)
         expected = wavefront(block, weights, sides, (2,))[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gridlstm.engine.bfloat16 import Low
 from gridlstm.engine.memory import empty
 from gridlstm.engine.plan import Order, Plan, Runs, plan
 from gridlstm.engine.pointwise import Inputs
@@ -134,7 +133,9 @@ class Buffers:
         vectors: each dimension's other parameters, (copies, length).
         drop: factors on the inputs of products, (C, B, D), or None.
         keep: each dimension's (keep_h, keep_m), each (C, B, size) or None.
-        low: the buffers of products in bfloat16, or None if products convert X and Z themselves.
+        low_X: a copy of X in bfloat16, if the steps read and write it (``bfloat16.is_low``); Z is then in bfloat16 and
+            keeps pre-activations. Otherwise None.
+        added_biases: for each dimension, the bias that its step adds to z, (copies, G_n), or None.
         dH: gradients of the inputs of each block and of the outputs of the grid, (rows, B, D); in the backward pass.
         dM: the gradients of memories in the same rows.
         grad_vectors: gradients of ``vectors``.
@@ -151,9 +152,11 @@ class Buffers:
         masks: Sequence[Masks] | None,
     ) -> None:
         self.layout = layout
-        self.X, self.M, self.Z = X, M, Z
+        self.X, self.M = X, M
+        self.Z = Z
         self.first = 0  # number of the first row in Z
-        self.low: Low | None = None
+        self.low_X: list[Tensor] | None = None
+        self.added_biases: list[Tensor | None] = [None] * len(M)
         self.vectors = [tuple(x.reshape(-1, x.shape[-1]) for x in own) for own in vectors]
         self.drop: Tensor | None = None
         self.keep: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(M)
@@ -205,7 +208,8 @@ class Buffers:
 
     def operand(self, k: int, rows: slice) -> Tensor:
         """Return the input of stage k's product: (r, B, D)."""
-        return self.X[k][rows] if self.drop is None else self.X[k][rows] * self.drop[rows]
+        x = (self.X if self.low_X is None else self.low_X)[k][rows]
+        return x if self.drop is None else x * self.drop[rows]
 
     def inputs(self, n: int, rows: slice) -> Inputs:
         """Return the inputs of dimension n's cell in these blocks; blocks and batch rows share one axis."""

@@ -86,9 +86,9 @@ class _Chain(torch.autograd.Function):
         X, M, Z = empty(T + 1, B, d, like=h), empty(T + 1, B, m.shape[-1], like=m), empty(T, B, len(weight), like=h)
         X[0], M[0] = h, m
         buffers = Buffers(layout, [X], [M], [Z], [vectors], None)
-        by_steps, (by_product,) = split_biases(buffers, [bias])
+        (by_product,) = split_biases(buffers, [bias])
         _feed(buffers, x, weight, by_product)
-        (step,) = steps(buffers, biases=by_steps)
+        (step,) = steps(buffers)
         recurrent = _recurrent(weight, d, product_dtype).t().contiguous()  # for products with few rows
         if (chained := chained_step(step, buffers)) is not None:
             chained.forward_chain(slice(0, T), recurrent)

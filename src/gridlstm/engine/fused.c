@@ -11,17 +11,15 @@
 typedef struct {
     float *z;
     const float *bias;
-    const uint16_t *low_z;
-    uint16_t *low_grad_z;
+    uint16_t *low_z;
     float *bias_sums;
 } Row;
 
 static inline Row row_of(const Dimension *self, int64_t row, int64_t block) {
-    const int64_t copy = self->copy_of ? self->copy_of[block] : 0, low = row * self->low_stride;
+    const int64_t copy = self->copy_of ? self->copy_of[block] : 0;
     Row r = {.z = self->z + row * self->z_stride,
              .bias = self->bias ? self->bias + copy * self->bias_stride : NULL,
-             .low_z = self->low_z ? self->low_z + low : NULL,
-             .low_grad_z = self->low_grad_z ? self->low_grad_z + low : NULL,
+             .low_z = self->low_z ? self->low_z + row * self->z_stride : NULL,
              .bias_sums = self->bias_sums ? self->bias_sums + omp_get_thread_num() * 4 * self->d : NULL};
     return r;
 }
@@ -66,8 +64,8 @@ static inline void add_last_to_sums(const Row *row, int64_t d, Gates g, int64_t 
 
 /* The gradients of the pre-activations of n units from i. */
 static inline void store_grad_z(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
-    if (row->low_grad_z) {
-        uint16_t *z = row->low_grad_z + i;
+    if (row->low_z) {
+        uint16_t *z = row->low_z + i;
         store_low(z, g.u, n);
         store_low(z + d, g.f, n);
         store_low(z + 2 * d, g.o, n);
@@ -79,6 +77,16 @@ static inline void store_grad_z(const Row *row, int64_t d, Gates g, int64_t i, i
 static inline Gates gates_of(Gates z) {
     Gates g = {sigmoid(z.u), sigmoid(z.f), sigmoid(z.o), tanh_(z.c)};
     return g;
+}
+
+/* Keeps the gates of n units from i for the backward pass. In bfloat16 it computes them again: that takes less time than
+ * writing and reading them in float32. */
+static inline void keep_gates(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
+    if (!row->low_z) store_gates(row->z + i, d, g, n);
+}
+
+static inline Gates kept_gates(const Row *row, int64_t d, int64_t i, int64_t n) {
+    return row->low_z ? gates_of(load_z(row, d, i, n)) : load_gates(row->z + i, d, n);
 }
 
 /* What one step makes of V units. */
@@ -114,7 +122,7 @@ static inline void forward_part(const Dimension *self, const Row *own, int64_t r
                            load_some(self->h[self->stage] + row * self->h_stride + i, n), step.h);
     if (self->keep_m)
         step.m = hold_back(self->choose_m, load_some(self->keep_m + row * d + i, n), old_m, step.m);
-    store_gates(own->z + i, d, step.gates, n);
+    keep_gates(own, d, step.gates, i, n);
     store_some(self->m + next * d + i, step.m, n);
     store_some(self->h[0] + next * self->h_stride + i, step.h, n);
     if (self->low_h[0]) store_low(self->low_h[0] + next * self->h_stride + i, step.h, n);
@@ -125,7 +133,7 @@ static inline void forward_part(const Dimension *self, const Row *own, int64_t r
 static inline void backward_part(const Dimension *self, const Row *own, int64_t row, int64_t next, int64_t i,
                                  int64_t n) {
     const int64_t d = self->d;
-    const Gates g = load_gates(own->z + i, d, n);
+    const Gates g = kept_gates(own, d, i, n);
     const vec old_m = load_some(self->m + row * d + i, n);
     vec dh = load_some(self->grad_h + next * self->h_stride + i, n), new_dm = load_some(self->grad_m + next * d + i, n);
     vec new_m, new_h, dm, past_m = all(0.0f); /* the caller adds the part of h that bypasses the step */
@@ -156,20 +164,20 @@ void lstm_forward_rows(const Dimension *self, int64_t first, int64_t begin, int6
     for (int64_t r = begin; r < until; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
         const Row own = row_of(self, row, first + r / B);
-        float *z = own.z, *new_m = self->m + next * d, *new_h = self->h[0] + next * self->h_stride;
+        float *new_m = self->m + next * d, *new_h = self->h[0] + next * self->h_stride;
         uint16_t *low_h = self->low_h[0] ? self->low_h[0] + next * self->h_stride : NULL;
         const float *m = self->m + row * d;
         Step last;
         if (overlap) last = forward_step(load_z(&own, d, end, V), load(m + end), self->standard);
         for (int64_t i = 0; i < full; i += V) {
             const Step step = forward_step(load_z(&own, d, i, V), load(m + i), self->standard);
-            store_gates(z + i, d, step.gates, V);
+            keep_gates(&own, d, step.gates, i, V);
             store(new_m + i, step.m);
             store(new_h + i, step.h);
             if (low_h) store_low(low_h + i, step.h, V);
         }
         if (overlap) {
-            store_gates(z + end, d, last.gates, V);
+            keep_gates(&own, d, last.gates, end, V);
             store(new_m + end, last.m);
             store(new_h + end, last.h);
             if (low_h) store_low(low_h + end, last.h, V);
@@ -221,7 +229,7 @@ void lstm_backward_rows(const Dimension *self, int64_t first, int64_t begin, int
     for (int64_t r = begin; r < until; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
         const Row own = row_of(self, row, first + r / B);
-        float *z = own.z, *dm = self->grad_m + row * d;
+        float *dm = self->grad_m + row * d;
         const float *m = self->m + row * d, *new_m = self->m + next * d, *new_dm = self->grad_m + next * d;
         const float *new_h = self->h[0] + next * self->h_stride;
         float *dh = self->grad_h + next * self->h_stride;
@@ -230,11 +238,11 @@ void lstm_backward_rows(const Dimension *self, int64_t first, int64_t begin, int
         Gates last;
         vec last_dm = {0};
         if (overlap)
-            last = backward_step(load_gates(z + end, d, V), load(m + end), load(new_m + end), load(new_h + end),
+            last = backward_step(kept_gates(&own, d, end, V), load(m + end), load(new_m + end), load(new_h + end),
                                  load(dh + end), load(new_dm + end), &last_dm, self->standard);
         for (int64_t i = 0; i < full; i += V) {
             vec here;
-            const Gates grad = backward_step(load_gates(z + i, d, V), load(m + i), load(new_m + i), load(new_h + i),
+            const Gates grad = backward_step(kept_gates(&own, d, i, V), load(m + i), load(new_m + i), load(new_h + i),
                                              load(dh + i), load(new_dm + i), &here, self->standard);
             store_grad_z(&own, d, grad, i, V);
             if (own.bias_sums) add_to_sums(&own, d, grad, i, V);

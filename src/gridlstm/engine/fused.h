@@ -9,7 +9,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -37,11 +37,11 @@ typedef struct {
     double *grad_bias;          /* (threads, copies, 4 d), accumulated: in double precision, because there may be
                                    millions of rows; or NULL */
     float *bias_sums;           /* (threads, 4 d), 0 between calls */
-    const uint16_t *low_z;      /* (C, B, low_stride) pre-activations in bfloat16, read instead of z; or NULL */
+    uint16_t *low_z;            /* (C, B, z_stride) pre-activations in bfloat16, in place of z; or NULL. The forward
+                                   pass leaves them, and the backward pass replaces them by their gradients. */
     uint16_t *low_h[MOST_STAGES]; /* as h, in bfloat16: h' goes here too; or NULL */
-    uint16_t *low_grad_z;       /* as low_z: their gradients go here and not to z; or NULL */
     const int64_t *copy_of;     /* (C,) the weight copy of each block, or NULL for the only one; for bias */
-    int64_t z_stride, h_stride, bias_stride, low_stride, copies, B, d;
+    int64_t z_stride, h_stride, bias_stride, copies, B, d;
     int32_t stages;             /* number of h */
     int32_t stage;              /* of this dimension: h' goes to the successor's row of h[0..stage], own row after */
     int32_t standard;           /* h' = o tanh(m') instead of tanh(o m') */
@@ -92,10 +92,16 @@ static inline vec choose(bits mask, vec yes, vec no) { return (vec)((mask & (bit
 
 static inline vec all(float x) { return x - (vec){0}; }
 
-/* Comparisons are written so that NaN passes through. */
+/* NaN passes through: the instructions return their second operand if one is NaN. */
 static inline vec within(vec x, float most) {
+#if defined __AVX512F__
+    return (vec)_mm512_max_ps((__m512)all(-most), _mm512_min_ps((__m512)all(most), (__m512)x));
+#elif defined __AVX__
+    return (vec)_mm256_max_ps((__m256)all(-most), _mm256_min_ps((__m256)all(most), (__m256)x));
+#else
     x = choose(x > most, all(most), x);
     return choose(x < -most, all(-most), x);
+#endif
 }
 
 /* exp(x) - 1 = scale p + (scale - 1), scale = 2^n: p keeps its relative accuracy near 0. Polynomial of Moshier's Cephes

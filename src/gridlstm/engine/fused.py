@@ -62,12 +62,10 @@ class Dimension(ctypes.Structure):
         ("bias_sums", ctypes.c_void_p),
         ("low_z", ctypes.c_void_p),
         ("low_h", ctypes.c_void_p * MOST_STAGES),
-        ("low_grad_z", ctypes.c_void_p),
         ("copy_of", ctypes.c_void_p),
         ("z_stride", ctypes.c_int64),
         ("h_stride", ctypes.c_int64),
         ("bias_stride", ctypes.c_int64),
-        ("low_stride", ctypes.c_int64),
         ("copies", ctypes.c_int64),
         ("B", ctypes.c_int64),
         ("d", ctypes.c_int64),
@@ -143,17 +141,12 @@ def using_step(name: PointwiseStep) -> Iterator[None]:
         _forced = before
 
 
-def fused_step(n: int, buffers: Buffers, backward: bool, bias: Tensor | None = None) -> "FusedStep | None":
-    """Return the compiled step of this dimension, or None if there is none.
-
-    Args:
-        bias: what the step adds to z, (copies, G_n), if ``adds_bias``.
-    """
+def fused_step(n: int, buffers: Buffers, backward: bool) -> "FusedStep | None":
+    """Return the compiled step of this dimension, or None if there is none."""
     if not _fits(n, buffers):
         return None
-    if type(buffers.layout.block.cells[n]) is LSTM:
-        return FusedStep(n, buffers, backward, bias)
-    return FusedLayerNorm(n, buffers, backward)
+    step = FusedStep if type(buffers.layout.block.cells[n]) is LSTM else FusedLayerNorm
+    return step(n, buffers, backward)
 
 
 def adds_bias(n: int, buffers: Buffers) -> bool:
@@ -185,7 +178,7 @@ def can_fuse(cell: Cell, like: Tensor) -> bool:
 class FusedStep:
     """The LSTM of one dimension. Pointers stay valid because the step holds references to the buffers."""
 
-    def __init__(self, n: int, buffers: Buffers, backward: bool, bias: Tensor | None = None) -> None:
+    def __init__(self, n: int, buffers: Buffers, backward: bool) -> None:
         layout = buffers.layout
         cell, stage, column = layout.block.cells[n], layout.stage_of[n], layout.columns[n].start
         assert isinstance(cell, LSTM)
@@ -197,7 +190,7 @@ class FusedStep:
         self.columns = layout.columns[n]
         Z = buffers.Z[stage]
         self.successors = layout.plan.successors[n]
-        self.later_stride = layout.B * layout.D * Z.element_size()
+        self.later_stride = layout.B * layout.D * buffers.X[0].element_size()
         self.z_stride = layout.B * Z.shape[-1] * Z.element_size()
         self.z = Z.data_ptr() + layout.gates[n].start * Z.element_size()
         # Booleans as 0 and 1. Referenced here, because the C code has only an address.
@@ -205,8 +198,8 @@ class FusedStep:
             None if keep is None else keep.to(torch.float32).contiguous() for keep in buffers.keep[n]
         ]
         choose_h, choose_m = (keep is not None and keep.dtype == torch.bool for keep in buffers.keep[n])
-        self.bias = None if bias is None else bias.contiguous()
-        self.here = buffers.dH.data_ptr() + column * Z.element_size() if backward else None
+        self.bias = buffers.added_biases[n]
+        self.here = buffers.dH.data_ptr() + column * buffers.dH.element_size() if backward else None
         self.dimension = Dimension(
             z=self.z,
             m=buffers.M[n].data_ptr(),
@@ -221,7 +214,6 @@ class FusedStep:
             z_stride=Z.shape[-1],
             h_stride=layout.D,
             bias_stride=0 if self.bias is None else self.bias.shape[-1],
-            low_stride=layout.products[stage],
             copies=len(layout.plan.by_copy),
             B=layout.B,
             d=layout.block.sizes[n],
@@ -233,23 +225,20 @@ class FusedStep:
             threads=torch.get_num_threads(),
         )
         if backward and (total := buffers.grad_biases[n]) is not None:
-            self.bias_sums = Z.new_zeros(len(total), total.shape[-1])
+            self.bias_sums = total.new_zeros(len(total), total.shape[-1], dtype=torch.float32)
             self.dimension.grad_bias, self.dimension.bias_sums = total.data_ptr(), self.bias_sums.data_ptr()
-        if (low := buffers.low) is not None:
-            own = low.Z[stage]
-            self.low_z = own.data_ptr() + layout.gates[n].start * own.element_size()
-            self.low_z_stride = layout.B * own.shape[-1] * own.element_size()
-            if backward:
-                self.dimension.low_grad_z = self.low_z
-            else:
-                for k, x in enumerate(low.X):
-                    self.dimension.low_h[k] = x.data_ptr() + column * x.element_size()
+        if (low := buffers.low_X) is not None:
+            self.dimension.z, self.dimension.low_z = None, self.z
+            for k, x in enumerate(low):
+                self.dimension.low_h[k] = x.data_ptr() + column * x.element_size()
 
     def forward(self, diagonal: Diagonal) -> None:
         # Row numbers count from the first row of the whole buffers, even if Z holds only the rows of this diagonal.
-        self.dimension.z = self.z - self.buffers.first * self.z_stride
-        if self.buffers.low is not None:
-            self.dimension.low_z = self.low_z - diagonal.rows.start * self.low_z_stride
+        z = self.z - self.buffers.first * self.z_stride
+        if self.buffers.low_X is None:
+            self.dimension.z = z
+        else:
+            self.dimension.low_z = z
         self.run_forward(diagonal.rows.start, diagonal.size)
 
     def restore(self, rows: slice) -> None:

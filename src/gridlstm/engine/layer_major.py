@@ -15,7 +15,7 @@ from torch import Tensor
 from gridlstm.engine.buffers import Buffers
 from gridlstm.engine.fused import chained_step
 from gridlstm.engine.matmul import affine, multiply
-from gridlstm.engine.packed import Packed, split_biases, steps
+from gridlstm.engine.packed import Packed, steps
 from gridlstm.engine.plan import Diagonal, Order
 from gridlstm.scan import Block
 
@@ -68,14 +68,12 @@ class LayerMajor:
     order: Order = "layer"
 
     def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        layout = buffers.layout
-        by_steps, by_products = split_biases(buffers, biases)
-        pointwise = steps(buffers, biases=by_steps)
+        layout, pointwise = buffers.layout, steps(buffers)
         last, columns, everything = len(layout.columns) - 1, layout.columns[-1], slice(0, layout.D)
         before = slice(0, columns.start)  # the other dimensions' columns
         for group, diagonals in layout.plan.layers:
             buffers.begin(group.rows)
-            layer = _Layer(buffers, group, weights, by_products)
+            layer = _Layer(buffers, group, weights, biases)
             for n in range(last):
                 # Contiguous, because oneDNN would otherwise make a transposed copy, which takes longer.
                 x, weight = layer.read(n, group.rows, columns), layer.weights[n][:, columns].contiguous()

@@ -80,7 +80,7 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, product_dtype: torch.dtype | Non
     if product_dtype is not None:
         product = x.to(product_dtype) @ y.to(product_dtype)
         return out.add_(product) if add else out.copy_(product)
-    if _in_use.product == "onednn" and x.numel() * y.shape[-1] > TINY:
+    if _in_use.product == "onednn" and x.dtype == torch.float32 and x.numel() * y.shape[-1] > TINY:
         return _multiply_by_onednn(x, y, out, add)
     if x.dim() == 3:
         return torch.baddbmm(out, x, y, out=out) if add else torch.bmm(x, y, out=out)

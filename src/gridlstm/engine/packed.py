@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
-from gridlstm.engine.bfloat16 import low_backward, low_forward
+from gridlstm.engine.bfloat16 import is_low, low_inputs
 from gridlstm.engine.buffers import Buffers, Layout, empty_stages, stages_of
 from gridlstm.engine.fused import adds_bias, fused_step, pointwise_step
 from gridlstm.engine.matmul import affine, fastest_product, multiply
@@ -97,8 +97,8 @@ class Packed:
         return [HiddenMemory(flat[n], flat[N + n]) for n in range(N)]
 
 
-def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Return the biases that the steps of the forward pass add, each (copies, G_n), and those that products must add.
+def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Leave to the steps the biases that they can add, and return those that products must add.
 
     A dimension that reads another's product also reads its bias, so either the steps of both add it or the product.
     """
@@ -107,11 +107,11 @@ def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> tuple[lis
     for reader, owner in layout.same.items():
         able[owner] = able[owner] and able[reader]
     by_steps = [able[layout.same.get(n, n)] for n in range(len(biases))]
-    own = [
-        bias.reshape(-1, bias.shape[-1]).to(buffers.X[0].dtype) if bias is not None and by_step else None
+    buffers.added_biases = [
+        bias.reshape(-1, bias.shape[-1]).to(buffers.X[0].dtype).contiguous() if bias is not None and by_step else None
         for bias, by_step in zip(biases, by_steps, strict=True)
     ]
-    return own, [None if by_step else bias for bias, by_step in zip(biases, by_steps, strict=True)]
+    return [None if by_step else bias for bias, by_step in zip(biases, by_steps, strict=True)]
 
 
 def zero_bias_gradients(buffers: Buffers, learned: Sequence[bool]) -> None:
@@ -127,30 +127,13 @@ def zero_bias_gradients(buffers: Buffers, learned: Sequence[bool]) -> None:
             buffers.grad_biases[n] = buffers.X[0].new_zeros(shape, dtype=torch.float64)
 
 
-def _is_low(buffers: Buffers, schedule: Schedule) -> bool:
-    """Return True if products in bfloat16 can leave reading and writing it to the steps."""
-    layout = buffers.layout
-    return (
-        layout.product_dtype == torch.bfloat16
-        and schedule.order == "diagonal"
-        and buffers.drop is None
-        and not layout.same
-        and all(adds_bias(n, buffers) for n in range(len(layout.columns)))
-    )
-
-
-def steps(buffers: Buffers, backward: bool = False, biases: Sequence[Tensor | None] | None = None) -> list[Step]:
-    """Return each dimension's pointwise step. The steps of one stage run in the order of ``Layout.stages``.
-
-    Args:
-        biases: what each step adds to z in the forward pass, from ``split_biases``.
-    """
+def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
+    """Return each dimension's pointwise step. The steps of one stage run in the order of ``Layout.stages``."""
     layout = buffers.layout
 
     def step(n: int) -> Step:
         on_gpu = triton_step(n, buffers, backward) if pointwise_step() == "triton" else None
-        bias = None if biases is None else biases[n]
-        own = on_gpu or fused_step(n, buffers, backward, bias) or EagerStep(n, buffers)
+        own = on_gpu or fused_step(n, buffers, backward) or EagerStep(n, buffers)
         readers = [reader for reader, owner in layout.same.items() if owner == n]
         if n in layout.same:
             return Reader(n, buffers, own)
@@ -198,21 +181,23 @@ class _PackedSweep(torch.autograd.Function):
         X = empty_stages([layout.D] * len(block.stages), rows, B, like)
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
         kept_rows = C if keep_gates else layout.at_once
-        gates = empty(kept_rows * B * sum(layout.num_gates), like=like)
-        Z = stages_of(gates, layout.num_gates, kept_rows, B)
         for n, columns in enumerate(layout.columns):
             entries = layout.plan.entries[n]
             for k in range(layout.stage_of[n] + 1):
                 X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(len(entries), B, block.sizes[n]))
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
         with fastest_product(like, layout.product_flops):
-            buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
-            if _is_low(buffers, schedule):
-                buffers.low = low_forward(X, layout.products, layout.at_once, layout.plan.entries)
-            schedule.forward(buffers, weights, biases)
+            buffers = Buffers(layout, X, M, [], _by_dimension(block, vectors), masks)
+            if is_low(buffers, schedule.order):
+                buffers.low_X = low_inputs(X, layout.plan.entries)
+            gates = empty(
+                kept_rows * B * sum(layout.num_gates), like=like if buffers.low_X is None else buffers.low_X[0]
+            )
+            buffers.Z = stages_of(gates, layout.num_gates, kept_rows, B)
+            schedule.forward(buffers, weights, split_biases(buffers, biases))
 
         ctx.schedule, ctx.layout, ctx.masked, ctx.has_gates = schedule, layout, masks is not None, keep_gates
-        low = [] if buffers.low is None else buffers.low.X
+        low = buffers.low_X or []
         ctx.is_low = bool(low)
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
         # Masks too, so that autograd detects changes to them before the backward pass.
@@ -250,10 +235,11 @@ class _PackedSweep(torch.autograd.Function):
             own = gates.clone() if exact else gates.data.contiguous()
             Z = stages_of(own, layout.num_gates, C, B)
         else:
-            Z = empty_stages(layout.num_gates, C, B, X[0])
+            Z = empty_stages(layout.num_gates, C, B, low[0] if low else X[0])
         buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
         if low:
-            buffers.low = low_backward([x.contiguous() for x in low], layout.products, C)
+            buffers.low_X = [x.contiguous() for x in low]
+            split_biases(buffers, biases)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
         buffers.zero_vector_gradients()
@@ -284,7 +270,8 @@ def _rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
 def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
     """Fill Z as the forward pass did. With all slots filled, blocks are independent: one product per weight copy."""
     layout = buffers.layout
-    packed, bias = layout.pack_weights(weights), layout.pack_biases(biases, buffers.X[0])
+    by_products = biases if buffers.low_X is None else [None] * len(biases)
+    packed, bias = layout.pack_weights(weights), layout.pack_biases(by_products, buffers.X[0])
     everything = slice(0, layout.plan.blocks)
     for k in range(len(buffers.Z)):
         x, Z = buffers.operand(k, everything), buffers.product(k, everything)
@@ -294,6 +281,8 @@ def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence
             affine(_rows(x, rows).flatten(0, 1), packed[k][copy].t(), constant, z.flatten(0, 1), layout.product_dtype)
             if isinstance(rows, Tensor):
                 Z.index_copy_(0, rows, z)
+    if buffers.low_X is not None:
+        return
     pointwise = steps(buffers)
     for stage in layout.stages:
         for n in stage:
@@ -313,10 +302,7 @@ def _weight_gradients(
     N, C, by_copy = len(weights), layout.plan.blocks, layout.plan.by_copy
     gradients: list[Tensor | None] = [None] * (2 * N)
     for k, owners in enumerate(layout.owners):
-        if (low := buffers.low) is None:
-            dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
-        else:
-            dz, x = low.Z[k], low.X[k][:C]
+        dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
         # One product for all dimensions if their gradients, rows of it, are contiguous and become ``.grad`` without a
         # copy. Otherwise one for each dimension.
         joint = len(by_copy) == 1 and all(trained[n] for n in owners)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gridlstm.engine.buffers import Buffers, Layout
 from gridlstm.engine.matmul import affine, multiply, packs_weights
 from gridlstm.engine.mkl import PackedWeight
-from gridlstm.engine.packed import Packed, split_biases, steps
+from gridlstm.engine.packed import Packed, steps
 from gridlstm.engine.plan import Diagonal, Order, pieces
 
 
@@ -21,17 +21,12 @@ class Wavefront:
     order: Order = "diagonal"
 
     def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        layout = buffers.layout
-        by_steps, by_products = split_biases(buffers, biases)
-        pointwise = steps(buffers, biases=by_steps)
-        parts = _parts(layout, weights, by_products, buffers.X[0])
+        layout, pointwise = buffers.layout, steps(buffers)
+        parts = _parts(layout, weights, biases, buffers.X[0])
         for diagonal in _pieces(buffers):
             buffers.begin(diagonal.rows)
             for k, stage in enumerate(layout.stages):
-                if (low := buffers.low) is None:
-                    x, z = buffers.operand(k, diagonal.rows), buffers.product(k, diagonal.rows)
-                else:
-                    x, z = low.X[k][diagonal.rows], low.Z[k][: diagonal.size]
+                x, z = buffers.operand(k, diagonal.rows), buffers.product(k, diagonal.rows)
                 for columns, weight, bias in parts[k]:
                     _product(diagonal, x, weight, bias, out=z if columns is None else z[:, :, columns])
                 for n in stage:
@@ -60,9 +55,8 @@ class Wavefront:
 
 def _multiply_back(buffers: Buffers, diagonal: Diagonal, k: int, weight: Tensor | PackedWeight, add: bool) -> None:
     """Write, or with ``add`` add, the gradient through stage k's product to the diagonal's rows of dH."""
-    here, low = buffers.dH[diagonal.rows], buffers.low
-    dz = buffers.product(k, diagonal.rows) if low is None else low.Z[k][diagonal.rows]
-    if low is None and buffers.drop is None:
+    here, dz = buffers.dH[diagonal.rows], buffers.product(k, diagonal.rows)
+    if here.dtype == dz.dtype and buffers.drop is None:
         _product(diagonal, dz, weight, None, out=here, add=add)
         return
     read = torch.empty_like(here, dtype=dz.dtype)
