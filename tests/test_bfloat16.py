@@ -99,3 +99,23 @@ def test_small_untied_grid_sweeps_diagonals_under_autocast() -> None:
     assert sweep_named("auto", block, (42, 43), like) is layer_major
     with torch.autocast("cpu", torch.bfloat16):
         assert sweep_named("auto", block, (42, 43), like) is wavefront
+
+
+@needs_compiler
+def test_bfloat16_sweep_saves_pre_activations_instead_of_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["tied"]
+    weights, sides = random_inputs(case, SINGLE)
+
+    def saved_bytes() -> int:
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+            wavefront(case.block, weights, sides, case.extents)
+        return sum(x.numel() * x.element_size() for x in saved)
+
+    D, blocks, exits = 40, 35, 7
+    with torch.autocast("cpu", torch.bfloat16):
+        low = saved_bytes()
+        monkeypatch.setattr(packed, "is_low", lambda *_: False)
+        converting = saved_bytes()
+    pre_activations, h, gates = 2 * 4 * D * blocks, 2 * D * (blocks + exits), 4 * 4 * D * blocks
+    assert low - converting == case.B * (pre_activations + h - gates)
