@@ -174,7 +174,8 @@ def draw(seed: int, device: str = "cpu") -> GridCase | StackedCase:
         pointwise=r.choice([fast, fast, "eager"]),
         frozen=r.choice([0.0, 0.0, 0.3]),
         twice=r.random() < 0.2,
-        poisoned=r.random() < 0.1,
+        # On CPUs with AMX, PyTorch's product in bfloat16 spreads a NaN at the start of a row to the row before.
+        poisoned=r.random() < 0.1 and precision != "bfloat16",
         # Weights are packed only for many rows.
         B=r.randint(*((300, 500) if product == "packed" else (12, 40))) if large else r.randint(1, 3),
     )
