@@ -21,7 +21,7 @@ class NotBuiltError(Exception):
 def load(
     name: str, compilers: Sequence[str], sources: Sequence[Path], flags: Sequence[str], headers: Sequence[Path] = ()
 ) -> ctypes.CDLL:
-    """Load the library of these sources, from the cache after the first time (a build takes under a second).
+    """Load the library of these sources, from the cache after the first time (a build takes seconds).
 
     Args:
         name: first part of the library's file name.
