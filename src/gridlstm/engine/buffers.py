@@ -152,8 +152,7 @@ class Buffers:
         masks: Sequence[Masks] | None,
     ) -> None:
         self.layout = layout
-        self.X, self.M = X, M
-        self.Z = Z
+        self.X, self.M, self.Z = X, M, Z
         self.first = 0  # number of the first row in Z
         self.low_X: list[Tensor] | None = None
         self.added_biases: list[Tensor | None] = [None] * len(M)

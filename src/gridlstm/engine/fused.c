@@ -3,8 +3,6 @@
  * z holds the pre-activations (u, f, o, c). The forward pass replaces them by the gates, and the backward pass replaces
  * the gates by the gradients of the pre-activations.
  */
-#include <omp.h>
-
 #include "fused.h"
 
 /* What a step reads and writes of one row. NULL where the dimension has NULL. */
@@ -18,7 +16,7 @@ typedef struct {
 static inline Row row_of(const Dimension *self, int64_t row, int64_t block) {
     const int64_t copy = self->copy_of ? self->copy_of[block] : 0;
     Row r = {.z = self->z + row * self->z_stride,
-             .bias = self->bias ? self->bias + copy * self->bias_stride : NULL,
+             .bias = self->bias ? self->bias + copy * 4 * self->d : NULL,
              .low_z = self->low_z ? self->low_z + row * self->z_stride : NULL,
              .bias_sums = self->bias_sums ? self->bias_sums + omp_get_thread_num() * 4 * self->d : NULL};
     return r;
@@ -195,8 +193,8 @@ void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
     const int64_t rows = count * self->B;
 #pragma omp parallel num_threads(self->threads) if (shared(self, count))
     {
-        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-        lstm_forward_rows(self, first, rows * thread / threads, rows * (thread + 1) / threads);
+        const Share own = share_of(rows);
+        lstm_forward_rows(self, first, own.begin, own.until);
     }
 }
 
@@ -261,18 +259,15 @@ void lstm_backward(const Dimension *self, int64_t first, int64_t count) {
     const int64_t B = self->B;
 #pragma omp parallel num_threads(self->threads) if (shared(self, count))
     {
-        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num(), rows = count * B;
-        int64_t begin = rows * thread / threads;
-        const int64_t until = rows * (thread + 1) / threads;
-        while (begin < until) { /* the rows of one copy of the bias at a time */
-            int64_t next = until;
+        const Share own = share_of(count * B);
+        for (int64_t begin = own.begin, next; begin < own.until; begin = next) { /* rows of one copy of the bias */
             const int64_t copy = self->copy_of ? self->copy_of[first + begin / B] : 0;
+            next = own.until;
             if (self->grad_bias && self->copy_of)
-                for (next = (begin / B + 1) * B; next < until && self->copy_of[first + next / B] == copy;) next += B;
-            if (next > until) next = until;
+                for (next = (begin / B + 1) * B; next < own.until && self->copy_of[first + next / B] == copy;) next += B;
+            if (next > own.until) next = own.until;
             lstm_backward_rows(self, first, begin, next);
             if (self->grad_bias) lstm_flush_bias_sums(self, copy);
-            begin = next;
         }
     }
 }

@@ -1,4 +1,5 @@
-/* Shared by fused.c, fused_chain.c and fused_layer_norm.c: the description of one dimension of a sweep, vectors, sigma and tanh.
+/* Shared by fused.c, fused_chain.c and fused_layer_norm.c: the description of one dimension of a sweep, vectors, sigma
+ * and tanh.
  *
  * Rows are as in plan.py: block k of the diagonal reads row k of every buffer and writes its outputs to row
  * successor[k].
@@ -7,6 +8,7 @@
 #define GRIDLSTM_FUSED_H
 
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef __AVX__
@@ -33,7 +35,7 @@ typedef struct {
     const float *later;         /* (r, B, h_stride) gradients of h' from later stages of the same block, or NULL */
     const float *keep_h;        /* (C, B, d), or NULL: h' becomes keep_h h + (1 - keep_h) h' */
     const float *keep_m;        /* likewise */
-    const float *bias;          /* (copies, bias_stride), added to z; or NULL, if the product has added it */
+    const float *bias;          /* (copies, 4 d), added to z; or NULL, if the product has added it */
     double *grad_bias;          /* (threads, copies, 4 d), accumulated: in double precision, because there may be
                                    millions of rows; or NULL */
     float *bias_sums;           /* (threads, 4 d), 0 between calls */
@@ -41,7 +43,7 @@ typedef struct {
                                    pass leaves them, and the backward pass replaces them by their gradients. */
     uint16_t *low_h[MOST_STAGES]; /* as h, in bfloat16: h' goes here too; or NULL */
     const int64_t *copy_of;     /* (C,) the weight copy of each block, or NULL for the only one; for bias */
-    int64_t z_stride, h_stride, bias_stride, copies, B, d;
+    int64_t z_stride, h_stride, copies, B, d;
     int32_t stages;             /* number of h */
     int32_t stage;              /* of this dimension: h' goes to the successor's row of h[0..stage], own row after */
     int32_t standard;           /* h' = o tanh(m') instead of tanh(o m') */
@@ -190,6 +192,17 @@ void lstm_backward_rows(const Dimension *self, int64_t first, int64_t begin, int
 
 /* Adds this thread's sums to the gradient of a copy of the bias, and sets them to 0. */
 void lstm_flush_bias_sums(const Dimension *self, int64_t copy);
+
+/* Rows [begin, until) of a thread. */
+typedef struct {
+    int64_t begin, until;
+} Share;
+
+/* This thread's share of some rows, inside a parallel region. */
+static inline Share share_of(int64_t rows) {
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    return (Share){rows * thread / threads, rows * (thread + 1) / threads};
+}
 
 /* True if this many blocks are enough work for several threads. */
 static inline int shared(const Dimension *self, int64_t count) {

@@ -65,7 +65,6 @@ class Dimension(ctypes.Structure):
         ("copy_of", ctypes.c_void_p),
         ("z_stride", ctypes.c_int64),
         ("h_stride", ctypes.c_int64),
-        ("bias_stride", ctypes.c_int64),
         ("copies", ctypes.c_int64),
         ("B", ctypes.c_int64),
         ("d", ctypes.c_int64),
@@ -213,7 +212,6 @@ class FusedStep:
             copy_of=layout.plan.copy_of.data_ptr() if len(layout.plan.by_copy) > 1 else None,
             z_stride=Z.shape[-1],
             h_stride=layout.D,
-            bias_stride=0 if self.bias is None else self.bias.shape[-1],
             copies=len(layout.plan.by_copy),
             B=layout.B,
             d=layout.block.sizes[n],
@@ -279,13 +277,14 @@ def _panels(weight: Tensor, width: int) -> Tensor:
     """Return weight (inner, columns) in panels of some columns, as fused_chain.c reads it."""
     inner, columns = weight.shape
     padded = F.pad(weight, (0, -columns % width))
-    return padded.view(inner, -1, width).transpose(0, 1).contiguous()
+    return padded.reshape(inner, -1, width).transpose(0, 1).contiguous()
 
 
 def chained_step(step: Step, buffers: Buffers) -> "FusedStep | None":
     """Return the step if it can compute a chain of blocks in one call, or None.
 
-    Operation counters see only PyTorch's operations, so it cannot under one.
+    Only where each step is one block: in a chain, and in a layer of two dimensions. Operation counters see only
+    PyTorch's operations, so it cannot under one.
     """
     layout = buffers.layout
     if not isinstance(step, FusedStep) or isinstance(step, FusedLayerNorm):
@@ -293,6 +292,7 @@ def chained_step(step: Step, buffers: Buffers) -> "FusedStep | None":
     fits = (
         layout.product_dtype is None
         and len(layout.stages) == 1
+        and len(layout.columns) <= 2
         and buffers.drop is None
         and buffers.keep[step.n][0] is None
         and layout.B * layout.block.sizes[step.n] ** 2 <= MOST_CHAINED

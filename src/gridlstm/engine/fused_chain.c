@@ -6,8 +6,6 @@
  * A weight (inner, columns) is stored in panels of PANEL columns, (panels, inner, PANEL), the last one filled with
  * zeros: the panel of a product stays in the cache, and no address is far from the one before.
  */
-#include <omp.h>
-
 #include "fused.h"
 
 #define PANEL (2 * V)
@@ -91,13 +89,13 @@ void lstm_chain_forward(const Dimension *self, const float *weight, int64_t firs
     const int64_t B = self->B, d = self->d;
 #pragma omp parallel num_threads(self->threads) if (shared(self, count))
     {
-        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-        const int64_t begin = B * thread / threads, until = B * (thread + 1) / threads;
-        for (int64_t t = first; t < first + count && begin < until; t++) {
-            const int64_t row = t * B + begin;
+        const Share own = share_of(B);
+        const int64_t rows = own.until - own.begin;
+        for (int64_t t = first; t < first + count && rows > 0; t++) {
+            const int64_t row = t * B + own.begin;
             add_product(self->z + row * self->z_stride, self->z_stride,
-                        self->h[self->stage] + row * self->h_stride, self->h_stride, weight, d, 4 * d, until - begin);
-            lstm_forward_rows(self, t, begin, until);
+                        self->h[self->stage] + row * self->h_stride, self->h_stride, weight, d, 4 * d, rows);
+            lstm_forward_rows(self, t, own.begin, own.until);
         }
     }
 }
@@ -107,13 +105,13 @@ void lstm_chain_backward(const Dimension *self, const float *weight, int64_t fir
     const int64_t B = self->B, d = self->d;
 #pragma omp parallel num_threads(self->threads) if (shared(self, count))
     {
-        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-        const int64_t begin = B * thread / threads, until = B * (thread + 1) / threads;
-        for (int64_t t = first + count - 1; t >= first && begin < until; t--) {
-            const int64_t row = t * B + begin;
-            lstm_backward_rows(self, t, begin, until);
+        const Share own = share_of(B);
+        const int64_t rows = own.until - own.begin;
+        for (int64_t t = first + count - 1; t >= first && rows > 0; t--) {
+            const int64_t row = t * B + own.begin;
+            lstm_backward_rows(self, t, own.begin, own.until);
             add_product(self->grad_h + row * self->h_stride, self->h_stride, self->z + row * self->z_stride,
-                        self->z_stride, weight, 4 * d, d, until - begin);
+                        self->z_stride, weight, 4 * d, d, rows);
         }
         if (self->grad_bias) lstm_flush_bias_sums(self, self->copy_of ? self->copy_of[first] : 0);
     }

@@ -6,8 +6,6 @@
  * z keeps the pre-activations. The backward pass computes everything else again, row by row in the cache, which takes
  * less time than saving and reading statistics, normalised values and gates, and replaces z by its gradient.
  */
-#include <omp.h>
-
 #include "fused.h"
 
 #define PARTS 5    /* of gain and shift: u, f, o, c, m */

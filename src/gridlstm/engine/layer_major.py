@@ -17,6 +17,7 @@ from gridlstm.engine.fused import chained_step
 from gridlstm.engine.matmul import affine, multiply
 from gridlstm.engine.packed import Packed, steps
 from gridlstm.engine.plan import Diagonal, Order
+from gridlstm.engine.steps import Step
 from gridlstm.scan import Block
 
 
@@ -61,6 +62,36 @@ class _Layer:
         here = buffers.dH[rows, :, part]
         here.copy_(here + gradient if add else gradient)
 
+    def forward_steps(self, diagonals: Sequence[Diagonal], pointwise: Sequence[Step], before: slice) -> None:
+        """Compute the other dimensions step by step, given all of z but the product of their columns, ``before``."""
+        layout, last = self.buffers.layout, len(self.weights) - 1
+        # Contiguous and transposed, because every step of the chain multiplies few rows by it.
+        recurrent = [weight[:, before].t().contiguous() for weight in self.weights[:last]]
+        for diagonal in diagonals:
+            for stage in layout.block.stages:
+                for n in (n for n in stage if n != last):
+                    x = self.read(n, diagonal.rows, before)
+                    multiply(x, recurrent[n], self.z(n, diagonal.rows), self.product_dtype, add=True)
+                    pointwise[n].forward(diagonal)
+
+    def backward_steps(self, diagonals: Sequence[Diagonal], pointwise: Sequence[Step], before: slice) -> None:
+        """Compute gradients of the same steps, the last one first."""
+        layout, last = self.buffers.layout, len(self.weights) - 1
+        recurrent, stages = [weight[:, before].contiguous() for weight in self.weights[:last]], layout.block.stages
+        for diagonal in reversed(diagonals):
+            here = self.buffers.dH[diagonal.rows]
+            for k in range(len(stages) - 1, -1, -1):
+                for n in (n for n in stages[k] if n != last):
+                    # Before its stage, a dimension's columns hold the gradient of the block's own h'.
+                    later = here if k < layout.stage_of[last] else None
+                    own = pointwise[n].backward(diagonal, later)
+                    if later is not None:
+                        here[:, :, layout.columns[n]] = 0
+                    if own is not None:
+                        here[:, :, layout.columns[n]] += own
+                for n in (n for n in stages[k] if n != last):
+                    self.give_back(n, diagonal.rows, before, recurrent[n])
+
 
 class LayerMajor:
     """The schedule."""
@@ -71,6 +102,7 @@ class LayerMajor:
         layout, pointwise = buffers.layout, steps(buffers)
         last, columns, everything = len(layout.columns) - 1, layout.columns[-1], slice(0, layout.D)
         before = slice(0, columns.start)  # the other dimensions' columns
+        chained = chained_step(pointwise[0], buffers)
         for group, diagonals in layout.plan.layers:
             buffers.begin(group.rows)
             layer = _Layer(buffers, group, weights, biases)
@@ -78,17 +110,10 @@ class LayerMajor:
                 # Contiguous, because oneDNN would otherwise make a transposed copy, which takes longer.
                 x, weight = layer.read(n, group.rows, columns), layer.weights[n][:, columns].contiguous()
                 affine(x, weight.t(), layer.biases[n], layer.z(n, group.rows), layer.product_dtype)
-            # Contiguous and transposed, because every step of the chain multiplies few rows by it.
-            recurrent = [layer.weights[n][:, before].t().contiguous() for n in range(last)]
-            if last == 1 and (chained := chained_step(pointwise[0], buffers)) is not None:
-                chained.forward_chain(group.rows, recurrent[0])
-                diagonals = ()
-            for diagonal in diagonals:
-                for stage in layout.block.stages:
-                    for n in (n for n in stage if n != last):
-                        x = layer.read(n, diagonal.rows, before)
-                        multiply(x, recurrent[n], layer.z(n, diagonal.rows), layer.product_dtype, add=True)
-                        pointwise[n].forward(diagonal)
+            if chained is not None:
+                chained.forward_chain(group.rows, layer.weights[0][:, before].t())
+            else:
+                layer.forward_steps(diagonals, pointwise, before)
             x, weight = layer.read(last, group.rows, everything), layer.weights[last].t()
             affine(x, weight, layer.biases[last], layer.z(last, group.rows), layer.product_dtype)
             pointwise[last].forward(group)
@@ -96,31 +121,19 @@ class LayerMajor:
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
         layout, dH = buffers.layout, buffers.dH
         last, columns, everything = len(layout.columns) - 1, layout.columns[-1], slice(0, layout.D)
-        before, stages = slice(0, columns.start), layout.block.stages
+        before = slice(0, columns.start)
         pointwise = steps(buffers, backward=True)
+        chained = chained_step(pointwise[0], buffers)
         for group, diagonals in reversed(layout.plan.layers):
             layer = _Layer(buffers, group, weights, [None] * (last + 1))
             direct = pointwise[last].backward(group, None)
             layer.give_back(last, group.rows, everything, layer.weights[last], add=False)
             if direct is not None:
                 dH[group.rows, :, columns] += direct
-            recurrent = [layer.weights[n][:, before].contiguous() for n in range(last)]
-            if last == 1 and (chained := chained_step(pointwise[0], buffers)) is not None:
-                chained.backward_chain(group.rows, recurrent[0])
-                diagonals = ()
-            for diagonal in reversed(diagonals):
-                here = dH[diagonal.rows]
-                for k in range(len(stages) - 1, -1, -1):
-                    for n in (n for n in stages[k] if n != last):
-                        # Before its stage, a dimension's columns hold the gradient of the block's own h'.
-                        later = here if k < layout.stage_of[last] else None
-                        own = pointwise[n].backward(diagonal, later)
-                        if later is not None:
-                            here[:, :, layout.columns[n]] = 0
-                        if own is not None:
-                            here[:, :, layout.columns[n]] += own
-                    for n in (n for n in stages[k] if n != last):
-                        layer.give_back(n, diagonal.rows, before, recurrent[n])
+            if chained is not None:
+                chained.backward_chain(group.rows, layer.weights[0][:, before])
+            else:
+                layer.backward_steps(diagonals, pointwise, before)
             for n in range(last):
                 layer.give_back(n, group.rows, columns, layer.weights[n][:, columns])
 

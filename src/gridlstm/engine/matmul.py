@@ -8,13 +8,13 @@ is process-wide and would affect unrelated threads.
 
 import ctypes
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, Literal
 
 import torch
@@ -222,7 +222,7 @@ def _relative_error() -> float:
     return ((out.double() - exact).norm() / exact.norm()).item()
 
 
-def _speedup(rows: int, columns: int, inner: int, name: Product = "onednn") -> float:
+def _speedup(rows: int, columns: int, inner: int, name: Product) -> float:
     """Return the speedup of a product over PyTorch's own, from the best of several alternating runs."""
     x, weight = _problem(rows, columns, inner)
     out, packed = x.new_empty(rows, columns), mkl.PackedWeight(weight) if name == "packed" else None
@@ -239,9 +239,9 @@ def _probe() -> Product:
     """Measure all products, in about 0.1 seconds, and return the one to use."""
     speedup: dict[Product, float] = {"native": 1.0}
     if onednn_is_exact():
-        speedup["onednn"] = math.prod(_speedup(*shape) for shape in PROBED) ** (1 / len(PROBED))
+        speedup["onednn"] = geometric_mean(_speedup(*shape, "onednn") for shape in PROBED)
     if packed_is_exact():
-        speedup["packed"] = math.prod(_speedup(*shape, "packed") for shape in PACKED_PROBED) ** (1 / len(PACKED_PROBED))
+        speedup["packed"] = geometric_mean(_speedup(*shape, "packed") for shape in PACKED_PROBED)
     chosen: Product = "native"
     for name, factor in speedup.items():
         if factor > WORTHWHILE * speedup[chosen]:

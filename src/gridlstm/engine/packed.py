@@ -114,7 +114,7 @@ def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> list[Tens
     return [None if by_step else bias for bias, by_step in zip(biases, by_steps, strict=True)]
 
 
-def zero_bias_gradients(buffers: Buffers, learned: Sequence[bool]) -> None:
+def _zero_bias_gradients(buffers: Buffers, learned: Sequence[bool]) -> None:
     """Let the steps of the backward pass add up the gradients of learned biases, where they can.
 
     A dimension whose pre-activations others read gets their gradients too, after its step.
@@ -248,7 +248,7 @@ class _PackedSweep(torch.autograd.Function):
             dH[leaving, :, columns] = grads[n].reshape(layout.plan.exits[n], B, block.sizes[n])
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
         trained, learned = (ctx.needs_input_grad[6 + i * N : 6 + (i + 1) * N] for i in range(2))
-        zero_bias_gradients(buffers, learned)
+        _zero_bias_gradients(buffers, learned)
         with fastest_product(dH, layout.product_flops):
             if not kept:
                 _restore_gates(buffers, weights, biases)
