@@ -436,6 +436,23 @@ def test_scores_of_runs_without_criterion_are_drawn_by_depth(tmp_path: Path) -> 
     assert depth_picture(make_tables(runs)) is None, "samples_to_solve.png shows runs with a criterion"
 
 
+@pytest.mark.parametrize(("worst", "scale"), [(0.05, "linear"), (0.9, "log")])
+def test_one_failed_run_does_not_flatten_the_picture(worst: float, scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {1: 0.02, 4: 0.01, 16: worst}
+    runs = [
+        Run(
+            Path(str(depth)),
+            config={"run.model": "grid3d", "task.monitor": "val/error", "task.mode": "min", "model.num_layers": depth},
+            result={"status": "completed", "best": {"val/error": error}, "test": {"test/error": error}},
+        )
+        for depth, error in errors.items()
+    ]
+    figures = []
+    monkeypatch.setattr("gridlstm.report.sizes.to_png", figures.append)
+    depth_picture(make_tables(runs))
+    assert [axes.get_yscale() for axes in figures[0].axes] == [scale, scale]
+
+
 def test_tests_of_several_lengths_are_drawn_by_length() -> None:
     config = {"run.model": "grid2d", "task.monitor": "val/accuracy", "task.mode": "max"}
     tests = [

@@ -21,6 +21,9 @@ _ALIASES = {"task.network.num_layers"}
 _MOST_NAMED = 20
 """Largest number of kinds of networks that are all named below the picture."""
 
+_WIDE_SPREAD = 10
+"""Ratio of the largest to the smallest score from which an axis of scores is logarithmic."""
+
 
 class _Mark(NamedTuple):
     """One run."""
@@ -80,7 +83,8 @@ def depth_picture(tables: Sequence[Table]) -> bytes | None:
     """Return a PNG of scores against the number of layers, with one mark for each completed run without a criterion.
 
     Every table in which a kind of network has several depths has a row: the best value of the monitored metric and its
-    value in the test, with lines through the means over seeds. Return None if there is no such table.
+    value in the test, with lines through the means over seeds. Where the largest score is more than ten times the
+    smallest, the axis is logarithmic. Return None if there is no such table.
     """
     from matplotlib.figure import Figure
 
@@ -99,6 +103,9 @@ def depth_picture(tables: Sequence[Table]) -> bytes | None:
                 continue
             _draw(axes, kinds, points, _SIZES[_LAYERS], table.named(name))
             _draw_means(axes, kinds, points)
+            values = [value for _, value, _ in points]
+            if 0 < _WIDE_SPREAD * min(values) < max(values):  # one failed run would flatten all others
+                axes.set_yscale("log")
             depths = sorted({x for x, _, _ in points})
             axes.set_xscale("log", base=2)  # depths are usually doubled
             axes.set_xticks(depths, [f"{x:g}" for x in depths])
