@@ -9,14 +9,23 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from gridlstm.data.base import Batch
 from gridlstm.data.map_style import MapData
 from gridlstm.data.spec import Spec
+from gridlstm.metrics import RatioOfSums
+from gridlstm.tasks.language_model import LanguageModel
 from gridlstm.training.loggers.csv_logger import CSVLogger
+
+
+class UndirectedLoss(LanguageModel):
+    """Language model whose loss may be maximized, so that a test can have its best checkpoint at any step."""
+
+    def make_metrics(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"loss": RatioOfSums()})
 
 
 class Strings(Dataset[Tensor]):

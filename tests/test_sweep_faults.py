@@ -29,6 +29,12 @@ def sweep(*arguments: str, cwd: Path, logger: str = "csv") -> subprocess.Complet
     return run_python(*line, cwd=cwd, environment={"WANDB_MODE": "offline"})
 
 
+def import_from(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes of jobs import modules from a directory."""
+    path = [str(directory), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+
+
 def results(cwd: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(cwd.glob("sweep/*/result.json"))}
 
@@ -83,8 +89,7 @@ def test_a_failing_rank_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "    def on_train_batch_start(self, trainer, *_):\n"
         "        if trainer.global_rank == 1 and trainer.global_step == 2: os._exit(7)\n"
     )
-    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    import_from(tmp_path, monkeypatch)
     fragile = "+callbacks.fragile={_target_: fragile.Fragile}"
     done = sweep("hardware=ddp_cpu", fragile, "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 1
@@ -101,19 +106,20 @@ def test_job_that_aborts_after_its_result_is_completed(tmp_path: Path, monkeypat
         "class Late(L.Callback):\n"
         "    def on_fit_start(self, *_): atexit.register(os.abort)\n"
     )
-    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    import_from(tmp_path, monkeypatch)
     done = sweep("hardware=cpu", "+callbacks.late={_target_: late.Late}", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "0-memorization-grid2d-s1 was completed, but then ended with SIGABRT" in done.stdout
     assert [result["status"] for result in results(tmp_path).values()] == ["completed"]
 
 
-def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path) -> None:
+def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_from(ROOT, monkeypatch)
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     optuna = [
         "hydra/sweeper=search", "hydra.sweeper.n_trials=1",
         "optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.study_name=study",
+        "task.objective._target_=tests.finite.UndirectedLoss",
         "task.monitor=val/loss", "task.mode=max",  # the largest loss is not the last
         f"hydra.sweeper.storage=sqlite:///{tmp_path}/db", "hydra.sweep.dir=sweep", "hardware=ddp_cpu",
     ]  # fmt: skip

@@ -475,6 +475,8 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path, monkeypatch: pyt
         ("seed=-1", "seed must be"),
         ("seed=99999999999", "seed must be"),
         ("task.monitor=val/foo", "task.monitor must be one of val/loss, val/accuracy"),
+        ("task.monitor=val/loss", r"task\.mode=max prefers the worst value of val/loss, .* Use task\.mode=min"),
+        ("callbacks.checkpoint.mode=min", r"callbacks\.checkpoint\.mode=min prefers .* Use .*\.mode=max"),
         ("callbacks.checkpoint.monitor=accuracy", "callbacks.checkpoint.monitor must be one of val/loss, val/acc"),
         ("+trainer.max_epochs=3", r"trainer\.max_epochs cannot be set: .* trainer\.max_steps"),
         ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1"),

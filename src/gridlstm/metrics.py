@@ -11,6 +11,8 @@ from torchmetrics import Metric
 class RatioOfSums(Metric):
     """sum of numerators / sum of denominators: never a mean of means.
 
+    ``task.mode`` of a run must agree with ``higher_is_better`` of its monitored metric, unless that is None.
+
     Args:
         unit: divisor of the ratio; ``math.log(2)`` converts nats to bits.
         shape: shape of the sums; () for one ratio.
@@ -45,7 +47,19 @@ class RatioOfSums(Metric):
         return self.total / self.count / self.unit
 
 
-class MeanOverClasses(RatioOfSums):
+class Loss(RatioOfSums):
+    """Ratio of which lower values are better, such as a loss in nats."""
+
+    higher_is_better = False
+
+
+class Share(RatioOfSums):
+    """Ratio of which higher values are better, such as an accuracy."""
+
+    higher_is_better = True
+
+
+class MeanOverClasses(Share):
     """Mean over classes of the sum of a class's numerators / the sum of its denominators.
 
     A class without denominators is left out.
@@ -61,13 +75,13 @@ class MeanOverClasses(RatioOfSums):
         return super().compute()[self.count > 0].mean()
 
 
-class Perplexity(RatioOfSums):
+class Perplexity(Loss):
     """exp of the mean nats: the number of equally probable symbols with the same uncertainty."""
 
     def compute(self) -> Tensor:
         return super().compute().exp()
 
 
-def bits() -> RatioOfSums:
+def bits() -> Loss:
     """Return a metric of bits per symbol that takes sums of nats."""
-    return RatioOfSums(unit=math.log(2))
+    return Loss(unit=math.log(2))

@@ -12,7 +12,7 @@ from gridlstm.data.counter import random_integers
 from gridlstm.data.generated import GeneratedData
 from gridlstm.data.map_style import MapData
 from gridlstm.data.spec import ImageSpec, PairSpec, Spec
-from gridlstm.metrics import RatioOfSums
+from gridlstm.metrics import Loss, RatioOfSums, Share
 from gridlstm.models.base import InputProjection, Model, SequenceModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction, Task
 
@@ -60,7 +60,7 @@ class ClassifyImage(Task):
         return f"{self.head.out_features} classes"
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums(), "accuracy": RatioOfSums()})
+        return nn.ModuleDict({"loss": Loss(), "accuracy": Share()})
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.model(images))
@@ -119,7 +119,7 @@ class Translate(Task):
         return f"{self.head.out_features} symbols"
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums()})
+        return nn.ModuleDict({"loss": Loss()})
 
     def forward(self, source: Tensor, source_mask: Tensor, target: Tensor) -> Tensor:
         return self.head(self.model(source, source_mask, target))
@@ -165,7 +165,7 @@ class Regression(Task):
         return f"{self.head.out_features} number"
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums()})
+        return nn.ModuleDict({"loss": Loss()})
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.model(x)[0])

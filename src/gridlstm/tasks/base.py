@@ -145,6 +145,9 @@ class Task(L.LightningModule, ABC):
         return float(self._metrics("train")["loss"].compute())
 
     def on_validation_epoch_start(self) -> None:
+        # Lightning keeps every value until a new one is logged, but this validation may not compute all metrics.
+        for name in self.logged("val/"):
+            del self.trainer.callback_metrics[name]
         if self.carried is not None:
             self.carried.evaluation = None
 
@@ -172,6 +175,10 @@ class Task(L.LightningModule, ABC):
     def metric_names(self) -> list[str]:
         """Names of the metrics without the prefix of a stage."""
         return list(self._metrics("val"))
+
+    def higher_is_better(self, name: str) -> bool | None:
+        """Return True if higher values of this metric are better, False if lower ones are, None if it is unknown."""
+        return self._metrics("val")[name].higher_is_better
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return self._evaluate(batch, "val")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gridlstm.data.base import ImageBatch
 from gridlstm.data.spec import ImageSpec
 from gridlstm.errors import UserError, check_at_least_one, check_dropout
-from gridlstm.metrics import RatioOfSums
+from gridlstm.metrics import Loss, RatioOfSums, Share
 from gridlstm.models.base import ImageModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction, Task
 
@@ -105,7 +105,7 @@ class ClassifyImage(Task):
         return math.log(self.classes)
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({name: RatioOfSums() for name in ("loss", "accuracy", "error")})
+        return nn.ModuleDict({"loss": Loss(), "accuracy": Share(), "error": Loss()})
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C) of images (B, channels, height, width)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gridlstm.data.base import PixelBatch
 from gridlstm.data.spec import ImageSpec
-from gridlstm.metrics import MeanOverClasses, RatioOfSums
+from gridlstm.metrics import Loss, MeanOverClasses, RatioOfSums, Share
 from gridlstm.models.base import ImageModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction, Task
 from gridlstm.tasks.patch_head import PatchHead
@@ -55,8 +55,8 @@ class LabelPixels(Task):
         return math.log(self.classes)
 
     def make_metrics(self) -> nn.ModuleDict:
-        ratios = {name: RatioOfSums() for name in ("loss", "accuracy", "accuracy_foreground")}
-        return nn.ModuleDict({**ratios, "iou": MeanOverClasses(self.classes)})
+        shares = {"accuracy": Share(), "accuracy_foreground": Share(), "iou": MeanOverClasses(self.classes)}
+        return nn.ModuleDict({"loss": Loss(), **shares})
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C, H, W) of images (B, channels, H, W)."""

@@ -4,7 +4,7 @@ from torch import nn
 
 from gridlstm.data.base import Batch
 from gridlstm.data.spec import Spec
-from gridlstm.metrics import Perplexity, RatioOfSums, bits
+from gridlstm.metrics import Loss, Perplexity, RatioOfSums, bits
 from gridlstm.models.base import SequenceModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction
 from gridlstm.tasks.sequence import SequenceTask
@@ -29,7 +29,7 @@ class LanguageModel(SequenceTask):
         super().__init__(model, spec, optimizer, scheduler, carry_state=True, temperature=temperature)
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums(), self._bits: bits(), "perplexity": Perplexity()})
+        return nn.ModuleDict({"loss": Loss(), self._bits: bits(), "perplexity": Perplexity()})
 
     def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, prediction: Prediction) -> None:
         total, count = prediction.losses.double().sum(), prediction.terms

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gridlstm.data.base import VideoBatch
 from gridlstm.data.spec import VideoSpec
-from gridlstm.metrics import RatioOfSums, bits
+from gridlstm.metrics import Loss, RatioOfSums, Share, bits
 from gridlstm.models.base import VideoModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction, Task
 from gridlstm.tasks.patch_head import PatchHead
@@ -52,7 +52,7 @@ class PredictFrames(Task):
         return math.log(2)
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums(), "bits": bits(), "accuracy": RatioOfSums(), "iou": RatioOfSums()})
+        return nn.ModuleDict({"loss": Loss(), "bits": bits(), "accuracy": Share(), "iou": Share()})
 
     def forward(self, frames: Tensor) -> Tensor:
         """Return the logits (B, T, channels, H, W) of lit pixels in the frame after each frame of ``frames``."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gridlstm.data.base import PixelBatch
 from gridlstm.data.spec import ImageSpec
-from gridlstm.metrics import RatioOfSums, bits
+from gridlstm.metrics import Loss, RatioOfSums, bits
 from gridlstm.models.base import PixelModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction, Task
 
@@ -53,7 +53,7 @@ class PredictPixels(Task):
         return math.log(2)
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums(), "bpd": bits(), "nats": RatioOfSums()})
+        return nn.ModuleDict({"loss": Loss(), "bpd": bits(), "nats": Loss()})
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, H, W) of value 1 for images (B, 1, H, W) of -1 and 1."""

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from gridlstm.data.base import Batch
 from gridlstm.data.spec import Spec
-from gridlstm.metrics import RatioOfSums
+from gridlstm.metrics import Loss, RatioOfSums, Share
 from gridlstm.models.base import SequenceModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction
 from gridlstm.tasks.sequence import SequenceTask
@@ -32,10 +32,10 @@ class TagSequence(SequenceTask):
         self.test_lengths = spec.test_lengths
         for name in spec.test_lengths:
             for metric in _JUDGED:
-                self.metrics["test_"].add_module(f"{metric}_{name}", RatioOfSums())
+                self.metrics["test_"].add_module(f"{metric}_{name}", Share())
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({name: RatioOfSums() for name in ("loss", *_JUDGED)})
+        return nn.ModuleDict({"loss": Loss(), **{name: Share() for name in _JUDGED}})
 
     def update_metrics(self, metrics: dict[str, RatioOfSums], batch: Batch, prediction: Prediction) -> None:
         right = (prediction.outputs.argmax(dim=-1) == batch.targets) | ~batch.answer_mask  # (B, T)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gridlstm.data.base import PairBatch
 from gridlstm.data.spec import PairSpec
 from gridlstm.errors import UserError, check_true_or_false
-from gridlstm.metrics import Perplexity, RatioOfSums
+from gridlstm.metrics import Loss, Perplexity, RatioOfSums, Share
 from gridlstm.models.base import InputProjection
 from gridlstm.models.translation import TranslationModel
 from gridlstm.tasks.base import MakeOptimizer, MakeScheduler, Prediction, Task
@@ -88,7 +88,7 @@ class Translate(Task):
         return math.log(self.classes)
 
     def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"loss": RatioOfSums(), "perplexity": Perplexity(), "accuracy": RatioOfSums()})
+        return nn.ModuleDict({"loss": Loss(), "perplexity": Perplexity(), "accuracy": Share()})
 
     def forward(self, source: Tensor, source_mask: Tensor, inputs: Tensor) -> Tensor:
         """Return logits (B, T, V) of sources (B, S) with masks (B, S) and targets one step late (B, T)."""

@@ -258,14 +258,21 @@ def check_task(cfg: DictConfig) -> None:
 
 
 def check_monitors(cfg: DictConfig, task: Task) -> None:
-    """Raise UserError if a monitored name is not a metric of the task."""
+    """Raise UserError if a monitored name is not a metric of the task, or its mode prefers worse values."""
     names = [f"val/{name}" for name in task.metric_names]
-    monitors = {
-        f"callbacks.{name}.monitor": node.get("monitor") for name, node in (cfg.callbacks or {}).items() if node
-    }
-    for option, monitor in {"task.monitor": cfg.task.monitor, **monitors}.items():
-        if monitor not in names and (monitor is not None or option == "task.monitor"):
-            raise UserError(f"{option} must be one of {', '.join(names)}, got {monitor!r}.")
+    nodes = {f"callbacks.{name}": node for name, node in (cfg.callbacks or {}).items() if node}
+    for path, node in {"task": cfg.task, **nodes}.items():
+        monitor, mode = node.get("monitor"), node.get("mode")
+        if monitor is None and path != "task":
+            continue
+        if monitor not in names:
+            raise UserError(f"{path}.monitor must be one of {', '.join(names)}, got {monitor!r}.")
+        higher = task.higher_is_better(monitor.removeprefix("val/"))
+        if higher is not None and mode is not None and mode != (right := "max" if higher else "min"):
+            raise UserError(
+                f"{path}.mode={mode} prefers the worst value of {monitor}, of which "
+                f"{'higher' if higher else 'lower'} values are better. Use {path}.mode={right}."
+            )
 
 
 def check_callbacks(cfg: DictConfig) -> None:
