@@ -487,7 +487,7 @@ def test_init_from_keeps_the_weights_of_every_known_symbol(
     with caplog.at_level(logging.INFO):
         init_from(new.task, new.data, checkpoint)
     assert (
-        "5 of 6 symbols are known to the network, 1 new ones keep their initial weights, 3 of its own are"
+        "5 of 6 symbols of the text are known to the network, 1 new ones keep their initial weights, 3 of its own are"
         in caplog.text
     )
     one, other = (run.data.corpus.vocabulary for run in (old, new))  # type: ignore[attr-defined]
@@ -513,7 +513,7 @@ def test_init_from_refuses_incompatible_weights(job: Job, tmp_path: Path, caplog
     near = tmp_path / "near.txt"
     near.write_text("a new text of old letters " * 100)
     for options, message in (
-        (("task.data.level=char",), "symbols of level byte, but this text has level char"),
+        (("task.data.level=char",), "a text of level byte, but this text has level char"),
         ((f"task.path={foreign}",), "has no symbol in common with this one"),
         (("model.hidden_size=9",), "weights do not fit"),
         ((f"task.path={near}", "model.hidden_size=9"), "weights do not fit"),
@@ -522,7 +522,7 @@ def test_init_from_refuses_incompatible_weights(job: Job, tmp_path: Path, caplog
     ):
         with pytest.raises(UserError, match=message):
             run_job(job(f"init_from={checkpoint}", *options, task="text", directory="other"))
-    with pytest.raises(UserError, match="one of the two runs is on a text"):
+    with pytest.raises(UserError, match="on a text instead of data without a vocabulary"):
         run_job(job(f"init_from={checkpoint}", directory="memorization"))
     caplog.clear()
     run_job(job(f"init_from={checkpoint}", "model.dropout=0.1", task="text", directory="same"))

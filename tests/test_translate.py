@@ -1,5 +1,6 @@
 """Translation of text: the BLEU of a run, and the translate command on its checkpoint."""
 
+import copy
 import csv
 import io
 import json
@@ -17,15 +18,16 @@ from tests.test_translation_models import MAKE, task_of
 from gridlstm import translate
 from gridlstm.bleu import bleu
 from gridlstm.data.spec import PairSpec
-from gridlstm.data.words import BOS, EOS, UNK, Words
+from gridlstm.data.words import BOS, EOS, UNK, Words, vocabulary_from
 from gridlstm.decoding import Networks, beam_search
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.look.alignment import align
 from gridlstm.look.load import load_translation
 from gridlstm.tasks.ensemble import TranslateTogether
-from gridlstm.training.build import make_data
+from gridlstm.training.build import build, make_data
 from gridlstm.training.checkpoint import load_content
+from gridlstm.training.init_from import init_from
 from gridlstm.training.job import run_job
 from gridlstm.training.validate import check
 from gridlstm.translate import load, open_checkpoints, score, translator_of, write_translations
@@ -131,6 +133,31 @@ def test_resumed_run_equals_an_uninterrupted_one(translation_job: Callable[..., 
         for path in (whole.with_name("last.ckpt"), tmp_path / "run" / "checkpoints" / "last.ckpt")
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_init_from_keeps_the_weights_of_every_known_symbol(
+    translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
+    (tmp_path / "other").mkdir()
+    lines = [f"{english}\t{chinese}\tCC-BY 2.0\n" for english, chinese in PAIRS]
+    changed = "".join(lines[::-1]).replace("cat", "mouse").replace("猫", "鼠")
+    (tmp_path / "other" / "cmn.txt").write_text(changed)
+    run = build(translation_job(f"data_dir={tmp_path / 'other'}", directory="other"))
+    fresh = copy.deepcopy(run.task.state_dict())
+    init_from(run.task, run.data, checkpoint)
+    content, weights = load_content(checkpoint), run.task.state_dict()
+    for side, names in (("source", ["model.source.weight"]), ("target", ["model.target.weight", "head.bias"])):
+        old = vocabulary_from(content["TranslationData"][f"{side}_vocabulary"]).symbols
+        new = getattr(run.data, f"{side}_vocabulary").symbols
+        assert {*new} - {*old}, "some symbols are new"
+        assert [new.index(symbol) for symbol in old if symbol in new] != sorted(map(new.index, {*old} & {*new}))
+        for name in names:
+            earlier = content["state_dict"][name]
+            for id, symbol in enumerate(new):
+                expected = earlier[old.index(symbol)] if symbol in old else fresh[name][id]
+                assert torch.equal(weights[name][id], expected)
+    assert torch.equal(weights["model.encoder.weight_hh_l0"], content["state_dict"]["model.encoder.weight_hh_l0"])
 
 
 def test_command_translates_sentences_files_and_lists_the_best(

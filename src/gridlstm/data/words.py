@@ -45,6 +45,11 @@ class SentenceVocabulary(ABC):
     def __len__(self) -> int:
         """Return the number of symbols, including the four special ones."""
 
+    @property
+    @abstractmethod
+    def symbols(self) -> tuple[int | str, ...]:
+        """Symbols in the order of their ids; a special symbol is its own id."""
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Return the ids of a sentence, without ``BOS`` and ``EOS``; parts that the vocabulary lacks become ``UNK``."""
@@ -131,6 +136,10 @@ class Words(SentenceVocabulary):
     def __len__(self) -> int:
         return _SPECIAL + len(self.words)
 
+    @property
+    def symbols(self) -> tuple[int | str, ...]:
+        return (*range(_SPECIAL), *self.words)
+
     def encode(self, text: str) -> list[int]:
         return [self._id_of.get(word, UNK) for word in _split(text, self.lowercase, self.segmented)]
 
@@ -210,6 +219,10 @@ class Pieces(SentenceVocabulary):
 
     def __len__(self) -> int:
         return int(self._processor.get_piece_size())
+
+    @property
+    def symbols(self) -> tuple[int | str, ...]:
+        return (*range(_SPECIAL), *self._processor.id_to_piece(list(range(_SPECIAL, len(self)))))
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._processor.encode(text.lower() if self.lowercase else text)
