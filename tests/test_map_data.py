@@ -63,5 +63,13 @@ def test_ranks_share_each_batch_and_the_evaluation_set(world_size: int) -> None:
 
 
 def test_a_split_without_samples_is_refused() -> None:
-    with pytest.raises(UserError, match="no samples"):
+    with pytest.raises(UserError, match="Numbers has no train samples, expected at least one"):
         Numbers(train=0).train_dataloader()
+    with pytest.raises(UserError, match="Numbers has no val samples"):
+        Numbers(val=0).check_processes(1)
+
+
+def test_fewer_evaluation_samples_than_processes_are_refused_before_training() -> None:
+    Numbers(val=2).check_processes(2)
+    with pytest.raises(UserError, match="the number of val samples=2 is global and cannot be divided over 3 processes"):
+        Numbers(val=2).check_processes(3)

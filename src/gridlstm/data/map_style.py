@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gridlstm.data.base import SequenceData, owned_rows
+from gridlstm.data.base import SequenceData, Split, owned_rows
 from gridlstm.data.spec import DataSpec
 from gridlstm.errors import UserError
 
@@ -49,7 +49,7 @@ class MapData(SequenceData):
     def expected_spec(self) -> DataSpec | None:
         return self.spec
 
-    def dataset(self, split: Literal["train", "val", "test"]) -> Dataset[Any]:
+    def dataset(self, split: Split) -> Dataset[Any]:
         """Return the samples of a split, which must have a length."""
         raise NotImplementedError(f"{type(self).__name__} must define dataset")
 
@@ -65,9 +65,15 @@ class MapData(SequenceData):
         """
         return np.random.default_rng((self.seed, epoch)).permutation(samples)
 
+    def check_processes(self, number: int) -> None:
+        super().check_processes(number)
+        self._samples("train")
+        for split in ("val", "test"):  # now, and not only after the training
+            self._owned(split, 0, number)
+
     def train_dataloader(self) -> DataLoader[Any]:
-        dataset = self.dataset("train")
-        rows = _TrainingRows(_size(dataset), self.batch_size, self.rows, self.order, first_batch=self.batches_seen)
+        dataset, samples = self.dataset("train"), self._samples("train")
+        rows = _TrainingRows(samples, self.batch_size, self.rows, self.order, first_batch=self.batches_seen)
         return DataLoader(dataset, batch_sampler=rows, collate_fn=self.collate)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -77,12 +83,24 @@ class MapData(SequenceData):
         return self._evaluation("test")
 
     def _evaluation(self, split: Literal["val", "test"]) -> DataLoader[Any]:
-        dataset = self.dataset(split)
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        owned = list(owned_rows(_size(dataset), rank, world_size, f"the number of {split} samples"))
-        rows = len(self.rows)
+        owned, rows = list(self._owned(split, rank, world_size)), len(self.rows)
         batches = [owned[first : first + rows] for first in range(0, len(owned), rows)]
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.collate)
+        return DataLoader(self.dataset(split), batch_sampler=batches, collate_fn=self.collate)
+
+    def _owned(self, split: Literal["val", "test"], rank: int, world_size: int) -> range:
+        return owned_rows(self._samples(split), rank, world_size, f"the number of {split} samples")
+
+    def _samples(self, split: Split) -> int:
+        """Return the number of samples of a split.
+
+        Raises:
+            UserError: there is none.
+        """
+        dataset: Any = self.dataset(split)
+        if (samples := len(dataset)) < 1:
+            raise UserError(f"{self.called} has no {split} samples, expected at least one. Use other data.")
+        return samples
 
 
 class _TrainingRows(Sampler[list[int]]):
@@ -109,9 +127,3 @@ class _TrainingRows(Sampler[list[int]]):
     def _drawn(self, place: int) -> Drawn:
         epoch, place = divmod(place, self.samples)
         return Drawn(int(self.order(epoch, self.samples)[place]), epoch)
-
-
-def _size(dataset: Any) -> int:
-    if (size := len(dataset)) < 1:
-        raise UserError("a split of this data set has no samples.")
-    return size
