@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gridlstm import dashboard, evaluate, sample
+from gridlstm import dashboard, evaluate, sample, translate
 from gridlstm.command import Parser
 from gridlstm.errors import UserError
 from gridlstm.look import __main__ as look
@@ -48,6 +48,7 @@ def test_a_directory_may_have_an_equals_sign(tmp_path: Path) -> None:
         (sample.PARSER, ["ckpt=a", "--ckpt", "b"], "ckpt is given more than once"),
         (sample.PARSER, ["ckpt=a", "task.path=b"], "unrecognized arguments: task.path=b"),
         (report.PARSER, ["multirun", "outs=x"], "there is no option outs"),
+        (translate.PARSER, ["ckpt=a", "bem=5", "Ein Hund."], r"there is no option bem\. Did you mean beam\?"),
         (dashboard.PARSER, ["multirun", "upload=1"], "upload must be true or false, got '1'"),
     ],
 )

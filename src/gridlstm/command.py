@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, did_you_mean
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -129,6 +129,11 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"expected key=value, got {word!r}.\n\n{self.format_help()}")
             if self._others == "directory" and "=" in word and not Path(word).exists():
                 self.error(f"there is no option {word.partition('=')[0]}")
+            # Text may contain "=", but text that looks like an option is more likely a misspelt one.
+            if self._others == "sentence" and re.fullmatch(r"[a-z_]+=\S*", word):
+                name = word.partition("=")[0]
+                hint = did_you_mean(name, (each.removeprefix("--").replace("-", "_") for each in names))
+                self.error(f"there is no option {name}.{hint} To translate {word!r}, pass it through standard input")
         return found, others
 
 
