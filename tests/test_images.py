@@ -376,6 +376,31 @@ def test_resume_with_other_images_is_refused(
     assert "is not what it was when the checkpoint was written" not in caplog.text
 
 
+def test_evaluation_warns_of_other_splits_and_refuses_options_without_effect(
+    image_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_job(image_job("trainer.max_steps=2", "stages=[fit]", "task.data.num_val=5"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    caplog.set_level(logging.WARNING)
+    evaluate(checkpoint, "val", [])
+    assert "the evaluated part may include training data" not in caplog.text
+    evaluate(checkpoint, "val", ["task.data.num_val=20"])
+    assert "the run had task.data.num_val=5: the evaluated part may include training data" in caplog.text
+    with pytest.raises(UserError, match=r"task\.data\.num_val=20 has no effect on split=test\. Remove it\."):
+        evaluate(checkpoint, "test", ["task.data.num_val=20"])
+
+
+def test_evaluation_reads_from_the_default_data_directory_if_the_one_of_the_run_is_gone(
+    image_job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = write_digits(tmp_path / "there")
+    run_job(image_job("trainer.max_steps=2", "stages=[fit]", f"data_dir={there}"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    expected = evaluate(checkpoint, "test", [])
+    monkeypatch.setenv("GRIDLSTM_DATA", str(there.rename(tmp_path / "here")))
+    assert evaluate(checkpoint, "test", []) == expected
+
+
 @pytest.mark.parametrize("task", ["mnist", "fashion_mnist", "cifar10"])
 def test_every_model_of_images_takes_a_step(task: str, job: Callable[..., DictConfig], tmp_path: Path) -> None:
     cfg = job(f"data_dir={tmp_path}", task=task, model="grid3d")

@@ -10,7 +10,7 @@ from tests.conftest import ROOT, run_python
 
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
-from gridlstm.publish import publish
+from gridlstm.publish import _commands, publish
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
 
@@ -53,6 +53,21 @@ def test_model_card_reports_test_score_and_commit(job: Job, tmp_path: Path) -> N
     assert f"| test/accuracy | {result['test']['test/accuracy']:.6g} |" in card
     assert f"| commit | {result['commit']} |" in card
     assert "python -m gridlstm.evaluate ckpt=model.safetensors" in card
+
+
+@pytest.mark.parametrize(
+    ("objective", "modules"),
+    [
+        ("gridlstm.tasks.tag_sequence.TagSequence", ["evaluate", "look what=gradients"]),
+        ("gridlstm.tasks.language_model.LanguageModel", ["evaluate", "look what=gradients", "sample"]),
+        ("gridlstm.tasks.classify_image.ClassifyImage", ["evaluate", "look what=image"]),
+        ("gridlstm.tasks.translate.Translate", ["evaluate", "translate"]),
+        ("gridlstm.tasks.predict_frames.PredictFrames", ["evaluate"]),
+        ("nowhere.Mine", ["evaluate"]),
+    ],
+)
+def test_model_card_lists_the_commands_that_suit_the_task(objective: str, modules: list[str]) -> None:
+    assert [command.partition(" ckpt=")[0] for command in _commands(objective)] == modules
 
 
 @pytest.mark.parametrize(("name", "problems", "least"), [("memorization-43x100", 100, 0.99), ("parity-250", 200, 0.9)])

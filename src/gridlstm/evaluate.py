@@ -123,8 +123,8 @@ def evaluate(
     from gridlstm.training.record import metrics
 
     given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
-    _refuse_unread(split, given)
     config = load_config(checkpoint, overrides, trust)
+    _refuse_unread(split, given, config)
     lengths = config.task.data.get("test_digits")
     if split == "test" and lengths and "task.digits" in given and "task.data.test_digits" not in given:
         raise UserError(
@@ -147,7 +147,7 @@ def evaluate(
     run = build(config, data_state(config, content), split == "all", [member for member, _ in members])
     warn_of_change(run.data, overrides)
     if split != "all":
-        warn_of_splits(config, checkpoint, overrides)
+        warn_of_splits(run.data, config, checkpoint, overrides)
     networks = run.task.networks if isinstance(run.task, Ensemble | TranslateTogether) else (run.task,)
     for network, (_, weights) in zip(networks, members or [(config, content)], strict=True):
         load_weights(network, weights["state_dict"])
@@ -187,8 +187,10 @@ def _divide_logits(config: "DictConfig", temperature: float) -> None:
     OmegaConf.update(config, "task.objective.temperature", temperature, force_add=True)
 
 
-def _refuse_unread(split: str, given: Mapping[str, str]) -> None:
+def _refuse_unread(split: str, given: Mapping[str, str], config: "DictConfig") -> None:
     """Raise UserError for options that have no effect on the evaluated split."""
+    from omegaconf import OmegaConf
+
     # Lightning evaluates the split as its validation or its test, and reads only the options of that stage.
     other, stage = ("test", "val") if split == "val" else ("val", "test")
     for key, value in given.items():
@@ -196,7 +198,9 @@ def _refuse_unread(split: str, given: Mapping[str, str]) -> None:
             raise UserError(f"{key}={value} has no effect on the validation, which uses task.digits. Give split=test.")
         if key in (f"trainer.limit_{other}_batches", f"task.data.num_{other}"):
             here = key.replace(f"_{other}", f"_{stage}")
-            raise UserError(f"{key}={value} has no effect on split={split}. Give {here}, or remove it.")
+            parent, _, name = here.rpartition(".")
+            instead = f"Give {here}, or remove it" if name in OmegaConf.select(config, parent) else "Remove it"
+            raise UserError(f"{key}={value} has no effect on split={split}. {instead}.")
         if key == "task.data.splits" and split == "all":
             raise UserError(f"{key}={value} has no effect on split=all, which is the whole text. Remove it.")
         if key == f"trainer.limit_{stage}_batches" and value.strip("0.") == "":

@@ -67,6 +67,8 @@ ROLES: dict[str, Role] = {
     "task.data.max_length": Role.TRAINING,
     "task.data.max_shift": Role.TRAINING,
     "task.data.max_rotation": Role.TRAINING,
+    "task.data.source_level": Role.TRAINING,  # a checkpoint contains its vocabularies
+    "task.data.target_level": Role.TRAINING,
     "task.data.val_symbols": Role.LENGTH,
     "task.data.num_test": Role.EVALUATION,
     "task.data.test_digits": Role.EVALUATION,

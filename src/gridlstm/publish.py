@@ -53,7 +53,9 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
         file.write(save(weights, {"data": json.dumps({kind: data_state(source, content)})}))
     write_text(files[1], OmegaConf.to_yaml(_without_places(config, config)))
     write_text(files[2], OmegaConf.to_yaml(_without_places(source, config)))
-    write_text(files[3], _card(result, sum(value.numel() for value in weights.values()), content.get("mean_of", ())))
+    parameters = sum(value.numel() for value in weights.values())
+    commands = _commands(source.task.objective._target_)
+    write_text(files[3], _card(result, parameters, content.get("mean_of", ()), commands))
     return files
 
 
@@ -77,7 +79,28 @@ def _without_places(config: "DictConfig", resolved: "DictConfig") -> "DictConfig
     return config
 
 
-def _card(result: dict[str, Any], parameters: int, mean_of: Sequence[int]) -> str:
+def _commands(objective: str) -> list[str]:
+    """Return the commands for a network of a task, given the path of the task's class."""
+    from hydra.utils import get_object
+
+    from gridlstm.tasks.classify_image import ClassifyImage
+    from gridlstm.tasks.language_model import LanguageModel
+    from gridlstm.tasks.sequence import SequenceTask
+    from gridlstm.tasks.translate import Translate
+
+    commands = [f"evaluate ckpt={WEIGHTS} split=test"]
+    if not objective.startswith("gridlstm."):  # its module may not be importable here
+        return commands
+    further = {
+        SequenceTask: f"look what=gradients ckpt={WEIGHTS}",
+        LanguageModel: f"sample ckpt={WEIGHTS}",
+        ClassifyImage: f"look what=image ckpt={WEIGHTS}",
+        Translate: f'translate ckpt={WEIGHTS} "…"',
+    }
+    return commands + [command for task, command in further.items() if issubclass(get_object(objective), task)]
+
+
+def _card(result: dict[str, Any], parameters: int, mean_of: Sequence[int], commands: Sequence[str]) -> str:
     """Return the model card: network, scores, origin and commands.
 
     An average of the checkpoints of the steps ``mean_of`` has no scores, because the scores of the run are not its own.
@@ -97,6 +120,7 @@ def _card(result: dict[str, Any], parameters: int, mean_of: Sequence[int]) -> st
         "versions": ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items()),
         "device": result.get("device"),
     }
+    lines = "\n".join(f"    python -m gridlstm.{command}" for command in commands)
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value not in (None, ""))
     return f"""# {result.get("model")} on {result.get("task")}
 
@@ -109,8 +133,7 @@ arXiv 1507.01526).
 
 `config.yaml` has every option. `model.safetensors` holds the weights; its metadata holds the symbols of a text.
 
-    python -m gridlstm.evaluate ckpt={WEIGHTS} split=test
-    python -m gridlstm.look what=gradients ckpt={WEIGHTS}
+{lines}
 """
 
 

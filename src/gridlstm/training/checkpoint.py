@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from yaml import YAMLError
 
 from gridlstm.config import CONF
 from gridlstm.data.base import SequenceData
+from gridlstm.data.generated import GeneratedData
 from gridlstm.data.old_runs import todays_name, with_text_state
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError, did_you_mean
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 
 MADE = ("model", "task.data", "task.objective", "trainer")
 """Nodes of a run's configuration that are built to evaluate its network."""
+
+_SPLITTING = ("task.data.splits", "task.data.num_val", "task.data.source.num_val", "task.data.source.num_test")
+"""Options that divide a data set into splits."""
 
 _OF_TRAINING_SAMPLES = {"task.data.min_digits": None, "task.data.curriculum": 0}
 """Options that do not affect the samples of an evaluation, with their neutral values."""
@@ -70,9 +75,19 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
             if _names_a_text(override):  # its value is a plain string, not YAML
                 OmegaConf.update(config, key, None if value == "null" else value)
         check_trusted(config, MADE, trust)
+        if not any(override.startswith("data_dir=") for override in overrides):
+            _find_data(config)
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{str(error).splitlines()[0]}. See {directory}/config.yaml for all options.") from error
     return config
+
+
+def _find_data(config: DictConfig) -> None:
+    """Use $GRIDLSTM_DATA if the run's data directory is not here: the run may be from another machine."""
+    there, here = config.get("data_dir"), os.environ.get("GRIDLSTM_DATA")
+    if there is not None and here and not Path(there).expanduser().is_dir():
+        log.info("data_dir=%s is not here. Using GRIDLSTM_DATA=%s", there, here)
+        config.data_dir = here
 
 
 def _check_option(config: DictConfig, override: str, file: str) -> None:
@@ -176,12 +191,14 @@ def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
         )
 
 
-def warn_of_splits(config: DictConfig, checkpoint: Path, overrides: Sequence[str]) -> None:
-    """Warn if the overrides change the splits of the run's own text."""
-    if not any(override.startswith("task.data.splits=") for override in overrides) or _other_text(overrides):
+def warn_of_splits(data: SequenceData, config: DictConfig, checkpoint: Path, overrides: Sequence[str]) -> None:
+    """Warn if the overrides change the splits of the run's own data."""
+    if isinstance(data, GeneratedData) or _other_text(overrides):
         return
-    if config.task.data.splits != load_source(checkpoint).task.data.splits:
-        log.warning("the run had other task.data.splits: the evaluated part may include training data")
+    earlier = load_source(checkpoint)
+    for option in _SPLITTING:
+        if OmegaConf.select(config, option) != (before := OmegaConf.select(earlier, option)):
+            log.warning("the run had %s=%s: the evaluated part may include training data", option, before)
 
 
 def _other_text(overrides: Sequence[str]) -> bool:

@@ -20,9 +20,8 @@ _NEXT = {
     **dict.fromkeys(
         ("mnist", "fashion_mnist", "cifar10", "digit_scene"), "without memory along depth: add model=grid3d_relu_depth"
     ),
-    **dict.fromkeys(
-        ("mnist_pixels", "moving_digits"), "without memory along depth: add transform@model.depth=non_lstm"
-    ),
+    "mnist_pixels": "masked convolutions: add model=pixelcnn",
+    "moving_digits": "convolutional LSTMs: add model=convlstm",
     **dict.fromkeys(
         ("enwik8", "text8", "penn_treebank", "hub"), "the same with a stacked LSTM: add model=stacked_lstm"
     ),
