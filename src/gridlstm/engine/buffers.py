@@ -133,8 +133,8 @@ class Buffers:
         vectors: each dimension's other parameters, (copies, length).
         drop: factors on the inputs of products, (C, B, D), or None.
         keep: each dimension's (keep_h, keep_m), each (C, B, size) or None.
-        low_X: a copy of X in bfloat16, if the steps read and write it (``bfloat16.is_low``); Z is then in bfloat16 and
-            keeps pre-activations. Otherwise None.
+        is_low: True if the steps read and write bfloat16 (``bfloat16.is_low``); Z then keeps pre-activations.
+        low_X: a copy of X in bfloat16 for products, if ``is_low`` and no factors change X first; otherwise None.
         added_biases: for each dimension, the bias that its step adds to z, (copies, G_n), or None.
         dH: gradients of the inputs of each block and of the outputs of the grid, (rows, B, D); in the backward pass.
         dM: the gradients of memories in the same rows.
@@ -154,6 +154,7 @@ class Buffers:
         self.layout = layout
         self.X, self.M, self.Z = X, M, Z
         self.first = 0  # number of the first row in Z
+        self.is_low = False
         self.low_X: list[Tensor] | None = None
         self.added_biases: list[Tensor | None] = [None] * len(M)
         self.vectors = [tuple(x.reshape(-1, x.shape[-1]) for x in own) for own in vectors]
@@ -208,7 +209,8 @@ class Buffers:
     def operand(self, k: int, rows: slice) -> Tensor:
         """Return the input of stage k's product: (r, B, D)."""
         x = (self.X if self.low_X is None else self.low_X)[k][rows]
-        return x if self.drop is None else x * self.drop[rows]
+        x = x if self.drop is None else x * self.drop[rows]
+        return x.to(torch.bfloat16) if self.is_low else x
 
     def inputs(self, n: int, rows: slice) -> Inputs:
         """Return the inputs of dimension n's cell in these blocks; blocks and batch rows share one axis."""

@@ -225,18 +225,18 @@ class FusedStep:
         if backward and (total := buffers.grad_biases[n]) is not None:
             self.bias_sums = total.new_zeros(len(total), total.shape[-1], dtype=torch.float32)
             self.dimension.grad_bias, self.dimension.bias_sums = total.data_ptr(), self.bias_sums.data_ptr()
-        if (low := buffers.low_X) is not None:
+        if buffers.is_low:
             self.dimension.z, self.dimension.low_z = None, self.z
-            for k, x in enumerate(low):
+            for k, x in enumerate(buffers.low_X or ()):
                 self.dimension.low_h[k] = x.data_ptr() + column * x.element_size()
 
     def forward(self, diagonal: Diagonal) -> None:
         # Row numbers count from the first row of the whole buffers, even if Z holds only the rows of this diagonal.
         z = self.z - self.buffers.first * self.z_stride
-        if self.buffers.low_X is None:
-            self.dimension.z = z
-        else:
+        if self.buffers.is_low:
             self.dimension.low_z = z
+        else:
+            self.dimension.z = z
         self.run_forward(diagonal.rows.start, diagonal.size)
 
     def restore(self, rows: slice) -> None:

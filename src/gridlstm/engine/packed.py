@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
-from gridlstm.engine.bfloat16 import is_low, low_inputs
+from gridlstm.engine.bfloat16 import is_low
 from gridlstm.engine.buffers import Buffers, Layout, empty_stages, stages_of
 from gridlstm.engine.fused import adds_bias, fused_step, pointwise_step
 from gridlstm.engine.matmul import affine, fastest_product, multiply
@@ -103,7 +103,7 @@ def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> list[Tens
     A dimension that reads another's product also reads its bias, so either the steps of both add it or the product.
     """
     layout = buffers.layout
-    able = [adds_bias(n, buffers) for n in range(len(biases))]
+    able = [buffers.is_low or adds_bias(n, buffers) for n in range(len(biases))]
     for reader, owner in layout.same.items():
         able[owner] = able[owner] and able[reader]
     by_steps = [able[layout.same.get(n, n)] for n in range(len(biases))]
@@ -181,24 +181,22 @@ class _PackedSweep(torch.autograd.Function):
         X = empty_stages([layout.D] * len(block.stages), rows, B, like)
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
         kept_rows = C if keep_gates else layout.at_once
-        for n, columns in enumerate(layout.columns):
-            entries = layout.plan.entries[n]
-            for k in range(layout.stage_of[n] + 1):
-                X[k][:, :, columns].index_copy_(0, entries, side_h[n].reshape(len(entries), B, block.sizes[n]))
+        _enter(layout, side_h, X)
+        for n, entries in enumerate(layout.plan.entries):
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
         with fastest_product(like, layout.product_flops):
             buffers = Buffers(layout, X, M, [], _by_dimension(block, vectors), masks)
-            if is_low(buffers, schedule.order):
-                buffers.low_X = low_inputs(X, layout.plan.entries)
-            gates = empty(
-                kept_rows * B * sum(layout.num_gates), like=like if buffers.low_X is None else buffers.low_X[0]
-            )
+            buffers.is_low = is_low(buffers, schedule.order)
+            if buffers.is_low and buffers.drop is None:
+                buffers.low_X = empty_stages([layout.D] * len(X), rows, B, _empty_gates(buffers))
+                _enter(layout, side_h, buffers.low_X)
+            gates = empty(kept_rows * B * sum(layout.num_gates), like=_empty_gates(buffers))
             buffers.Z = stages_of(gates, layout.num_gates, kept_rows, B)
             schedule.forward(buffers, weights, split_biases(buffers, biases))
 
         ctx.schedule, ctx.layout, ctx.masked, ctx.has_gates = schedule, layout, masks is not None, keep_gates
         low = buffers.low_X or []
-        ctx.is_low = bool(low)
+        ctx.is_low, ctx.copied = buffers.is_low, bool(low)
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
         # Masks too, so that autograd detects changes to them before the backward pass.
         flat = [x for mask in masks or () for x in mask]
@@ -217,8 +215,8 @@ class _PackedSweep(torch.autograd.Function):
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)
         (*saved, gates), masks = ctx.saved_tensors, None
-        low = saved[-K:] if ctx.is_low else []
-        saved = saved[:-K] if ctx.is_low else saved
+        low = saved[-K:] if ctx.copied else []
+        saved = saved[:-K] if ctx.copied else saved
         if ctx.masked:
             masks = [Masks(*saved[i : i + 3]) for i in range(len(saved) - 3 * N, len(saved), 3)]
             saved = saved[: -3 * N]
@@ -230,15 +228,16 @@ class _PackedSweep(torch.autograd.Function):
         # gradient checks need the same result each time, so a copy is overwritten instead.
         kept, exact = ctx.has_gates, X[0].dtype == torch.float64
         ctx.has_gates = kept and exact
+        buffers = Buffers(layout, X, M, [], _by_dimension(block, vectors), masks)
+        buffers.is_low = ctx.is_low
         if kept:
             # .data has its own version counter: otherwise the second pass would fail on a modified saved tensor.
             own = gates.clone() if exact else gates.data.contiguous()
-            Z = stages_of(own, layout.num_gates, C, B)
+            buffers.Z = stages_of(own, layout.num_gates, C, B)
         else:
-            Z = empty_stages(layout.num_gates, C, B, low[0] if low else X[0])
-        buffers = Buffers(layout, X, M, Z, _by_dimension(block, vectors), masks)
-        if low:
-            buffers.low_X = [x.contiguous() for x in low]
+            buffers.Z = empty_stages(layout.num_gates, C, B, _empty_gates(buffers))
+        if ctx.is_low:
+            buffers.low_X = [x.contiguous() for x in low] or None
             split_biases(buffers, biases)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]
@@ -262,6 +261,20 @@ class _PackedSweep(torch.autograd.Function):
         return None, None, None, None, None, None, *gradients, *grad_h, *grad_m, *buffers.vector_gradients(vectors)
 
 
+def _enter(layout: Layout, sides: Sequence[Tensor], X: Sequence[Tensor]) -> None:
+    """Write the h that enter the grid, (*extents of other dimensions, B, d_n), into the slots of the stages' inputs."""
+    for n, columns in enumerate(layout.columns):
+        entries = layout.plan.entries[n]
+        entering = sides[n].reshape(len(entries), layout.B, layout.block.sizes[n]).to(X[0].dtype)
+        for k in range(layout.stage_of[n] + 1):
+            X[k][:, :, columns].index_copy_(0, entries, entering)
+
+
+def _empty_gates(buffers: Buffers) -> Tensor:
+    """Return an empty tensor like the gates of a sweep."""
+    return buffers.X[0].new_empty(0, dtype=torch.bfloat16 if buffers.is_low else None)
+
+
 def _rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
     """Return a view of contiguous rows, or a copy of other rows."""
     return buffer[rows] if isinstance(rows, slice) else buffer.index_select(0, rows)
@@ -270,7 +283,7 @@ def _rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
 def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
     """Fill Z as the forward pass did. With all slots filled, blocks are independent: one product per weight copy."""
     layout = buffers.layout
-    by_products = biases if buffers.low_X is None else [None] * len(biases)
+    by_products = [None] * len(biases) if buffers.is_low else biases
     packed, bias = layout.pack_weights(weights), layout.pack_biases(by_products, buffers.X[0])
     everything = slice(0, layout.plan.blocks)
     for k in range(len(buffers.Z)):
@@ -281,7 +294,10 @@ def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence
             affine(_rows(x, rows).flatten(0, 1), packed[k][copy].t(), constant, z.flatten(0, 1), layout.product_dtype)
             if isinstance(rows, Tensor):
                 Z.index_copy_(0, rows, z)
-    if buffers.low_X is not None:
+    if buffers.is_low:
+        for reader, owner in layout.same.items():
+            Z = buffers.Z[layout.stage_of[reader]]
+            Z[:, :, layout.gates[reader]] = Z[:, :, layout.gates[owner]]
         return
     pointwise = steps(buffers)
     for stage in layout.stages:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine.buffers import Buffers, put, take
 from gridlstm.engine.plan import Diagonal
-from gridlstm.engine.pointwise import pointwise
+from gridlstm.engine.pointwise import Inputs, pointwise
 
 
 class Step(Protocol):
@@ -42,20 +42,35 @@ class EagerStep:
         self.cell = pointwise(buffers.layout.block.cells[n], held_back=buffers.keep[n] != (None, None))
         self.stage = buffers.layout.stage_of[n]
         self.columns = buffers.layout.columns[n]
+        self.leaves = buffers.layout.extents[n] == 1
+        """True if all outputs leave the grid, which reads them from X[0]."""
 
     def forward(self, diagonal: Diagonal) -> None:
         n, to, leading = self.n, diagonal.successors[self.n], (diagonal.size, self.buffers.layout.B)
-        h, m = self.cell.forward(self.buffers.inputs(n, diagonal.rows))
+        h, m = self.cell.forward(self._inputs(diagonal.rows))
         h, m = h.view(*leading, h.shape[-1]), m.view(*leading, m.shape[-1])  # the memory's size may be 0
-        for k, slots in enumerate(self.buffers.X):
-            if k <= self.stage:
-                put(slots[:, :, self.columns], to, h)
-            else:
-                slots[diagonal.rows, :, self.columns] = h
+        for X in (self.buffers.X, self.buffers.low_X or ()):
+            for k, slots in enumerate(X):
+                if k > self.stage:
+                    slots[diagonal.rows, :, self.columns] = h
+                elif slots is self.buffers.X[0] or not self.leaves:
+                    put(slots[:, :, self.columns], to, h.to(slots.dtype))
         put(self.buffers.M[n], to, m)
 
     def restore(self, rows: slice) -> None:
         self.cell.restore(self.buffers.inputs(self.n, rows))
+
+    def _inputs(self, rows: slice) -> Inputs:
+        """Return the inputs of the cell. In a sweep in bfloat16, z is a copy in float32 with the bias."""
+        inputs = self.buffers.inputs(self.n, rows)
+        if not self.buffers.is_low:
+            return inputs
+        z = inputs.z.to(inputs.h.dtype)
+        if (bias := self.buffers.added_biases[self.n]) is not None:
+            z.view(rows.stop - rows.start, self.buffers.layout.B, -1).add_(
+                bias[self.buffers.layout.plan.copy_of[rows], None]
+            )
+        return inputs._replace(z=z)
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
         n, buffers, to = self.n, self.buffers, diagonal.successors[self.n]
@@ -65,11 +80,16 @@ class EagerStep:
         new_h, new_m, grad_m = (
             take(buffer, to) for buffer in (buffers.X[0][:, :, self.columns], buffers.M[n], buffers.dM[n])
         )
+        inputs = self._inputs(diagonal.rows)
+        if buffers.is_low:
+            self.cell.restore(inputs)
         gradient = self.cell.backward(
-            buffers.inputs(n, diagonal.rows),
+            inputs,
             HiddenMemory(new_h.flatten(0, 1), new_m.flatten(0, 1)),
             HiddenMemory(grad_h.flatten(0, 1), grad_m.flatten(0, 1)),
         )
+        if buffers.is_low:
+            buffers.inputs(n, diagonal.rows).z.copy_(gradient.z)
         buffers.dM[n][diagonal.rows] = gradient.m.view(grad_m.shape)
         buffers.add_vector_gradients(n, diagonal.rows, gradient.vectors)
         return None if gradient.h is None else gradient.h.view(grad_h.shape)

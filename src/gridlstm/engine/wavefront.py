@@ -62,8 +62,11 @@ def _multiply_back(buffers: Buffers, diagonal: Diagonal, k: int, weight: Tensor 
     read = torch.empty_like(here, dtype=dz.dtype)
     _product(diagonal, dz, weight, None, out=read)
     if buffers.drop is not None:
-        read *= buffers.drop[diagonal.rows]
-    here.copy_(here + read if add else read)
+        read = read * buffers.drop[diagonal.rows]
+    if add:
+        here.add_(read)
+    else:
+        here.copy_(read)
 
 
 def _parts(
