@@ -5,6 +5,7 @@ With the same seed, the recomputing sweep, every schedule and every rank then ge
 Shape legend: B batch rows, d size of the dimension; masks are (*extents, B, d) or broadcast to it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +35,10 @@ class Draw:
 
     def bernoulli(self, p: float, *shape: int) -> Tensor:
         """Return booleans that are True with probability p."""
-        default = torch.get_default_dtype()  # random 16-bit floats are 1/256 or 1/1024 apart: too coarse for p
-        return torch.rand(shape, device=self.like.device, dtype=torch.float32 if default.itemsize < 4 else default) < p
+        # Two numbers of 32 bits from each of 64: on a CPU, half the time of one random float for each element.
+        pairs = torch.empty(-(-math.prod(shape) // 2), dtype=torch.int64, device=self.like.device)
+        numbers = pairs.random_(-(2**63), None).view(torch.int32)[: math.prod(shape)].view(shape)
+        return numbers < min(round((p - 0.5) * 2**32), 2**31 - 1)
 
 
 class Regularizer(ABC):

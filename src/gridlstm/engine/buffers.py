@@ -6,6 +6,7 @@ diagonal, P packed gates that one stage's product computes, G >= P gates of all 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ class Buffers:
         drop: factors on the inputs of products, (C, B, D), or None.
         keep: each dimension's (keep_h, keep_m), each (C, B, size) or None.
         is_low: True if the steps read and write bfloat16 (``bfloat16.is_low``); Z then keeps pre-activations.
-        low_X: a copy of X in bfloat16 for products, if ``is_low`` and no factors change X first; otherwise None.
+        low_X: the operands of products in bfloat16 if ``is_low``, otherwise None: a copy of X, with ``drop`` times it.
         added_biases: for each dimension, the bias that its step adds to z, (copies, G_n), or None.
         dH: gradients of the inputs of each block and of the outputs of the grid, (rows, B, D); in the backward pass.
         dM: the gradients of memories in the same rows.
@@ -149,7 +150,7 @@ class Buffers:
         M: Sequence[Tensor],
         Z: Sequence[Tensor],
         vectors: Sequence[tuple[Tensor, ...]],
-        masks: Sequence[Masks] | None,
+        masks: "RowMasks | None" = None,
     ) -> None:
         self.layout = layout
         self.X, self.M, self.Z = X, M, Z
@@ -158,29 +159,11 @@ class Buffers:
         self.low_X: list[Tensor] | None = None
         self.added_biases: list[Tensor | None] = [None] * len(M)
         self.vectors = [tuple(x.reshape(-1, x.shape[-1]) for x in own) for own in vectors]
-        self.drop: Tensor | None = None
-        self.keep: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(M)
-        if masks is not None:
-            self._order_masks(masks)
+        self.drop, self.keep = masks or RowMasks(None, [(None, None)] * len(M))
         self.dH: Tensor
         self.dM: list[Tensor]
         self.grad_vectors: list[tuple[Tensor, ...]]
         self.grad_biases: list[Tensor | None] = [None] * len(M)
-
-    def _order_masks(self, masks: Sequence[Masks]) -> None:
-        """Reorder masks from coordinates to rows."""
-        layout, order = self.layout, self.layout.plan.order
-        expanded = expand_masks(layout.block, masks, layout.extents, layout.B)
-
-        def rows(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None else mask.flatten(0, len(layout.extents) - 1)[order]
-
-        self.keep = [(rows(mask.keep_h), rows(mask.keep_m)) for mask in expanded]
-        if any(mask.drop is not None for mask in expanded):
-            self.drop = self.X[0].new_ones(layout.plan.blocks, layout.B, layout.D)
-            for columns, mask in zip(layout.columns, expanded, strict=True):
-                if (drop := rows(mask.drop)) is not None:
-                    self.drop[:, :, columns] = drop
 
     def zero_vector_gradients(self) -> None:
         """Set ``grad_vectors`` to zero, in double precision on a CPU: they may sum over millions of rows."""
@@ -208,9 +191,15 @@ class Buffers:
 
     def operand(self, k: int, rows: slice) -> Tensor:
         """Return the input of stage k's product: (r, B, D)."""
-        x = (self.X if self.low_X is None else self.low_X)[k][rows]
-        x = x if self.drop is None else x * self.drop[rows]
-        return x.to(torch.bfloat16) if self.is_low else x
+        if self.low_X is not None:
+            return self.low_X[k][rows]
+        x = self.X[k][rows]
+        return x if self.drop is None else x * self.drop[rows]
+
+    def drop_low(self, k: int, rows: slice) -> None:
+        """Fill stage k's operand in bfloat16 if it is not a copy of X, which the steps fill."""
+        if self.low_X is not None and self.drop is not None:
+            self.low_X[k][rows] = self.X[k][rows] * self.drop[rows]
 
     def inputs(self, n: int, rows: slice) -> Inputs:
         """Return the inputs of dimension n's cell in these blocks; blocks and batch rows share one axis."""
@@ -241,6 +230,32 @@ class Buffers:
         """Return all dimensions' ``grad_vectors`` in one list, shaped like the vectors."""
         flat = [gradient for own in self.grad_vectors for gradient in own]
         return [gradient.view(x.shape).to(x.dtype) for gradient, x in zip(flat, vectors, strict=True)]
+
+
+class RowMasks(NamedTuple):
+    """Masks of a sweep in the order of rows: ``Buffers.drop`` and ``Buffers.keep``."""
+
+    drop: Tensor | None
+    keep: list[tuple[Tensor | None, Tensor | None]]
+
+    @classmethod
+    def of(cls, masks: Sequence[Masks], layout: Layout, like: Tensor) -> "RowMasks":
+        """Return masks, which are in the order of coordinates, in the order of rows."""
+        plan, axes = layout.plan, len(layout.extents)
+        expanded = expand_masks(layout.block, masks, layout.extents, layout.B)
+
+        def rows(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask.flatten(0, axes - 1)[plan.order]
+
+        drop = None
+        if any(mask.drop is not None for mask in expanded):
+            drop = like.new_empty(plan.blocks, layout.B, layout.D)
+            for columns, mask in zip(layout.columns, expanded, strict=True):
+                if mask.drop is None:
+                    drop[:, :, columns] = 1
+                else:
+                    drop[:, :, columns].index_copy_(0, plan.row_of, mask.drop.flatten(0, axes - 1))
+        return cls(drop, [(rows(mask.keep_h), rows(mask.keep_m)) for mask in expanded])
 
 
 def put(buffer: Tensor, to: Runs | Tensor, values: Tensor) -> None:

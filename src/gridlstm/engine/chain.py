@@ -85,7 +85,7 @@ class _Chain(torch.autograd.Function):
         # Row t is the input of step t; row T the output of the last step.
         X, M, Z = empty(T + 1, B, d, like=h), empty(T + 1, B, m.shape[-1], like=m), empty(T, B, len(weight), like=h)
         X[0], M[0] = h, m
-        buffers = Buffers(layout, [X], [M], [Z], [vectors], None)
+        buffers = Buffers(layout, [X], [M], [Z], [vectors])
         (by_product,) = split_biases(buffers, [bias])
         _feed(buffers, x, weight, by_product)
         (step,) = steps(buffers)
@@ -117,7 +117,7 @@ class _Chain(torch.autograd.Function):
             Z = gates.clone(memory_format=torch.contiguous_format) if exact else gates.data.contiguous()
         else:
             Z = empty(T, B, len(weight), like=X)
-        buffers = Buffers(layout, [X], [M], [Z], [tuple(vectors)], None)
+        buffers = Buffers(layout, [X], [M], [Z], [tuple(vectors)])
         recurrent = _recurrent(weight, d, product_dtype)
         if not kept:
             _feed(buffers, x, weight, bias)

@@ -227,7 +227,7 @@ class FusedStep:
             self.dimension.grad_bias, self.dimension.bias_sums = total.data_ptr(), self.bias_sums.data_ptr()
         if buffers.is_low:
             self.dimension.z, self.dimension.low_z = None, self.z
-            for k, x in enumerate(buffers.low_X or ()):
+            for k, x in enumerate((buffers.low_X or ()) if buffers.drop is None else ()):
                 self.dimension.low_h[k] = x.data_ptr() + column * x.element_size()
 
     def forward(self, diagonal: Diagonal) -> None:

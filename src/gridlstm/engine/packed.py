@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine.bfloat16 import is_low
-from gridlstm.engine.buffers import Buffers, Layout, empty_stages, stages_of
+from gridlstm.engine.buffers import Buffers, Layout, RowMasks, empty_stages, stages_of
 from gridlstm.engine.fused import adds_bias, fused_step, pointwise_step
 from gridlstm.engine.matmul import affine, fastest_product, multiply
 from gridlstm.engine.memory import empty
@@ -185,22 +185,22 @@ class _PackedSweep(torch.autograd.Function):
         for n, entries in enumerate(layout.plan.entries):
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
         with fastest_product(like, layout.product_flops):
-            buffers = Buffers(layout, X, M, [], _by_dimension(block, vectors), masks)
+            by_row = None if masks is None else RowMasks.of(masks, layout, like)
+            buffers = Buffers(layout, X, M, [], _by_dimension(block, vectors), by_row)
             buffers.is_low = is_low(buffers, schedule.order)
-            if buffers.is_low and buffers.drop is None:
+            if buffers.is_low:
                 buffers.low_X = empty_stages([layout.D] * len(X), rows, B, _empty_gates(buffers))
-                _enter(layout, side_h, buffers.low_X)
+                if buffers.drop is None:
+                    _enter(layout, side_h, buffers.low_X)
             gates = empty(kept_rows * B * sum(layout.num_gates), like=_empty_gates(buffers))
             buffers.Z = stages_of(gates, layout.num_gates, kept_rows, B)
             schedule.forward(buffers, weights, split_biases(buffers, biases))
 
-        ctx.schedule, ctx.layout, ctx.masked, ctx.has_gates = schedule, layout, masks is not None, keep_gates
-        low = buffers.low_X or []
-        ctx.is_low, ctx.copied = buffers.is_low, bool(low)
+        ctx.schedule, ctx.layout, ctx.has_gates, ctx.is_low = schedule, layout, keep_gates, buffers.is_low
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
-        # Masks too, so that autograd detects changes to them before the backward pass.
-        flat = [x for mask in masks or () for x in mask]
-        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *flat, *low, gates if keep_gates else None)
+        ordered = [buffers.drop, *(x for keep in buffers.keep for x in keep)]
+        low = buffers.low_X or []
+        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *ordered, *low, gates if keep_gates else None)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
         return (
             *(X[0][leaving[n], :, layout.columns[n]].reshape(side_h[n].shape).clone() for n in range(N)),
@@ -214,12 +214,12 @@ class _PackedSweep(torch.autograd.Function):
         layout: Layout = ctx.layout
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)
-        (*saved, gates), masks = ctx.saved_tensors, None
-        low = saved[-K:] if ctx.copied else []
-        saved = saved[:-K] if ctx.copied else saved
-        if ctx.masked:
-            masks = [Masks(*saved[i : i + 3]) for i in range(len(saved) - 3 * N, len(saved), 3)]
-            saved = saved[: -3 * N]
+        *saved, gates = ctx.saved_tensors
+        low = saved[-K:] if ctx.is_low else []
+        saved = saved[:-K] if ctx.is_low else saved
+        drop, *keep = saved[-1 - 2 * N :]
+        masks = RowMasks(drop, list(zip(keep[::2], keep[1::2], strict=True)))
+        saved = saved[: -1 - 2 * N]
         weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
         # Hooks on saved tensors may have changed the strides.
         X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
@@ -237,7 +237,7 @@ class _PackedSweep(torch.autograd.Function):
         else:
             buffers.Z = empty_stages(layout.num_gates, C, B, _empty_gates(buffers))
         if ctx.is_low:
-            buffers.low_X = [x.contiguous() for x in low] or None
+            buffers.low_X = [x.contiguous() for x in low]
             split_biases(buffers, biases)
         dH = buffers.dH = empty(*X[0].shape, like=X[0])
         dM = buffers.dM = [empty(*m.shape, like=m) for m in M]

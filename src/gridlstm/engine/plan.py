@@ -77,6 +77,7 @@ class Plan:
         entries: for each dimension, the rows of the blocks at its near side, in the order of ``sides``.
         successors: for each dimension, the target row of each block's (h'_n, m'_n): (C,).
         order: each block's number in lexicographic order of its coordinates: (C,).
+        row_of: the row of each block in lexicographic order: (C,).
         copy_of: the weight copy of each block: (C,).
         by_copy: rows of each weight copy's blocks.
     """
@@ -88,6 +89,7 @@ class Plan:
     entries: tuple[Tensor, ...]
     successors: tuple[Tensor, ...]
     order: Tensor
+    row_of: Tensor
     copy_of: Tensor
     by_copy: tuple[slice | Tensor, ...]
 
@@ -185,7 +187,8 @@ def plan(
         layers=tuple((group(blocks), groups(blocks)) for blocks in layers) if order == "layer" else (),
         entries=tuple(torch.tensor([row[place] for place in sides[n]], device=device) for n in range(N)),
         successors=tuple(torch.tensor([target[n][place] for place in places], device=device) for n in range(N)),
-        order=torch.tensor([lexicographic[place] for place in places], device=device),
+        order=(numbers := torch.tensor([lexicographic[place] for place in places], device=device)),
+        row_of=numbers.argsort(),
         copy_of=torch.tensor([copy_numbers[copy(place)] for place in places], device=device),
         by_copy=tuple(map(joined, rows_by_copy.values())),
     )

@@ -49,7 +49,8 @@ class EagerStep:
         n, to, leading = self.n, diagonal.successors[self.n], (diagonal.size, self.buffers.layout.B)
         h, m = self.cell.forward(self._inputs(diagonal.rows))
         h, m = h.view(*leading, h.shape[-1]), m.view(*leading, m.shape[-1])  # the memory's size may be 0
-        for X in (self.buffers.X, self.buffers.low_X or ()):
+        copies = self.buffers.low_X if self.buffers.drop is None else None
+        for X in (self.buffers.X, copies or ()):
             for k, slots in enumerate(X):
                 if k > self.stage:
                     slots[diagonal.rows, :, self.columns] = h

@@ -26,6 +26,7 @@ class Wavefront:
         for diagonal in _pieces(buffers):
             buffers.begin(diagonal.rows)
             for k, stage in enumerate(layout.stages):
+                buffers.drop_low(k, diagonal.rows)
                 x, z = buffers.operand(k, diagonal.rows), buffers.product(k, diagonal.rows)
                 for columns, weight, bias in parts[k]:
                     _product(diagonal, x, weight, bias, out=z if columns is None else z[:, :, columns])
@@ -61,12 +62,13 @@ def _multiply_back(buffers: Buffers, diagonal: Diagonal, k: int, weight: Tensor 
         return
     read = torch.empty_like(here, dtype=dz.dtype)
     _product(diagonal, dz, weight, None, out=read)
-    if buffers.drop is not None:
-        read = read * buffers.drop[diagonal.rows]
+    drop = None if buffers.drop is None else buffers.drop[diagonal.rows]
     if add:
-        here.add_(read)
-    else:
+        here.add_(read if drop is None else read * drop)
+    elif drop is None:
         here.copy_(read)
+    else:
+        torch.mul(read, drop, out=here)
 
 
 def _parts(
