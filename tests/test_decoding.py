@@ -91,11 +91,11 @@ def test_a_wider_beam_finds_no_worse_targets_here() -> None:
 
 def test_target_lengths_respect_the_limits_of_their_own_source() -> None:
     tasks = [network("attention_lstm")]
-    lengths = [len(source) for source in sources()]
+    lengths = [len(source) - 1 for source in sources()]  # the last symbol is the source's end
     with torch.no_grad():
         tasks[0].head.bias[END] += 20
     for found in (search(tasks, beam=3), [[h] for h in greedy(tasks, *pairs()[:2], BEGIN, END, never=NEVER)]):
-        assert [len(best[0].symbols) for best in found] == [math.ceil(length / 2) for length in lengths]
+        assert [len(best[0].symbols) for best in found] == [math.ceil(words / 2) for words in lengths]
     with torch.no_grad():
         tasks[0].head.bias[END] -= 40
     limits = Limits(longest=1.5, more=1)
@@ -103,7 +103,7 @@ def test_target_lengths_respect_the_limits_of_their_own_source() -> None:
         search(tasks, beam=3, limits=limits),
         [[h] for h in greedy(tasks, *pairs()[:2], BEGIN, END, limits, NEVER)],
     ):
-        assert [len(best[0].symbols) for best in found] == [math.floor(1.5 * length) + 1 for length in lengths]
+        assert [len(best[0].symbols) for best in found] == [math.floor(1.5 * words) + 1 for words in lengths]
 
 
 def test_finished_sentences_are_not_computed_further(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,12 +115,12 @@ def test_finished_sentences_are_not_computed_further(monkeypatch: pytest.MonkeyP
         return step(self, symbols)
 
     monkeypatch.setattr(Networks, "step", counted)
-    limits = Limits(shortest=1.0, longest=1.0, more=0)  # targets of 4, 2 and 1 symbols
+    limits = Limits(shortest=1.0, longest=1.0, more=0)  # targets of 3, 1 and no symbols
     greedy([network("reencoder")], *pairs()[:2], BEGIN, END, limits, NEVER)
-    assert rows == [3, 3, 2, 1, 1]
+    assert rows == [3, 2, 1, 1]
     rows.clear()
     search([network("reencoder")], beam=2, limits=limits)
-    assert rows == [3, 6, 4, 2, 2]
+    assert rows == [3, 4, 2, 2]
 
 
 def test_invalid_searches_are_refused() -> None:

@@ -250,6 +250,16 @@ def test_fewer_sentences_are_searched_together_with_a_wide_beam(monkeypatch: pyt
         assert rows[0] == together
 
 
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_translation_of_half_the_words_of_its_source_is_allowed(beam: int) -> None:
+    """The paper discards only candidates shorter than half the source; end symbols are no words."""
+    translator = small_translator(beam=beam)
+    with torch.no_grad():
+        translator.tasks[0].head.bias[EOS] += 20  # ends every translation as soon as it may end
+    found = translator.best_texts(["a", "a a", "a a a", "a a a a"])
+    assert [len(text.split()) for text in found] == [1, 1, 2, 2]
+
+
 def test_beam_of_one_equals_greedy_search() -> None:
     translator = small_translator(beam=1)
     (found,) = translator.translate(["a a"])[0]

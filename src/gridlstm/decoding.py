@@ -30,17 +30,18 @@ class Limits(NamedTuple):
     """Least and greatest lengths of the targets that a search considers.
 
     A target of a source of S symbols has at least ``shortest`` S symbols, rounded up (the paper discards candidates
-    shorter than half the source), and at most ``longest`` S + ``more``, rounded down. Neither limit counts the end
-    symbol.
+    shorter than half the source), and at most ``longest`` S + ``more``, rounded down. The end symbols of source and
+    target do not count.
     """
 
     shortest: float = 0.5
     longest: float = 2.0
     more: int = 10
 
-    def lengths(self, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least and the greatest length (B,) for sources of given lengths (B,)."""
-        return (sources * self.shortest).ceil().long(), (sources * self.longest + self.more).floor().long()
+    def lengths(self, source_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest length (B,) for sources with these masks (B, S)."""
+        symbols = source_mask.sum(1) - 1
+        return (symbols * self.shortest).ceil().long(), (symbols * self.longest + self.more).floor().long()
 
 
 DEFAULT = Limits()
@@ -110,7 +111,7 @@ def greedy(
     """
     networks = Networks(tasks)
     networks.read(source, source_mask)
-    shortest, longest = limits.lengths(source_mask.sum(1))
+    shortest, longest = limits.lengths(source_mask)
     found = [Hypothesis([], 0.0) for _ in source]
     active = torch.arange(len(source), device=source.device)
     symbols = torch.full_like(active, begin)
@@ -151,7 +152,7 @@ def beam_search(
 
     Args:
         tasks: trained networks in evaluation mode. The probabilities of several networks are averaged.
-        source: (B, S) int64 symbols.
+        source: (B, S) int64 symbols, the last one of each source its end symbol.
         source_mask: (B, S) bool, False on padding.
         begin: symbol that is read before the first one.
         end: symbol that ends a target.
@@ -164,14 +165,10 @@ def beam_search(
     Raises:
         UserError: if an option is out of its range, or see ``Networks``.
     """
-    check_at_least_one(beam=beam, best=best)
-    if best > beam:
-        raise UserError(f"best must be at most beam={beam}, got {best}. Raise beam, or lower best.")
-    if not 0 <= length_penalty < math.inf:
-        raise UserError(f"length_penalty must be 0 or more and finite, got {length_penalty}.")
+    check_search(beam, best, length_penalty)
     networks = Networks(tasks)
     networks.read(source, source_mask)
-    shortest, longest = limits.lengths(source_mask.sum(1))
+    shortest, longest = limits.lengths(source_mask)
     finished: list[list[tuple[float, Hypothesis]]] = [[] for _ in source]
     active = torch.arange(len(source), device=source.device)
     scores = torch.zeros(len(source), 1, dtype=torch.float64, device=source.device)  # (sentences, hypotheses)
@@ -215,6 +212,15 @@ def beam_search(
         active, scores, shortest, longest = (x[kept] for x in (active, scores, shortest, longest))
     ranked = [sorted(each, key=lambda scored: scored[0], reverse=True)[:best] for each in finished]
     return [[hypothesis for _, hypothesis in each] for each in ranked]
+
+
+def check_search(beam: int, best: int, length_penalty: float) -> None:
+    """Raise UserError if an option of ``beam_search`` is out of its range."""
+    check_at_least_one(beam=beam, best=best)
+    if best > beam:
+        raise UserError(f"best must be at most beam={beam}, got {best}. Raise beam, or lower best.")
+    if not 0 <= length_penalty < math.inf:
+        raise UserError(f"length_penalty must be 0 or more and finite, got {length_penalty}.")
 
 
 def _allowed(log_p: Tensor, length: int, shortest: Tensor, longest: Tensor, end: int, never: Collection[int]) -> Tensor:
