@@ -359,9 +359,34 @@ def test_look_refuses_to_align_other_tasks(job: Callable[..., DictConfig], tmp_p
         look_at({"what": "alignment", "ckpt": str(tmp_path / "run" / "checkpoints" / "best.ckpt")})
 
 
-def test_best_may_not_exceed_the_beam() -> None:
-    with pytest.raises(UserError, match="best must be at most beam=2, got 3"):
-        small_translator(beam=2, best=3).translate(["a"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"beam": 2, "best": 3}, r"^best must be at most beam=2, got 3\."),
+        ({"beam": 1, "best": 5}, r"^best must be at most beam=1, got 5\."),
+        ({"beam": 1, "length_penalty": -1.0}, r"^length_penalty must be 0 or more and finite, got -1"),
+        ({"beam": 1, "length_penalty": 0.6}, r"^length_penalty=0\.6 ranks .* but beam=1 finds only one\. Raise beam"),
+    ],
+)
+def test_options_without_effect_or_out_of_range_are_refused_before_translating(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        small_translator(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"split": "test", "best": 5}, r"^best=5 has no effect on split=test, which scores one .*Remove best, or"),
+        ({"out": Path("t.tsv")}, r"^out is the table of a split\. Give split=test too"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused_before_a_checkpoint_is_read(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        translate._run({"ckpt": "none.ckpt", **options}, [])
 
 
 def test_standard_input_is_translated_line_by_line() -> None:

@@ -191,6 +191,11 @@ def _run(given: dict[str, Any], sentences: list[str]) -> None:
     trust = given.pop("trust", [])
     if split is not None and (sentences or file is not None):
         raise UserError(f"split={split} translates the run's own data. Remove the sentences, or split.")
+    if split is not None and given.get("best", 1) > 1:
+        raise UserError(
+            f"best={given['best']} has no effect on split={split}, which scores one translation of each sentence. "
+            f"Remove best, or translate the sentences of a file: file=…."
+        )
     if out is not None and split is None:
         raise UserError("out is the table of a split. Give split=test too, or redirect the output: > FILE.")
     opened = open_checkpoints(checkpoints, given.pop("device", "cpu"), trust)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 from gridlstm.data.words import BOS, EOS, PAD, UNK, SentenceVocabulary
-from gridlstm.decoding import Hypothesis, beam_search, greedy
-from gridlstm.errors import check_at_least_one
+from gridlstm.decoding import Hypothesis, beam_search, check_search, greedy
+from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.tasks.translate import Translate
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Translator:
         source, target: vocabularies.
         beam: width of the beam; 1 for the greedy search.
         best: number of translations of each sentence, the best first; at most ``beam``.
-        length_penalty: see ``gridlstm.decoding.beam_search``.
+        length_penalty: see ``gridlstm.decoding.beam_search``; 0 with ``beam=1``.
         batch_size: sentences that are searched together; None for 32, on a CPU fewer with a wide beam. It changes only
             the speed.
 
@@ -64,7 +64,12 @@ class Translator:
         length_penalty: float = 0.0,
         batch_size: int | None = None,
     ) -> None:
-        check_at_least_one(beam=beam, best=best)
+        check_search(beam, best, length_penalty)
+        if beam == 1 and length_penalty:
+            raise UserError(
+                f"length_penalty={length_penalty} ranks the translations of a beam, but beam=1 finds only one. Raise "
+                f"beam, or remove length_penalty."
+            )
         if batch_size is None:
             on_cpu = next(tasks[0].parameters()).device.type == "cpu"
             batch_size = min(SENTENCES, max(1, HYPOTHESES // beam)) if on_cpu else SENTENCES
