@@ -30,7 +30,7 @@ from gridlstm.training.checkpoint import load_content
 from gridlstm.training.init_from import init_from
 from gridlstm.training.job import run_job
 from gridlstm.training.validate import check
-from gridlstm.translate import load, open_checkpoints, score, translator_of, write_translations
+from gridlstm.translate import lines_of, load, open_checkpoints, score, translator_of, write_translations
 from gridlstm.translator import LONGEST, Translator
 
 pytest.importorskip("sacrebleu")
@@ -387,6 +387,42 @@ def test_options_that_exclude_each_other_are_refused_before_a_checkpoint_is_read
 ) -> None:
     with pytest.raises(UserError, match=words):
         translate._run({"ckpt": "none.ckpt", **options}, [])
+
+
+@pytest.mark.parametrize("text", [b"", b"a\rb\nc\r\n\nd", b"\xef\xbb\xbfa\n", "ü\u2028b\n".encode(), b"\n\n"], ids=repr)
+def test_standard_input_has_the_lines_of_a_file(text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in.txt").write_bytes(text)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert list(lines_of([], None)) == list(lines_of([], tmp_path / "in.txt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "a\ngrün\n".encode("latin1"),
+            r"is not UTF-8 in line 2 .*Convert it, for example with iconv -f latin1 -t utf-8",
+        ),
+        (
+            "ein Hund\n".encode("utf-16"),
+            r"is not UTF-8 in line 1 .*Convert it, for example with iconv -f utf-16 -t utf-8",
+        ),
+    ],
+)
+def test_text_that_is_not_utf_8_is_refused_in_a_sentence(
+    text: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.txt").write_bytes(text)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    with pytest.raises(UserError, match=f"^standard input {words}"):
+        list(lines_of([], None))
+    with pytest.raises(UserError, match=f"in.txt {words}"):
+        list(lines_of([], tmp_path / "in.txt"))
+
+
+def test_a_missing_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.txt cannot be read: No such file or directory\. Name a file that you"):
+        list(lines_of([], tmp_path / "none.txt"))
 
 
 def test_standard_input_is_translated_line_by_line() -> None:

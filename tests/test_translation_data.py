@@ -290,7 +290,7 @@ def test_errors_in_parallel_files_are_named(folder: Path) -> None:
     source = folder / "test.x"
     with pytest.raises(UserError, match=r"test\.x has 3 lines and .*short\.y has 2, expected the same number: line n"):
         parallel(folder, test=[source, folder / "short.y"]).read()
-    with pytest.raises(UserError, match=r"latin\.x is not UTF-8 in line 2 .*Convert the file"):
+    with pytest.raises(UserError, match=r"latin\.x is not UTF-8 in line 2 .*Convert it"):
         parallel(folder, test=[folder / "latin.x", folder / "short.y"]).read()
     with pytest.raises(UserError, match=r"^there is no file .*none\.y\. Expected .* test=\[…\]\.$"):
         parallel(folder, test=[source, folder / "none.y"]).check()

@@ -154,9 +154,9 @@ def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:
     """Yield the sentences to translate: the given ones, or the lines of a file or of standard input.
 
     Raises:
-        UserError: a file cannot be read, or sentences and a file are given.
+        UserError: a text cannot be read or is not UTF-8, or sentences and a file are given.
     """
-    from gridlstm.data.pairs import read_lines
+    from gridlstm.data.pairs import decoded_lines, read_lines
 
     if given and file is not None:
         raise UserError("sentences and file exclude each other. Remove one of them.")
@@ -165,7 +165,7 @@ def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:
     elif file is not None:
         yield from read_lines(file.expanduser())
     else:
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        yield from decoded_lines(sys.stdin.buffer, "standard input")
 
 
 def write_translations(

@@ -255,6 +255,8 @@ def contents(path: Path) -> bytes:
         RuntimeError,
     ) as error:
         # zipfile raises RuntimeError for an encrypted member.
+        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
+            raise UserError(f"{path} cannot be read: {error.strerror}. Name a file that you may read.") from error
         raise UserError(
             f"{path} cannot be read: {error}. Replace it if it is truncated or damaged; the format of .xz, .gz, .bz2 "
             f"and .zip must match the file name."

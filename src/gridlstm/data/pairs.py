@@ -1,7 +1,9 @@
 """Sentences with their translations: the base of all sources, reading of files, and division into splits."""
 
+import codecs
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,20 +73,25 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: the file cannot be read or is not UTF-8.
     """
-    lines = contents(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # the byte order mark is not text
-    if lines[-1] == b"":
-        del lines[-1]
-    return [_decoded(line, path, number) for number, line in enumerate(lines, 1)]
+    return list(decoded_lines(io.BytesIO(contents(path)), str(path)))
 
 
-def _decoded(line: bytes, path: Path, number: int) -> str:
-    try:
-        return line.decode().removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 in line {number:,} ({error.reason}). Expected UTF-8. Convert the file, for example "
-            f"with iconv -f latin1 -t utf-8."
-        ) from error
+def decoded_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yield the lines of a text without line ends, and without a byte order mark; errors call the text ``name``.
+
+    Raises:
+        UserError: a line is not UTF-8.
+    """
+    for number, line in enumerate(lines, 1):
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        try:
+            yield text.removesuffix(b"\n").removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            encoding = "utf-16" if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
+            raise UserError(
+                f"{name} is not UTF-8 in line {number:,} ({error.reason}). Expected UTF-8. Convert it, for example "
+                f"with iconv -f {encoding} -t utf-8."
+            ) from error
 
 
 def read_parallel(source: Path, references: Sequence[Path]) -> Sentences:
