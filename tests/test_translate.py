@@ -26,6 +26,7 @@ from gridlstm.look.alignment import align
 from gridlstm.look.load import load_translation
 from gridlstm.tasks.ensemble import TranslateTogether
 from gridlstm.training.build import build, make_data
+from gridlstm.training.callbacks.translations import table
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.init_from import init_from
 from gridlstm.training.job import run_job
@@ -85,6 +86,16 @@ def test_run_logs_bleu_and_writes_its_test_translations(
     printed = json.loads(score(translator_of(opened, beam=5), opened[0], "test", tmp_path / "t.tsv"))
     assert printed["bleu"] == pytest.approx(test["test/bleu"])
     assert (tmp_path / "t.tsv").read_text() == (tmp_path / "run" / "translations.tsv").read_text()
+
+
+def test_every_row_of_a_table_has_the_columns_of_its_header() -> None:
+    found = table(["a\rb", "c"], ["x\ty", "z"], [["A\r\nB"], ["C", "D", "E"]])
+    assert found.split("\n") == [
+        "source\ttranslation\treference\treference 2\treference 3",
+        "a b\tx y\tA  B\t\t",
+        "c\tz\tC\tD\tE",
+        "",
+    ]
 
 
 def test_a_split_is_translated_with_each_checkpoint_read_once(

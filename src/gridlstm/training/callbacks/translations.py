@@ -1,5 +1,6 @@
 """BLEU of a translation run, and its translations of the test."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -96,7 +97,12 @@ def _translated(trainer: L.Trainer, data: TranslationData, split: Literal["val",
 
 
 def table(sources: Sequence[str], translations: Sequence[str], references: Sequence[Sequence[str]]) -> str:
-    """Return lines of source, translation and references, separated by tabs."""
-    rows: list[tuple[str, ...]] = [("source", "translation", "reference")]
-    rows += [(source, found, *texts) for source, found, texts in zip(sources, translations, references, strict=True)]
-    return "".join("\t".join(text.replace("\t", " ") for text in row) + "\n" for row in rows)
+    """Return lines of source, translation and references, separated by tabs, below a line of column names.
+
+    A sentence with fewer references than others has empty cells. Tabs and line ends in a text become spaces.
+    """
+    most = max(map(len, references), default=1)
+    rows = [["source", "translation", "reference", *(f"reference {n}" for n in range(2, most + 1))]]
+    for source, found, texts in zip(sources, translations, references, strict=True):
+        rows.append([source, found, *texts, *[""] * (most - len(texts))])
+    return "".join("\t".join(re.sub(r"[\t\r\n]", " ", text) for text in row) + "\n" for row in rows)
