@@ -180,6 +180,42 @@ def test_long_and_empty_pairs_are_left_out_only_of_training(caplog: pytest.LogCa
     assert (made.spec.source_length, made.spec.target_length) == (3, 3)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("given", [Sentences([], []), Sentences(["a", ""], [[" "], ["A"]])], ids=["empty", "no text"])
+def test_a_split_without_text_is_refused_before_training(split: str, given: Sentences) -> None:
+    name = {"train": "training", "val": "validation", "test": "test"}[split]
+    with pytest.raises(UserError, match=f"^no {name} pair of generated has text on both sides"):
+        data(Generated(**{split: given}))
+
+
+def test_an_evaluation_sentence_many_times_too_long_is_refused_before_training() -> None:
+    longest = Sentences(["a"], [["B " * 120]])
+    assert data(Generated(test=longest), max_length=12).dataset("test")
+    with pytest.raises(
+        UserError, match=r"^a test sentence of generated has 120 symbols\. Expected at most 110, 10 times"
+    ):
+        data(Generated(test=longest), max_length=11)
+
+
+def test_more_processes_than_test_sentences_are_refused_before_training() -> None:
+    made = data(Generated(test=Sentences(["a"], [["A", "B"]])))
+    made.check_processes(1)
+    with pytest.raises(UserError, match=r"^the number of test sentences=1 is global and cannot be divided over 2 proc"):
+        made.check_processes(2)
+
+
+def test_texts_that_are_the_same_where_they_should_differ_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    data()
+    assert not caplog.records
+    same = Generated().splits["val"]
+    data(Generated(train=Sentences.one_each([(text, text) for text in same.sources])))
+    assert caplog.messages == ["generated: every training sentence equals its translation"]
+    caplog.clear()
+    data(Generated(train=Generated().splits["test"]))
+    assert len(caplog.records) == 1
+    assert caplog.messages[0].startswith("generated: 17 of 17 test pairs are also training pairs")
+
+
 def test_words_that_training_does_not_have_are_unknown() -> None:
     made = data(Generated(val=Sentences(["n1 ü"], [["m1 Ü"]])), min_count=2)
     (batch,) = batches(made, loader="val")
@@ -270,6 +306,9 @@ def test_a_missing_validation_is_split_off_by_source(folder: Path) -> None:
     assert len(read["train"].pairs()) + len(read["val"].pairs()) == 40
     with pytest.raises(UserError, match=r"^num_val=30 leaves none of 30 source sentences to train on\. Use a smaller"):
         parallel(folder, num_val=30).read()
+    write(folder, train_x="", train_y="")
+    with pytest.raises(UserError, match=r"^no training pair of .*train\.x and .*train\.y has text on both sides"):
+        data(parallel(folder))
 
 
 def test_a_split_depends_on_the_sentences_and_not_on_their_order() -> None:
@@ -303,7 +342,7 @@ def test_errors_in_parallel_files_are_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^max_length=1 leaves no training pair of .*shortest has 2 symbols"):
         data(parallel(folder, num_val=1), max_length=1)
     write(folder, empty_x="\n\n", empty_y="a\nb\n")
-    with pytest.raises(UserError, match="has no training pair with text on both sides"):
+    with pytest.raises(UserError, match=r"^no training pair of .* has text on both sides\. Expected one or more"):
         data(parallel(folder, train=[folder / "empty.x", folder / "empty.y"], val=[source, folder / "test.y"]))
 
 

@@ -139,7 +139,7 @@ def split_off(pairs: Sequence[Pair], number: int, option: str) -> tuple[list[Pai
         UserError: no source would be left for training.
     """
     sources = sorted({source for source, _ in pairs}, key=lambda source: hashlib.sha256(source.encode()).digest())
-    if number >= len(sources):
+    if 0 < len(sources) <= number:  # the data refuse an empty training split
         raise UserError(
             f"{option}={number} leaves none of {len(sources):,} source sentences to train on. Use a smaller number."
         )

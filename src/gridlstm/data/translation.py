@@ -6,7 +6,7 @@ Shape legend: B batch rows, S symbols of the longest source, T symbols of the lo
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gridlstm.data.base import PairBatch, Split
+from gridlstm.data.base import PairBatch, Split, owned_rows
 from gridlstm.data.map_style import MapData
 from gridlstm.data.pairs import Pair, PairSource, Sentences
 from gridlstm.data.spec import PairSpec
@@ -29,6 +29,14 @@ CHUNK = 50
 """Batches whose pairs are sorted by length together: enough for little padding, but few enough to mix well."""
 EXPECTED_LENGTH = 20
 """Symbols of a sentence, assumed before sentences are read."""
+TIMES_LONGER = 10
+"""Largest ratio of the symbols of an evaluation sentence to ``max_length``.
+
+The cost of a pair grows with the product of its lengths, so a document on one line would end an evaluation after the
+training, for lack of memory or after hours.
+"""
+
+_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
 class EncodedPair(NamedTuple):
@@ -55,7 +63,7 @@ class TranslationData(MapData):
     an empty side, and those with more than ``max_length`` symbols on a side, are left out.
 
     Evaluation: every source with each of its references, sorted by length. No evaluation sentence is ever left out or
-    cut, however long, because that would change the test set.
+    cut, because that would change the test set. One of more than 10 ``max_length`` symbols is refused.
 
     Args:
         source: the sentences; see ``PairSource``.
@@ -66,7 +74,8 @@ class TranslationData(MapData):
 
     Raises:
         ValueError: ``max_length`` is below 1.
-        UserError: from ``setup``, if the sentences cannot be read or no training pair is left.
+        UserError: from ``setup``, if the sentences cannot be read, a split has no pair with text on both sides or no
+            training pair is left, or an evaluation sentence is too long.
     """
 
     def __init__(
@@ -129,6 +138,11 @@ class TranslationData(MapData):
 
     def check(self) -> None:
         self.source.check()
+
+    def check_processes(self, number: int) -> None:
+        super().check_processes(number)
+        for split in ("val", "test"):
+            owned_rows(len(self._read()[split].sources), 0, number, f"the number of {_NAMES[split]} sentences")
 
     def prepare_data(self) -> None:
         self.source.prepare()
@@ -203,17 +217,35 @@ class TranslationData(MapData):
         """Read the sentences, once; leave out training pairs with an empty side."""
         if self._sentences is None:
             sentences = dict(self.source.read())
-            pairs = sentences["train"].pairs()
-            kept = [pair for pair in pairs if all(side.strip() for side in pair)]
-            if not kept:
-                raise UserError(
-                    f"{self.called} has no training pair with text on both sides, expected one or more. Add pairs."
-                )
-            if len(kept) < len(pairs):
-                log.info("%s training pairs with an empty side are left out", f"{len(pairs) - len(kept):,}")
+            with_text = {split: _with_text(sentences[split].pairs()) for split in _NAMES}
+            for split, pairs in with_text.items():
+                if not pairs:
+                    raise UserError(
+                        f"no {_NAMES[split]} pair of {self.called} has text on both sides. Expected one or more. Add "
+                        f"pairs."
+                    )
+            kept = with_text["train"]
+            if left_out := len(sentences["train"].pairs()) - len(kept):
+                log.info("%s training pairs with an empty side are left out", f"{left_out:,}")
+            self._warn_of_equal(with_text)
             sentences["train"] = Sentences.one_each(kept)
             self._sentences = sentences
         return self._sentences
+
+    def _warn_of_equal(self, pairs: Mapping[Split, Sequence[Pair]]) -> None:
+        """Warn if both sides have the same texts, or if most pairs of an evaluation are training pairs."""
+        if all(source == target for source, target in pairs["train"]):
+            log.warning("%s: every training sentence equals its translation", self.called)
+        known = set(pairs["train"])
+        for split in ("val", "test"):
+            if (seen := sum(pair in known for pair in pairs[split])) > len(pairs[split]) / 2:
+                log.warning(
+                    "%s: %s of %s %s pairs are also training pairs, so their scores say little about new sentences",
+                    self.called,
+                    f"{seen:,}",
+                    f"{len(pairs[split]):,}",
+                    _NAMES[split],
+                )
 
     def _both(self) -> tuple[SentenceVocabulary, SentenceVocabulary]:
         if self._vocabularies is None:
@@ -228,7 +260,14 @@ class TranslationData(MapData):
         """Return the encoded pairs of a split; leave out training pairs that are too long."""
         if split not in self._encoded:
             pairs = self._encode(self._read()[split].pairs())
-            self._encoded[split] = self._short_enough(pairs) if split == "train" else pairs
+            if split == "train":
+                pairs = self._short_enough(pairs)
+            elif (longest := max(max(map(len, pair)) for pair in pairs)) > (most := TIMES_LONGER * self.max_length):
+                raise UserError(
+                    f"a {_NAMES[split]} sentence of {self.called} has {longest:,} symbols. Expected at most {most:,}, "
+                    f"{TIMES_LONGER} times max_length. Divide its line into sentences, or use a larger max_length."
+                )
+            self._encoded[split] = pairs
         return self._encoded[split]
 
     def _encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
@@ -287,6 +326,11 @@ class _Pairs(Dataset[EncodedPair]):
 
     def __getitem__(self, index: int) -> EncodedPair:
         return self.pairs[index]
+
+
+def _with_text(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with text on both sides."""
+    return [pair for pair in pairs if all(side.strip() for side in pair)]
 
 
 def _lengths(pairs: list[EncodedPair]) -> NDArray[np.int64]:
