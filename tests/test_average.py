@@ -79,6 +79,8 @@ def test_what_has_no_mean_is_refused(job: Job, tmp_path: Path) -> None:
     here, there = (last_checkpoints(tmp_path / name) for name in ("a", "b"))
     with pytest.raises(UserError, match=r"a mean needs two checkpoints or more, got 1\. Give ckpt=A,B"):
         average(here[:1])
+    with pytest.raises(UserError, match=r"step-2\.ckpt is given twice, and would count twice\. .*Remove one"):
+        average([*here, here[0].parent / ".." / "checkpoints" / "step-2.ckpt"])
     with pytest.raises(UserError, match=r"comes from another run than .*Expected checkpoints of one run\. Remove it"):
         average([here[0], there[0]])
     with pytest.raises(UserError, match=r"must be a \.ckpt file in .*/a, whose config\.yaml describes the network"):

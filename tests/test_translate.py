@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,10 @@ def test_ensemble_of_one_network_twice_equals_the_network(
 ) -> None:
     checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
     sentences = [source for _, source in PAIRS[:5]]
-    one, two = (load([checkpoint] * n, beam=4).translate(sentences) for n in (1, 2))
+    with pytest.raises(UserError, match=r"best\.ckpt is given twice, and would count twice"):
+        load([checkpoint] * 2)
+    copied = shutil.copy(checkpoint, checkpoint.with_name("copy.ckpt"))
+    one, two = (load([checkpoint, copied][:n], beam=4).translate(sentences) for n in (1, 2))
     assert [found[0].text for found in one] == [found[0].text for found in two]
     assert [found[0].score for found in two] == pytest.approx([found[0].score for found in one], abs=1e-5)
 

@@ -337,6 +337,8 @@ def test_errors_in_parallel_files_are_named(folder: Path) -> None:
         parallel(folder, test=[source])
     with pytest.raises(ValueError, match=r"^num_val must be at least 1, got 0\.$"):
         parallel(folder, num_val=0)
+    with pytest.raises(ValueError, match=r"^num_val=7 has no effect on the files in val\. Remove num_val, or val\.$"):
+        parallel(folder, num_val=7, val=[source, folder / "short.y"])
     with pytest.raises(ValueError, match=r"^max_length must be at least 1, got 0\.$"):
         data(max_length=0)
     with pytest.raises(UserError, match=r"^max_length=1 leaves no training pair of .*shortest has 2 symbols"):
@@ -369,7 +371,12 @@ def test_btec_has_up_to_15_references_of_each_sentence(tmp_path: Path) -> None:
 def test_btec_says_that_it_needs_a_licence_and_which_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"btec lacks train\.zh, .* 30 more\. BTEC needs a licence .* task=tatoeba\.$"):
         Btec(tmp_path).check()
-    (btec(tmp_path) / "btec" / "dev.en.14").unlink()
+    write(btec(tmp_path) / "btec", test_en_15="")
+    with pytest.raises(
+        UserError, match=r"test\.en\.15 would be ignored\. Expected 15 references, test\.en\.0 to test\.en"
+    ):
+        Btec(tmp_path).check()
+    (tmp_path / "btec" / "dev.en.14").unlink()
     with pytest.raises(UserError, match=r"btec lacks dev\.en\.14\."):
         Btec(tmp_path).check()
 

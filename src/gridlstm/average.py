@@ -6,7 +6,7 @@ from typing import Any
 
 from gridlstm.command import Parser, checkpoint_paths, run_command
 from gridlstm.errors import UserError
-from gridlstm.files import replacing
+from gridlstm.files import check_different, replacing
 
 PARSER = Parser(
     "average",
@@ -36,8 +36,8 @@ def average(checkpoints: Sequence[Path], out: Path | None = None) -> Path:
         out: file in the same directory; None for average.ckpt beside the first checkpoint.
 
     Raises:
-        UserError: there are fewer than two checkpoints, they come from different runs, networks or data sets, or
-            ``out`` is not a .ckpt file in their run directory or would overwrite another checkpoint.
+        UserError: there are fewer than two checkpoints, one is given twice, they come from different runs, networks or
+            data sets, or ``out`` is not a .ckpt file in their run directory or would overwrite another checkpoint.
     """
     import torch
 
@@ -45,6 +45,7 @@ def average(checkpoints: Sequence[Path], out: Path | None = None) -> Path:
 
     if len(checkpoints) < 2:
         raise UserError(f"a mean needs two checkpoints or more, got {len(checkpoints)}. Give ckpt=A,B of one run.")
+    check_different(checkpoints)
     configs = [load_source(checkpoint) for checkpoint in checkpoints]
     out = _checked_out(checkpoints, checkpoints[0].with_name("average.ckpt") if out is None else out)
     first: dict[str, Any] = {}

@@ -152,6 +152,15 @@ def writable(out: Path) -> Path:
     return out
 
 
+def check_different(files: Sequence[Path]) -> None:
+    """Raise UserError if one file is given twice, which would count twice in a mean."""
+    seen: set[Path] = set()
+    for file in files:
+        if (real := file.resolve()) in seen:
+            raise UserError(f"{file} is given twice, and would count twice. Expected different files. Remove one.")
+        seen.add(real)
+
+
 def cache_directory(given: Path | None = None) -> Path:
     """Return ``given``, or else ``$XDG_CACHE_HOME/gridlstm`` or ``~/.cache/gridlstm``.
 

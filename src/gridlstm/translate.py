@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gridlstm.command import Parser, checkpoint_paths, from_one, number, packages, run_command
 from gridlstm.errors import UserError
-from gridlstm.files import to_json, write_text
+from gridlstm.files import check_different, to_json, write_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -70,7 +70,8 @@ def open_checkpoints(checkpoints: Sequence[Path], device: str = "cpu", trust: Se
         trust: see ``gridlstm.training.trust``.
 
     Raises:
-        UserError: a checkpoint cannot be loaded, is not a translation network, or has other symbols than the first.
+        UserError: a checkpoint cannot be loaded, is given twice, is not a translation network, or has other symbols
+            than the first.
     """
     from gridlstm.data.spec import PairSpec
     from gridlstm.data.words import vocabulary_from
@@ -78,6 +79,7 @@ def open_checkpoints(checkpoints: Sequence[Path], device: str = "cpu", trust: Se
     from gridlstm.training.build import make_task
     from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights
 
+    check_different(checkpoints)
     opened: list[Opened] = []
     for checkpoint in checkpoints:
         config = load_config(checkpoint, [], trust)

@@ -7,6 +7,9 @@ from gridlstm.data.base import Split
 from gridlstm.data.pairs import PairSource, Sentences, read_parallel, split_off
 from gridlstm.errors import UserError
 
+NUM_VAL = 1000
+"""Sources of a validation split by default."""
+
 
 class Parallel(PairSource):
     """Parallel files (plain, .gz, .xz, .bz2 or .zip): line n of a split's files is one sentence.
@@ -21,7 +24,7 @@ class Parallel(PairSource):
         num_val: see ``val``.
 
     Raises:
-        ValueError: a split has fewer than two files, or ``num_val`` is below 1.
+        ValueError: a split has fewer than two files, or ``num_val`` is below 1 or given beside ``val``.
         UserError: from ``check`` and ``read``, if a file is missing, or files differ in their numbers of lines.
     """
 
@@ -30,13 +33,15 @@ class Parallel(PairSource):
         train: Sequence[str | Path],
         test: Sequence[str | Path],
         val: Sequence[str | Path] | None = None,
-        num_val: int = 1000,
+        num_val: int = NUM_VAL,
     ) -> None:
         for split, files in (("train", train), ("test", test), ("val", val)):
             if files is not None and (isinstance(files, str) or len(files) < 2):
                 raise ValueError(f"{split} must list a file of sources and one or more of translations, got {files!r}.")
         if num_val < 1:
             raise ValueError(f"num_val must be at least 1, got {num_val}.")
+        if val is not None and num_val != NUM_VAL:
+            raise ValueError(f"num_val={num_val} has no effect on the files in val. Remove num_val, or val.")
         given: dict[Split, Sequence[str | Path]] = {"train": train, "test": test, **({"val": val} if val else {})}
         self.files = {split: [Path(file).expanduser() for file in files] for split, files in given.items()}
         self.name = " and ".join(map(str, self.files["train"]))
@@ -76,7 +81,8 @@ class Btec(PairSource):
         data_dir: directory with the folder btec.
 
     Raises:
-        UserError: from ``check`` and ``read``, if files are missing or differ in their numbers of lines.
+        UserError: from ``check`` and ``read``, if files are missing, differ in their numbers of lines, or there are
+            more references.
     """
 
     name = "BTEC"
@@ -95,6 +101,12 @@ class Btec(PairSource):
                 f"there as train.zh and train.en, dev.zh and dev.en.0 to dev.en.{self.references - 1}, and the same "
                 f"for test, one sentence a line, or use task=tatoeba."
             )
+        for part in ("dev", "test"):
+            if (further := self.folder / f"{part}.en.{self.references}").exists():
+                raise UserError(
+                    f"{further} would be ignored. Expected {self.references} references, {part}.en.0 to "
+                    f"{part}.en.{self.references - 1}. Move it away, or use task=parallel, which has any number."
+                )
 
     def read(self) -> Mapping[Split, Sentences]:
         self.check()
