@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gridlstm.bleu import bleu
+from gridlstm.bleu import bleu, tokenizer
 from gridlstm.errors import UserError
 
 pytest.importorskip("sacrebleu")
@@ -44,6 +44,31 @@ def test_case_counts_except_in_the_lowercased_score() -> None:
     assert "case:mixed" in scores.signatures["bleu"]
     assert "case:lc" in scores.signatures["bleu_lowercased"]
     assert all("nrefs:1" in signature for signature in scores.signatures.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a cat named 小猫", "13a"),
+        ("Über 1.000 Größen", "13a"),
+        ("...", "13a"),
+        ("这只猫坐在垫子上，很高兴。", "zh"),
+        ("他用 DJ 的电脑。", "zh"),
+        ("猫はマットの上に座っている。", "char"),
+    ],
+)
+def test_the_tokenizer_suits_the_language_of_the_references(text: str, name: str) -> None:
+    assert tokenizer([[text]]) == name
+    assert f"tok:{name}|" in bleu([text], [[text]]).signatures["bleu"]
+
+
+def test_chinese_is_compared_character_by_character() -> None:
+    """With 13a, a sentence without spaces is a single word, and BLEU is 0 unless all of it is right."""
+    hypothesis, reference = "这只猫坐在床上很高兴", "这只猫坐在地上很高兴"
+    apart = [" ".join(text) for text in (hypothesis, reference)]
+    expected = bleu([apart[0]], [[apart[1]]]).bleu
+    assert bleu([hypothesis], [[reference]]).bleu == pytest.approx(expected)
+    assert expected > 40
 
 
 def test_missing_references_are_refused() -> None:

@@ -1,19 +1,24 @@
 """Scores of translations against any number of references, computed by sacrebleu (Post 2018)."""
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
+from itertools import chain
+from typing import Literal, NamedTuple
 
 from gridlstm.errors import UserError
+
+_HAN = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_KANA = "[\u3040-\u30ff\uff66-\uff9f]"
 
 
 class Scores(NamedTuple):
     """Scores of a corpus, from 0 to 100. A signature says how sacrebleu computed a score; publish it with the score."""
 
     bleu: float
-    """Cased BLEU: text as it is, tokenized by 13a (mteval-v13a)."""
+    """Cased BLEU: text as it is, tokenized by ``tokenizer``."""
     bleu_lowercased: float
-    """BLEU of lower-cased text, tokenized by 13a.
+    """BLEU of lower-cased text, tokenized by ``tokenizer``.
 
     Papers on Multi30k lower-case text and tokenize it with the Moses scripts. Moses and 13a differ in details such as
     apostrophes, so this score is close to the papers' scores, but not equal.
@@ -32,12 +37,25 @@ def check_installed() -> None:
         )
 
 
+def tokenizer(references: Sequence[Sequence[str]]) -> Literal["13a", "zh", "char"]:
+    """Return sacrebleu's tokenizer that suits the language of some references.
+
+    "13a" (mteval-v13a) separates words by white space and punctuation. Chinese and Japanese have no white space: "zh"
+    makes every Chinese character a word, and "char" every character of Japanese, which "zh" would not. More than half
+    of all letters decide.
+    """
+    text = "".join(chain.from_iterable(references))
+    letters, han, kana = (len(re.findall(kind, text)) for kind in (r"\w", _HAN, _KANA))
+    if han + kana <= letters / 2:
+        return "13a"
+    return "char" if kana > han / 10 else "zh"
+
+
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """Return the scores of translations.
 
     BLEU is computed for the corpus (Papineni et al. 2002): n-gram matches up to length 4 are summed over all sentences,
-    and the brevity penalty takes the closest reference length of each. 13a separates words by white space and
-    punctuation, so these scores do not suit Chinese or Japanese translations.
+    and the brevity penalty takes the closest reference length of each.
 
     Args:
         hypotheses: translations, as detokenized text.
@@ -60,7 +78,12 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scor
     # sacrebleu takes the first reference of all sentences, then the second, and so on; None if a sentence has no other.
     most = max(map(len, references))
     streams = [[one[n] if n < len(one) else None for one in references] for n in range(most)]
-    metrics = {"bleu": BLEU(), "bleu_lowercased": BLEU(lowercase=True), "chrf": CHRF()}
+    words = tokenizer(references)
+    metrics = {
+        "bleu": BLEU(tokenize=words),
+        "bleu_lowercased": BLEU(lowercase=True, tokenize=words),
+        "chrf": CHRF(),
+    }
     found = {
         name: float(metric.corpus_score(list(hypotheses), streams).score)  # type: ignore[arg-type]  # None is allowed
         for name, metric in metrics.items()

@@ -1,5 +1,6 @@
 """BLEU of a translation run, and its translations of the test."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from gridlstm.errors import check_at_least_one
 from gridlstm.files import write_text
 from gridlstm.tasks.translate import Translate
 from gridlstm.translator import Translator
+
+log = logging.getLogger(__name__)
 
 
 class Translations(Callback):
@@ -68,6 +71,7 @@ class Translations(Callback):
         names = ("bleu", "bleu_lowercased", "chrf")
         self._log(pl_module, {f"test/{name}": getattr(scores, name) for name in names})
         if trainer.is_global_zero:
+            log.info("test/bleu is sacrebleu's %s", scores.signatures["bleu"])
             write_text(self.dir / "translations.tsv", table(data.sources("test"), found, references))
 
     def _log(self, pl_module: L.LightningModule, values: dict[str, float]) -> None:
