@@ -1,6 +1,7 @@
 """Vocabularies of sentences: splitting into words, unknown words, and the state in a checkpoint."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,11 @@ SENTENCES = [f"The {animal} {verb} {place}." for animal in ("dog", "cat", "cow")
         ("It's 7:45, Tom.", ["It's", "7:45", ",", "Tom", "."]),
         ("他是一个DJ。", ["他", "是", "一", "个", "DJ", "。"]),
         ("Größe: „free“", ["Größe", ":", "„", "free", "“"]),
+        ("हिन्दी में किताब", ["हिन्दी", "में", "किताब"]),
+        ("كَتَبَ الوَلَدُ", ["كَتَبَ", "الوَلَدُ"]),
+        (unicodedata.normalize("NFD", "Größe é-mail"), [unicodedata.normalize("NFD", x) for x in ("Größe", "é-mail")]),
+        (unicodedata.normalize("NFD", "がっこう"), [unicodedata.normalize("NFD", x) for x in "がっこう"]),
+        ("\u0301a ❤\ufe0f", ["\u0301", "a", "❤", "\ufe0f"]),
         (" \t ", []),
     ],
 )

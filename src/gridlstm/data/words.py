@@ -5,11 +5,12 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,6 @@ UNKNOWN = "⁇"
 
 _SPECIAL = 4
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTERS = rf"[^\W{_CJK}]+"
-_WORD = re.compile(rf"[{_CJK}]|{_LETTERS}(?:['’\-]{_LETTERS}|(?<=\d)[.,:](?=\d){_LETTERS})*|[^\w\s]")
 _WIDE = re.compile(rf"[{_CJK}\u3000-\u303f\uff00-\uffef]")
 _CLOSING = frozenset(".,!?;:%)]}»”'’…。，！？、；：）」』》")
 _OPENING = frozenset("([{«“‘¿¡$€£（「『《")
@@ -97,9 +96,19 @@ def split_sentence(text: str) -> list[str]:
     """Return the words of a sentence: runs of letters and digits, and every other visible character as one word.
 
     Apostrophes and hyphens inside a word, and points, commas and colons inside a number, belong to it ("don't",
-    "T-shirt", "1,000", "7:45"). Every Chinese or Japanese character is a word.
+    "T-shirt", "1,000", "7:45"). So do marks that combine with a letter, as in Hindi, vocalised Arabic and decomposed
+    text. Every Chinese or Japanese character is a word.
     """
-    return _WORD.findall(text)
+    words: list[str] = _word().findall(text)
+    return words
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    # re does not count marks as letters. Those beyond this range select variants of symbols.
+    marks = "".join(char for char in map(chr, range(0x300, 0x1F000)) if unicodedata.category(char).startswith("M"))
+    letters = rf"[^\W{_CJK}]+(?:[{marks}]+[^\W{_CJK}]*)*"
+    return re.compile(rf"[{_CJK}][{marks}]*|{letters}(?:['’\-]{letters}|(?<=\d)[.,:](?=\d){letters})*|[^\w\s]")
 
 
 def join_words(words: Iterable[str]) -> str:
