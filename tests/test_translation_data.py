@@ -197,6 +197,11 @@ def test_an_evaluation_sentence_many_times_too_long_is_refused_before_training()
         data(Generated(test=longest), max_length=11)
 
 
+def test_a_level_that_cannot_be_learned_is_named() -> None:
+    with pytest.raises(UserError, match=r"^target_level: no word of 2 training sentences is seen 2 times"):
+        data(Generated(train=Sentences(["a", "a"], [["A"], ["B"]])), min_count=2)
+
+
 def test_more_processes_than_test_sentences_are_refused_before_training() -> None:
     made = data(Generated(test=Sentences(["a"], [["A", "B"]])))
     made.check_processes(1)

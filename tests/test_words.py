@@ -129,6 +129,19 @@ def test_pieces_are_learned_once_and_depend_only_on_text_and_options(
     assert PieceLevel(60).learn(SENTENCES, tmp_path / "a").model == first.model
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_damaged_pieces_in_the_cache_are_learned_again(
+    share: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("sentencepiece")
+    model = PieceLevel(60).learn(SENTENCES, tmp_path).model
+    (kept,) = tmp_path.glob("*.model")
+    kept.write_bytes(model[: int(share * len(model))])
+    assert PieceLevel(60).learn(SENTENCES, tmp_path).model == model
+    assert "are damaged" in caplog.text
+    assert kept.read_bytes() == model
+
+
 def test_impossible_vocabularies_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece")
     with pytest.raises(ValueError, match=r"^min_count must be at least 1, got 0\.$"):
@@ -137,8 +150,15 @@ def test_impossible_vocabularies_are_refused(tmp_path: Path) -> None:
         PieceLevel(4)
     with pytest.raises(UserError, match=r"^no word of 2 training sentences is seen 9 times.*Lower min_count"):
         WordLevel(9).learn(["a b", "b"])
-    with pytest.raises(UserError, match=r"^SentencePiece cannot learn 5,000 symbols .* <= \d+\. Change size, or"):
+    with pytest.raises(
+        UserError,
+        match=r"^SentencePiece cannot learn 5,000 symbols from 2 training sentences: they have only 9\. Use a s",
+    ):
         PieceLevel(5000).learn(["a b", "b"], tmp_path)
+    with pytest.raises(UserError, match=r"their characters alone are 11\. Use a size of 11 or more\.$"):
+        PieceLevel(10).learn(["abc def"] * 9, tmp_path)
+    with pytest.raises(UserError, match=r"from 1 training sentences: INTERNAL.* Change size, or use more text\.$"):
+        PieceLevel(10).learn([""], tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be cached: .*Use another directory: cache_dir=…\.$"):
         PieceLevel(20).learn(SENTENCES, tmp_path / "file")

@@ -251,10 +251,17 @@ class TranslationData(MapData):
         if self._vocabularies is None:
             sources, targets = zip(*self._read()["train"].pairs(), strict=True)
             self._vocabularies = (
-                self.source_level.learn(sources, self.cache_dir),
-                self.target_level.learn(targets, self.cache_dir),
+                self._learned("source_level", sources),
+                self._learned("target_level", targets),
             )
         return self._vocabularies
+
+    def _learned(self, option: Literal["source_level", "target_level"], sentences: Sequence[str]) -> SentenceVocabulary:
+        level: Level = getattr(self, option)
+        try:
+            return level.learn(sentences, self.cache_dir)
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from error  # both levels may have the same options
 
     def _pairs(self, split: Split) -> list[EncodedPair]:
         """Return the encoded pairs of a split; leave out training pairs that are too long."""

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import re
 import unicodedata
 from abc import ABC, abstractmethod
@@ -17,6 +18,8 @@ from typing import Any
 from gridlstm.data.files import only_process
 from gridlstm.errors import UserError
 from gridlstm.files import cache_directory, write_bytes
+
+log = logging.getLogger(__name__)
 
 PAD, BOS, EOS, UNK = range(4)
 """Ids of padding, the beginning of a sentence, its end, and an unknown word, in every vocabulary."""
@@ -286,13 +289,26 @@ class PieceLevel(Level):
         try:
             kept = cache_directory(cache_dir) / f"pieces-{key}.model"
             with only_process(kept.with_suffix(".lock"), f"learning {self.size:,} pieces of words"):
-                if not kept.is_file():
-                    write_bytes(kept, self._train(text))
-                return Pieces(kept.read_bytes(), self.lowercase)
+                if kept.is_file() and (pieces := self._loaded(kept)) is not None:
+                    return pieces
+                model = self._train(text)
+                write_bytes(kept, model)
+                return Pieces(model, self.lowercase)
         except OSError as error:
             raise UserError(
                 f"the pieces of words cannot be cached: {error}. Use another directory: cache_dir=…."
             ) from error
+
+    def _loaded(self, kept: Path) -> Pieces | None:
+        """Return the pieces of a cached model, or None if it is damaged."""
+        pieces = Pieces(kept.read_bytes(), self.lowercase)
+        try:
+            if len(pieces) != self.size:
+                raise RuntimeError(f"{len(pieces)} symbols, expected {self.size}")
+        except RuntimeError as error:  # SentencePiece raises it too
+            log.warning("the cached pieces of words %s are damaged (%s): learning them again", kept, error)
+            return None
+        return pieces
 
     def _train(self, text: Sequence[str]) -> bytes:
         model = io.BytesIO()
@@ -314,12 +330,20 @@ class PieceLevel(Level):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
             raise UserError(
-                f"SentencePiece cannot learn {self.size:,} symbols from {len(text):,} training sentences: {reason} "
-                f"Change size, or use more text."
+                f"SentencePiece cannot learn {self.size:,} symbols from {len(text):,} training sentences: "
+                f"{_reason(str(error))}"
             ) from error
         return model.getvalue()
+
+
+def _reason(message: str) -> str:
+    """Return why SentencePiece cannot learn, and what to do, from its own message."""
+    if found := re.search(r"Vocabulary size too high .*<= (\d+)", message):
+        return f"they have only {int(found[1]):,}. Use a size of {found[1]} or less, or more text."
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return f"their characters alone are {int(found[1]):,}. Use a size of {found[1]} or more."
+    return f"{' '.join(message.split())} Change size, or use more text."
 
 
 def _split(text: str, lowercase: bool, segmented: bool) -> list[str]:
