@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
-from tests.conftest import PATIENCE, ROOT, run_python
+from tests.conftest import PATIENCE, ROOT, compose, run_python
 
 from gridlstm.train import explain
 
@@ -91,6 +91,21 @@ def test_misspelt_options_get_the_nearest_valid_names(argument: str, words: list
     message = refused(argument, "task=text") if argument.startswith("task.data") else refused(argument)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["task.data.source_level={_target_:gridlstm.data.words.WordLevel,min_count:2}"],
+        ["task.data.source_level._target_=gridlstm.data.words.WordLevel", "task.data.source_level.min_count=2"],
+    ],
+)
+def test_options_of_another_class_are_told_how_to_replace_the_present_ones(arguments: list[str]) -> None:
+    advice = '~task.data.source_level "+task.data.source_level={_target_:CLASS,OPTION:VALUE}"'
+    assert f"Replace them together: {advice}" in refused("task=translation", *arguments)
+    remove, add = advice.replace("CLASS,OPTION:VALUE", "gridlstm.data.words.WordLevel,min_count:2").split(" ")
+    level = compose("task=translation", remove, add.strip('"')).task.data.source_level
+    assert level == {"_target_": "gridlstm.data.words.WordLevel", "min_count": 2}
 
 
 def test_misspelt_name_from_config_dir_gets_a_suggestion(tmp_path: Path) -> None:

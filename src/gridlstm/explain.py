@@ -48,6 +48,13 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
     if key.startswith("experiment/"):
         named = next((word for word in arguments if word.lstrip("+").startswith(f"{key}=")), f"{key}=…")
         return f"{named} is not a group. Use experiment={named.partition('/')[2].replace('=', '/')}."
+    parent = key.rpartition(".")[0]
+    for chosen, word in ((key, f"{key}={{"), (parent, f"{parent}._target_=")):
+        if any(argument.startswith(word) for argument in arguments):
+            return (
+                f"{chosen} has options of its own, and {word}… gives it those of another class beside them. Replace "
+                f'them together: ~{chosen} "+{chosen}={{_target_:CLASS,OPTION:VALUE}}"'
+            )
     name = key.split("@")[0]
     keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
     if key in keys:  # a swept choice, or one of the user's own, lacks the option
@@ -60,7 +67,6 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
         return f"{key} needs a callback that is not chosen. Add callbacks=[default,{name}]."
     groups = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
     # Search the options of the same node for a misspelt last part, then all options.
-    parent = key.rpartition(".")[0]
     siblings = [k for k in keys if parent and k.startswith(parent + ".") and "." not in k[len(parent) + 1 :]]
     hint = did_you_mean(key, siblings) or did_you_mean(key, [*keys, *groups])
     listing = f"\nOptions of {parent}: {', '.join(k.rpartition('.')[2] for k in siblings)}" if siblings else ""
