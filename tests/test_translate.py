@@ -23,6 +23,7 @@ from gridlstm.data.words import BOS, EOS, UNK, Words, vocabulary_from
 from gridlstm.decoding import Networks, beam_search
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
+from gridlstm.look import alignment
 from gridlstm.look.alignment import align
 from gridlstm.look.load import load_translation
 from gridlstm.tasks.ensemble import TranslateTogether
@@ -331,6 +332,34 @@ def test_look_draws_the_influence_of_source_words_on_target_words(
     of_one = [row for row in rows if (row["sentence"], row["target place"]) == ("0", "0")]
     assert math.fsum(float(row["influence"]) for row in of_one) == pytest.approx(1, abs=1e-5)
     assert all(bool(row["attention"]) == (model == "attention_lstm") for row in rows)
+
+
+def test_sentences_too_long_for_a_picture_are_left_out(
+    translation_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
+    data, task = load_translation(checkpoint, [])
+    sources = data.sources("test")
+    sources[0] = "红" * 41
+    with caplog.at_level("INFO"):
+        table, _ = alignment.look(data, task, 1, tmp_path)
+    assert table.read_text().count("\n0,0,") == 1 + len(data.source_vocabulary.encode(sources[1]))
+    assert "test sentences of more than 40 symbols are left out of the picture" in caplog.text
+    sources[:] = sources[:1]
+    with pytest.raises(UserError, match=r"^every test sentence of Tatoeba has more than 40 symbols, too many"):
+        alignment.look(data, task, 1, tmp_path)
+
+
+def test_labels_are_drawn_in_a_font_that_has_them_or_are_places(caplog: pytest.LogCaptureFixture) -> None:
+    no_font, not_default = "\U0010fffd", "\u20dd"  # the second is in STIX, which comes with matplotlib
+    one = alignment.Aligned([no_font, "a$", not_default], ["b"], torch.ones(1, 3), None)
+    with caplog.at_level("INFO"):
+        (axes,) = alignment._draw([one]).axes
+    shown = axes.get_xticklabels()
+    assert [label.get_text() for label in shown] == ["#0", r"a\$", not_default]
+    assert len(shown[0].get_fontfamily()) == 2
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("source", "translation")
+    assert f"no installed font has {no_font}: symbols with such characters are labelled by their places" in caplog.text
 
 
 def test_influence_is_the_gradient_of_each_target_symbol(

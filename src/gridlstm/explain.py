@@ -49,11 +49,11 @@ def _unknown_option(key: str, arguments: list[str]) -> str:
         named = next((word for word in arguments if word.lstrip("+").startswith(f"{key}=")), f"{key}=…")
         return f"{named} is not a group. Use experiment={named.partition('/')[2].replace('=', '/')}."
     parent = key.rpartition(".")[0]
-    for chosen, word in ((key, f"{key}={{"), (parent, f"{parent}._target_=")):
+    for replaced, word in ((key, f"{key}={{"), (parent, f"{parent}._target_=")):
         if any(argument.startswith(word) for argument in arguments):
             return (
-                f"{chosen} has options of its own, and {word}… gives it those of another class beside them. Replace "
-                f'them together: ~{chosen} "+{chosen}={{_target_:CLASS,OPTION:VALUE}}"'
+                f"{replaced} has options of its own, and {word}… gives it those of another class beside them. Replace "
+                f'them together: ~{replaced} "+{replaced}={{_target_:CLASS,OPTION:VALUE}}"'
             )
     name = key.split("@")[0]
     keys = list(_keys(_default_config(arguments, with_hydra=key.startswith("hydra."))))
