@@ -424,6 +424,11 @@ def test_options_without_effect_or_out_of_range_are_refused_before_translating(
     [
         ({"split": "test", "best": 5}, r"^best=5 has no effect on split=test, which scores one .*Remove best, or"),
         ({"out": Path("t.tsv")}, r"^out is the table of a split\. Give split=test too"),
+        (
+            {"split": "test", "out": Path("tests")},
+            r"^out=tests is a directory\. Expected a file\. .*out=tests/test\.tsv",
+        ),
+        ({"split": "test", "out": Path("Makefile/t.tsv")}, r"^out=Makefile cannot be written: Makefile is a file\."),
     ],
 )
 def test_options_that_exclude_each_other_are_refused_before_a_checkpoint_is_read(
@@ -462,6 +467,24 @@ def test_text_that_is_not_utf_8_is_refused_in_a_sentence(
         list(lines_of([], None))
     with pytest.raises(UserError, match=f"in.txt {words}"):
         list(lines_of([], tmp_path / "in.txt"))
+    with pytest.raises(UserError, match=f"^the command line {words}"):
+        list(lines_of(text.decode(errors="surrogateescape").splitlines(), None))
+
+
+def test_a_split_of_other_data_is_scored_with_options_of_the_run(
+    translation_job: Callable[..., DictConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
+    given = {"ckpt": str(checkpoint), "split": "test", "beam": 1, "out": tmp_path / "new" / "t.tsv"}
+    translate._run(dict(given), ["task.data.source.num_test=5"])
+    assert json.loads(capsys.readouterr().out)["sentences"] == 5
+    assert len((tmp_path / "new" / "t.tsv").read_text().splitlines()) == 6
+    with pytest.raises(UserError, match=r"^task\.data\.source\.num_tests does not exist\. Did you mean num_test"):
+        translate._run(dict(given), ["task.data.source.num_tests=5"])
+    with pytest.raises(UserError, match=r"^split=test translates the run's own data\. Remove the sentences, or split"):
+        translate._run(dict(given), ["红猫见绿狗。"])
 
 
 def test_a_missing_text_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Translate with trained networks: ``python -m gridlstm.translate ckpt=outputs/…/best.ckpt "Ein Hund bellt."``."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gridlstm.command import Parser, checkpoint_paths, from_one, number, packages, run_command
 from gridlstm.errors import UserError
-from gridlstm.files import check_different, to_json, write_text
+from gridlstm.files import check_different, to_json, writable, write_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 PARSER = Parser(
     "translate",
     """Translate the given sentences, or the lines of a file or of standard input. With --split,
-translate a split of the run's own data and print its BLEU and chrF as JSON.
+translate a split of the run's own data and print its BLEU and chrF as JSON; key=value are then options of the run, such
+as another test: task.data.source.test=test_2017_flickr.
 
 An empty line stays empty. Unknown words are read as unknown and never written. A sentence of more than 200 symbols is
-translated in parts.""",
+translated in parts. A sentence that begins with - must come from a file or standard input.""",
     others="sentence",
 )
 _add = PARSER.add_argument
@@ -61,17 +63,20 @@ class Opened(NamedTuple):
     """State of the data: the vocabularies, and a checksum of the training pairs."""
 
 
-def open_checkpoints(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] = ()) -> list[Opened]:
+def open_checkpoints(
+    checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> list[Opened]:
     """Return the trained networks of checkpoints; their data is not needed.
 
     Args:
         checkpoints: files in run directories.
         device: "cpu" or "cuda".
         trust: see ``gridlstm.training.trust``.
+        overrides: dotted ``key=value`` that change the configuration of the first one, which has the data.
 
     Raises:
-        UserError: a checkpoint cannot be loaded, is given twice, is not a translation network, or has other symbols
-            than the first.
+        UserError: a checkpoint cannot be loaded, an option does not exist or affects training only, a checkpoint is
+            given twice, is not a translation network, or has other symbols than the first.
     """
     from gridlstm.data.spec import PairSpec
     from gridlstm.data.words import vocabulary_from
@@ -82,7 +87,7 @@ def open_checkpoints(checkpoints: Sequence[Path], device: str = "cpu", trust: Se
     check_different(checkpoints)
     opened: list[Opened] = []
     for checkpoint in checkpoints:
-        config = load_config(checkpoint, [], trust)
+        config = load_config(checkpoint, [] if opened else overrides, trust)
         content = load_content(checkpoint)
         state = data_state(config, content)
         if "source_vocabulary" not in state:
@@ -128,8 +133,15 @@ def load(checkpoints: Sequence[Path], device: str = "cpu", trust: Sequence[str] 
     return translator_of(open_checkpoints(checkpoints, device, trust), **options)
 
 
-def score(translator: "Translator", opened: Opened, split: str, out: Path | None) -> str:
+def score(translator: "Translator", opened: Opened, split: str, out: Path | None, overrides: Sequence[str] = ()) -> str:
     """Translate a split of a run's data; return its scores as JSON, and write the translations to a file.
+
+    Args:
+        translator: the networks.
+        opened: checkpoint whose configuration names the data.
+        split: "val" or "test".
+        out: file of the table; None for none.
+        overrides: the options that ``open_checkpoints`` changed.
 
     Raises:
         UserError: the data is not available.
@@ -142,7 +154,7 @@ def score(translator: "Translator", opened: Opened, split: str, out: Path | None
 
     check_installed()
     data = cast(TranslationData, make_data(opened.config, opened.state))
-    warn_of_change(data, [])
+    warn_of_change(data, overrides)
     which: Any = split
     sources, references = data.sources(which), data.references(which)
     found = translator.best_texts(sources)
@@ -163,7 +175,7 @@ def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:
     if given and file is not None:
         raise UserError("sentences and file exclude each other. Remove one of them.")
     if given:
-        yield from given
+        yield from decoded_lines(map(os.fsencode, given), "the command line")
     elif file is not None:
         yield from read_lines(file.expanduser())
     else:
@@ -187,11 +199,23 @@ def _shown(found: "list[Translation]", number: int, best: int) -> str:
     return "".join(f"{number} ||| {one.text} ||| {one.score:.4f}\n" for one in found)
 
 
+def _file_to_write(out: Path) -> Path:
+    """Return ``out`` after creating its directory, so that no scores are lost after a long translation.
+
+    Raises:
+        UserError: it is a directory, or its directory is not writable.
+    """
+    if out.is_dir():
+        raise UserError(f"out={out} is a directory. Expected a file. Give, for example, out={out / 'test.tsv'}.")
+    writable(out.parent).mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def _run(given: dict[str, Any], sentences: list[str]) -> None:
     checkpoints = checkpoint_paths(given.pop("ckpt"))
     file, split, out = (given.pop(name, None) for name in ("file", "split", "out"))
     trust = given.pop("trust", [])
-    if split is not None and (sentences or file is not None):
+    if split is not None and (file is not None or not all("=" in word for word in sentences)):
         raise UserError(f"split={split} translates the run's own data. Remove the sentences, or split.")
     if split is not None and given.get("best", 1) > 1:
         raise UserError(
@@ -200,10 +224,12 @@ def _run(given: dict[str, Any], sentences: list[str]) -> None:
         )
     if out is not None and split is None:
         raise UserError("out is the table of a split. Give split=test too, or redirect the output: > FILE.")
-    opened = open_checkpoints(checkpoints, given.pop("device", "cpu"), trust)
+    out = None if out is None else _file_to_write(out.expanduser())
+    overrides = sentences if split is not None else []
+    opened = open_checkpoints(checkpoints, given.pop("device", "cpu"), trust, overrides)
     translator = translator_of(opened, **given)
     if split is not None:
-        print(score(translator, opened[0], split, out))
+        print(score(translator, opened[0], split, out, overrides))
         return
 
     def write(text: str) -> None:
