@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tests.conftest import look_at, run_python
 from tests.test_translation_models import MAKE, task_of
 
@@ -171,6 +171,19 @@ def test_init_from_keeps_the_weights_of_every_known_symbol(
                 expected = earlier[old.index(symbol)] if symbol in old else fresh[name][id]
                 assert torch.equal(weights[name][id], expected)
     assert torch.equal(weights["model.encoder.weight_hh_l0"], content["state_dict"]["model.encoder.weight_hh_l0"])
+
+
+def test_a_run_without_the_option_label_smoothing_in_its_files_resumes(
+    translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_job(translation_job("trainer.max_steps=2"))
+    for name in ("config.yaml", "config_source.yaml"):  # as of earlier versions
+        stored = OmegaConf.load(tmp_path / "run" / name)
+        del stored.task.objective["label_smoothing"]
+        OmegaConf.save(stored, tmp_path / "run" / name)
+    with pytest.raises(UserError, match=r"task\.objective\.label_smoothing=0\.1, in the earlier run 0\.0"):
+        run_job(translation_job("ckpt_path=last", "task.objective.label_smoothing=0.1"))
+    run_job(translation_job("ckpt_path=last"))
 
 
 def test_command_translates_sentences_files_and_lists_the_best(

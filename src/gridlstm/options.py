@@ -44,6 +44,7 @@ ROLES: dict[str, Role] = {
     "task.network": Role.NETWORK,
     "task.objective": Role.NETWORK,
     "task.objective.dropout": Role.TRAINING,
+    "task.objective.label_smoothing": Role.TRAINING,
     "task.lr": Role.DEFAULT,  # of optimizer.lr
     "task.max_steps": Role.DEFAULT,  # of trainer.max_steps
     "task.val_every": Role.LENGTH,

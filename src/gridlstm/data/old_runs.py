@@ -43,6 +43,10 @@ def rewrite(config: Any, references: bool) -> None:
     """
     _with_source(config, references)
     _with_places(config)
+    task = config.get("task") if isinstance(config, dict) else None
+    objective = task.get("objective") if isinstance(task, dict) else None
+    if isinstance(objective, dict) and objective.get("_target_") == "gridlstm.tasks.translate.Translate":
+        objective.setdefault("label_smoothing", 0.0)  # formerly in no file of conf/
     if isinstance(config, dict) and isinstance(config.get("trainer"), dict):
         for name in _FIXED_OF_TRAINER:
             config["trainer"].pop(name, None)
