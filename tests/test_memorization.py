@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import Precision
 
 from gridlstm.data.base import Batch
 from gridlstm.data.counter import random_integers
@@ -19,7 +20,9 @@ def batches(data: MemorizationData, loader: str, count: int) -> list[Batch]:
 
 def on_rank(data: MemorizationData, rank: int, world_size: int) -> MemorizationData:
     # The data read only these attributes of a trainer.
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=rank, world_size=world_size, training=True, precision_plugin=Precision()
+    )
     return data
 
 

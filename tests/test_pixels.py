@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import Precision
 from omegaconf import DictConfig
 from tests.image_files import write_digits
 from torch import Tensor
@@ -112,7 +113,9 @@ def test_ranks_share_the_global_batch(directory: Path) -> None:
     def batch(rank: int, world_size: int) -> PixelBatch:
         made = scenes(directory)
         # The data read only these attributes of a trainer.
-        made.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, training=True)  # type: ignore[assignment]
+        made.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=world_size, training=True, precision_plugin=Precision()
+        )
         found: PixelBatch = made.on_after_batch_transfer(list(islice(made.train_dataloader(), 3))[2], 0)
         return found
 
@@ -223,6 +226,12 @@ def test_a_run_is_trained_resumed_bit_for_bit_evaluated_and_drawn(
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.png")}
     assert set(pictures) == {PICTURES[task], "learning_curve.png"}
     assert pictures[PICTURES[task]].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_precision_is_a_plain_option(task: str, precision: str, pixel_job: Callable[..., DictConfig]) -> None:
+    assert math.isfinite(run_job(pixel_job(task, f"trainer.precision={precision}", "trainer.max_steps=1")))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -88,7 +88,9 @@ class GeneratedData(SequenceData):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         draw = super().on_after_batch_transfer(batch, dataloader_idx)
         seed = self.seed if draw.split == TRAIN else 0
-        return self.generate((seed, draw.split), draw.samples)
+        samples = self.generate((seed, draw.split), draw.samples)
+        # Lightning converts a batch to the precision of the network before it calls this.
+        return samples if self.trainer is None else self.trainer.precision_plugin.convert_input(samples)
 
     def train_dataloader(self) -> DataLoader[Draw]:
         return DataLoader(_TrainDraws(self.batches_seen, self.batch_size, self.rows), batch_size=None)
