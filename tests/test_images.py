@@ -92,11 +92,12 @@ def test_pixels_have_mean_0_and_variance_1(directory: Path) -> None:
     assert abs(pixels.std(correction=0) - 1) < 1e-5
 
 
-def test_the_genuine_mnist_is_divided_as_in_the_paper(real_data: Path) -> None:
+def test_the_genuine_mnist_is_divided_as_in_the_paper(real_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     if not (real_data / "mnist").is_dir():
         pytest.skip("MNIST is not in GRIDLSTM_DATA")
     made = ImageData(IdxFiles("MNIST", str(real_data)), batch_size=128, seed=1, num_val=10_000)
     made.setup("fit")
+    assert not caplog.text
     splits = {split: made.dataset(split).part for split in ("train", "val", "test")}
     assert {split: len(part.images) for split, part in splits.items()} == {
         "train": 50_000,
@@ -186,9 +187,16 @@ def test_partial_download_is_completed_by_prepare(
     assert len(source.read()[0].images) == 60
 
 
-def test_images_other_than_the_published_are_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data(directory)
-    assert "so results are for other data: train-images-idx3-ubyte.gz, " in caplog.text
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_images_other_than_the_published_are_logged(
+    suffix: str, directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(directory / "mnist", tmp_path / "mnist")
+    for packed in list((tmp_path / "mnist").iterdir()) if not suffix else []:
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    data(tmp_path)
+    assert f"so results are for other data: {', '.join(name + suffix for name in FILES)}" in caplog.text
 
 
 def test_missing_torchvision_error_names_the_package_to_install(

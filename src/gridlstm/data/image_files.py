@@ -75,7 +75,7 @@ class Kind(NamedTuple):
     folder: str
     """Folder in ``data_dir`` for the user's own files; torchvision uses another folder."""
     md5: Mapping[str, str]
-    """MD5 sums of the packed files, as published."""
+    """MD5 sums of the unpacked files, as published."""
 
 
 FILES = (
@@ -103,19 +103,19 @@ class IdxFiles(ImageSource):
         "MNIST": Kind(
             "mnist",
             {
-                FILES[0]: "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                FILES[1]: "d53e105ee54ea40749a09fcbcd1e9432",
-                FILES[2]: "9fb629c4189551a2d022fa330f9573f3",
-                FILES[3]: "ec29112dd5afa0611ce80d1b7f02629c",
+                FILES[0]: "6bbc9ace898e44ae57da46a324031adb",
+                FILES[1]: "a25bea736e30d166cdddb491f175f624",
+                FILES[2]: "2646ac647ad5339dbf082846283269ea",
+                FILES[3]: "27ae3e4e09519cfbb04c329615203637",
             },
         ),
         "FashionMNIST": Kind(
             "fashion_mnist",
             {
-                FILES[0]: "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                FILES[1]: "25c81989df183df01b3e8a0aad5dffbe",
-                FILES[2]: "bef4ecab320f06d8554ea6380940ec79",
-                FILES[3]: "bb300cfdad3c16e7a12a480ee83cd310",
+                FILES[0]: "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+                FILES[1]: "9018921c3c673c538a1fc5bad174d6f9",
+                FILES[2]: "8181f5470baa50b63fa0f6fddb340f0a",
+                FILES[3]: "15d484375f8d13e6eb1aabb0c3f46965",
             },
         ),
     }
@@ -148,8 +148,10 @@ class IdxFiles(ImageSource):
         files = self._found()
         if files is None:
             raise UserError(f"{self.name} is not in {self._places}. Run again to download it.")
-        self._compare(files)
-        return self._read_part(*files[:2]), self._read_part(*files[2:])
+        contents = [self._unpacked(file) for file in files]
+        self._compare(files, contents)
+        images, labels, test_images, test_labels = zip(files, contents, strict=True)
+        return self._part(images, labels), self._part(test_images, test_labels)
 
     @property
     def _places(self) -> str:
@@ -182,13 +184,13 @@ class IdxFiles(ImageSource):
                 )
         return None
 
-    def _compare(self, files: list[Path]) -> None:
-        """Log a warning if packed files are not the published ones."""
+    def _compare(self, files: list[Path], contents: list[bytes]) -> None:
+        """Log a warning if the files do not have the published contents."""
         expected = self.KINDS[self.name].md5
         others = [
             file.name
-            for name, file in zip(FILES, files, strict=True)
-            if file.suffix == ".gz" and hashlib.md5(file.read_bytes()).hexdigest() != expected[name]
+            for name, file, content in zip(FILES, files, contents, strict=True)
+            if hashlib.md5(content).hexdigest() != expected[name]
         ]
         if others:
             log.warning(
@@ -198,8 +200,9 @@ class IdxFiles(ImageSource):
                 ", ".join(others),
             )
 
-    def _read_part(self, images_file: Path, labels_file: Path) -> Images:
-        images, labels = self._read(images_file, _IMAGES), self._read(labels_file, _LABELS)
+    def _part(self, of_images: tuple[Path, bytes], of_labels: tuple[Path, bytes]) -> Images:
+        images, labels = self._numbers(*of_images, _IMAGES), self._numbers(*of_labels, _LABELS)
+        images_file, labels_file = of_images[0], of_labels[0]
         spec = self.spec
         if images.shape[1:] != (spec.height, spec.width):
             raise UserError(
@@ -217,15 +220,17 @@ class IdxFiles(ImageSource):
             )
         return Images(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
 
-    def _read(self, file: Path, expected: int) -> np.ndarray:
+    def _unpacked(self, file: Path) -> bytes:
+        try:
+            return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{file} cannot be read: {error}. {self._replace}") from error
+
+    def _numbers(self, file: Path, content: bytes, expected: int) -> np.ndarray:
         """Return the numbers of an idx file as an array.
 
         The file has four bytes that name its kind, then the extents as big-endian words, then one byte for each number.
         """
-        try:
-            content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{file} cannot be read: {error}. {self._replace}") from error
         magic = int.from_bytes(content[:4], "big")
         if magic != expected:
             holds = f"holds {_HOLDS[magic]}" if magic in _HOLDS else f"begins with {content[:4].hex()}"
