@@ -381,7 +381,38 @@ def test_resume_with_other_images_is_refused(
         run_job(image_job("ckpt_path=last", f"data_dir={other}"))
     caplog.set_level(logging.WARNING)
     evaluate(tmp_path / "run" / "checkpoints" / "last.ckpt", "test", [])
-    assert "is not what it was when the checkpoint was written" not in caplog.text
+    assert "since the checkpoint was written" not in caplog.text
+
+
+def test_changed_test_images_are_noticed(
+    image_job: Callable[..., DictConfig], directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(directory / "mnist", tmp_path / "mnist")
+    run_job(image_job(f"data_dir={tmp_path}"))
+    result = (tmp_path / "run" / "result.json").read_text()
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    (tmp_path / "mnist" / f"{FILES[3]}.gz").write_bytes(pack(idx(np.zeros(20))))
+    with pytest.raises(UserError, match="the test images of MNIST are not those that the run had"):
+        run_job(image_job(f"data_dir={tmp_path}", "ckpt_path=last"))
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test"] == json.loads(result)["test"]
+    evaluate(last, "test", [])
+    assert "MNIST has changed since the checkpoint was written" in caplog.text
+
+
+def test_a_network_keeps_the_scaling_of_its_training_images(
+    image_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_job(image_job())
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    other = f"data_dir={write_digits(tmp_path / 'other', train=61)}"  # the same test
+    expected = evaluate(last, "test", [])
+    assert evaluate(last, "test", [other]) == expected
+    content = load_content(last)
+    for name in ("mean", "std", "test_crc32"):
+        del content["ImageData"][name]
+    torch.save(content, last)  # as older runs wrote it
+    assert evaluate(last, "test", []) == expected
+    run_job(image_job("ckpt_path=last", "trainer.max_steps=5"))
 
 
 def test_evaluation_warns_of_other_splits_and_refuses_options_without_effect(
@@ -411,6 +442,7 @@ def test_evaluation_reads_from_the_default_data_directory_if_the_one_of_the_run_
 
 @pytest.mark.parametrize("task", ["mnist", "fashion_mnist", "cifar10"])
 def test_every_model_of_images_takes_a_step(task: str, job: Callable[..., DictConfig], tmp_path: Path) -> None:
+    torch.manual_seed(1)  # all ReLUs of a small network may be 0
     cfg = job(f"data_dir={tmp_path}", task=task, model="grid3d")
     fitting = [name for name in choices("model") if fits(compose_model(name), cfg.task)]
     assert "grid3d" in fitting

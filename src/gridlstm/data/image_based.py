@@ -11,7 +11,8 @@ from gridlstm.errors import UserError
 class ImageBased(SequenceData):
     """Data that reads a set of images once and keeps it in memory.
 
-    A checkpoint stores the checksum of the training images, so that a run cannot resume with other images.
+    A checkpoint stores the checksums of the training images and of the test images, so that a run cannot resume with
+    other images. Checkpoints of older runs have only the first.
 
     Subclasses set ``source`` in their constructor and define ``divide``.
     """
@@ -19,6 +20,8 @@ class ImageBased(SequenceData):
     source: ImageSource
     crc32: int | None = None
     """Checksum of all training images and classes; None before they are read."""
+    test_crc32: int | None = None
+    """The same of the test."""
 
     @property
     def called(self) -> str:
@@ -39,7 +42,7 @@ class ImageBased(SequenceData):
 
     def state_dict(self) -> dict[str, Any]:
         self._read()
-        return super().state_dict() | {"crc32": self.crc32}
+        return super().state_dict() | {"crc32": self.crc32, "test_crc32": self.test_crc32}
 
     def check_goes_on(self, state_dict: dict[str, Any]) -> None:
         self._read()
@@ -48,14 +51,22 @@ class ImageBased(SequenceData):
                 f"the images of {self.called} are not those that the checkpoint was trained on. Restore the original "
                 f"files, or start a new run from its weights: init_from=…."
             )
+        if self._other_test(state_dict):
+            raise UserError(
+                f"the test images of {self.called} are not those that the run had when the checkpoint was written. "
+                f"Restore the original files, or test it on these images: python -m gridlstm.evaluate ckpt=…."
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self.check_goes_on(state_dict)
         else:
             self._read()
-            self.changed = state_dict["crc32"] != self.crc32
+            self.changed = state_dict["crc32"] != self.crc32 or self._other_test(state_dict)
         super().load_state_dict(state_dict)
+
+    def _other_test(self, state_dict: dict[str, Any]) -> bool:
+        return bool(state_dict.get("test_crc32", self.test_crc32) != self.test_crc32)
 
     def _read(self) -> None:
         """Read the images unless they have been read."""
@@ -63,7 +74,11 @@ class ImageBased(SequenceData):
             return
         train, test = self.source.read()
         self.divide(train, test)
-        checksum = 0
-        for part in train:
-            checksum = zlib.crc32(part.numpy().data, checksum)
-        self.crc32 = checksum
+        self.crc32, self.test_crc32 = _crc32(train), _crc32(test)
+
+
+def _crc32(part: Images) -> int:
+    checksum = 0
+    for x in part:
+        checksum = zlib.crc32(x.numpy().data, checksum)
+    return checksum

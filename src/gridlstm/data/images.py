@@ -18,8 +18,9 @@ from gridlstm.errors import UserError
 class ImageData(ImageBased, MapData):
     """Published set of images; the end of its training part is the validation split.
 
-    Pixels are scaled to mean 0 and variance 1 over the training split, channel by channel. Training images are shifted
-    and rotated anew in every epoch, by amounts that depend on (seed, epoch, image) alone.
+    Pixels are scaled to mean 0 and variance 1 over the training split, channel by channel. A checkpoint stores this
+    scaling, and a network that is evaluated on other images keeps it. Training images are shifted and rotated anew in
+    every epoch, by amounts that depend on (seed, epoch, image) alone.
 
     Args:
         source: the set.
@@ -85,6 +86,15 @@ class ImageData(ImageBased, MapData):
             "test": test,
         }
         self.mean, self.std = _moments(self._parts["train"].images)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()  # reads the images
+        return state | {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "mean" in state_dict:  # absent from checkpoints of older runs
+            self.mean, self.std = (torch.tensor(state_dict[name])[:, None, None] for name in ("mean", "std"))
 
     def _check_split(self, images: int) -> None:
         if self.num_val >= images:
