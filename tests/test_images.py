@@ -332,6 +332,7 @@ def test_validation_and_test_images_are_not_changed(directory: Path) -> None:
 def test_numbers_out_of_range_are_refused(directory: Path) -> None:
     for options, words in (
         ({"max_shift": -1}, "max_shift must be a number of pixels, 0 or more, got -1"),
+        ({"max_shift": 28}, "max_shift must be below the 28 pixels of an image's side, got 28"),
         ({"max_rotation": 200.0}, "max_rotation must be from 0 to 180 degrees, got 200"),
         ({"num_val": 0}, "num_val must be at least 1, got 0"),
     ):

@@ -174,11 +174,14 @@ def test_digits_move_straight_and_bounce(directory: Path) -> None:
     [
         (scenes, {"digit_size": 13}, r"digit_size must divide 28, got 13: choose one of 1, 2, 4, 7, 14, 28\."),
         (scenes, {"size": 10}, "size must be at least digit_size=14, got 10"),
-        (scenes, {"max_digits": 0}, "max_digits must be at least 1, got 0"),
+        (scenes, {"max_digits": 0}, "max_digits must be from 1 to 100, got 0"),
+        (scenes, {"max_digits": 10**6}, "max_digits must be from 1 to 100, got 1000000"),
         (videos, {"size": 14}, "size must be above digit_size=14, or digits have no room to move, got 14"),
-        (videos, {"num_digits": 0}, "num_digits must be at least 1, got 0"),
+        (videos, {"num_digits": 0}, "num_digits must be from 1 to 100, got 0"),
+        (videos, {"num_digits": 10**6}, "num_digits must be from 1 to 100, got 1000000"),
         (videos, {"frames": 0}, "frames must be at least 1, got 0"),
-        (videos, {"max_speed": 0}, "max_speed must be at least 1, got 0"),
+        (videos, {"max_speed": 0}, "max_speed must be from 1 to 6, the room of a digit on the canvas, got 0"),
+        (videos, {"max_speed": 10**20}, "max_speed must be from 1 to 6, the room of a digit on the canvas, got 10"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(

@@ -9,7 +9,7 @@ from torch import Tensor
 from gridlstm.data.base import PixelBatch
 from gridlstm.data.counter import random_words
 from gridlstm.data.image_files import ImageSource
-from gridlstm.data.placed_digits import PlacedDigits, paste
+from gridlstm.data.placed_digits import MOST_DIGITS, PlacedDigits, paste
 from gridlstm.data.spec import ImageSpec
 
 
@@ -34,10 +34,10 @@ class DigitScenes(PlacedDigits):
 
     Args:
         source, size, digit_size, batch_size, seed, num_val, num_test: see ``PlacedDigits``.
-        max_digits: N.
+        max_digits: N, at most ``MOST_DIGITS``.
 
     Raises:
-        ValueError: see ``PlacedDigits``, or ``max_digits`` is below 1.
+        ValueError: see ``PlacedDigits``, or ``max_digits`` is out of range.
     """
 
     INK = 0.25
@@ -54,8 +54,8 @@ class DigitScenes(PlacedDigits):
         num_test: int,
     ) -> None:
         super().__init__(source, size, digit_size, batch_size, seed, num_val, num_test)
-        if max_digits < 1:
-            raise ValueError(f"max_digits must be at least 1, got {max_digits}.")
+        if not 1 <= max_digits <= MOST_DIGITS:
+            raise ValueError(f"max_digits must be from 1 to {MOST_DIGITS}, got {max_digits}.")
         self.max_digits = max_digits
 
     @property

@@ -47,6 +47,9 @@ class ImageData(ImageBased, MapData):
         self.source = source
         self.num_val = num_val
         self.augmentation = Augmentation(max_shift, max_rotation)
+        side = min(source.spec.height, source.spec.width)
+        if max_shift >= side:
+            raise ValueError(f"max_shift must be below the {side} pixels of an image's side, got {max_shift}.")
         self._parts: dict[str, Images] | None = None
 
     @property

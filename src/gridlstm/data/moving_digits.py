@@ -9,7 +9,7 @@ from torch import Tensor
 from gridlstm.data.base import VideoBatch
 from gridlstm.data.counter import random_words
 from gridlstm.data.image_files import ImageSource
-from gridlstm.data.placed_digits import PlacedDigits, paste
+from gridlstm.data.placed_digits import MOST_DIGITS, PlacedDigits, paste
 from gridlstm.data.spec import VideoSpec
 
 
@@ -28,9 +28,9 @@ class MovingDigits(PlacedDigits):
 
     Args:
         source, size, digit_size, batch_size, seed, num_val, num_test: see ``PlacedDigits``.
-        num_digits: N.
+        num_digits: N, at most ``MOST_DIGITS``.
         frames: T; a sample has one more frame, the last to predict.
-        max_speed: largest speed along each side, in pixels a frame.
+        max_speed: largest speed along each side, in pixels a frame; at most r.
 
     Raises:
         ValueError: see ``PlacedDigits``, or a number is out of range.
@@ -52,11 +52,15 @@ class MovingDigits(PlacedDigits):
         num_test: int,
     ) -> None:
         super().__init__(source, size, digit_size, batch_size, seed, num_val, num_test)
-        for name, value in (("num_digits", num_digits), ("frames", frames), ("max_speed", max_speed)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        if size == digit_size:
+        room = size - digit_size
+        if room == 0:
             raise ValueError(f"size must be above digit_size={digit_size}, or digits have no room to move, got {size}.")
+        if not 1 <= num_digits <= MOST_DIGITS:
+            raise ValueError(f"num_digits must be from 1 to {MOST_DIGITS}, got {num_digits}.")
+        if frames < 1:
+            raise ValueError(f"frames must be at least 1, got {frames}.")
+        if not 1 <= max_speed <= room:
+            raise ValueError(f"max_speed must be from 1 to {room}, the room of a digit on the canvas, got {max_speed}.")
         self.num_digits = num_digits
         self.frames = frames
         self.max_speed = max_speed

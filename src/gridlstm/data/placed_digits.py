@@ -11,6 +11,9 @@ from gridlstm.data.generated import TEST, TRAIN, VAL, GeneratedData
 from gridlstm.data.image_based import ImageBased
 from gridlstm.data.image_files import Images, ImageSource
 
+MOST_DIGITS = 100
+"""Largest number of digits in a sample; a batch needs memory for each of them."""
+
 
 class PlacedDigits(ImageBased, GeneratedData):
     """Generated samples made of the digits of a published set.
