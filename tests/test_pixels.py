@@ -191,6 +191,14 @@ def test_sizes_that_do_not_fit_are_refused(
         make(directory, **options)
 
 
+@pytest.mark.parametrize(("train", "test"), [(3, 6), (60, 0)])
+def test_too_few_images_for_three_splits_are_refused(train: int, test: int, tmp_path: Path) -> None:
+    write_digits(tmp_path, train=train, test=test)
+    words = f"MNIST has {train} training images and {test} test images, expected at least 6 and 1: each split has"
+    with pytest.raises(UserError, match=words):
+        scenes(tmp_path)
+
+
 def test_coloured_images_are_refused(directory: Path) -> None:
     with pytest.raises(ValueError, match="source must have square images of one channel, got 3x32x32 pixels"):
         DigitScenes(Cifar10(str(directory)), 32, 16, 3, 8, 3, 10, 10)

@@ -10,6 +10,7 @@ from torch import Tensor
 from gridlstm.data.generated import TEST, TRAIN, VAL, GeneratedData
 from gridlstm.data.image_based import ImageBased
 from gridlstm.data.image_files import Images, ImageSource
+from gridlstm.errors import UserError
 
 MOST_DIGITS = 100
 """Largest number of digits in a sample; a batch needs memory for each of them."""
@@ -58,6 +59,16 @@ class PlacedDigits(ImageBased, GeneratedData):
         self.digit_size = digit_size
 
     def divide(self, train: Images, test: Images) -> None:
+        """Divide the digits into splits, and shrink them.
+
+        Raises:
+            UserError: a split would have no digits.
+        """
+        if len(train.images) < 6 or not len(test.images):
+            raise UserError(
+                f"{self.called} has {len(train.images):,} training images and {len(test.images):,} test images, "
+                f"expected at least 6 and 1: each split has digits of its own. Use other files: data_dir=…."
+            )
         first = len(train.images) - len(train.images) // 6
         parts = {TRAIN: (train, slice(first)), VAL: (train, slice(first, None)), TEST: (test, slice(None))}
         shrink = self.source.spec.height // self.digit_size
