@@ -218,7 +218,7 @@ def test_failed_download_raises_a_one_line_error(tmp_path: Path, monkeypatch: py
         raise RuntimeError("Error downloading x:\nTried http://x, got:\n<urlopen error>")
 
     for kind, source in (("MNIST", IdxFiles("MNIST", str(tmp_path))), ("CIFAR10", Cifar10(str(tmp_path)))):
-        monkeypatch.setattr(datasets, kind, fail)
+        monkeypatch.setattr(getattr(datasets, kind), "download", fail)
         with pytest.raises(
             UserError, match=r"could not be downloaded there: Error downloading x: Tried .*data_dir=…\.$"
         ):
@@ -235,12 +235,13 @@ def test_cifar_is_read_with_its_channels_first(tmp_path: Path, monkeypatch: pyte
     for name in names.values():
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [3, 1, 4, 1]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["x"]}))
-    with pytest.raises(UserError, match="is incomplete or damaged"):
+    monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("it downloads a folder that exists"))
+    source.prepare()
+    with pytest.raises(UserError, match=r"is incomplete or damaged: data_batch_1, .*test_batch, batches\.meta\. Exp"):
         source.read()
     for option, name in names.items():
         monkeypatch.setattr(datasets.CIFAR10, option, [[name, None]])
     monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
-    source.prepare()  # downloads nothing, because the files exist
     train, _ = source.read()
     assert train.images.shape == (4, *(source.spec.channels, source.spec.height, source.spec.width))
     assert train.images[2, 1, 5, 7] == pixels[2, 32 * 32 + 5 * 32 + 7]

@@ -276,22 +276,32 @@ class Cifar10(ImageSource):
 
     def prepare(self) -> None:
         self.check()
+        if not self._wrong():
+            return
         from torchvision.datasets import CIFAR10
 
         with _downloading(self.name, self.data_dir, self.folder):
-            CIFAR10(str(self.data_dir), download=True)
+            if not self.folder.exists():  # read refuses damaged files
+                CIFAR10(str(self.data_dir), download=True)
 
     def read(self) -> tuple[Images, Images]:
+        if wrong := self._wrong():
+            raise UserError(
+                f"{self.folder} is incomplete or damaged: {', '.join(wrong)}. Expected {self.name}'s own files. "
+                f"Remove it, and run again to download {self.name}."
+            )
         from torchvision.datasets import CIFAR10
 
-        try:
-            train, test = (CIFAR10(str(self.data_dir), train=train) for train in (True, False))
-        except RuntimeError as error:
-            raise UserError(
-                f"{self.folder} is incomplete or damaged. Expected {self.name}'s own files. "
-                f"Remove it, and run again to download {self.name}."
-            ) from error
+        train, test = (CIFAR10(str(self.data_dir), train=train) for train in (True, False))
         return _of_torchvision(train), _of_torchvision(test)
+
+    def _wrong(self) -> list[str]:
+        """Return the names of files that are missing or not the published ones."""
+        from torchvision.datasets import CIFAR10
+        from torchvision.datasets.utils import check_integrity
+
+        files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+        return [name for name, md5 in files if not check_integrity(self.folder / name, md5)]
 
 
 def _of_torchvision(part: Any) -> Images:
