@@ -89,8 +89,9 @@ class Run:
         if not self.config:
             return ("overrides", *sorted(item for item in self.given.items() if role(item[0]) is not Role.SEED))
         same = chosen(self.config, IDENTITY)
-        text = self.result.get("text")  # identifies a text better than a path: one text may be in two places
-        same |= chosen(self.config, {Role.SOURCE}) if text is None else {"text": text}
+        # A checksum identifies data better than a path: one text may be in two places. Older runs called it text.
+        data = self.result.get("data", self.result.get("text"))
+        same |= chosen(self.config, {Role.SOURCE}) if data is None else {"data": data}
         same |= {name: self.config.get(key) for name, key in _SAID.items()}
         return tuple((key, str(value)) for key, value in sorted(same.items()))
 

@@ -170,7 +170,7 @@ def describe(run: Run) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
         "state_size": task.state_size,
         "batch_size": run.data.batch_size,
-        **({"text": text} if (text := run.data.state_dict().get("crc32")) is not None else {}),
+        **({"data": data} if (data := run.data.state_dict().get("crc32")) is not None else {}),
         "processes": run.trainer.world_size,
         **provenance.describe(device),
     }
