@@ -29,13 +29,19 @@ def scans(
 ) -> tuple[list[tuple[bool, bool]], tuple[int, int]]:
     """Return the directions of each layer's scan, as in ``CORNERS``, and the place (row, column) where the last ends.
 
-    A scan ends in the opposite corner. The list of corners repeats if there are more layers.
+    A scan ends in the opposite corner. The list of corners repeats if there are more layers. The default list may be
+    longer than the number of layers; other lists may not.
 
     Raises:
-        UserError: the list is empty, or names a corner that an image does not have.
+        UserError: the list is empty or too long, or names a corner that an image does not have.
     """
-    if isinstance(corners, str) or not corners or any(corner not in CORNERS for corner in corners):
+    if not isinstance(corners, list | tuple) or not corners or any(corner not in list(CORNERS) for corner in corners):
         raise UserError(f"corners must be a list of {', '.join(CORNERS)}, got {corners!r}.")
+    if len(corners) > num_layers and list(corners) != list(CORNERS):
+        raise UserError(
+            f"corners must be a list of at most num_layers={num_layers} corners, one for each layer, got {corners!r}. "
+            f"Remove the last ones."
+        )
     directions = [CORNERS[corners[layer % len(corners)]] for layer in range(num_layers)]
     from_bottom, from_right = directions[-1]
     return directions, (0 if from_bottom else map_size[0] - 1, 0 if from_right else map_size[1] - 1)
@@ -58,7 +64,7 @@ class Grid3d(ImageModel):
         num_layers: L.
         patch: p, for patches of p x p pixels.
         corners: where each layer's scan begins, from the first layer on: top_left, bottom_right, top_right or
-            bottom_left. The list repeats if there are more layers.
+            bottom_left. The list repeats if there are more layers. Only the default may have more corners than layers.
         space: the cell along the rows and the columns, with separate weights for each.
         depth: the cell along depth. ``NonLSTM`` has no memory, and y = h.
         priority: "depth" if depth sees the new hidden vectors of the other two (section 3.2), or None.
