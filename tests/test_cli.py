@@ -83,6 +83,7 @@ def test_cfg_job_prints_the_configuration() -> None:
         ("transform@model.depht=lstm", ["model.depth"]),
         ("task.path=größe (1).txt", ["cannot be parsed", "\"task.path='größe (1).txt'\""]),
         ("logger=null", ["a group cannot be null"]),
+        ("stages={fit: 1}", ["error: stages={fit: 1} is not a list. Give stages=[…]."]),
         ("hydra.run.dir=/proc/nowhere", ["/proc/nowhere", "hydra.run.dir"]),
         ("--config-dir=nowhere", ["nowhere", "not found"]),
     ],

@@ -233,6 +233,7 @@ def test_best_checkpoint_is_the_latest_of_equal_scores(job: Job, tmp_path: Path)
     [
         ("parity", "grid2d", "takes a VectorModel, but model=grid2d is not one"),
         ("addition", "grid1d", "takes a SequenceModel, but model=grid1d is not one"),
+        ("mnist", "grid2d", "takes an ImageModel, but model=grid2d is not one"),
     ],
 )
 def test_a_model_that_does_not_suit_the_task_is_refused(job: Job, task: str, model: str, kind: str) -> None:

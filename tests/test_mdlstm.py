@@ -159,7 +159,7 @@ def test_random_mdlstm_memory_explodes_and_grid_memory_stays_bounded() -> None:
         ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, got 0"),
         ({"input_size": -1}, "input_size must be a whole number of at least 1, got -1"),
         ({"dimensions": 4}, "dimensions must be 1, 2 or 3, got 4"),
-        ({"cell": PeepholeLSTM()}, "made of LSTM cells, got PeepholeLSTM"),
+        ({"cell": PeepholeLSTM()}, "cell must be the LSTM of a multidimensional LSTM, got PeepholeLSTM"),
         ({"reverse": [True]}, "must have 2 values, one per dimension, got 1"),
         ({"sweep": "fast"}, "sweep must be auto or reference, got 'fast'"),
     ],

@@ -32,6 +32,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return f"{wrong} cannot be parsed. Quote this value: {as_typed(key, value)}"
     if found := re.search(r"Missing mandatory value: (\S+)", message):
         return f"a value is missing. Give {found.group(1)}=…"
+    if "object_type=list" in str(error.__cause__):
+        wrong = message.removeprefix("Error merging override ")
+        return f"{wrong} is not a list. Give {wrong.partition('=')[0]}=[…]."
     return f"{message}\nSee python train.py --help, or --cfg job for every option and its value."
 
 

@@ -171,7 +171,10 @@ class MDLSTM(Configured):
         if input_size != 0:  # 0: the layer reads only its sides
             check_at_least_one(input_size=input_size)
         if type(cell) is not LSTM:
-            raise UserError(f"a multidimensional LSTM is made of LSTM cells, got {type(cell).__name__}.")
+            raise UserError(
+                f"cell must be the LSTM of a multidimensional LSTM, got {type(cell).__name__}. "
+                f"Use transform@model.cell=lstm or lstm_standard."
+            )
         if reverse and len(reverse) != dimensions:
             raise UserError(f"reverse must have {dimensions} values, one per dimension, got {len(reverse)}.")
         if sweep not in SWEEPS:

@@ -44,9 +44,10 @@ def check_fit(cfg: DictConfig, option: str = "model") -> None:
     assert kind is not None, "a model is refused only by its type"
     nodes = {name: compose_model(name) for name in choices("model")}
     fitting = [name for name, node in nodes.items() if _unreadable(node) is None and fits(node, cfg.task)]
+    article = "an" if kind.__name__.startswith(("A", "E", "I", "O")) else "a"
     raise UserError(
-        f"task={cfg.run.task} takes a {kind.__name__}, but {option}={cfg.run.model} is not one. Models that fit: "
-        f"{', '.join(fitting) or 'none here'}."
+        f"task={cfg.run.task} takes {article} {kind.__name__}, but {option}={cfg.run.model} is not one. Models that "
+        f"fit: {', '.join(fitting) or 'none here'}."
     )
 
 
