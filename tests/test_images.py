@@ -1,5 +1,6 @@
 """Image classification, from the files to a tested network."""
 
+import csv
 import gzip
 import json
 import logging
@@ -547,9 +548,13 @@ def test_look_image_writes_a_table_and_a_picture(
     patch = [] if model == "cnn" else ["model.patch=7"]
     run_job(job(f"data_dir={directory}", *SMALL[:2], *patch, task="mnist", model=model))
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    table, picture = look_at({"what": "image", "ckpt": str(best), "images": "3"})
+    table, picture = look_at({"what": "image", "ckpt": str(best), "images": "11"})  # more than a batch
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert len(table.read_text().splitlines()) == 1 + (0 if model == "cnn" else 3 * 2 * 4 * 4)
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 11 * (28 * 28 + (0 if model == "cnn" else 2 * 4 * 4))
+    assert [row["class"] for row in rows if row["row"] == row["column"] == row["layer"] == "0"] == [*"01234567890"]
+    assert sum(float(row["gradient"]) for row in rows if row["layer"] == "0") > 0
 
 
 def test_gradients_over_an_image_are_those_of_the_chosen_logit(image_job: Callable[..., DictConfig]) -> None:

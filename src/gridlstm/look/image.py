@@ -71,18 +71,30 @@ def see(task: ClassifyImage, batch: ImageBatch) -> Seen:
 
 
 def look(data: SequenceData, task: ClassifyImage, images: int, out: Path) -> list[Path]:
-    """Write image.png and image.csv of the first images of the test; return both paths."""
-    batch: Any = next(test_batches(data))
-    seen = see(task, ImageBatch(batch.images[:images], batch.targets[:images]))
+    """Write image.png and image.csv of the first images of the test, or of all if it has fewer; return both paths."""
+    seen = see(task, _first(data, images))
     paths = [out / "image.csv", out / "image.png"]
     write_csv(paths[0], _rows(seen))
     write_png(paths[1], _draw(seen))
     return paths
 
 
+def _first(data: SequenceData, number: int) -> ImageBatch:
+    """Return the first images of the test in one batch, or all if it has fewer."""
+    batches: list[Any] = []
+    for batch in test_batches(data):
+        batches.append(batch)
+        if sum(len(each.targets) for each in batches) >= number:
+            break
+    return ImageBatch(*(torch.cat(parts)[:number] for parts in zip(*batches, strict=True)))
+
+
 def _rows(seen: Seen) -> list[Sequence[object]]:
+    """Return a row for each pixel, as layer 0 without h and m, and for each place of each layer."""
     rows: list[Sequence[object]] = [("image", "class", "chosen", "layer", "row", "column", "h", "m", "gradient")]
     for n, classes in enumerate(zip(seen.targets, seen.chosen, strict=True)):
+        pixels = seen.pixels[n].tolist()
+        rows += [(n, *classes, 0, y, x, None, None, g) for y, row in enumerate(pixels) for x, g in enumerate(row)]
         for number, layer in enumerate(seen.layers, start=1):
             maps = [x[n].tolist() for x in layer]
             places = [(y, x) for y in range(len(maps[0])) for x in range(len(maps[0][0]))]
