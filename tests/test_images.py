@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_rgb
 from omegaconf import DictConfig
 from tests.conftest import look_at
 from tests.image_files import digits, idx, write_digits
@@ -534,6 +535,22 @@ def test_mistakes_are_counted_and_the_worst_come_first(
     shown, names = drawn["shown"]
     assert torch.equal(shown, batch.images[order])
     assert names == [f"{batch.targets[n]} as {found[n]}" for n in order]
+
+
+def test_numbers_of_a_confusion_matrix_can_be_read() -> None:
+    """The contrast of text and background, as the Web Content Accessibility Guidelines define it, is above 4."""
+    counts = torch.arange(1, 101).view(10, 10)
+    axes = image_pictures.draw_confusion(counts).axes[0]
+    (shown,) = axes.get_images()
+    backgrounds = {str(int(n)): shown.to_rgba(shown.get_array())[divmod(int(n) - 1, 10)] for n in counts.flatten()}
+
+    def luminance(colour: Any) -> float:
+        linear = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(colour)]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    for text in axes.texts:
+        low, high = sorted([luminance(text.get_color()), luminance(backgrounds[text.get_text()])])
+        assert (high + 0.05) / (low + 0.05) > 4, text.get_text()
 
 
 def test_colours_are_drawn_as_colours_and_blank_images_as_blank() -> None:

@@ -114,11 +114,14 @@ def draw_confusion(counts: Tensor) -> "Figure":
     classes, wrong = len(counts), counts.clone().fill_diagonal_(0)
     figure = Figure(figsize=(2 + 0.4 * classes, 1.6 + 0.4 * classes), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(wrong.numpy(), cmap="Reds", vmin=0, vmax=max(1, int(wrong.max())))
+    most = max(1, int(wrong.max()))
+    axes.imshow(wrong.numpy(), cmap="Reds", vmin=0, vmax=most)
     for row in range(classes):
         for column in range(classes):
             if counts[row, column]:
-                axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", fontsize=7)
+                color = "white" if wrong[row, column] > 2 * most / 3 else "black"  # the largest values are dark red
+                text = str(int(counts[row, column]))
+                axes.text(column, row, text, color=color, ha="center", va="center", fontsize=7)
     axes.set_xticks(range(classes))
     axes.set_yticks(range(classes))
     axes.set_xlabel("classified as")
