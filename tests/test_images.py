@@ -139,8 +139,8 @@ pack = partial(
         (IMAGES, pack(WHOLE)[:-8] + bytes(8), "cannot be read: CRC check failed"),
         (IMAGES, pack(WHOLE[:-5]), r"has 47,051 bytes, expected 47,056 for 60 x 28 x 28 numbers"),
         (IMAGES, pack(WHOLE + b"x"), r"has 47,057 bytes, expected 47,056 for 60 x 28 x 28 numbers"),
-        (IMAGES, pack(b""), "begins with , expected images"),
-        (IMAGES, pack(WHOLE[:7]), "has 7 bytes, expected 16 for"),
+        (IMAGES, pack(b""), "is empty, expected images"),
+        (IMAGES, pack(WHOLE[:7]), "has 7 bytes, expected 16 or more: an idx file of images begins with its 3 extents"),
         (IMAGES, pack(b"\x89PNG and more"), "begins with 89504e47, expected images"),
         (IMAGES, pack(idx(digits(60)[1])), r"holds labels, expected images \(an idx file that begins"),
         (LABELS, pack(WHOLE), "holds images, expected labels"),
@@ -162,11 +162,22 @@ def test_damaged_or_foreign_file_is_named(
     assert "\n" not in message
 
 
+def test_packed_file_needs_the_name_of_one(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory / "mnist", tmp_path / "mnist")
+    (tmp_path / "mnist" / IMAGES).rename(tmp_path / "mnist" / FILES[0])
+    with pytest.raises(UserError, match=rf"is packed by gzip, so its name must end in \.gz\. Rename it to {IMAGES}\."):
+        data(tmp_path)
+
+
 def test_missing_file_of_a_set_is_named(directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory / "mnist", tmp_path / "mnist")
     (tmp_path / "mnist" / LABELS).unlink()
+    source = IdxFiles("MNIST", str(tmp_path))
     with pytest.raises(UserError, match=rf"lacks {FILES[1]} of MNIST's four files\. Put them there"):
-        IdxFiles("MNIST", str(tmp_path)).check()
+        source.check()
+    shutil.copytree(directory / "mnist", tmp_path / "MNIST" / "raw")
+    source.check()
+    assert len(source.read()[0].images) == 60
 
 
 def test_partial_download_is_completed_by_prepare(

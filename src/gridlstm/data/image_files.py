@@ -85,6 +85,12 @@ _IMAGES, _LABELS = 2051, 2049
 _HOLDS = {_IMAGES: "images", _LABELS: "labels"}
 
 
+def _idx_files(folder: Path) -> dict[str, Path]:
+    """Return the paths of the files that a folder has, by name; of two, the packed one."""
+    places = ((name, folder / f"{name}{suffix}") for name in FILES for suffix in ("", ".gz"))
+    return {name: path for name, path in places if path.is_file()}
+
+
 class IdxFiles(ImageSource):
     """MNIST (LeCun et al. 1998), or a set of the same form: 60,000 and 10,000 grey images of 28 x 28 pixels.
 
@@ -167,21 +173,19 @@ class IdxFiles(ImageSource):
         """Return the four files from the first folder that contains all of them, or None.
 
         Raises:
-            UserError: the user's own folder has only some of them. This is not an error in torchvision's
+            UserError: no folder has all of them, and the user's own has some. This is not an error in torchvision's
                 folder, because a download completes it.
         """
-        own, _ = self.folders
-        for folder in self.folders:
-            found = [next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None) for name in FILES]
-            files = [file for file in found if file is not None]
+        found = [_idx_files(folder) for folder in self.folders]
+        for files in found:
             if len(files) == len(FILES):
-                return files
-            if files and folder == own:
-                missing = [name for name, file in zip(FILES, found, strict=True) if file is None]
-                raise UserError(
-                    f"{folder} lacks {', '.join(missing)} of {self.name}'s four files. Put them there, packed (.gz) or "
-                    f"not. Or move the other files away and run again to download {self.name}."
-                )
+                return list(files.values())
+        if found[0]:
+            missing = [name for name in FILES if name not in found[0]]
+            raise UserError(
+                f"{self.folders[0]} lacks {', '.join(missing)} of {self.name}'s four files. Put them there, packed "
+                f"(.gz) or not. Or move the other files away and run again to download {self.name}."
+            )
         return None
 
     def _compare(self, files: list[Path], contents: list[bytes]) -> None:
@@ -222,9 +226,14 @@ class IdxFiles(ImageSource):
 
     def _unpacked(self, file: Path) -> bytes:
         try:
-            return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            content = file.read_bytes()
+            if file.suffix == ".gz":
+                return gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{file} cannot be read: {error}. {self._replace}") from error
+        if content.startswith(b"\x1f\x8b"):
+            raise UserError(f"{file} is packed by gzip, so its name must end in .gz. Rename it to {file.name}.gz.")
+        return content
 
     def _numbers(self, file: Path, content: bytes, expected: int) -> np.ndarray:
         """Return the numbers of an idx file as an array.
@@ -233,14 +242,20 @@ class IdxFiles(ImageSource):
         """
         magic = int.from_bytes(content[:4], "big")
         if magic != expected:
-            holds = f"holds {_HOLDS[magic]}" if magic in _HOLDS else f"begins with {content[:4].hex()}"
+            begins = f"begins with {content[:4].hex()}" if content else "is empty"
+            holds = f"holds {_HOLDS[magic]}" if magic in _HOLDS else begins
             raise UserError(
                 f"{file} {holds}, expected {_HOLDS[expected]} (an idx file that begins with {expected:08x}). "
                 f"{self._replace}"
             )
         dimensions = magic & 0xFF
         header = 4 + 4 * dimensions
-        extents = [int(x) for x in np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4")]
+        if len(content) < header:
+            raise UserError(
+                f"{file} has {len(content)} bytes, expected {header} or more: an idx file of {_HOLDS[magic]} begins "
+                f"with its {dimensions} extents. {self._replace}"
+            )
+        extents = np.frombuffer(content[4:header], ">u4").tolist()
         if len(content) != header + math.prod(extents):
             raise UserError(
                 f"{file} has {len(content):,} bytes, expected {header + math.prod(extents):,} for "
