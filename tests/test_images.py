@@ -352,6 +352,8 @@ def test_numbers_out_of_range_are_refused(directory: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             data(directory, **options)
+    with pytest.raises(ValueError, match=r"data_dir must be a directory, got the file .*t10k-labels-idx1-ubyte\.gz\."):
+        IdxFiles("MNIST", str(directory / "mnist" / f"{FILES[3]}.gz"))
     with pytest.raises(ValueError, match=r"name must be one of MNIST, FashionMNIST, got 'EMNIST'"):
         IdxFiles("EMNIST", str(directory))
 
@@ -609,6 +611,10 @@ def test_gradients_over_an_image_are_those_of_the_chosen_logit(image_job: Callab
 def test_look_image_refuses_invalid_requests(
     job: Callable[..., DictConfig], image_job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
+    run_job(image_job("trainer.max_steps=1", "task.val_every=1", "stages=[fit]", directory="images"))
+    for what in ("cells", "gates", "gradients"):
+        with pytest.raises(UserError, match=r"is of task=mnist\. Expected a network that reads .* or what=image for"):
+            look_at({"what": what, "ckpt": str(tmp_path / "images" / "checkpoints" / "best.ckpt")})
     run_job(job())
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match=r"what=image is for classifiers of images, but .* is of task=memorization"):

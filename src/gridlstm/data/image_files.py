@@ -38,6 +38,9 @@ class ImageSource:
 
     Args:
         data_dir: directory that is searched for the set, and to which a missing set is downloaded.
+
+    Raises:
+        ValueError: ``data_dir`` is a file.
     """
 
     name: str
@@ -48,6 +51,8 @@ class ImageSource:
 
     def __init__(self, data_dir: str) -> None:
         self.data_dir = Path(data_dir).expanduser()
+        if self.data_dir.is_file():
+            raise ValueError(f"data_dir must be a directory, got the file {data_dir}.")
 
     def check(self) -> None:
         """Raise UserError if the set is certainly not available, without reading or downloading it."""
@@ -102,7 +107,7 @@ class IdxFiles(ImageSource):
         data_dir: see ``ImageSource``.
 
     Raises:
-        ValueError: ``name`` is neither of these.
+        ValueError: ``name`` is neither of these, or see ``ImageSource``.
     """
 
     KINDS: ClassVar[Mapping[str, Kind]] = {

@@ -59,11 +59,16 @@ def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) 
         trust: packages whose code the run may use; see ``gridlstm.training.trust``.
 
     Raises:
-        UserError: if a checkpoint or option does not exist, code is not trusted, the text has changed, or weights do
-            not fit or are not finite.
+        UserError: if a checkpoint or option does not exist, code is not trusted, the text has changed, weights do not
+            fit or are not finite, or the network does not read sequences.
     """
     cfg, weights, data = _opened(checkpoint, overrides, trust)
-    start = make_sequence_task(cfg, data.spec)
+    start = make_task(cfg, data.spec)
+    if not isinstance(start, SequenceTask):
+        raise UserError(
+            f"{checkpoint} is of task={cfg.run.task}. Expected a network that reads sequences of symbols. Give one, or "
+            f"what=image for a classifier of images, what=alignment for a translation."
+        )
     if (origin := cfg.get("init_from")) is not None:
         if Path(origin).is_file():
             init_from(start, data, Path(origin))
