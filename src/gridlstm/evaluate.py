@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gridlstm.command import Parser, checkpoint_paths, number, packages, run_command
 from gridlstm.errors import UserError
-from gridlstm.files import to_json
+from gridlstm.files import check_different, to_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -143,6 +143,7 @@ def evaluate(
     if positions is not None and not positions.name:
         raise UserError(f"positions={positions} is not a file name. Give positions=STEM for STEM.csv and STEM.png.")
     checkpoints = [checkpoint, *others]
+    check_different(checkpoints)
     members = list(_members(checkpoints, overrides, trust)) if others else []
     run = build(config, data_state(config, content), split == "all", [member for member, _ in members])
     warn_of_change(run.data, overrides)
@@ -167,7 +168,8 @@ def evaluate(
     if positions is not None:
         log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
     if isinstance(run.task, Translate):
-        log.info("for BLEU: python -m gridlstm.translate split=%s ckpt=%s", split, ",".join(map(str, checkpoints)))
+        named = " ".join([f"ckpt={','.join(map(str, checkpoints))}", *(o for o in overrides if o.startswith("task."))])
+        log.info("for BLEU: python -m gridlstm.translate split=%s %s", split, named)
     stage = "val" if split == "val" else "test"
     found = {name: value for name, value in metrics(run).items() if name.startswith(f"{stage}/")}
     return {f"{split}/{name.partition('/')[2]}": value for name, value in found.items()}

@@ -94,8 +94,7 @@ def _check_option(config: DictConfig, override: str, file: str) -> None:
     key = override.partition("=")[0]
     if OmegaConf.is_dict(OmegaConf.select(config, key)):
         raise UserError(
-            f"{override} chooses from a group, which is fixed by the run. Set a single option of {file}, such as "
-            f"{key}.{next(iter(config[key]), '…')}=…"
+            f"{override} chooses from a group, which is fixed by the run. Set a single option of {file}, {key}.….=…"
         )
     parent, _, name = key.rpartition(".")
     siblings = OmegaConf.select(config, parent) if parent else config
