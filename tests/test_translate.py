@@ -488,11 +488,13 @@ def test_a_split_of_other_data_is_scored_with_options_of_the_run(
     translation_job: Callable[..., DictConfig],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
     given = {"ckpt": str(checkpoint), "split": "test", "beam": 1, "out": tmp_path / "new" / "t.tsv"}
     translate._run(dict(given), ["task.data.source.num_test=5"])
     assert json.loads(capsys.readouterr().out)["sentences"] == 5
+    assert "the run had task.data.source.num_test=8: the evaluated part may include training data" in caplog.text
     assert len((tmp_path / "new" / "t.tsv").read_text().splitlines()) == 6
     with pytest.raises(UserError, match=r"^task\.data\.source\.num_tests does not exist\. Did you mean num_test"):
         translate._run(dict(given), ["task.data.source.num_tests=5"])

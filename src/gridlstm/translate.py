@@ -57,6 +57,7 @@ _add(
 class Opened(NamedTuple):
     """Network of a checkpoint, with the configuration and the state from which its data can be read again."""
 
+    checkpoint: Path
     task: "Translate"
     config: "DictConfig"
     state: dict[str, Any]
@@ -106,7 +107,7 @@ def open_checkpoints(
         assert isinstance(task, Translate), "its data has two vocabularies"
         load_weights(task, content["state_dict"])
         try:
-            opened.append(Opened(task.eval().to(device), config, state))
+            opened.append(Opened(checkpoint, task.eval().to(device), config, state))
         except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
             raise UserError(
                 f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
@@ -150,11 +151,12 @@ def score(translator: "Translator", opened: Opened, split: str, out: Path | None
     from gridlstm.data.translation import TranslationData
     from gridlstm.training.build import make_data
     from gridlstm.training.callbacks.translations import table
-    from gridlstm.training.checkpoint import warn_of_change
+    from gridlstm.training.checkpoint import warn_of_change, warn_of_splits
 
     check_installed()
     data = cast(TranslationData, make_data(opened.config, opened.state))
     warn_of_change(data, overrides)
+    warn_of_splits(data, opened.config, opened.checkpoint, overrides)
     which: Any = split
     sources, references = data.sources(which), data.references(which)
     found = translator.best_texts(sources)
