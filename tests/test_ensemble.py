@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path
     found = evaluate(first, "test", [], others=others)
     assert found["test/bpc"] == pytest.approx(bits / (len(text) - 1), rel=1e-9)
     assert found["test/bpc"] < max(evaluate(path, "test", [])["test/bpc"] for path in checkpoints)
-    alone, twice = (evaluate(first, "test", [], others=others)["test/bpc"] for others in ([], [first]))
+    copied = shutil.copy(first, first.with_name("copy.ckpt"))
+    alone, twice = (evaluate(first, "test", [], others=others)["test/bpc"] for others in ([], [copied]))
     assert twice == pytest.approx(alone, rel=1e-12), "the weights must be loaded and used in double precision"
 
 
@@ -82,7 +84,10 @@ def test_members_have_the_models_options_and_one_text(
     one, two = (tmp_path / name / "checkpoints" / "best.ckpt" for name in ("one", "two"))
     short = ["model.window=2"]
     alone = evaluate(one, "test", short)["test/bpc"]
-    assert evaluate(one, "test", short, others=[one])["test/bpc"] == pytest.approx(alone)
+    with pytest.raises(UserError, match=r"one/checkpoints/best\.ckpt is given twice, and would count twice"):
+        evaluate(one, "test", short, others=[one])
+    copied = shutil.copy(one, one.with_name("copy.ckpt"))
+    assert evaluate(one, "test", short, others=[copied])["test/bpc"] == pytest.approx(alone)
     assert evaluate(one, "test", [])["test/bpc"] != alone
     assert "trained on another text" not in caplog.text
     evaluate(one, "test", [], others=[two])

@@ -180,6 +180,7 @@ def plan(
         return slice(rows[0], rows[-1] + 1) if contiguous else torch.tensor(rows, device=device)
 
     layers = [list(together) for _, together in groupby(places, key=layer)]
+    numbers = [lexicographic[place] for place in places]
     return Plan(
         blocks=len(places),
         exits=tuple(prod(extents) // extent for extent in extents),
@@ -187,8 +188,8 @@ def plan(
         layers=tuple((group(blocks), groups(blocks)) for blocks in layers) if order == "layer" else (),
         entries=tuple(torch.tensor([row[place] for place in sides[n]], device=device) for n in range(N)),
         successors=tuple(torch.tensor([target[n][place] for place in places], device=device) for n in range(N)),
-        order=(numbers := torch.tensor([lexicographic[place] for place in places], device=device)),
-        row_of=numbers.argsort(),
+        order=torch.tensor(numbers, device=device),
+        row_of=torch.tensor(sorted(range(len(numbers)), key=numbers.__getitem__), device=device),
         copy_of=torch.tensor([copy_numbers[copy(place)] for place in places], device=device),
         by_copy=tuple(map(joined, rows_by_copy.values())),
     )
