@@ -374,6 +374,7 @@ def test_a_run_is_trained_resumed_bit_for_bit_and_evaluated(
     assert all(torch.equal(x, parts["state_dict"][name]) for name, x in whole["state_dict"].items())
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert result["test"]["test/error"] == pytest.approx(1 - result["test"]["test/accuracy"])
+    assert result["foreign_files"] == [f"{name}.gz" for name in FILES], "the report names runs on other images"
     best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
     assert evaluate(best, "test", []) == pytest.approx(result["test"], rel=1e-6)
     with pytest.raises(

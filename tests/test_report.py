@@ -513,6 +513,20 @@ def test_report_includes_incomplete_run_directories(tmp_path: Path) -> None:
             places([str(tmp_path)], out)
 
 
+def test_report_names_runs_on_files_that_are_not_the_published_ones(tmp_path: Path) -> None:
+    for name, files in (("genuine", {}), ("substitute", {"foreign_files": ["train-labels-idx1-ubyte.gz"]})):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        found = {"status": "completed", "task": "mnist", "monitor": "val/error", "best": {"val/error": 0.5}}
+        (tmp_path / "runs" / name / "result.json").write_text(json.dumps(found | files))
+    lines = report([tmp_path / "runs"], tmp_path / "out")
+    assert len(lines) == 2
+    assert lines[1].endswith("runs/substitute: on other data than the published: train-labels-idx1-ubyte.gz")
+    assert "* `../runs/substitute`: train-labels-idx1-ubyte.gz\n" in (tmp_path / "out" / "report.md").read_text()
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "out" / "report.html").read_text(), re.DOTALL)
+    assert data is not None
+    assert json.loads(data[1])["other"] == [{"name": "../runs/substitute", "files": "train-labels-idx1-ubyte.gz"}]
+
+
 def test_runs_without_configuration_are_distinguished_by_their_result(tmp_path: Path) -> None:
     def result(model: str, seed: int) -> dict[str, Any]:
         said = {"task": "text", "model": model, "experiment": "some", "seed": seed, "monitor": "val/loss"}

@@ -143,6 +143,11 @@ class SequenceData(L.LightningDataModule):
         return type(self).__name__
 
     @property
+    def foreign_files(self) -> tuple[str, ...]:
+        """Names of files that differ from those of the published data set."""
+        return ()
+
+    @property
     def vocabulary(self) -> Vocabulary | None:
         """Symbols by their ids; None if the data is not text."""
         return None

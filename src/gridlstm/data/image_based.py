@@ -27,6 +27,10 @@ class ImageBased(SequenceData):
     def called(self) -> str:
         return self.source.name
 
+    @property
+    def foreign_files(self) -> tuple[str, ...]:
+        return self.source.foreign
+
     def divide(self, train: Images, test: Images) -> None:
         """Store the images in splits, once they have been read."""
         raise NotImplementedError(f"{type(self).__name__} must define divide")

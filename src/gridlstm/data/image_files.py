@@ -48,6 +48,8 @@ class ImageSource:
     spec: ImageSpec
     sizes: tuple[int, int]
     """Number of training images and number of test images in the published set."""
+    foreign: tuple[str, ...] = ()
+    """Names of the files that ``read`` found to differ from the published ones."""
 
     def __init__(self, data_dir: str) -> None:
         self.data_dir = Path(data_dir).expanduser()
@@ -194,19 +196,19 @@ class IdxFiles(ImageSource):
         return None
 
     def _compare(self, files: list[Path], contents: list[bytes]) -> None:
-        """Log a warning if the files do not have the published contents."""
+        """Set ``foreign``, and log a warning if there are any."""
         expected = self.KINDS[self.name].md5
-        others = [
+        self.foreign = tuple(
             file.name
             for name, file, content in zip(FILES, files, contents, strict=True)
             if hashlib.md5(content).hexdigest() != expected[name]
-        ]
-        if others:
+        )
+        if self.foreign:
             log.warning(
                 "some files of %s in %s are not the published ones, so results are for other data: %s",
                 self.name,
                 files[0].parent,
-                ", ".join(others),
+                ", ".join(self.foreign),
             )
 
     def _part(self, of_images: tuple[Path, bytes], of_labels: tuple[Path, bytes]) -> Images:

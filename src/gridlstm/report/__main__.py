@@ -13,7 +13,7 @@ from gridlstm.report.published_figure import figure_picture
 from gridlstm.report.runs import find_runs
 from gridlstm.report.sizes import depth_picture, size_picture
 from gridlstm.report.tables import make_tables
-from gridlstm.report.text import comma_separated, latex, markdown, not_completed, summary
+from gridlstm.report.text import comma_separated, latex, markdown, not_completed, on_other_data, summary
 
 PARSER = Parser(
     "report",
@@ -58,7 +58,12 @@ def report(roots: list[Path], out: Path) -> list[str]:
     write_text(out / "report.tex", latex(tables))
     write_text(out / "report.html", page(tables, runs, out))
     lost = not_completed(runs, Path.cwd())
-    return [summary(runs), *(f"  {name}: {status}. {error}" for name, status, error in lost)]
+    others = on_other_data(runs, Path.cwd())
+    return [
+        summary(runs),
+        *(f"  {name}: {status}. {error}" for name, status, error in lost),
+        *(f"  {name}: on other data than the published: {files}" for name, files in others),
+    ]
 
 
 def main() -> None:

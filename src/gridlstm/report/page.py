@@ -9,7 +9,7 @@ from gridlstm.report.beside import beside
 from gridlstm.report.curves import thinned
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import Cell, Spread, Table, evidence
-from gridlstm.report.text import not_completed, relative, shown, summary
+from gridlstm.report.text import not_completed, on_other_data, relative, shown, summary
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -26,6 +26,7 @@ def page(tables: Sequence[Table], runs: Sequence[Run], directory: Path) -> str:
         "lost": [
             {"name": name, "status": status, "error": error} for name, status, error in not_completed(runs, directory)
         ],
+        "other": [{"name": name, "files": files} for name, files in on_other_data(runs, directory)],
         "tables": [
             {
                 "title": table.title,

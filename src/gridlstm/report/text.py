@@ -56,6 +56,10 @@ def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pict
     if lost := not_completed(runs, directory):
         parts.append("## Not completed\n")
         parts += [f"* `{name}` **{status}** {error}" for name, status, error in lost]
+    if others := on_other_data(runs, directory):
+        parts.append("\n## Other data\n")
+        parts.append("These runs read files that are not the published ones. Published numbers do not apply to them.\n")
+        parts += [f"* `{name}`: {files}" for name, files in others]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -117,6 +121,15 @@ def not_completed(runs: Sequence[Run], directory: Path) -> list[tuple[str, str, 
         (relative(run.directory, directory), run.status, _first_line(run.result.get("error", reasons.get(run.status))))
         for run in runs
         if run.status != "completed"
+    ]
+
+
+def on_other_data(runs: Sequence[Run], directory: Path) -> list[tuple[str, str]]:
+    """Return (path relative to ``directory``, file names) of every run with files that are not the published ones."""
+    return [
+        (relative(run.directory, directory), ", ".join(files))
+        for run in runs
+        if (files := run.result.get("foreign_files"))
     ]
 
 

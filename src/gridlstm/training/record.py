@@ -171,6 +171,7 @@ def describe(run: Run) -> dict[str, Any]:
         "state_size": task.state_size,
         "batch_size": run.data.batch_size,
         **({"data": data} if (data := run.data.state_dict().get("crc32")) is not None else {}),
+        **({"foreign_files": list(foreign)} if (foreign := run.data.foreign_files) else {}),
         "processes": run.trainer.world_size,
         **provenance.describe(device),
     }
