@@ -122,11 +122,11 @@ def test_batches_have_pairs_of_similar_lengths_in_random_order() -> None:
         assert sorted(order) == list(range(4003))
         begin = -epoch * 4003 % 16
         whole = lengths[order[begin : begin + (4003 - begin) // 16 * 16]].reshape(-1, 16, 2)
-        spread = np.ptp(whole[:, :, 1], axis=1)
-        assert spread.mean() < 5, "target lengths are from 1 to 59"
-        longest = whole[:, :, 1].max(axis=1)
-        assert 0.2 < (np.diff(longest) > 0).mean() < 0.8
-        assert len(whole) > 4 * CHUNK
+        longest = whole.max(axis=1)
+        padded = longest.prod(axis=1).sum() * 16 / whole.prod(axis=2).sum()
+        assert padded < 1.2, "pairs in random order have 3.0 times as many places as without padding"
+        assert all(0.2 < (np.diff(side) > 0).mean() < 0.8 for side in longest.T)
+        assert len(whole) > 2 * CHUNK
     assert not np.array_equal(bucketed(lengths, 16, 7, 0), bucketed(lengths, 16, 8, 0))
 
 
@@ -475,8 +475,12 @@ def test_the_genuine_multi30k_is_read_in_pieces(real_data: Path, tmp_path: Path)
     assert [len(made.dataset(split)) for split in ("train", "val", "test")] == [29_000, 1_014, 1_000]  # type: ignore[arg-type]
     assert (made.spec.source_size, made.spec.target_size) == (6000, 6000)
     assert (made.spec.source_length, made.spec.target_length) == (16, 15)
-    filled = [float(batch.loss_mask.double().mean()) for batch in batches(made, 453)]
-    assert np.mean(filled) > 0.95
+    masks = [(batch.source_mask.double(), batch.loss_mask.double()) for batch in batches(made, 453)]
+    filled = [
+        float((source.sum(1) * target.sum(1)).mean()) / (source[0].numel() * target[0].numel())
+        for source, target in masks
+    ]
+    assert np.mean(filled) > 0.8, "the pairs of a source and a target place that are not padding"
     assert made.sources("test")[0] == "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt."
     assert made.references("test")[0] == ["A man in an orange hat starring at something."]
 
