@@ -618,9 +618,9 @@ def test_look_image_refuses_invalid_requests(
             look_at({"what": what, "ckpt": str(tmp_path / "images" / "checkpoints" / "best.ckpt")})
     run_job(job())
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    with pytest.raises(UserError, match=r"what=image is for classifiers of images, but .* is of task=memorization"):
+    with pytest.raises(UserError, match=r"what=image cannot show .*, which is of task=memorization\. .* task=mnist"):
         look_at({"what": "image", "ckpt": str(best)})
-    with pytest.raises(UserError, match="images must be a whole number of at least 1 and at most 24, got '25'"):
+    with pytest.raises(UserError, match="images must be at most 24 with what=image, got 25"):
         look_at({"what": "image", "ckpt": str(best), "images": "25"})
     with pytest.raises(UserError, match="what=image needs one checkpoint"):
         look_at({"what": "image"})

@@ -1,5 +1,6 @@
 """Tasks on pixels and on moving images, from the digits to a tested network and its pictures."""
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins.precision import Precision
 from omegaconf import DictConfig
+from tests.conftest import look_at
 from tests.image_files import write_digits
 from torch import Tensor
 
@@ -34,6 +36,7 @@ from gridlstm.models.pixel_lstm import PixelLSTM
 from gridlstm.models.pixelcnn import PixelCNN
 from gridlstm.tasks.predict_pixels import PredictPixels
 from gridlstm.training.build import make_data, make_task, unread_data
+from gridlstm.training.callbacks.pixel_pictures import draw_samples
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
 from gridlstm.training.match import count_flops, count_parameters, match_size
@@ -237,6 +240,33 @@ def test_a_run_is_trained_resumed_bit_for_bit_evaluated_and_drawn(
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.png")}
     assert set(pictures) == {PICTURES[task], "learning_curve.png"}
     assert pictures[PICTURES[task]].startswith(b"\x89PNG")
+
+
+def test_look_draws_images_of_a_checkpoint(
+    pixel_job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(self: PredictPixels, number: int, seed: int) -> torch.Tensor:
+        return torch.randint(2, (number, 28, 28), generator=torch.Generator().manual_seed(seed))
+
+    monkeypatch.setattr(PredictPixels, "sample", sample)  # drawing takes 784 passes
+    for task in ("mnist_pixels", "moving_digits"):
+        run_job(pixel_job(task, "trainer.max_steps=1", "stages=[fit]", directory=task))
+    best = tmp_path / "mnist_pixels" / "checkpoints" / "best.ckpt"
+    table, picture = look_at({"what": "drawn", "ckpt": str(best), "images": "5", "seed": "3"})
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader(table.open()))
+    expected = sample(None, 5, 3)  # type: ignore[arg-type]
+    assert len(rows) == 5 * 28
+    assert [int(pixel) for row in rows for pixel in row["pixels"]] == expected.flatten().tolist()
+    with pytest.raises(UserError, match=r"what=drawn cannot show .*, which is of task=moving_digits\. .*=mnist_pixels"):
+        look_at({"what": "drawn", "ckpt": str(tmp_path / "moving_digits" / "checkpoints" / "best.ckpt")})
+
+
+@pytest.mark.parametrize("number", [1, 5, 16])
+def test_a_picture_of_samples_has_all_of_them(number: int) -> None:
+    shown = draw_samples(torch.ones(number, 2, 3), torch.zeros(3, 2, 3)).axes[0]
+    assert shown.get_title() == f"{number} images drawn by the network"
+    assert float(shown.get_images()[0].get_array().sum()) == 6 * number
 
 
 @pytest.mark.parametrize("task", TASKS)

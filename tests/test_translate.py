@@ -19,14 +19,16 @@ from tests.test_translation_models import MAKE, task_of
 from gridlstm import translate
 from gridlstm.bleu import bleu
 from gridlstm.data.spec import PairSpec
+from gridlstm.data.translation import TranslationData
 from gridlstm.data.words import BOS, EOS, UNK, Words, vocabulary_from
 from gridlstm.decoding import Networks, beam_search
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.look import alignment
 from gridlstm.look.alignment import align
-from gridlstm.look.load import load_translation
+from gridlstm.look.load import load_task
 from gridlstm.tasks.ensemble import TranslateTogether
+from gridlstm.tasks.translate import Translate
 from gridlstm.training.build import build, make_data
 from gridlstm.training.callbacks.translations import table
 from gridlstm.training.checkpoint import load_content
@@ -63,6 +65,12 @@ def translation_job(job: Callable[..., DictConfig], tmp_path: Path) -> Callable[
 def trained(translation_job: Callable[..., DictConfig], tmp_path: Path, *options: str, **named: str) -> Path:
     run_job(translation_job(*options, **named))
     return tmp_path / named.get("directory", "run") / "checkpoints" / "best.ckpt"
+
+
+def opened(checkpoint: Path) -> tuple[TranslationData, Translate]:
+    data, task = load_task(checkpoint, [], [], Translate, "alignment", "translation")
+    assert isinstance(data, TranslationData)
+    return data, task
 
 
 def small_translator(**options: Any) -> Translator:
@@ -351,7 +359,7 @@ def test_sentences_too_long_for_a_picture_are_left_out(
     translation_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
-    data, task = load_translation(checkpoint, [])
+    data, task = opened(checkpoint)
     sources = data.sources("test")
     sources[0] = "红" * 41
     with caplog.at_level("INFO"):
@@ -379,7 +387,7 @@ def test_influence_is_the_gradient_of_each_target_symbol(
     translation_job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     checkpoint = trained(translation_job, tmp_path, "stages=[fit]", model="reencoder")
-    data, task = load_translation(checkpoint, [])
+    data, task = opened(checkpoint)
     task.double()
     sentence = data.sources("test")[0]
     found = align(task, data, sentence, beam=1)
@@ -412,7 +420,7 @@ def test_influence_is_the_gradient_of_each_target_symbol(
 
 def test_look_refuses_to_align_other_tasks(job: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
-    with pytest.raises(UserError, match=r"what=alignment is for translations, but .* is of task=memorization"):
+    with pytest.raises(UserError, match=r"what=alignment cannot show .*, which is of task=memorization"):
         look_at({"what": "alignment", "ckpt": str(tmp_path / "run" / "checkpoints" / "best.ckpt")})
 
 

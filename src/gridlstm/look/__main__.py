@@ -3,7 +3,7 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gridlstm.command import Parser, checkpoint_paths, from_one, numbers, packages, run_command
 from gridlstm.errors import UserError, within_memory
@@ -28,6 +28,7 @@ PARSER = Parser(
   gates        how often gates are closed or open, by layer; --symbols 10000 of a text or all of a shorter one; for
                other tasks, about 10000 steps of test batches
   image        a classifier of images: the pixels that decide, and the memories of each layer; --images 6 of the test
+  drawn        --images 16 that a network of task=mnist_pixels draws with seed=1, beside images of the test
   alignment    a translation: which source words move which target word, by gradients, and the attention if the network
                has it; the first --sentences 4 of the test
   activation   the 1-LSTM as an activation function; --memory=-2,-1,0,1,2 --weights 1,2,3,4 (of u, f, o, c), or seed=1
@@ -40,14 +41,14 @@ PARSER.add_argument("--what", required=True, help="one of these pictures")
 PARSER.add_argument("--ckpt", metavar="CHECKPOINT[,…]", help="files in run directories")
 PARSER.add_argument("--out", metavar="DIRECTORY", help="directory of pictures and tables")
 
-MOST, MOST_IMAGES, MOST_SENTENCES = 1_000_000, 24, 20
-"""Largest number of steps or layers of a new network, and of images and sentences in one picture."""
+MOST, MOST_IMAGES, MOST_DRAWN, MOST_SENTENCES = 1_000_000, 24, 100, 20
+"""Largest number of steps or layers of a new network, and of images, drawn images and sentences in one picture."""
 
 PARSER.add_argument("--steps", type=from_one(MOST), help="time steps")
 PARSER.add_argument("--layers", type=from_one(MOST), help="layers of new networks")
 PARSER.add_argument("--model", metavar="MODEL[,…]", help="new networks")
 PARSER.add_argument("--symbols", type=from_one(), help="symbols of a text")
-PARSER.add_argument("--images", type=from_one(MOST_IMAGES), help="images of a test")
+PARSER.add_argument("--images", type=from_one(MOST_DRAWN), help="images in one picture")
 PARSER.add_argument("--sentences", type=from_one(MOST_SENTENCES), help="sentences of a test")
 PARSER.add_argument("--memory", type=numbers, metavar="NUMBER[,…]", help="values of m")
 PARSER.add_argument("--weights", type=numbers, metavar="U,F,O,C", help="four numbers")
@@ -64,6 +65,7 @@ MODES: dict[str, frozenset[str]] = {
     "cells": frozenset({"symbols"}),
     "gates": frozenset({"symbols"}),
     "image": frozenset({"images"}),
+    "drawn": frozenset({"images"}),
     "alignment": frozenset({"sentences"}),
     "activation": frozenset({"memory", "weights"}),
 }
@@ -90,7 +92,7 @@ def look(given: dict[str, Any], overrides: list[str]) -> list[Path]:
     if unread := sorted(set(given) - MODES[what] - {"what", "ckpt", "out", "trust"}):
         raise UserError(f"{unread[0]} has no effect on what={what}. Remove it.")
     named = checkpoint_paths(given["ckpt"]) if "ckpt" in given else []
-    of_one = {"cells": _cells, "gates": _gates, "image": _image, "alignment": _alignment}
+    of_one = {"cells": _cells, "gates": _gates, "image": _image, "drawn": _drawn, "alignment": _alignment}
     if what in of_one and len(named) != 1:
         raise UserError(f"what={what} needs one checkpoint. Give ckpt=outputs/…/checkpoints/best.ckpt.")
     out = writable(Path(given["out"]) if "out" in given else _beside(named))
@@ -116,15 +118,11 @@ def _activation(checkpoints: list[Path], out: Path, given: dict[str, Any], overr
 
     if checkpoints:
         raise UserError("what=activation shows a single unit without a checkpoint. Replace ckpt by weights.")
-    seeds = [override for override in overrides if override.startswith("seed=")]
-    if others := [override for override in overrides if override not in seeds]:
+    seed, others = _seed(overrides)
+    if others:
         raise UserError(f"what=activation has no option {others[0].partition('=')[0]}. Remove it.")
-    if "weights" in given and seeds:
+    if "weights" in given and overrides:
         raise UserError("weights and seed exclude each other: seed draws weights. Remove one of them.")
-    try:
-        seed = from_one()(seeds[-1].partition("=")[2]) if seeds else 1
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"seed {error}.") from error
     return write(panels(given.get("weights"), seed), given.get("memory", [-2, -1, 0, 1, 2]), out)
 
 
@@ -199,18 +197,43 @@ def _gates(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[s
 
 def _image(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
     from gridlstm.look import image
-    from gridlstm.look.load import load_classifier
+    from gridlstm.look.load import load_task
+    from gridlstm.tasks.classify_image import ClassifyImage
 
-    data, task = load_classifier(checkpoint, overrides, given.get("trust", []))
-    return image.look(data, task, given.get("images", 6), out)
+    if (images := given.get("images", 6)) > MOST_IMAGES:
+        raise UserError(f"images must be at most {MOST_IMAGES} with what=image, got {images}.")
+    data, task = load_task(checkpoint, overrides, given.get("trust", []), ClassifyImage, "image", "mnist")
+    return image.look(data, task, images, out)
 
 
 def _alignment(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
+    from gridlstm.data.translation import TranslationData
     from gridlstm.look import alignment
-    from gridlstm.look.load import load_translation
+    from gridlstm.look.load import load_task
+    from gridlstm.tasks.translate import Translate
 
-    data, task = load_translation(checkpoint, overrides, given.get("trust", []))
-    return alignment.look(data, task, given.get("sentences", 4), out)
+    data, task = load_task(checkpoint, overrides, given.get("trust", []), Translate, "alignment", "translation")
+    return alignment.look(cast(TranslationData, data), task, given.get("sentences", 4), out)
+
+
+def _drawn(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
+    from gridlstm.look import drawn
+    from gridlstm.look.load import load_task
+    from gridlstm.tasks.predict_pixels import PredictPixels
+
+    seed, others = _seed(overrides)
+    data, task = load_task(checkpoint, others, given.get("trust", []), PredictPixels, "drawn", "mnist_pixels")
+    return drawn.look(data, task, given.get("images", 16), seed, out)
+
+
+def _seed(overrides: list[str]) -> tuple[int, list[str]]:
+    """Return the seed, 1 by default, and the other options."""
+    seeds = [override for override in overrides if override.startswith("seed=")]
+    try:
+        seed = from_one()(seeds[-1].partition("=")[2]) if seeds else 1
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"seed {error}.") from error
+    return seed, [override for override in overrides if override not in seeds]
 
 
 def _symbols(asked: int | None, text: "Text", default: int) -> int:

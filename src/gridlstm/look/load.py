@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,20 +18,20 @@ from torch import Tensor
 from gridlstm.config import compose
 from gridlstm.data.base import Batch, SequenceData
 from gridlstm.data.spec import Spec
-from gridlstm.data.translation import TranslationData
 from gridlstm.data.vocabulary import Vocabulary
 from gridlstm.errors import UserError
 from gridlstm.explain import explain
 from gridlstm.models.base import ImageModel, PixelModel, VideoModel
 from gridlstm.models.translation import TranslationModel
-from gridlstm.tasks.classify_image import ClassifyImage
+from gridlstm.tasks.base import Task
 from gridlstm.tasks.sequence import SequenceTask
-from gridlstm.tasks.translate import Translate
 from gridlstm.training.build import make_data, make_sequence_task, make_task
 from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
 from gridlstm.training.init_from import init_from
 
 log = logging.getLogger(__name__)
+
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 class Text(NamedTuple):
@@ -79,39 +79,25 @@ def load(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()) 
     return Trained(cfg.run.model, data, start.eval(), task.eval())
 
 
-def load_classifier(
-    checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()
-) -> tuple[SequenceData, ClassifyImage]:
-    """Load a checkpoint of a classifier of images, as ``load`` does; return its data and the trained task.
+def load_task(
+    checkpoint: Path, overrides: Sequence[str], trust: Sequence[str], kind: type[AnyTask], what: str, example: str
+) -> tuple[SequenceData, AnyTask]:
+    """Load a checkpoint of a kind of task, as ``load`` does; return its data and the trained task.
+
+    Args:
+        checkpoint, overrides, trust: see ``load``.
+        kind: class of the task.
+        what, example: name of the picture, and of a task that suits it, for errors.
 
     Raises:
-        UserError: if the checkpoint is of another task, or see ``load``.
+        UserError: if the checkpoint is of another kind of task, or see ``load``.
     """
     cfg, weights, data = _opened(checkpoint, overrides, trust)
     task = make_task(cfg, data.spec)
-    if not isinstance(task, ClassifyImage):
+    if not isinstance(task, kind):
         raise UserError(
-            f"what=image is for classifiers of images, but {checkpoint} is of task={cfg.run.task}. Give a checkpoint "
-            f"of such a task, such as task=mnist."
-        )
-    load_weights(task, weights)
-    return data, task.eval()
-
-
-def load_translation(
-    checkpoint: Path, overrides: Sequence[str], trust: Sequence[str] = ()
-) -> tuple[TranslationData, Translate]:
-    """Load a checkpoint of a translation, as ``load`` does; return its data and the trained task.
-
-    Raises:
-        UserError: if the checkpoint is of another task, or see ``load``.
-    """
-    cfg, weights, data = _opened(checkpoint, overrides, trust)
-    task = make_task(cfg, data.spec)
-    if not isinstance(task, Translate) or not isinstance(data, TranslationData):
-        raise UserError(
-            f"what=alignment is for translations, but {checkpoint} is of task={cfg.run.task}. Give a checkpoint of "
-            f"task=translation or tatoeba."
+            f"what={what} cannot show {checkpoint}, which is of task={cfg.run.task}. Give a checkpoint of a task such "
+            f"as task={example}."
         )
     load_weights(task, weights)
     return data, task.eval()

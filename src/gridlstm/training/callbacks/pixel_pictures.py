@@ -3,11 +3,13 @@
 Shape legend: N pictures, T frames, (H, W) rows and columns of pixels.
 """
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -88,10 +90,11 @@ def draw_samples(samples: Tensor, images: Tensor) -> "Figure":
     for axes, shown, title in zip(
         figure.subplots(1, 2), (samples, images), ("drawn by the network", "of the test"), strict=True
     ):
-        side = max(1, int(len(shown) ** 0.5))
-        rows = [torch.cat(list(row), dim=1) for row in shown[: side**2].unflatten(0, (-1, side))]
+        side = math.ceil(math.sqrt(len(shown)))
+        filled = F.pad(shown, (0, 0, 0, 0, 0, -len(shown) % side))
+        rows = [torch.cat(list(row), dim=1) for row in filled.unflatten(0, (-1, side))]
         axes.imshow(torch.cat(rows).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(f"{side**2} images {title}")
+        axes.set_title(f"{len(shown)} images {title}")
         _bare(axes)
     return figure
 
