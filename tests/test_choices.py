@@ -115,8 +115,36 @@ def test_small_products_and_other_types_stay_with_pytorch(name: matmul.Product) 
 
 @needs_onednn
 @pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(("columns", "is_large"), [(100, False), (1000, True)])
+def test_each_product_of_a_sweep_chooses_by_its_own_size(
+    columns: int, is_large: bool, add: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer has long products, and its chain short ones."""
+    matmul.force_product("onednn")
+    seen, run = [], matmul._multiply_by_onednn
+
+    def counted(x: Tensor, y: Tensor, out: Tensor, add: bool) -> Tensor:
+        seen.append(x)
+        return run(x, y, out, add)
+
+    monkeypatch.setattr(matmul, "_multiply_by_onednn", counted)
+    x, weight, bias = torch.randn(30, 100), torch.randn(100, columns), torch.randn(columns)
+    out = torch.ones(30, columns)
+    with matmul.fastest_product(x, matmul.SMALL):
+        matmul.multiply(x, weight, out, None, add)
+        torch.testing.assert_close(out, x @ weight + float(add), rtol=1e-5, atol=1e-4)
+        matmul.affine(x, weight, bias, out, None)
+        torch.testing.assert_close(out, x @ weight + bias, rtol=1e-5, atol=1e-4)
+    assert len(seen) == 2 * is_large
+
+
+@needs_onednn
+@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("shapes", [((15, 40), (40, 160)), ((3, 15, 40), (3, 40, 160))])
-def test_onednn_multiplies_operands_of_any_strides(shapes: tuple[tuple[int, ...], ...], add: bool) -> None:
+def test_onednn_multiplies_operands_of_any_strides(
+    shapes: tuple[tuple[int, ...], ...], add: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matmul, "SMALL", 0)
     a, b = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
     start = torch.randn(*shapes[0][:-1], shapes[1][-1], dtype=torch.float64)
 
@@ -164,9 +192,9 @@ def test_packed_weight_gives_the_same_numbers_for_few_and_many_rows() -> None:
 
 @needs_onednn
 def test_onednn_refusal_raises_instead_of_aborting() -> None:
-    x, y = torch.ones(30, 40), torch.ones(40, 50, dtype=torch.float64)
+    x, y = torch.ones(300, 400), torch.ones(400, 50, dtype=torch.float64)
     with matmul.using("onednn"), pytest.raises(RuntimeError, match="mkldnn_matmul"):
-        matmul.multiply(x, y, torch.empty(30, 50), None)
+        matmul.multiply(x, y, torch.empty(300, 50), None)
     assert matmul._in_use.product == "native"
 
 

@@ -107,7 +107,7 @@ class Plain:
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every wavefront with one weight copy compute its diagonals in pieces of one or two blocks."""
     monkeypatch.setattr(matmul, "SMALL", 0)
-    for name in ("MANY_ROWS", "WIDE_ROWS", "PIECE_ROWS"):
+    for name in ("SMALL", "MANY_ROWS", "WIDE_ROWS", "PIECE_ROWS"):
         monkeypatch.setattr(schedule, name, 0)
     monkeypatch.setattr(schedule, "PIECE", 200)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -165,7 +165,8 @@ def test_packed_products_equal_reference(
         masks = random_masks(case, torch.empty(0))
         alone = sweep(block, weights, sides, case.extents, masks)
     kept = sweep(block, weights, sides, case.extents, masks)
-    assert all(torch.equal(a, b) for x, y in zip(kept, alone, strict=True) for a, b in zip(x, y, strict=True))
+    # Pieces have other rows than whole diagonals. On some processors MKL then adds in another order.
+    torch.testing.assert_close(kept, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_large_weights_are_transposed_in_packing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,16 +77,9 @@ class Layout:
             self.num_gates.append(G)
 
     @property
-    def product_flops(self) -> float:
-        """Arithmetic of a typical matrix product: on a diagonal, or in the chain of a layer."""
-        plan = self.plan
-        if plan.layers:
-            steps = sum(len(diagonals) for _, diagonals in plan.layers)
-            inner, outer = self.columns[-1].start, self.gates[0].stop - self.gates[0].start
-        else:
-            steps = sum(len(diagonal.copies) for diagonal in plan.diagonals)
-            inner, outer = self.D, max(self.products)
-        return 2 * self.B * inner * outer * plan.blocks / steps
+    def largest_product(self) -> float:
+        """Arithmetic of the largest matrix product, the gradient of a copy of a stage's weights."""
+        return 2 * self.B * self.plan.blocks * self.D * max(self.products) / len(self.plan.by_copy)
 
     def pack_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return each stage's weights as (copies, P, D)."""

@@ -93,7 +93,7 @@ class _Chain(torch.autograd.Function):
         if (chained := chained_step(step, buffers)) is not None:
             chained.forward_chain(slice(0, T), recurrent)
         else:
-            with fastest_product(h, layout.product_flops):
+            with fastest_product(h, layout.largest_product):
                 # Unbound once: in small networks, indexing takes as long as the product.
                 for step_t, h_t, z_t in zip(layout.plan.diagonals, X[:T].unbind(), Z.unbind(), strict=True):
                     multiply(h_t, recurrent, z_t, product_dtype, add=True)
@@ -134,7 +134,7 @@ class _Chain(torch.autograd.Function):
         if (chained := chained_step(step, buffers)) is not None:
             chained.backward_chain(slice(0, T), recurrent)
         else:
-            with fastest_product(X, layout.product_flops):
+            with fastest_product(X, layout.largest_product):
                 for step_t, dz_t, dh_t in zip(
                     layout.plan.diagonals[::-1], Z.unbind()[::-1], dH[:T].unbind()[::-1], strict=True
                 ):

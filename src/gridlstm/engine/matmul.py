@@ -39,8 +39,6 @@ PROBED = ((15, 1600, 400), (256, 1024, 512))
 PACKED_PROBED = ((256, 1024, 512), (256, 256, 1024))
 # Below this arithmetic, the overhead of calling oneDNN dominates, about 10 microseconds.
 SMALL = 4e6
-# A single product of at most this size uses PyTorch's own, as torch.mm does.
-TINY = 16**3
 
 _chosen: Product | None = None
 _choosing = threading.Lock()
@@ -80,7 +78,7 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, product_dtype: torch.dtype | Non
     if product_dtype is not None:
         product = x.to(product_dtype) @ y.to(product_dtype)
         return out.add_(product) if add else out.copy_(product)
-    if _in_use.product == "onednn" and x.dtype == torch.float32 and x.numel() * y.shape[-1] > TINY:
+    if _prefers_onednn(x, y):
         return _multiply_by_onednn(x, y, out, add)
     if x.dim() == 3:
         return torch.baddbmm(out, x, y, out=out) if add else torch.bmm(x, y, out=out)
@@ -93,10 +91,14 @@ def affine(x: Tensor, y: Tensor, bias: Tensor | None, out: Tensor, product_dtype
         multiply(x, y, out, product_dtype)
         if bias is not None:
             out += bias
-    elif _in_use.product != "onednn":
-        (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, y, out=out)
+    elif _prefers_onednn(x, y):
+        _multiply_by_onednn(x, y, out.copy_(bias), add=True)
     else:
-        multiply(x, y, out.copy_(bias), product_dtype, add=True)
+        (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, y, out=out)
+
+
+def _prefers_onednn(x: Tensor, y: Tensor) -> bool:
+    return _in_use.product == "onednn" and x.dtype == torch.float32 and 2 * x.numel() * y.shape[-1] >= SMALL
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def fastest_product(like: Tensor, flops: float) -> Iterator[None]:
     """Run ``multiply`` and ``affine`` of tensors like this one with ``product()``, in this thread.
 
     Args:
-        flops: arithmetic of a typical product.
+        flops: arithmetic of the largest product. If it is small, ``product()`` is not measured.
     """
     probed = like.dtype == torch.float32 and like.device.type == "cpu" and flops >= SMALL
     # Operation counters see only PyTorch's operations, so no other product is used under one.

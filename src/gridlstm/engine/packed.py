@@ -184,7 +184,7 @@ class _PackedSweep(torch.autograd.Function):
         _enter(layout, side_h, X)
         for n, entries in enumerate(layout.plan.entries):
             M[n].index_copy_(0, entries, side_m[n].reshape(len(entries), B, M[n].shape[-1]))
-        with fastest_product(like, layout.product_flops):
+        with fastest_product(like, layout.largest_product):
             by_row = None if masks is None else RowMasks.of(masks, layout, like)
             buffers = Buffers(layout, X, M, [], _by_dimension(block, vectors), by_row)
             buffers.is_low = is_low(buffers, schedule.order)
@@ -248,7 +248,7 @@ class _PackedSweep(torch.autograd.Function):
             dM[n][leaving] = grads[N + n].reshape(layout.plan.exits[n], B, M[n].shape[-1])
         trained, learned = (ctx.needs_input_grad[6 + i * N : 6 + (i + 1) * N] for i in range(2))
         _zero_bias_gradients(buffers, learned)
-        with fastest_product(dH, layout.product_flops):
+        with fastest_product(dH, layout.largest_product):
             if not kept:
                 _restore_gates(buffers, weights, biases)
             ctx.schedule.backward(buffers, weights)

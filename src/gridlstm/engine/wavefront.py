@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gridlstm.engine.buffers import Buffers, Layout
-from gridlstm.engine.matmul import affine, multiply, packs_weights
+from gridlstm.engine.matmul import SMALL, affine, multiply, packs_weights
 from gridlstm.engine.mkl import PackedWeight
 from gridlstm.engine.packed import Packed, steps
 from gridlstm.engine.plan import Diagonal, Order, pieces
@@ -99,7 +99,8 @@ def _parts(
 def _uses_mkl(layout: Layout) -> bool:
     """Return True if MKL packs the weights of this sweep."""
     plan, rows = layout.plan, layout.plan.blocks * layout.B
-    many = rows >= MANY_ROWS and rows >= WIDE_ROWS * len(plan.diagonals)
+    wide = rows / len(plan.diagonals)  # average rows of a diagonal
+    many = rows >= MANY_ROWS and wide >= WIDE_ROWS and 2 * wide * layout.D * max(layout.products) >= SMALL
     return packs_weights() and layout.product_dtype is None and len(plan.by_copy) == 1 and many
 
 
