@@ -75,13 +75,16 @@ def test_fused_step_equals_float64(cell: LSTM, d: int, stages: tuple[tuple[int, 
 @needs_compiler
 @pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront, layer_major])
 @pytest.mark.parametrize("d", [5, 32])
-@pytest.mark.parametrize("kind", ["padding", "zoneout", "mixture", "memory"])
+@pytest.mark.parametrize("kind", ["padding", "rows", "rows of h", "rows and units", "zoneout", "mixture", "memory"])
 @pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
 def test_masked_steps_equal_float64(cell: LSTM, kind: str, d: int, sweep: Sweep) -> None:
     generator = torch.Generator().manual_seed(1)
     keep = torch.rand(2, 4, 3, 2, d, generator=generator)
     h, m = {
         "padding": (torch.arange(4)[:, None, None, None] >= torch.tensor([2, 4])[:, None],) * 2,
+        "rows": (keep[0, ..., :1] < 0.5, keep[1, ..., :1] < 0.5),
+        "rows of h": (keep[0, ..., :1] < 0.5, None),
+        "rows and units": (keep[0], keep[1, ..., :1] < 0.5),
         "zoneout": (keep[0] < 0.5, keep[1] < 0.5),
         "mixture": (keep[0], None),
         "memory": (None, keep[1]),
@@ -138,15 +141,16 @@ def test_nan_stays_nan_in_its_own_row(cell: LSTM, value: float) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+@pytest.mark.parametrize("size", [1, 20])
 @pytest.mark.parametrize("sweep", [wavefront, layer_major])
 @pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
-def test_masks_let_nan_through_where_the_reference_does(cell: LSTM, sweep: Sweep, kind: torch.dtype) -> None:
+def test_masks_let_nan_through_where_the_reference_does(cell: LSTM, sweep: Sweep, size: int, kind: torch.dtype) -> None:
     """A boolean mask selects one value and ignores the other; a float mask mixes them, and 0 times NaN is NaN."""
     block = Block((cell, cell), (20, 20), ((0, 1),))
     generator = torch.Generator().manual_seed(0)
     vectors = tuple(torch.ones(length) for length in cell.vector_lengths(20).values())
     weights = [Weights(torch.randn(80, 40, generator=generator) / 6, None, vectors) for _ in range(2)]
-    keep = (torch.rand(4, 3, 2, 20, generator=generator) < 0.5).to(kind)
+    keep = (torch.rand(4, 3, 2, size, generator=generator) < 0.5).to(kind)
     masks = [Masks(keep, keep.flip(0)), Masks()]
     sides = [HiddenMemory(*torch.randn(2, extent, 2, 20, generator=generator)) for extent in (3, 4)]
     sides[1].h[1, 0] = torch.nan  # enters step 1 from below

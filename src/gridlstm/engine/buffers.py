@@ -14,7 +14,7 @@ from torch import Tensor
 from gridlstm.engine.memory import empty
 from gridlstm.engine.plan import Order, Plan, Runs, plan
 from gridlstm.engine.pointwise import Inputs
-from gridlstm.scan import Block, Masks, columns_of, expand_masks
+from gridlstm.scan import Block, Masks, columns_of
 
 
 def empty_stages(widths: Sequence[int], rows: int, B: int, like: Tensor) -> list[Tensor]:
@@ -126,7 +126,7 @@ class Buffers:
             that saves nothing for a backward pass has room for only ``layout.at_once`` blocks: see ``begin``.
         vectors: each dimension's other parameters, (copies, length).
         drop: factors on the inputs of products, (C, B, D), or None.
-        keep: each dimension's (keep_h, keep_m), each (C, B, size) or None.
+        keep: each dimension's (keep_h, keep_m), each (C, B, size), (C, B, 1) or None.
         is_low: True if the steps read and write bfloat16 (``bfloat16.is_low``); Z then keeps pre-activations.
         low_X: the operands of products in bfloat16 if ``is_low``, otherwise None: a copy of X, with ``drop`` times it.
         added_biases: for each dimension, the bias that its step adds to z, (copies, G_n), or None.
@@ -234,21 +234,25 @@ class RowMasks(NamedTuple):
     @classmethod
     def of(cls, masks: Sequence[Masks], layout: Layout, like: Tensor) -> "RowMasks":
         """Return masks, which are in the order of coordinates, in the order of rows."""
-        plan, axes = layout.plan, len(layout.extents)
-        expanded = expand_masks(layout.block, masks, layout.extents, layout.B)
+        plan, axes, shape = layout.plan, len(layout.extents), (*layout.extents, layout.B)
 
         def rows(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None else mask.flatten(0, axes - 1)[plan.order]
+            """A mask of whole rows, such as padding, stays one number a row."""
+            if mask is None:
+                return None
+            mask = torch.atleast_1d(mask)
+            return mask.expand(*shape, mask.shape[-1]).flatten(0, axes - 1)[plan.order]
 
         drop = None
-        if any(mask.drop is not None for mask in expanded):
+        if any(mask.drop is not None for mask in masks):
             drop = like.new_empty(plan.blocks, layout.B, layout.D)
-            for columns, mask in zip(layout.columns, expanded, strict=True):
+            for columns, size, mask in zip(layout.columns, layout.block.sizes, masks, strict=True):
                 if mask.drop is None:
                     drop[:, :, columns] = 1
                 else:
-                    drop[:, :, columns].index_copy_(0, plan.row_of, mask.drop.flatten(0, axes - 1))
-        return cls(drop, [(rows(mask.keep_h), rows(mask.keep_m)) for mask in expanded])
+                    own = mask.drop.expand(*shape, size).flatten(0, axes - 1)
+                    drop[:, :, columns].index_copy_(0, plan.row_of, own)
+        return cls(drop, [(rows(mask.keep_h), rows(mask.keep_m)) for mask in masks])
 
 
 def put(buffer: Tensor, to: Runs | Tensor, values: Tensor) -> None:

@@ -110,16 +110,35 @@ static inline Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, 
     return gates_backward(g, m, product * new_m, new_dm + product * g.o, dm);
 }
 
+/* What a row keeps of h or of m, of n units from i. */
+static inline vec kept_part(const float *keep, const uint8_t *hold, int64_t row, int64_t d, int64_t i, int64_t n) {
+    return keep ? load_some(keep + row * d + i, n) : all(hold[row]);
+}
+
+/* Rows that keep nothing take the path without masks. */
+static inline int keeps_h(const Dimension *self, int64_t row) {
+    return self->keep_h || (self->hold_h && self->hold_h[row]);
+}
+
+static inline int keeps_m(const Dimension *self, int64_t row) {
+    return self->keep_m || (self->hold_m && self->hold_m[row]);
+}
+
+/* Units of a row that are computed in whole vectors. */
+static inline int64_t in_vectors(const Dimension *self, int64_t row) {
+    return keeps_h(self, row) || keeps_m(self, row) ? 0 : self->d - self->d % V;
+}
+
 /* n units from i, whose h' and m' go to row `next`. */
 static inline void forward_part(const Dimension *self, const Row *own, int64_t row, int64_t next, int64_t i, int64_t n) {
     const int64_t d = self->d;
     const vec old_m = load_some(self->m + row * d + i, n);
     Step step = forward_step(load_z(own, d, i, n), old_m, self->standard);
-    if (self->keep_h)
-        step.h = hold_back(self->choose_h, load_some(self->keep_h + row * d + i, n),
+    if (keeps_h(self, row))
+        step.h = hold_back(self->choose_h, kept_part(self->keep_h, self->hold_h, row, d, i, n),
                            load_some(self->h[self->stage] + row * self->h_stride + i, n), step.h);
-    if (self->keep_m)
-        step.m = hold_back(self->choose_m, load_some(self->keep_m + row * d + i, n), old_m, step.m);
+    if (keeps_m(self, row))
+        step.m = hold_back(self->choose_m, kept_part(self->keep_m, self->hold_m, row, d, i, n), old_m, step.m);
     keep_gates(own, d, step.gates, i, n);
     store_some(self->m + next * d + i, step.m, n);
     store_some(self->h[0] + next * self->h_stride + i, step.h, n);
@@ -135,12 +154,13 @@ static inline void backward_part(const Dimension *self, const Row *own, int64_t 
     const vec old_m = load_some(self->m + row * d + i, n);
     vec dh = load_some(self->grad_h + next * self->h_stride + i, n), new_dm = load_some(self->grad_m + next * d + i, n);
     vec new_m, new_h, dm, past_m = all(0.0f); /* the caller adds the part of h that bypasses the step */
-    if (self->keep_h || self->keep_m) {
+    if (keeps_h(self, row) || keeps_m(self, row)) {
         new_m = g.f * old_m + g.u * g.c;
         new_h = output(g.o, new_m, self->standard);
-        if (self->keep_h) dh = taken(self->choose_h, load_some(self->keep_h + row * d + i, n), dh);
-        if (self->keep_m) {
-            const vec keep = load_some(self->keep_m + row * d + i, n);
+        if (keeps_h(self, row))
+            dh = taken(self->choose_h, kept_part(self->keep_h, self->hold_h, row, d, i, n), dh);
+        if (keeps_m(self, row)) {
+            const vec keep = kept_part(self->keep_m, self->hold_m, row, d, i, n);
             past_m = held(self->choose_m, keep, new_dm);
             new_dm = taken(self->choose_m, keep, new_dm);
         }
@@ -157,10 +177,11 @@ static inline void backward_part(const Dimension *self, const Row *own, int64_t 
 /* Where d is no multiple of V, the last V units of a row overlap the ones before them. They are computed first and
  * written last, because z is replaced in place. A shorter vector takes several times as long as a whole one. */
 void lstm_forward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
-    const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V, end = d - V;
-    const int overlap = full > 0 && full < d;
+    const int64_t B = self->B, d = self->d, end = d - V;
     for (int64_t r = begin; r < until; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
+        const int64_t full = in_vectors(self, row);
+        const int overlap = full > 0 && full < d;
         const Row own = row_of(self, row, first + r / B);
         float *new_m = self->m + next * d, *new_h = self->h[0] + next * self->h_stride;
         uint16_t *low_h = self->low_h[0] ? self->low_h[0] + next * self->h_stride : NULL;
@@ -222,10 +243,11 @@ void lstm_flush_bias_sums(const Dimension *self, int64_t copy) {
 }
 
 void lstm_backward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
-    const int64_t B = self->B, d = self->d, full = self->keep_h || self->keep_m ? 0 : d - d % V, end = d - V;
-    const int overlap = full > 0 && full < d;
+    const int64_t B = self->B, d = self->d, end = d - V;
     for (int64_t r = begin; r < until; r++) {
         const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
+        const int64_t full = in_vectors(self, row);
+        const int overlap = full > 0 && full < d;
         const Row own = row_of(self, row, first + r / B);
         float *dm = self->grad_m + row * d;
         const float *m = self->m + row * d, *new_m = self->m + next * d, *new_dm = self->grad_m + next * d;

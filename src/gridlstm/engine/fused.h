@@ -35,6 +35,8 @@ typedef struct {
     const float *later;         /* (r, B, h_stride) gradients of h' from later stages of the same block, or NULL */
     const float *keep_h;        /* (C, B, d), or NULL: h' becomes keep_h h + (1 - keep_h) h' */
     const float *keep_m;        /* likewise */
+    const uint8_t *hold_h;      /* (C, B), or NULL: 1 where all of h' becomes h, as on padding; in place of keep_h */
+    const uint8_t *hold_m;      /* likewise */
     const float *bias;          /* (copies, 4 d), added to z; or NULL, if the product has added it */
     double *grad_bias;          /* (threads, copies, 4 d), accumulated: in double precision, because there may be
                                    millions of rows; or NULL */

@@ -57,6 +57,8 @@ class Dimension(ctypes.Structure):
         ("later", ctypes.c_void_p),
         ("keep_h", ctypes.c_void_p),
         ("keep_m", ctypes.c_void_p),
+        ("hold_h", ctypes.c_void_p),
+        ("hold_m", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("grad_bias", ctypes.c_void_p),
         ("bias_sums", ctypes.c_void_p),
@@ -177,6 +179,9 @@ def can_fuse(cell: Cell, like: Tensor) -> bool:
 class FusedStep:
     """The LSTM of one dimension. Pointers stay valid because the step holds references to the buffers."""
 
+    holds_rows = True
+    """True if the C code reads masks of whole rows."""
+
     def __init__(self, n: int, buffers: Buffers, backward: bool) -> None:
         layout = buffers.layout
         cell, stage, column = layout.block.cells[n], layout.stage_of[n], layout.columns[n].start
@@ -192,10 +197,10 @@ class FusedStep:
         self.later_stride = layout.B * layout.D * buffers.X[0].element_size()
         self.z_stride = layout.B * Z.shape[-1] * Z.element_size()
         self.z = Z.data_ptr() + layout.gates[n].start * Z.element_size()
-        # Booleans as 0 and 1. Referenced here, because the C code has only an address.
-        keep_h, keep_m = self.keep = [
-            None if keep is None else keep.to(torch.float32).contiguous() for keep in buffers.keep[n]
-        ]
+        # Referenced here, because the C code has only an address.
+        self.keep = [None if keep is None else self._keep(keep) for keep in buffers.keep[n]]
+        keep_h, keep_m = [None if x is None or x.dtype == torch.bool else x.data_ptr() for x in self.keep]
+        hold_h, hold_m = [None if x is None or x.dtype != torch.bool else x.data_ptr() for x in self.keep]
         choose_h, choose_m = (keep is not None and keep.dtype == torch.bool for keep in buffers.keep[n])
         self.bias = buffers.added_biases[n]
         self.here = buffers.dH.data_ptr() + column * buffers.dH.element_size() if backward else None
@@ -206,8 +211,10 @@ class FusedStep:
             successor=self.successors.data_ptr(),
             grad_h=self.here,
             grad_m=buffers.dM[n].data_ptr() if backward else None,
-            keep_h=None if keep_h is None else keep_h.data_ptr(),
-            keep_m=None if keep_m is None else keep_m.data_ptr(),
+            keep_h=keep_h,
+            keep_m=keep_m,
+            hold_h=hold_h,
+            hold_m=hold_m,
             bias=None if self.bias is None else self.bias.data_ptr(),
             copy_of=layout.plan.copy_of.data_ptr() if len(layout.plan.by_copy) > 1 else None,
             z_stride=Z.shape[-1],
@@ -229,6 +236,13 @@ class FusedStep:
             self.dimension.z, self.dimension.low_z = None, self.z
             for k, x in enumerate((buffers.low_X or ()) if buffers.drop is None else ()):
                 self.dimension.low_h[k] = x.data_ptr() + column * x.element_size()
+
+    def _keep(self, keep: Tensor) -> Tensor:
+        """Return a mask as the C code reads it: booleans for whole rows, or one float for each unit."""
+        if keep.dtype == torch.bool and keep.shape[-1] == 1 and self.holds_rows:
+            return keep.contiguous()
+        size = self.buffers.layout.block.sizes[self.n]
+        return keep.to(torch.float32).expand(*keep.shape[:-1], size).contiguous()
 
     def forward(self, diagonal: Diagonal) -> None:
         # Row numbers count from the first row of the whole buffers, even if Z holds only the rows of this diagonal.
@@ -302,6 +316,8 @@ def chained_step(step: Step, buffers: Buffers) -> "FusedStep | None":
 
 class FusedLayerNorm(FusedStep):
     """``LayerNormLSTM`` of one dimension."""
+
+    holds_rows = False
 
     def __init__(self, n: int, buffers: Buffers, backward: bool) -> None:
         super().__init__(n, buffers, backward)

@@ -85,7 +85,12 @@ class TritonStep:
         self.stage_stride = buffers.X[1].storage_offset() - like.storage_offset() if len(buffers.X) > 1 else 0
         self.successors = layout.plan.successors[n]
         self.keep_h, self.keep_m = (
-            keep if keep is None or keep.dtype == torch.bool else keep.to(like.dtype) for keep in buffers.keep[n]
+            None
+            if keep is None
+            else (keep if keep.dtype == torch.bool else keep.to(like.dtype))
+            .expand(*keep.shape[:-1], self.d)
+            .contiguous()
+            for keep in buffers.keep[n]
         )
         if backward:
             self.dh, self.dm = buffers.dH[:, :, columns], buffers.dM[n]
