@@ -3,12 +3,14 @@
 Shape legend: R rows, d size of the dimension, G = num_gates * d.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
+from gridlstm.cells import NonLSTM
 from gridlstm.scan import mix
 
 
@@ -42,6 +44,9 @@ class PointwiseGradient(NamedTuple):
 class Pointwise(Protocol):
     """A cell's pointwise function and its gradient. Both may overwrite ``z``; no other code reads it in between."""
 
+    reads_z: bool
+    """False if ``backward`` needs no values in ``z``"""
+
     def forward(self, inputs: Inputs) -> HiddenMemory:
         """Return (h', m'), and write into ``z`` the values that ``backward`` reads."""
 
@@ -49,11 +54,16 @@ class Pointwise(Protocol):
         """Write into ``z`` the same values as ``forward``."""
 
     def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
-        """Return gradients with respect to the inputs, given those with respect to ``new`` = (h', m')."""
+        """Return gradients with respect to the inputs, given those with respect to ``new`` = (h', m').
+
+        That of z may be ``inputs.z``, overwritten, or another tensor.
+        """
 
 
 class LSTMPointwise:
     """Equations 1 to 3 and their hand-written derivatives. Replaces ``z`` by the gates (u, f, o, c)."""
+
+    reads_z = True
 
     def __init__(self, cell: LSTM) -> None:
         self.paper = cell.output == "paper"
@@ -89,8 +99,38 @@ class LSTMPointwise:
         return PointwiseGradient(inputs.z, None, out_m)
 
 
+class NonLSTMPointwise:
+    """h' = alpha(z), whose derivative is a function of h'."""
+
+    reads_z = False
+
+    def __init__(self, cell: NonLSTM, backward: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.cell = cell
+        self.gradient = backward
+
+    def forward(self, inputs: Inputs) -> HiddenMemory:
+        return self.cell.pointwise(inputs.z, inputs.h, inputs.m)
+
+    def restore(self, inputs: Inputs) -> None:
+        """Do nothing: ``backward`` does not read ``z``."""
+
+    def backward(self, inputs: Inputs, new: HiddenMemory, grad: HiddenMemory) -> PointwiseGradient:
+        return PointwiseGradient(self.gradient(grad.h, new.h), None, grad.m)
+
+
+# Gradient of z, given those of h' and h' itself: the functions that autograd calls.
+DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "identity": lambda grad, _: grad,
+    "relu": lambda grad, h: torch.ops.aten.threshold_backward(grad, h, 0),
+    "tanh": torch.ops.aten.tanh_backward,
+    "sigmoid": torch.ops.aten.sigmoid_backward,
+}
+
+
 class LocalAutograd:
     """Any cell: the backward pass runs its pointwise function again, in an autograd graph of this one step."""
+
+    reads_z = True
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -115,8 +155,7 @@ class LocalAutograd:
                 allow_unused=True,
                 materialize_grads=True,
             )
-        inputs.z.copy_(grad_z)
-        return PointwiseGradient(inputs.z, grad_h, grad_m, tuple(grad_vectors))
+        return PointwiseGradient(grad_z, grad_h, grad_m, tuple(grad_vectors))
 
 
 def pointwise(cell: Cell, held_back: bool) -> Pointwise:
@@ -125,4 +164,8 @@ def pointwise(cell: Cell, held_back: bool) -> Pointwise:
     Args:
         held_back: true if the dimension has ``keep`` masks.
     """
-    return LSTMPointwise(cell) if type(cell) is LSTM and not held_back else LocalAutograd(cell)
+    if type(cell) is LSTM and not held_back:
+        return LSTMPointwise(cell)
+    if type(cell) is NonLSTM and not held_back and isinstance(cell.activation, str):
+        return NonLSTMPointwise(cell, DERIVATIVES[cell.activation])
+    return LocalAutograd(cell)

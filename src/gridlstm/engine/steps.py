@@ -81,7 +81,8 @@ class EagerStep:
         new_h, new_m, grad_m = (
             take(buffer, to) for buffer in (buffers.X[0][:, :, self.columns], buffers.M[n], buffers.dM[n])
         )
-        inputs = self._inputs(diagonal.rows)
+        own = buffers.inputs(n, diagonal.rows)
+        inputs = self._inputs(diagonal.rows) if buffers.is_low and self.cell.reads_z else own
         if buffers.is_low:
             self.cell.restore(inputs)
         gradient = self.cell.backward(
@@ -89,8 +90,8 @@ class EagerStep:
             HiddenMemory(new_h.flatten(0, 1), new_m.flatten(0, 1)),
             HiddenMemory(grad_h.flatten(0, 1), grad_m.flatten(0, 1)),
         )
-        if buffers.is_low:
-            buffers.inputs(n, diagonal.rows).z.copy_(gradient.z)
+        if gradient.z is not own.z:
+            own.z.copy_(gradient.z)
         buffers.dM[n][diagonal.rows] = gradient.m.view(grad_m.shape)
         buffers.add_vector_gradients(n, diagonal.rows, gradient.vectors)
         return None if gradient.h is None else gradient.h.view(grad_h.shape)
