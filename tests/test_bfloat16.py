@@ -12,7 +12,7 @@ from gridlstm.engine import fused, packed
 from gridlstm.engine.dispatch import Sweep, sweep_named
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
-from gridlstm.scan import Block
+from gridlstm.scan import Block, Masks, scan
 
 SINGLE = torch.empty(0)
 PAIR = (LSTM(bias=True), LSTM(bias=True, output="standard"))
@@ -110,13 +110,52 @@ def test_special_values_round_to_bfloat16_as_in_pytorch(value: float) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_small_untied_grid_sweeps_diagonals_under_autocast() -> None:
-    """Starting a step of a layer takes longer than its products in bfloat16."""
-    block = Block((LSTM(), LSTM()), (100, 100), ((0, 1),), untied=(1,))
-    like = torch.empty(15, 100)
-    assert sweep_named("auto", block, (42, 43), like) is layer_major
-    with torch.autocast("cpu", torch.bfloat16):
-        assert sweep_named("auto", block, (42, 43), like) is wavefront
+@needs_compiler
+@pytest.mark.parametrize("most_chained", [0, 6e7])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["tied", "one row", "untied", "mixed masks", "wide"])
+def test_layers_in_bfloat16_equal_float64(
+    name: str, threads: int, most_chained: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of 300 products whose factors are rounded by 2^-9; weights are small, so that errors do not grow."""
+    case = CASES.get(name) or Case(Block(PAIR, (160, 130), ((0, 1),), untied=(1,)), (4, 3), 30, scale=0.05)
+    called, run = [], fused.FusedStep.forward_chain
+    monkeypatch.setattr(fused, "LOW_MOST_CHAINED", most_chained)
+    monkeypatch.setattr(fused.FusedStep, "forward_chain", lambda *args: (called.append(args), run(*args)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = values_and_gradients(layer_major, case, *random_inputs(case, SINGLE))
+    finally:
+        torch.set_num_threads(before)
+    assert bool(called) == (most_chained > 0 and name != "mixed masks")
+    expected = values_and_gradients(scan, case, *random_inputs(case))
+    for got, exact in zip(chain(*found), chain(*expected), strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=0, atol=2**-5 * float(exact.abs().max()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("size", "extents", "low", "sweep"),
+    [
+        (100, (42, 43), False, layer_major),
+        (100, (42, 43), True, layer_major),
+        (32, (20, 10), False, layer_major),  # short steps, but fewer layers than diagonals
+        (32, (4, 20), False, wavefront),
+        (400, (49, 18), True, layer_major),  # too large for a chain, but long steps
+    ],
+)
+def test_untied_grid_sweeps_layers_where_these_are_faster(
+    size: int, extents: tuple[int, ...], low: bool, sweep: Sweep, masked: bool
+) -> None:
+    block, like = Block((LSTM(), LSTM()), (size, size), ((0, 1),), untied=(1,)), torch.empty(15, size)
+    masks = [Masks(drop=torch.ones(1)), Masks()] if masked else None
+    short = size == 32 or (size == 100 and low)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        # Without a chain in one call, starting a short step takes longer than its product.
+        assert sweep_named("auto", block, extents, like, masks) is (wavefront if masked and short else sweep)
 
 
 @needs_compiler

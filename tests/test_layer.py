@@ -231,8 +231,10 @@ def test_shapes_can_be_computed_on_the_meta_device(sweep: SweepName) -> None:
     assert grid(x)[0].isfinite().all(), "a real input must still give real outputs afterwards"
 
 
-def test_gradients_do_not_depend_on_the_strides_that_hooks_return() -> None:
-    grid, x = layer(), torch.randn(6, 2, 5, requires_grad=True)
+@pytest.mark.parametrize("sweep", ["wavefront", "layer-major", "recompute"])
+def test_gradients_do_not_depend_on_the_strides_that_hooks_return(sweep: SweepName) -> None:
+    """Products of transposed weights may round differently."""
+    grid, x = layer(sweep=sweep), torch.randn(6, 2, 5, requires_grad=True)
     (expected,) = torch.autograd.grad(grid(x)[0].sum(), x)
 
     def other_strides(saved: Tensor) -> Tensor:
@@ -240,7 +242,7 @@ def test_gradients_do_not_depend_on_the_strides_that_hooks_return() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, other_strides):
         (found,) = torch.autograd.grad(grid(x)[0].sum(), x)
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -373,7 +373,7 @@ def test_unknown_sweep_is_refused() -> None:
         ((), (20, 6), 500, 50, "wavefront"),
         ((1,), (20, 6), 500, 50, "layer-major"),
         ((1,), (20, 6), 500, 1, "layer-major"),
-        ((1,), (20, 10), 32, 1, "wavefront"),  # layer-major would wait for steps that are too small
+        ((1,), (8, 10), 32, 1, "wavefront"),  # layer-major would wait for steps that are too small
         ((0,), (20, 6), 500, 50, "wavefront"),  # layer-major cannot be used
         ((2,), (14, 14, 4), 100, 32, "layer-major"),
     ],

@@ -205,7 +205,7 @@ class Grid(nn.Module):
         if self.reversed:
             entering, weights = self._flip_sides(entering), [Weights(*map(self._flip_copies, w)) for w in weights]
             masks = masks and [Masks(*(x if x is None else self._flip_mask(x) for x in mask)) for mask in masks]
-        leaving = sweep_named(self.sweep, self.block, extents, entering[0].h)(
+        leaving = sweep_named(self.sweep, self.block, extents, entering[0].h, masks)(
             self.block, weights, entering, extents, masks
         )
         return self._flip_sides(leaving) if self.reversed else leaving

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine.chain import Chained, chain, reference_chain
-from gridlstm.engine.fused import can_fuse
+from gridlstm.engine.fused import can_fuse, chain_fits
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
 from gridlstm.engine.operands import autocast_type, check_factor
@@ -53,7 +53,9 @@ def check_sweep_fits(name: SweepName, block: Block) -> None:
         )
 
 
-def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Tensor) -> Sweep:
+def sweep_named(
+    name: SweepName, block: Block, extents: Sequence[int], like: Tensor, masks: Sequence[Masks] | None = None
+) -> Sweep:
     """Return the named sweep, or for "auto" the fastest known one for this grid on this device.
 
     If plain operations are needed, return the reference.
@@ -70,7 +72,7 @@ def sweep_named(name: SweepName, block: Block, extents: Sequence[int], like: Ten
     if needs_plain_ops(like):
         return scan
     if name == "auto":
-        name = "layer-major" if _prefers_layers(block, extents, like) else "wavefront"
+        name = "layer-major" if _prefers_layers(block, extents, like, masks) else "wavefront"
         if not torch.compiler.is_compiling():  # logging would break the compiled graph in two
             _log_once(f"sweep: {name} (auto)")
     return SWEEPS[name]
@@ -117,12 +119,14 @@ def needs_plain_ops(like: Tensor) -> bool:
     )
 
 
-def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:
+def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor, masks: Sequence[Masks] | None) -> bool:
     """Return True if "layer-major" is expected to be faster than "wavefront".
 
     With untied weights, a diagonal has separate products of B rows, and a layer one product of all its rows. But one
     layer takes as many sequential steps as a whole grid of diagonals, so it is faster only if a step's arithmetic
-    outweighs the overhead of starting it. Measured only on CPUs.
+    outweighs the overhead of starting it, or if all steps of a layer are one call, and layers are no more than steps
+    (one thread of a Zen 5, 2x64 T50 B15: layers 1.8 times as fast; 20x32 T8 B1: diagonals 1.2 times). Measured only on
+    CPUs.
     """
     if not block.untied or not layer_major_fits(block) or like.device.type != "cpu":
         return False
@@ -131,11 +135,16 @@ def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor) -> bool:
         return False  # the wavefront copies no weights then, and a layer has no chain
     blocks_at_once = prod(outer) / (sum(outer) - len(outer) + 1)  # in a diagonal of average length
     flops = 2 * like.shape[-2] * blocks_at_once * width * 4 * width
-    return flops > (STEP_FLOPS if autocast_type(like) is None else LOW_STEP_FLOPS)
+    product_dtype = autocast_type(like)
+    masked = masks is not None and (masks[0].keep_h is not None or any(mask.drop is not None for mask in masks))
+    # torch.compile cannot trace the search for a compiler.
+    if not torch.compiler.is_dynamo_compiling() and chain_fits(block, like, product_dtype, masked):
+        return flops > STEP_FLOPS or outer[0] >= extents[-1]
+    return flops > (STEP_FLOPS if product_dtype is None else LOW_STEP_FLOPS)
 
 
-# Arithmetic that takes as long as starting an operation, 10 microseconds, at a CPU's 100 GF/s (10x32 T20 B1 untied:
-# diagonals 2.6 times as fast; 20x64 T12 B15: equal; 43x100 T42 B15: layers 1.3 times).
+# Arithmetic that takes as long as starting an operation, 10 microseconds, at a CPU's 100 GF/s (untied, steps started
+# one by one, 10x32 T20 B1: diagonals 2.6 times as fast; 20x64 T12 B15: equal; 43x100 T42 B15: layers 1.3 times).
 STEP_FLOPS = 1e6
 # The same in a shorter type, on an Intel Xeon with AMX (T42 B15, bfloat16, untied: 43x100 diagonals 1.8 times as fast;
 # 20x150: equal; 20x280: layers 1.6 times).

@@ -44,6 +44,7 @@ typedef struct {
     uint16_t *low_z;            /* (C, B, z_stride) pre-activations in bfloat16, in place of z; or NULL. The forward
                                    pass leaves them, and the backward pass replaces them by their gradients. */
     uint16_t *low_h[MOST_STAGES]; /* as h, in bfloat16: h' goes here too; or NULL */
+    float *scratch;             /* (B, 4 d), for a chain in bfloat16 */
     const int64_t *copy_of;     /* (C,) the weight copy of each block, or NULL for the only one; for bias */
     int64_t z_stride, h_stride, copies, B, d;
     int32_t stages;             /* number of h */

@@ -22,7 +22,7 @@ from gridlstm.engine.build import HERE, NotBuiltError, load
 from gridlstm.engine.plan import Diagonal
 from gridlstm.engine.steps import Step
 from gridlstm.engine.triton_step import obstacle
-from gridlstm.scan import held
+from gridlstm.scan import Block, held
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,9 @@ NORM_SCRATCH = 12  # as in the source
 # B d^2 of a chain's step up to which the products of fused_chain.c are faster than PyTorch's: on an Intel Xeon, 3 % at
 # 50 rows of 1000 units; 4 % slower at 100 rows.
 MOST_CHAINED = 6e7
+# The same in a sweep in bfloat16, where these products are in float32 all the same: on a Zen 5, chains are faster up to
+# 15 rows of 280 units.
+LOW_MOST_CHAINED = 1.2e6
 # No -ffast-math: NaN must stay NaN.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-lm")
 
@@ -64,6 +67,7 @@ class Dimension(ctypes.Structure):
         ("bias_sums", ctypes.c_void_p),
         ("low_z", ctypes.c_void_p),
         ("low_h", ctypes.c_void_p * MOST_STAGES),
+        ("scratch", ctypes.c_void_p),
         ("copy_of", ctypes.c_void_p),
         ("z_stride", ctypes.c_int64),
         ("h_stride", ctypes.c_int64),
@@ -233,7 +237,8 @@ class FusedStep:
             self.bias_sums = total.new_zeros(len(total), total.shape[-1], dtype=torch.float32)
             self.dimension.grad_bias, self.dimension.bias_sums = total.data_ptr(), self.bias_sums.data_ptr()
         if buffers.is_low:
-            self.dimension.z, self.dimension.low_z = None, self.z
+            self.scratch = buffers.X[0].new_empty(layout.B, 4 * layout.block.sizes[n])
+            self.dimension.z, self.dimension.low_z, self.dimension.scratch = None, self.z, self.scratch.data_ptr()
             for k, x in enumerate((buffers.low_X or ()) if buffers.drop is None else ()):
                 self.dimension.low_h[k] = x.data_ptr() + column * x.element_size()
 
@@ -245,13 +250,16 @@ class FusedStep:
         return keep.to(torch.float32).expand(*keep.shape[:-1], size).contiguous()
 
     def forward(self, diagonal: Diagonal) -> None:
-        # Row numbers count from the first row of the whole buffers, even if Z holds only the rows of this diagonal.
+        self._place_z()
+        self.run_forward(diagonal.rows.start, diagonal.size)
+
+    def _place_z(self) -> None:
+        """Let row numbers count from the first row of the whole buffers, even if Z has only the rows of a diagonal."""
         z = self.z - self.buffers.first * self.z_stride
         if self.buffers.is_low:
             self.dimension.low_z = z
         else:
             self.dimension.z = z
-        self.run_forward(diagonal.rows.start, diagonal.size)
 
     def restore(self, rows: slice) -> None:
         self.library.lstm_gates(self.dimension, rows.start, rows.stop - rows.start)
@@ -269,13 +277,13 @@ class FusedStep:
 
     def forward_chain(self, rows: slice, weight: Tensor) -> None:
         """Compute blocks that follow each other, given all of z but the product of their own h with weight (d, 4 d)."""
-        panels = _panels(weight, self.library.lstm_panel())
-        self.dimension.z = self.z - self.buffers.first * self.z_stride
+        panels = _panels(weight.to(torch.float32), self.library.lstm_panel())
+        self._place_z()
         self.library.lstm_chain_forward(self.dimension, panels.data_ptr(), rows.start, rows.stop - rows.start)
 
     def backward_chain(self, rows: slice, weight: Tensor) -> None:
         """Compute ``backward`` of the same blocks, and add the gradient of h through weight (4 d, d)."""
-        panels = _panels(weight, self.library.lstm_panel())
+        panels = _panels(weight.to(torch.float32), self.library.lstm_panel())
         self.library.lstm_chain_backward(self.dimension, panels.data_ptr(), rows.start, rows.stop - rows.start)
 
     def run_forward(self, first: int, count: int) -> None:
@@ -294,24 +302,34 @@ def _panels(weight: Tensor, width: int) -> Tensor:
     return padded.reshape(inner, -1, width).transpose(0, 1).contiguous()
 
 
-def chained_step(step: Step, buffers: Buffers) -> "FusedStep | None":
-    """Return the step if it can compute a chain of blocks in one call, or None.
+def chain_fits(block: Block, like: Tensor, product_dtype: torch.dtype | None, masked: bool) -> bool:
+    """Return True if the compiled step can compute a chain of blocks along the first dimension in one call.
 
     Only where each step is one block: in a chain, and in a layer of two dimensions. Operation counters see only
     PyTorch's operations, so it cannot under one.
+
+    Args:
+        like: any tensor of the sweep, (..., B, size).
+        masked: True if the sweep drops h, or keeps h of the first dimension.
     """
-    layout = buffers.layout
-    if not isinstance(step, FusedStep) or isinstance(step, FusedLayerNorm):
-        return None
-    fits = (
-        layout.product_dtype is None
-        and len(layout.stages) == 1
-        and len(layout.columns) <= 2
-        and buffers.drop is None
-        and buffers.keep[step.n][0] is None
-        and layout.B * layout.block.sizes[step.n] ** 2 <= MOST_CHAINED
+    most = {None: MOST_CHAINED, torch.bfloat16: LOW_MOST_CHAINED}.get(product_dtype, 0)
+    return (
+        type(block.cells[0]) is LSTM
+        and can_fuse(block.cells[0], like)
+        and len(block.cells) <= 2
+        and len(block.stages) == 1
+        and not masked
+        and like.shape[-2] * block.sizes[0] ** 2 <= most
+        and torch._C._len_torch_dispatch_stack() == 0
     )
-    return step if fits and torch._C._len_torch_dispatch_stack() == 0 else None
+
+
+def chained_step(step: Step, buffers: Buffers) -> "FusedStep | None":
+    """Return the first dimension's step if it can compute a chain of blocks in one call, or None."""
+    layout, masked = buffers.layout, buffers.drop is not None or buffers.keep[0][0] is not None
+    fits = chain_fits(layout.block, buffers.X[0], layout.product_dtype, masked)
+    readable = layout.product_dtype is None or buffers.is_low
+    return step if fits and readable and isinstance(step, FusedStep) else None
 
 
 class FusedLayerNorm(FusedStep):

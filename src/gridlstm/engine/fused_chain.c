@@ -84,6 +84,30 @@ static void add_product(float *out, int64_t out_stride, const float *x, int64_t 
         }
 }
 
+/* z += h weight for some rows, with z in bfloat16. */
+static void add_product_low(const Dimension *self, const float *weight, int64_t row, float *scratch, int64_t rows) {
+    const int64_t d = self->d, gates = 4 * d;
+    memset(scratch, 0, rows * gates * sizeof(float));
+    add_product(scratch, gates, self->h[self->stage] + row * self->h_stride, self->h_stride, weight, d, gates, rows);
+    for (int64_t r = 0; r < rows; r++) {
+        uint16_t *z = self->low_z + (row + r) * self->z_stride;
+        for (int64_t i = 0; i < gates; i += V) {
+            const int64_t n = part(i, gates);
+            store_low(z + i, load_low(z + i, n) + load_some(scratch + r * gates + i, n), n);
+        }
+    }
+}
+
+/* Some rows of the gradient of z from bfloat16 to float. */
+static void widen(const Dimension *self, int64_t row, float *scratch, int64_t rows) {
+    const int64_t gates = 4 * self->d;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < gates; i += V) {
+            const int64_t n = part(i, gates);
+            store_some(scratch + r * gates + i, load_low(self->low_z + (row + r) * self->z_stride + i, n), n);
+        }
+}
+
 /* Steps first to first + count - 1, one block each. z already has all but the product of h with weight (d, 4 d). */
 void lstm_chain_forward(const Dimension *self, const float *weight, int64_t first, int64_t count) {
     const int64_t B = self->B, d = self->d;
@@ -93,8 +117,11 @@ void lstm_chain_forward(const Dimension *self, const float *weight, int64_t firs
         const int64_t rows = own.until - own.begin;
         for (int64_t t = first; t < first + count && rows > 0; t++) {
             const int64_t row = t * B + own.begin;
-            add_product(self->z + row * self->z_stride, self->z_stride,
-                        self->h[self->stage] + row * self->h_stride, self->h_stride, weight, d, 4 * d, rows);
+            if (self->low_z)
+                add_product_low(self, weight, row, self->scratch + own.begin * 4 * d, rows);
+            else
+                add_product(self->z + row * self->z_stride, self->z_stride,
+                            self->h[self->stage] + row * self->h_stride, self->h_stride, weight, d, 4 * d, rows);
             lstm_forward_rows(self, t, own.begin, own.until);
         }
     }
@@ -110,8 +137,14 @@ void lstm_chain_backward(const Dimension *self, const float *weight, int64_t fir
         for (int64_t t = first + count - 1; t >= first && rows > 0; t--) {
             const int64_t row = t * B + own.begin;
             lstm_backward_rows(self, t, own.begin, own.until);
-            add_product(self->grad_h + row * self->h_stride, self->h_stride, self->z + row * self->z_stride,
-                        self->z_stride, weight, 4 * d, d, rows);
+            float *grad_h = self->grad_h + row * self->h_stride;
+            if (self->low_z) {
+                float *grad_z = self->scratch + own.begin * 4 * d;
+                widen(self, row, grad_z, rows);
+                add_product(grad_h, self->h_stride, grad_z, 4 * d, weight, 4 * d, d, rows);
+            } else
+                add_product(grad_h, self->h_stride, self->z + row * self->z_stride, self->z_stride, weight, 4 * d, d,
+                            rows);
         }
         if (self->grad_bias) lstm_flush_bias_sums(self, self->copy_of ? self->copy_of[first] : 0);
     }

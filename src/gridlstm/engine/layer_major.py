@@ -37,6 +37,8 @@ class _Layer:
         self.buffers = buffers
         self.rows = layer.rows
         self.product_dtype = layout.product_dtype
+        self.forward_dtype = None if buffers.is_low else layout.product_dtype
+        """In a sweep in bfloat16, operands and z have this type already."""
         self.weights = [
             w.reshape(-1, *w.shape[-2:])[copy].to(layout.product_dtype or w.dtype) for w in weights
         ]  # (G_n, D)
@@ -71,7 +73,7 @@ class _Layer:
             for stage in layout.block.stages:
                 for n in (n for n in stage if n != last):
                     x = self.read(n, diagonal.rows, before)
-                    multiply(x, recurrent[n], self.z(n, diagonal.rows), self.product_dtype, add=True)
+                    multiply(x, recurrent[n], self.z(n, diagonal.rows), self.forward_dtype, add=True)
                     pointwise[n].forward(diagonal)
 
     def backward_steps(self, diagonals: Sequence[Diagonal], pointwise: Sequence[Step], before: slice) -> None:
@@ -109,13 +111,13 @@ class LayerMajor:
             for n in range(last):
                 # Contiguous, because oneDNN would otherwise make a transposed copy, which takes longer.
                 x, weight = layer.read(n, group.rows, columns), layer.weights[n][:, columns].contiguous()
-                affine(x, weight.t(), layer.biases[n], layer.z(n, group.rows), layer.product_dtype)
+                affine(x, weight.t(), layer.biases[n], layer.z(n, group.rows), layer.forward_dtype)
             if chained is not None:
                 chained.forward_chain(group.rows, layer.weights[0][:, before].t())
             else:
                 layer.forward_steps(diagonals, pointwise, before)
             x, weight = layer.read(last, group.rows, everything), layer.weights[last].t()
-            affine(x, weight, layer.biases[last], layer.z(last, group.rows), layer.product_dtype)
+            affine(x, weight, layer.biases[last], layer.z(last, group.rows), layer.forward_dtype)
             pointwise[last].forward(group)
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
