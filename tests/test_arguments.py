@@ -61,10 +61,13 @@ def test_command_lines_that_resume_no_directory_are_unchanged(directory: Path, t
         ["-m", "ckpt_path=last", f"hydra.run.dir='{directory}'"],
     ):
         assert with_kept(words) == words
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again_with_its_words(directory: Path) -> None:
     for checkpoint in (directory / "checkpoints").iterdir():
         checkpoint.unlink()
     words = ["ckpt_path=last", f"hydra.run.dir='{directory}'"]
-    assert with_kept(words) == words, "there is nothing to resume"
+    assert with_kept(words) == [*(word for word in READ if word != "ckpt_path=/other.ckpt"), *words]
 
 
 def result(directory: Path) -> dict[str, Any]:

@@ -109,6 +109,12 @@ def test_options_of_another_class_are_told_how_to_replace_the_present_ones(argum
     assert level == {"_target_": "gridlstm.data.words.WordLevel", "min_count": 2}
 
 
+def test_options_of_a_chosen_cell_are_listed() -> None:
+    message = refused("transform@model.depth=gru", "model.depth.forget_bias=3")
+    assert "there is no option model.depth.forget_bias" in message
+    assert "Options of model.depth: _target_, bias, gain" in message
+
+
 def test_misspelt_name_from_config_dir_gets_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "average.yaml").write_text("_target_: mine.Average\n")

@@ -3,6 +3,7 @@
 import copy
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.cells import GRU, LayerNormLSTM, NonLSTM, PeepholeLSTM
+from gridlstm.cells import GRU, Highway, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
 from gridlstm.layer import GridLSTMState
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.min_gru import MinGRU
 from gridlstm.models.stacked_lstm import StackedLSTM
-from gridlstm.regularizers import Dropout, Zoneout
+from gridlstm.regularizers import Dropout, FrameDropout, Regularizer, Zoneout
 
 
 def layer(**options: Any) -> GridLSTM:
@@ -229,6 +230,70 @@ def test_shapes_can_be_computed_on_the_meta_device(sweep: SweepName) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert grid(x)[0].shape == (37, 2, 4)
     assert grid(x)[0].isfinite().all(), "a real input must still give real outputs afterwards"
+
+
+def test_a_layer_prints_its_sizes_and_cells() -> None:
+    text = str(GridLSTM(5, 4, 3, tied=["depth"], priority="depth", dropout=0.2, time_regularizers=[Dropout(0.1)]))
+    for part in (
+        "5, 4, num_layers=3",
+        "priority=('depth',)",
+        "dropout=0.2",
+        "Dropout(p=0.1)",
+        "LSTM(output='paper', bias=True, forget_bias=1.0, gain=1.0), weight=(3, 16, 8)",
+        "weight=(16, 8)",
+    ):
+        assert part in text
+
+
+def test_an_exported_program_can_be_saved() -> None:
+    grid, x, file = layer(), torch.randn(6, 2, 5), io.BytesIO()
+    torch.export.save(torch.export.export(grid, (x,)), file)
+    file.seek(0)
+    output, state = torch.export.load(file).module()(x)
+    torch.testing.assert_close(output, grid(x)[0])
+    assert isinstance(state, GridLSTMState)
+
+
+@pytest.mark.parametrize("noise", [Dropout(0.5), Zoneout(0.5, 0.5)])
+def test_a_layer_with_noise_can_be_exported(noise: Regularizer) -> None:
+    x = torch.randn(6, 2, 5)
+    program = torch.export.export(layer(time_regularizers=[noise]), (x,)).module()
+    assert not torch.equal(program(x)[0], program(x)[0]), "every call draws its own masks"
+
+
+def test_lengths_of_a_single_sequence_are_refused() -> None:
+    with pytest.raises(UserError, match="lengths belong to a padded batch"):
+        layer()(torch.randn(4, 5), lengths=torch.tensor([4]))
+
+
+def test_a_sweep_that_is_set_later_is_checked() -> None:
+    grid = layer()
+    grid.grid.sweep = "bogus"  # type: ignore[assignment]
+    with pytest.raises(UserError, match="sweep must be one of"):
+        grid(torch.randn(4, 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LSTM(bias="false"), "bias must be true or false, got 'false'"),  # type: ignore[arg-type]
+        (lambda: LSTM(forget_bias=float("nan")), "forget_bias must be a finite number, got nan"),
+        (lambda: LSTM(forget_bias=None), "forget_bias must be a finite number, got None"),  # type: ignore[arg-type]
+        (lambda: LSTM(gain="1"), "gain must be above 0 and finite, got '1'"),  # type: ignore[arg-type]
+        (lambda: GRU(bias=3), "bias must be true or false, got 3"),  # type: ignore[arg-type]
+        (lambda: Highway(gate_bias="x"), "gate_bias must be a finite number, got 'x'"),  # type: ignore[arg-type]
+        (lambda: Dropout("0.5"), r"dropout p must be a probability in \[0, 1\), got '0.5'"),  # type: ignore[arg-type]
+        (lambda: FrameDropout(((5, 0.5),)), "rising shares from 0 to 1"),
+        (lambda: layer(dropout=None), r"dropout must be a probability in \[0, 1\), got None"),
+        (lambda: layer(batch_first="no"), "batch_first must be true or false, got 'no'"),
+        (lambda: layer(shared="yes"), "shared must be true or false, got 'yes'"),
+        (lambda: layer(time_regularizers=[0.5]), "the noise on dimension 'time' must be of class"),
+        (lambda: layer(time_regularizers=Dropout(0.1)), "time_regularizers must be a list of regularizers"),
+    ],
+)
+def test_arguments_of_wrong_types_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build()
 
 
 @pytest.mark.parametrize("sweep", ["wavefront", "layer-major", "recompute"])

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gridlstm.errors import UserError, check_above_zero
+from gridlstm.errors import UserError, check_above_zero, check_finite, check_true_or_false
 
 
 def lstm_gates(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -165,6 +165,8 @@ class LSTM(Cell):
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise UserError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}.")
+        check_true_or_false(bias=self.bias)
+        check_finite(forget_bias=self.forget_bias)
         check_above_zero(gain=self.gain)
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gridlstm.cell import LSTM, OUTPUTS, Cell, HiddenMemory, fan_in_uniform, lstm_gates, lstm_memory
-from gridlstm.errors import UserError, check_above_zero
+from gridlstm.errors import UserError, check_above_zero, check_finite, check_true_or_false
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class GRU(Cell):
     num_gates: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
+        check_true_or_false(bias=self.bias)
         check_above_zero(gain=self.gain)
 
     @property
@@ -263,6 +264,7 @@ class NonLSTM(Cell):
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
+        check_true_or_false(bias=self.bias)
         check_above_zero(gain=self.gain)
 
     @property
@@ -316,6 +318,7 @@ class Highway(Cell):
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
+        check_finite(gate_bias=self.gate_bias)
         check_above_zero(gain=self.gain)
 
     @property

@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Real
+from typing import TypeGuard
 
 
 class UserError(ValueError):
@@ -22,10 +24,21 @@ def check_at_least_one(**sizes: object) -> None:
             raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
 
-def check_above_zero(**sizes: float) -> None:
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_finite(**numbers: object) -> None:
+    """Raise UserError unless all values are finite numbers."""
+    for name, value in numbers.items():
+        if not _is_number(value) or not math.isfinite(value):
+            raise UserError(f"{name} must be a finite number, got {value!r}.")
+
+
+def check_above_zero(**sizes: object) -> None:
     """Raise UserError unless all values are finite numbers above 0."""
     for name, value in sizes.items():
-        if not 0 < value < math.inf:
+        if not _is_number(value) or not 0 < value < math.inf:
             raise UserError(f"{name} must be above 0 and finite, got {value!r}.")
 
 
@@ -62,7 +75,12 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def check_dropout(dropout: float) -> None:
+def check_probability(name: str, p: object) -> None:
+    """Raise UserError unless ``p`` is a probability below 1."""
+    if not _is_number(p) or not 0 <= p < 1:
+        raise UserError(f"{name} must be a probability in [0, 1), got {p!r}.")
+
+
+def check_dropout(dropout: object) -> None:
     """Raise UserError unless ``dropout`` is a probability below 1."""
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout must be a probability in [0, 1), got {dropout}.")
+    check_probability("dropout", dropout)

@@ -96,11 +96,15 @@ def _default_config(arguments: list[str], with_hydra: bool) -> DictConfig:
     choices = []
     for argument in arguments:
         group, _, name = argument.partition("=")
-        if (CONF / group / f"{name}.yaml").is_file():
+        if (CONF / group.partition("@")[0] / f"{name}.yaml").is_file():  # such as transform@model.depth=gru
             choices.append(argument)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", choices, return_hydra_config=with_hydra)
+        try:
+            return hydra.compose("train", choices, return_hydra_config=with_hydra)
+        except HydraException:  # the place of a choice is misspelt, such as transform@model.depht=gru
+            choices = [choice for choice in choices if "@" not in choice.partition("=")[0]]
+            return hydra.compose("train", choices, return_hydra_config=with_hydra)
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:

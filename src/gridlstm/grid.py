@@ -88,6 +88,9 @@ class Transform(Configured):
     def reset_parameters(self) -> None:
         self.cell.reset_parameters(self.weight, self.bias, *self.vectors.values())
 
+    def extra_repr(self) -> str:
+        return f"{self.cell}, weight={tuple(self.weight.shape)}"
+
     def configured(self) -> dict[str, Any]:
         return {} if self.cell.has_bias else {"constant gate biases": self.cell.constants}
 
@@ -170,6 +173,7 @@ class Grid(nn.Module):
         self.copies = copies
         self.sources = [d.name if d.shares is None else d.shares for d in dimensions]
         self.regularizers = [tuple(d.regularizers) for d in dimensions]
+        self.priority = tuple(priority)
         self.progress = 0.0
         self.reversed = [n for n, dimension in enumerate(dimensions) if dimension.reverse]
 
@@ -209,6 +213,10 @@ class Grid(nn.Module):
             self.block, weights, entering, extents, masks
         )
         return self._flip_sides(leaving) if self.reversed else leaving
+
+    def extra_repr(self) -> str:
+        noise = f", regularizers={self.regularizers}" if any(self.regularizers) else ""
+        return f"priority={self.priority}, sweep={self.sweep}{noise}"
 
     def _check_weights(self, weight: Tensor, like: Tensor, extents: Sequence[int]) -> None:
         """Raise UserError unless the weights have the sides' type and device, and one copy per untied block."""
@@ -274,6 +282,11 @@ def _check_dimensions(dimensions: Sequence[Dimension], priority: Sequence[str]) 
         if d.untied_extent is not None:
             check_at_least_one(**{f"untied_extent of dimension {d.name!r}": d.untied_extent})
         for regularizer in d.regularizers:
+            if not isinstance(regularizer, Regularizer):
+                raise UserError(
+                    f"the noise on dimension {d.name!r} must be of class gridlstm.regularizers.Regularizer, such as "
+                    f"Dropout(0.1), got {regularizer!r}."
+                )
             if isinstance(regularizer, Zoneout) and regularizer.m > 0 and d.cell.memory_size(d.size) == 0:
                 raise UserError(
                     f"dimension {d.name!r} has no memory for zoneout to keep: expected m=0 or a cell with memory, "

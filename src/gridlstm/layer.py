@@ -8,11 +8,12 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory, check_cell, check_state_vector
 from gridlstm.engine.dispatch import SweepName, needs_plain_ops
 from gridlstm.engine.operands import check_factor
-from gridlstm.errors import UserError, check_at_least_one
+from gridlstm.errors import UserError, check_at_least_one, check_true_or_false
 from gridlstm.regularizers import Regularizer
 from gridlstm.time_depth import TimeDepthGrid
 
@@ -32,6 +33,9 @@ class GridLSTMState(NamedTuple):
 
 # Users save a state beside a state_dict, and torch.load rejects unknown classes by default. These hold tensors only.
 torch.serialization.add_safe_globals([GridLSTMState, HiddenMemory])
+# An exported program, which returns them, is saved with their names.
+for kind in (GridLSTMState, HiddenMemory):
+    _register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
 
 
 class GridLSTM(nn.Module):
@@ -85,6 +89,7 @@ class GridLSTM(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least_one(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_true_or_false(batch_first=batch_first)
         check_cell("time", time)
         check_cell("depth", depth)
         self.input_size = input_size
@@ -137,6 +142,9 @@ class GridLSTM(nn.Module):
         # Cloned, so that changing the output in place does not change the state.
         return output, GridLSTMState(time, HiddenMemory(depth.h.clone(), depth.m))
 
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_first={self.batch_first}"
+
     # nn.Module's own __call__ is untyped.
     def __call__(
         self, x: Tensor, state: GridLSTMState | None = None, lengths: Tensor | None = None
@@ -171,6 +179,11 @@ class GridLSTM(nn.Module):
             if isinstance(lengths, Tensor):
                 reach = f" from {lengths.min()} to {lengths.max()}" if lengths.numel() else ""
                 got = f"{lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}{reach}"
+            if not batched:
+                raise UserError(
+                    "lengths belong to a padded batch, and x is one sequence, of two dimensions. Pass x of three "
+                    "dimensions, or no lengths."
+                )
             raise UserError(
                 f"expected lengths as whole numbers from 1 to T={T}, one for each of the {B} rows of a batch, "
                 f"on {' or '.join(dict.fromkeys([str(x.device), 'cpu']))}, got {got}."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, check_probability
 from gridlstm.scan import Masks
 
 
@@ -35,6 +35,8 @@ class Draw:
 
     def bernoulli(self, p: float, *shape: int) -> Tensor:
         """Return booleans that are True with probability p."""
+        if torch.compiler.is_exporting():  # an exported program cannot hold the range below
+            return torch.rand(shape, device=self.like.device) < p
         # Two numbers of 32 bits from each of 64: on a CPU, half the time of one random float for each element.
         pairs = torch.empty(-(-math.prod(shape) // 2), dtype=torch.int64, device=self.like.device)
         numbers = pairs.random_(-(2**63), None).view(torch.int32)[: math.prod(shape)].view(shape)
@@ -49,11 +51,6 @@ class Regularizer(ABC):
         """Return the masks; ``Masks()`` for none."""
 
 
-def _check_probability(name: str, p: float) -> None:
-    if not 0 <= p < 1:
-        raise UserError(f"{name} must be a probability in [0, 1), got {p}.")
-
-
 @dataclass(frozen=True)
 class Dropout(Regularizer):
     """Dropout of h where matrix products read it, with a new mask in every block (Zaremba et al. 2014 on depth).
@@ -64,7 +61,7 @@ class Dropout(Regularizer):
     p: float
 
     def __post_init__(self) -> None:
-        _check_probability("dropout p", self.p)
+        check_probability("dropout p", self.p)
 
     def shape(self, draw: Draw) -> tuple[int, ...]:
         """Return the shape of the mask."""
@@ -102,10 +99,10 @@ class FrameDropout(Regularizer):
 
     def __post_init__(self) -> None:
         shares = [share for share, _ in self.schedule]
-        if len(shares) < 1 or shares != sorted(shares):
-            raise UserError(f"schedule must hold (share, p) pairs with rising shares, got {self.schedule}.")
+        if len(shares) < 1 or shares != sorted(shares) or shares[0] < 0 or shares[-1] > 1:
+            raise UserError(f"schedule must hold (share, p) pairs with rising shares from 0 to 1, got {self.schedule}.")
         for _, p in self.schedule:
-            _check_probability("schedule p", p)
+            check_probability("schedule p", p)
 
     def probability(self, progress: float) -> float:
         """Return p at this share of the training."""
@@ -138,8 +135,8 @@ class Zoneout(Regularizer):
     m: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_probability("zoneout h", self.h)
-        _check_probability("zoneout m", self.m)
+        check_probability("zoneout h", self.h)
+        check_probability("zoneout m", self.m)
 
     def masks(self, draw: Draw) -> Masks:
         def keep(p: float, size: int) -> Tensor | None:

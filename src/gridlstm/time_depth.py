@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.dispatch import SweepName
-from gridlstm.errors import UserError, check_dropout
+from gridlstm.errors import UserError, check_dropout, check_true_or_false
 from gridlstm.grid import Dimension, Grid
 from gridlstm.regularizers import Regularizer
 from gridlstm.scan import Masks
@@ -61,6 +61,12 @@ class TimeDepthGrid(Grid):
         if priority not in (None, *_NAMES):
             raise UserError(f"priority must be depth, time or null, got {priority!r}.")
         check_dropout(dropout)
+        check_true_or_false(shared=shared)
+        for name, regularizers in (("time", time_regularizers), ("depth", depth_regularizers)):
+            if isinstance(regularizers, str) or not isinstance(regularizers, Sequence):
+                raise UserError(
+                    f"{name}_regularizers must be a list of regularizers, such as [Dropout(0.1)], got {regularizers!r}."
+                )
         if shared and time != depth:
             raise UserError(f"shared=true: expected the same cell along time and depth, got {time} and {depth}.")
         if isinstance(tied, str) or not isinstance(tied, bool | Collection):
@@ -85,6 +91,9 @@ class TimeDepthGrid(Grid):
         super().__init__([along_time, along_depth], priority=() if priority is None else (priority,), sweep=sweep)
         self.num_layers = num_layers
         self.dropout = dropout
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dropout={self.dropout}"
 
     def over(
         self, before: HiddenMemory, bottom: HiddenMemory, held: Tensor | None = None

@@ -237,7 +237,7 @@ class RowMasks(NamedTuple):
         plan, axes, shape = layout.plan, len(layout.extents), (*layout.extents, layout.B)
 
         def rows(mask: Tensor | None) -> Tensor | None:
-            """A mask of whole rows, such as padding, stays one number a row."""
+            """Return a mask in the order of rows; one of whole rows, such as padding, stays one number a row."""
             if mask is None:
                 return None
             mask = torch.atleast_1d(mask)

@@ -67,6 +67,8 @@ def sweep_named(
         UserError: see ``check_sweep_fits``.
     """
     # Checked again, because the name may have changed since the grid was built.
+    if name != "auto" and name not in SWEEPS:
+        check_sweep_name(name)
     check_sweep_fits(name, block)
     check_fixed(extents)
     if needs_plain_ops(like):

@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from gridlstm.config import config_dirs, quoted
 from gridlstm.options import DEFAULTS
-from gridlstm.training.legs import last_checkpoint
 from gridlstm.training.stored import read_config
 
 
@@ -34,7 +33,8 @@ def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
 def with_kept(arguments: Sequence[str]) -> list[str]:
     """Return a command line with the words stored in its run directory in front; typed words override stored ones.
 
-    A command line that does not resume a run in the run's own directory is returned unchanged.
+    A command line that does not resume a run in the run's own directory is returned unchanged. A run that ended before
+    its first checkpoint starts again with its words.
 
     Raises:
         UserError: the configuration in the run directory is damaged.
@@ -44,8 +44,8 @@ def with_kept(arguments: Sequence[str]) -> list[str]:
     if directory is None or checkpoint is None or {"-m", "--multirun"}.intersection(typed):
         return typed
     root = Path(directory).expanduser()
-    own = last_checkpoint(root) if checkpoint == "last" else Path(checkpoint).expanduser()
-    if own is None or not own.resolve().is_relative_to(root.resolve()) or not (root / "config_source.yaml").is_file():
+    own = root if checkpoint == "last" else Path(checkpoint).expanduser()
+    if not own.resolve().is_relative_to(root.resolve()) or not (root / "config_source.yaml").is_file():
         return typed
     run: Any = OmegaConf.to_container(read_config(root / "config_source.yaml").run)  # the command line sets references
     kept = map(_without_default, run.get("arguments", []))

@@ -31,6 +31,8 @@ class Plan:
     """Checkpoint to test if training ended in an earlier leg."""
     earlier: Mapping[str, Any]
     """Contents of result.json from the earlier legs."""
+    finds_no_last: bool = False
+    """True if ``ckpt_path=last`` found no checkpoint."""
 
     @property
     def continues(self) -> bool:
@@ -49,7 +51,8 @@ class Plan:
         source = self.checkpoint or self.init_from
         what = " and ".join(name for name, done in (("train", self.trains), ("test", self.tests)) if done)
         if source is None:
-            return f"new run: {what} from scratch"
+            why = f" (ckpt_path=last: {self.directory} holds no checkpoint)" if self.finds_no_last else ""
+            return f"new run: {what} from scratch{why}"
         if self.continues:
             return f"leg {self.leg}: {what}, continuing from {source}"
         return f"new run: {what} with the weights of {source}"
@@ -83,6 +86,7 @@ def decide(cfg: DictConfig) -> Plan:
         tests=tests,
         best=best,
         earlier=earlier,
+        finds_no_last=cfg.ckpt_path == "last" and checkpoint is None,
     )
 
 
