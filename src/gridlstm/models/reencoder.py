@@ -66,7 +66,8 @@ class Reencoder(TranslationModel):
         hidden_size: d.
         num_layers: L.
         time: the cell along source and target.
-        dropout: probability of dropping elements of h where the products inside the blocks read it.
+        dropout: probability of dropping elements of h where the products inside the blocks read it, and of the y of
+            "gated_max".
         read_out: the output y. "end" is [h; m] along source where the last scan ends, at the beginning of the source.
             "gated_max" is the largest value over all source places, max_s (A h'_k + a) . sigma(G h'_k + g), as in
             convolutional networks over source and target (Elbayad et al. 2018, arXiv 1808.03867).
@@ -111,6 +112,7 @@ class Reencoder(TranslationModel):
             ]
             self.grids.append(Grid(dimensions, () if unread else ("depth",), sweep))
         self.gated = nn.Linear(hidden_size, 2 * hidden_size) if read_out == "gated_max" else None
+        self.dropout = nn.Dropout(dropout)
 
     def read(self, source: Tensor, source_mask: Tensor) -> ReencoderContext:
         check_source(source, source_mask)
@@ -144,4 +146,4 @@ class Reencoder(TranslationModel):
         if self.gated is None:
             return torch.cat(end, dim=-1)[:, 0].transpose(0, 1)
         value, gate = self.gated(depth).chunk(2, dim=-1)
-        return (value * gate.sigmoid()).masked_fill(padding[:, 0], -torch.inf).amax(0).transpose(0, 1)
+        return self.dropout((value * gate.sigmoid()).masked_fill(padding[:, 0], -torch.inf).amax(0).transpose(0, 1))
