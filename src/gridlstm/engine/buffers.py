@@ -251,7 +251,7 @@ class RowMasks(NamedTuple):
                     drop[:, :, columns] = 1
                 else:
                     own = mask.drop.expand(*shape, size).flatten(0, axes - 1)
-                    drop[:, :, columns].index_copy_(0, plan.row_of, own)
+                    drop[:, :, columns] = own.index_select(0, plan.order)
         return cls(drop, [(rows(mask.keep_h), rows(mask.keep_m)) for mask in masks])
 
 

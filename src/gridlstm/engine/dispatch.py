@@ -99,7 +99,7 @@ def check_fixed(extents: Sequence[int]) -> None:
     if any(type(extent) is not int for extent in extents):
         raise UserError(
             f"a traced program unrolls all blocks and steps. Expected fixed numbers of them, got {tuple(extents)}. Use "
-            f"torch.export.export with a fixed number of steps (its batch may be dynamic) instead of torch.jit.trace."
+            f"torch.export.export with a fixed number of steps; its batch may be dynamic."
         )
 
 

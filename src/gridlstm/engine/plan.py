@@ -77,7 +77,6 @@ class Plan:
         entries: for each dimension, the rows of the blocks at its near side, in the order of ``sides``.
         successors: for each dimension, the target row of each block's (h'_n, m'_n): (C,).
         order: each block's number in lexicographic order of its coordinates: (C,).
-        row_of: the row of each block in lexicographic order: (C,).
         copy_of: the weight copy of each block: (C,).
         by_copy: rows of each weight copy's blocks.
     """
@@ -89,7 +88,6 @@ class Plan:
     entries: tuple[Tensor, ...]
     successors: tuple[Tensor, ...]
     order: Tensor
-    row_of: Tensor
     copy_of: Tensor
     by_copy: tuple[slice | Tensor, ...]
 
@@ -189,7 +187,6 @@ def plan(
         entries=tuple(torch.tensor([row[place] for place in sides[n]], device=device) for n in range(N)),
         successors=tuple(torch.tensor([target[n][place] for place in places], device=device) for n in range(N)),
         order=torch.tensor(numbers, device=device),
-        row_of=torch.tensor(sorted(range(len(numbers)), key=numbers.__getitem__), device=device),
         copy_of=torch.tensor([copy_numbers[copy(place)] for place in places], device=device),
         by_copy=tuple(map(joined, rows_by_copy.values())),
     )

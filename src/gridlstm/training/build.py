@@ -370,7 +370,8 @@ def check_types(node: DictConfig, path: str) -> None:
         if isinstance(value, ListConfig) and not set(kinds) <= _KIND_NAMES.keys() - _LISTS:
             continue
         if not (type(value) is int and float in kinds) and not (type(value) is str and Path in kinds):
-            expected = " or ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
+            plain = [_KIND_NAMES[kind] for kind in kinds if kind in _KIND_NAMES]  # a Tensor cannot be typed
+            expected = " or ".join(plain or [kind.__name__ for kind in kinds])
             raise UserError(f"{path}.{name!s} must be {expected}, got {value!r}.")
 
 
