@@ -160,6 +160,26 @@ def test_onednn_multiplies_operands_of_any_strides(
         torch.testing.assert_close(out.double(), a @ b + (start if add else 0), rtol=1e-5, atol=1e-5)
 
 
+@needs_onednn
+@pytest.mark.parametrize(
+    ("rows", "inputs", "gates"), [(2100, 40, 160), (2100, 160, 40), (1900, 40, 160), (2100, 300, 320)]
+)
+@pytest.mark.parametrize(("product_dtype", "error"), [(None, 1e-5), (torch.bfloat16, 1e-2)])
+def test_weight_gradients_are_right_either_way_round(
+    rows: int, inputs: int, gates: int, product_dtype: torch.dtype | None, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, x = torch.randn(rows, gates).double(), torch.randn(rows, inputs).double()
+    exact, transposed, run = z.t() @ x, [], matmul.multiply
+    monkeypatch.setattr(matmul, "multiply", lambda x, *rest: transposed.append(len(x) == inputs) or run(x, *rest))
+    wide = torch.full((gates, inputs + 7), torch.nan)
+    with matmul.using("onednn"):
+        padded = torch.nn.functional.pad(z.float(), (3, 5))[:, 3:-5]
+        matmul.multiply_transposed(padded, x.float(), wide[:, :inputs], product_dtype)
+    torch.testing.assert_close(wide[:, :inputs].double(), exact, rtol=0, atol=error * float(exact.abs().max()))
+    assert wide[:, inputs:].isnan().all()
+    assert transposed == [(rows, inputs) == (2100, 40)]
+
+
 @needs_packed
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 15, 300])

@@ -230,6 +230,6 @@ def product_contender(shape: Shape, product: matmul.Product, dtype: torch.dtype,
                     multiply = prepared(weight)
                     for _ in range(round(K / rows)):
                         multiply(z, x)
-                    matmul.multiply(Z.t(), X, gradient, None)
+                    matmul.multiply_transposed(Z, X, gradient, None)
 
     return run

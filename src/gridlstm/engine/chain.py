@@ -15,7 +15,7 @@ from torch import Tensor
 from gridlstm.cell import Cell, HiddenMemory
 from gridlstm.engine.buffers import Buffers, Layout
 from gridlstm.engine.fused import chained_step
-from gridlstm.engine.matmul import affine, fastest_product, multiply
+from gridlstm.engine.matmul import affine, fastest_product, multiply, multiply_transposed
 from gridlstm.engine.memory import empty
 from gridlstm.engine.operands import autocast_type
 from gridlstm.engine.packed import as_it_is, check_backward, split_biases, steps
@@ -145,8 +145,8 @@ class _Chain(torch.autograd.Function):
         with fastest_product(X, 2 * rows * dW.numel()):
             multiply(dz, weight[:, :e].to(product_dtype or weight.dtype), dx, product_dtype)
             if ctx.needs_input_grad[3]:
-                multiply(dz.t(), x.flatten(0, 1), dW[:, :e], product_dtype)
-                multiply(dz.t(), X[:T].flatten(0, 1), dW[:, e:], product_dtype)
+                multiply_transposed(dz, x.flatten(0, 1), dW[:, :e], product_dtype)
+                multiply_transposed(dz, X[:T].flatten(0, 1), dW[:, e:], product_dtype)
         db = dz.sum(0) if ctx.needs_input_grad[4] else None
         grad_vectors = buffers.vector_gradients(vectors)
         return None, None, dx.view(x.shape), dW if ctx.needs_input_grad[3] else None, db, dH[0], dM[0], *grad_vectors

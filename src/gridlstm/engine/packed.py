@@ -20,7 +20,7 @@ from gridlstm.cell import HiddenMemory
 from gridlstm.engine.bfloat16 import is_low
 from gridlstm.engine.buffers import Buffers, Layout, RowMasks, empty_stages, stages_of
 from gridlstm.engine.fused import adds_bias, fused_step, pointwise_step
-from gridlstm.engine.matmul import affine, fastest_product, multiply
+from gridlstm.engine.matmul import affine, fastest_product, multiply_transposed
 from gridlstm.engine.memory import empty
 from gridlstm.engine.operands import autocast_type
 from gridlstm.engine.plan import Order
@@ -333,11 +333,11 @@ def _weight_gradients(
         for copy, rows in enumerate(by_copy):
             z, H = _rows(dz, rows).flatten(0, 1), _rows(x, rows).flatten(0, 1)
             if whole is not None:
-                multiply(z.t(), H, whole[copy], layout.product_dtype)
+                multiply_transposed(z, H, whole[copy], layout.product_dtype)
             for n in owners:
                 own = z[:, layout.gates[n]]
                 if whole is None and (gradient := gradients[n]) is not None:
-                    multiply(own.t(), H, gradient[copy], layout.product_dtype)
+                    multiply_transposed(own, H, gradient[copy], layout.product_dtype)
                 if (gradient := gradients[N + n]) is not None:
                     if (total := buffers.grad_biases[n]) is None:
                         torch.sum(own, 0, out=gradient[copy])
