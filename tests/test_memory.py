@@ -1,5 +1,8 @@
 """Large buffers of the engine are used again, and never while a tensor still holds them."""
 
+import os
+import platform
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -105,3 +108,29 @@ def test_threads_never_share_a_buffer() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(differing, range(4))) == 0
+
+
+HOLES = """
+import re, sys
+import torch
+from gridlstm.command import prepare
+from gridlstm.training.callbacks.free_memory import GiveBackMemory
+
+def resident() -> int:
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) >> 10
+
+prepare()
+tensors = [torch.ones(1 << 18) for _ in range(400)]  # 1 MB each
+tensors = tensors[::2]
+before = resident()
+GiveBackMemory(most=int(sys.argv[1]) << 20).on_validation_end(None, None)
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(("most", "given_back"), [(1 << 10, False), (100, True)])
+def test_holes_are_given_back_if_there_is_much_of_them(most: int, given_back: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    output = subprocess.check_output([sys.executable, "-c", HOLES, str(most)], env=environment, text=True)
+    assert (int(output) > 150) == given_back  # of 200 MB
