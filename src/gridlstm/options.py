@@ -96,6 +96,7 @@ ROLES: dict[str, Role] = {
     "callbacks.pixel_pictures": Role.RECORD,
     "callbacks.translations": Role.RECORD,
     "callbacks.translations.beam": Role.EVALUATION,
+    "callbacks.free_memory": Role.SPEED,
     "callbacks.progress": Role.DISPLAY,
     "callbacks.early_stopping.verbose": Role.DISPLAY,
     # lightning.Trainer
