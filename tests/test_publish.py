@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 from tests.conftest import ROOT, run_python
 
 from gridlstm.errors import UserError
@@ -44,6 +45,44 @@ def test_published_files_contain_no_local_paths(job: Job, tmp_path: Path) -> Non
     for file in files:
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
         assert str(ROOT).encode() not in file.read_bytes(), file.name
+
+
+def test_published_files_of_parallel_files_contain_only_their_names(job: Job, tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    for side in ("de", "en", "en.1"):
+        (tmp_path / f"all.{side}").write_text("".join(f"line {n} in {side}\n" for n in range(40)))
+    files = [f"task.{name}={tmp_path / 'all'}" for name in ("pairs", "test_pairs")]
+    files += [f"task.data.source.test=[{','.join(str(tmp_path / f'all.{side}') for side in ('de', 'en', 'en.1'))}]"]
+    small = ["task.data.source.num_val=8", *(f"task.data.{side}_level.size=40" for side in ("source", "target"))]
+    run_job(job(*files, *small, "stages=[fit]", task="parallel", model="attention_lstm"))
+    published = publish(tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "public")
+    assert not any(str(tmp_path).encode() in file.read_bytes() for file in published)
+    stored = OmegaConf.load(published[1])
+    assert stored.task.pairs == "all"
+    assert stored.task.data.source.test == ["all.de", "all.en", "all.en.1"]
+
+
+def test_weights_that_share_memory_are_published(job: Job, tmp_path: Path) -> None:
+    """A network may use one weight under two names, such as a read-out tied to the input."""
+    run_job(job("stages=[fit]"))
+    content = torch.load(checkpoint := tmp_path / "run" / "checkpoints" / "best.ckpt")
+    content["state_dict"]["again"] = content["state_dict"]["head.weight"]
+    torch.save(content, checkpoint)
+    weights = load_content(publish(checkpoint, tmp_path / "public")[0])["state_dict"]
+    assert torch.equal(weights["again"], weights["head.weight"])
+
+
+def test_a_run_directory_is_neither_overwritten_nor_incomplete(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    run = tmp_path / "run"
+    before = (run / "config.yaml").read_bytes()
+    for out in (run, run / "public", run / ".." / "run"):
+        with pytest.raises(UserError, match=r"is in the run directory of the checkpoint"):
+            publish(run / "checkpoints" / "best.ckpt", out)
+    assert (run / "config.yaml").read_bytes() == before
+    (run / "result.json").unlink()
+    with pytest.raises(UserError, match=r"has no result\.json, from which the model card takes the scores"):
+        publish(run / "checkpoints" / "best.ckpt", tmp_path / "public")
 
 
 def test_model_card_reports_test_score_and_commit(job: Job, tmp_path: Path) -> None:

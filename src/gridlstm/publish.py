@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gridlstm.command import Parser, run_command
+from gridlstm.errors import UserError
 from gridlstm.files import read_json, replacing, writable, write_text
 from gridlstm.options import Role, leaves, role
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 PARSER = Parser(
     "publish",
     """Export the network of a checkpoint as files for other people: model.safetensors, its configuration and a model
-card, README.md. The files contain no optimiser state, no code and no path of this machine. evaluate, sample and look
-accept ckpt=DIRECTORY/model.safetensors wherever the directory is.""",
+card, README.md. The files contain no optimiser state, no code and no path of this machine. evaluate, sample, translate
+and look accept ckpt=DIRECTORY/model.safetensors wherever the directory is.""",
     others="none",
 )
 PARSER.add_argument("--ckpt", required=True, type=Path, metavar="CHECKPOINT", help="a file in a run directory")
@@ -29,7 +30,8 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
     """Write weights, configuration and model card of a checkpoint into ``out``; return the files.
 
     Raises:
-        UserError: the checkpoint does not exist, its run directory lacks a file, or ``out`` cannot be written.
+        UserError: the checkpoint does not exist, its run directory lacks a file, or ``out`` cannot be written or is in
+            the run directory.
     """
     from omegaconf import OmegaConf
     from safetensors.torch import save
@@ -42,12 +44,22 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
     directory = run_directory(checkpoint)
     assert directory is not None, "load_source refuses it"
     content = load_content(checkpoint)
-    result = read_json(directory / "result.json")
+    if not (result := read_json(directory / "result.json")):
+        raise UserError(
+            f"{directory} has no result.json, from which the model card takes the scores. Expected a complete run "
+            f"directory. Copy the file to it."
+        )
     out = writable(out)
+    if out.resolve().is_relative_to(directory.resolve()):
+        raise UserError(
+            f"out={out} is in the run directory of the checkpoint, whose config.yaml could be overwritten. Give a "
+            f"directory elsewhere."
+        )
     out.mkdir(parents=True, exist_ok=True)
     config = read_config(directory / "config.yaml")
     kind = str(source.task.data._target_).rpartition(".")[2]
-    weights = {name: value.contiguous() for name, value in content["state_dict"].items()}
+    # Copies, because safetensors refuses names that share memory, such as a read-out tied to the input.
+    weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
     files = [out / name for name in (WEIGHTS, "config.yaml", "config_source.yaml", "README.md")]
     with replacing(files[0]) as file:
         file.write(save(weights, {"data": json.dumps({kind: data_state(source, content)})}))
@@ -60,23 +72,27 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
 
 
 def _without_places(config: "DictConfig", resolved: "DictConfig") -> "DictConfig":
-    """Return a configuration without paths of this machine; the path of a text becomes its file name."""
+    """Return a configuration without paths of this machine; the path of a file becomes its name."""
     from omegaconf import OmegaConf
 
     config = config.copy()
     own = str(resolved.run.dir)
     for key, value in leaves(OmegaConf.to_container(config)):
-        if not isinstance(value, str) or "${" in value:
-            continue
-        if role(key) is Role.SOURCE and Path(value).is_absolute():
-            OmegaConf.update(config, key, Path(value).name)
-        elif role(key) is Role.PLACE and Path(value).is_absolute():
-            OmegaConf.update(config, key, "data" if key.endswith("data_dir") else None)
-        elif value == own or value.startswith(f"{own}/"):
+        if isinstance(value, list):
+            OmegaConf.update(config, key, [Path(one).name if _is_path(one) else one for one in value])
+        elif isinstance(value, str) and (value == own or value.startswith(f"{own}/")):
             OmegaConf.update(config, key, "." + value.removeprefix(own))
+        elif _is_path(value) and role(key) is Role.PLACE:
+            OmegaConf.update(config, key, "data" if key.endswith("data_dir") else None)
+        elif _is_path(value):
+            OmegaConf.update(config, key, Path(value).name)
     config.run.arguments = []
     config.init_from = None
     return config
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _commands(objective: str) -> list[str]:
