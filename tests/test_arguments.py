@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import ROOT, TOY, TOY_TASKS, run_python
 
+from gridlstm.evaluate import evaluate
 from gridlstm.training.arguments import with_kept
 from gridlstm.training.job import run_job
 
@@ -102,6 +103,36 @@ def test_a_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     assert {name for name in named if not name.startswith("optimizer.")} == {"model.hidden_size"}
     assert "optimizer._target_" in named
     assert result(parts)["status"] == "completed"
+
+
+def test_paths_of_parallel_files_suit_another_working_directory(
+    job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sacrebleu")
+    (tmp_path / "there").mkdir()
+    for name in ("all.de", "all.en", "test.de", "test.en"):
+        (tmp_path / "there" / name).write_text("".join(f"line {n} of {name}\n" for n in range(40)))
+    small = ["task.data.source.num_val=8", *(f"task.data.{side}_level.size=40" for side in ("source", "target"))]
+    files = ["task.pairs=all", "task.test_pairs=all", "task.data.source.test=[test.de,test.en]"]
+    cfg = job(*files, *small, "stages=[fit]", task="parallel", model="attention_lstm")
+    with monkeypatch.context() as there:
+        there.chdir(tmp_path / "there")
+        run_job(cfg)
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert "test/loss" in evaluate(checkpoint, "test", [])
+    source = OmegaConf.load(tmp_path / "run" / "config_source.yaml")
+    assert OmegaConf.to_container(source.task.data.source.train) == [
+        "${task.pairs}.${task.source_language}",
+        "${task.pairs}.${task.target_language}",
+    ]
+    # Files with other names are those of the run; a list is read as one.
+    (tmp_path / "there").rename(tmp_path / "here")
+    here = tmp_path / "here"
+    moved = [f"task.pairs={here}/all", f"task.data.source.test=[{here}/test.de,{here}/test.en]"]
+    assert "test/loss" in evaluate(checkpoint, "test", moved)
+    run_job(job(f"task.pairs={here}/all", f"task.test_pairs={here}/test", *small, "stages=[fit]", "ckpt_path=last",
+                "trainer.max_steps=6", task="parallel", model="attention_lstm"))  # fmt: skip
 
 
 def test_a_job_of_a_sweep_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:

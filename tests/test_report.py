@@ -141,6 +141,15 @@ def test_display_device_and_speed_options_keep_run_identity(sweep: Path, options
     assert replace(first, config={**first.config, **options}).identity() == first.identity()
 
 
+@pytest.mark.parametrize(
+    "option", ["callbacks.translations.beam", "task.data.source.test", "task.data.test_digits", "task.test_pairs"]
+)
+def test_runs_that_were_tested_differently_have_rows_of_their_own(sweep: Path, option: str) -> None:
+    first = find_runs([sweep])[0]
+    one, other = (replace(first, config={**first.config, option: value}) for value in (1, 2))
+    assert one.identity() != other.identity()
+
+
 def test_copies_of_one_text_share_a_row(job: Callable[..., DictConfig], tmp_path: Path, text_file: Path) -> None:
     texts = [tmp_path / "same.txt", tmp_path / "other.txt"]
     texts[0].write_bytes(text_file.read_bytes())

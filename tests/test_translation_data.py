@@ -533,7 +533,7 @@ def test_tasks_compose_to_data_with_options_of_the_right_types(task: str, tmp_pa
 
 
 def test_options_that_do_not_affect_training_may_change_in_evaluation() -> None:
-    assert role("task.data.source.test") is Role.EVALUATION
-    assert role("task.data.max_length") is Role.TRAINING
+    assert role("task.data.source.test") is Role.TEST
+    assert role("task.data.max_length") is Role.DATA, "errors of an evaluation advise it"
     assert role("task.data.source_level.size") is Role.TRAINING, "a checkpoint contains its vocabulary"
     assert role("task.data.source.data_dir") is Role.PLACE

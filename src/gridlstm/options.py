@@ -19,7 +19,8 @@ class Role(Enum):
     START = "the weights that a training starts from"
     TRAINING = "how a training changes the weights"
     LENGTH = "how a training is judged and when it ends; may change on a resume"
-    EVALUATION = "the test of a trained network, which its training never sees"
+    TEST = "what a trained network is tested on, and how; its training never sees it"
+    TEST_SIZE = "number of samples of a test"
     SPEED = "how fast the same numbers are computed"
     SOURCE = "the name or path of a text; its checksum shows if another name is another text"
     PLACE = "where a run computes and keeps copies of data"
@@ -51,6 +52,8 @@ ROLES: dict[str, Role] = {
     "task.monitor": Role.LENGTH,
     "task.mode": Role.LENGTH,
     "task.path": Role.SOURCE,
+    "task.pairs": Role.SOURCE,
+    "task.test_pairs": Role.TEST,
     "task.data": Role.DATA,
     "task.data.seed": Role.SEED,
     "task.name": Role.SOURCE,
@@ -58,6 +61,8 @@ ROLES: dict[str, Role] = {
     "task.data.source.path": Role.SOURCE,
     "task.data.source.name": Role.SOURCE,
     "task.data.source.url": Role.SOURCE,
+    "task.data.source.train": Role.SOURCE,
+    "task.data.source.val": Role.SOURCE,
     "task.data.source.data_dir": Role.PLACE,
     "task.data.source.streaming": Role.PLACE,
     "task.data.cache_dir": Role.PLACE,
@@ -65,15 +70,15 @@ ROLES: dict[str, Role] = {
     "task.data.curriculum": Role.TRAINING,
     "task.data.density": Role.TRAINING,
     "task.data.max_words": Role.TRAINING,
-    "task.data.max_length": Role.TRAINING,
+    "task.data.max_length": Role.DATA,  # also the longest sentence that an evaluation accepts
     "task.data.max_shift": Role.TRAINING,
     "task.data.max_rotation": Role.TRAINING,
     "task.data.source_level": Role.TRAINING,  # a checkpoint contains its vocabularies
     "task.data.target_level": Role.TRAINING,
     "task.data.val_symbols": Role.LENGTH,
-    "task.data.num_test": Role.EVALUATION,
-    "task.data.test_digits": Role.EVALUATION,
-    "task.data.source.test": Role.EVALUATION,
+    "task.data.num_test": Role.TEST_SIZE,
+    "task.data.test_digits": Role.TEST,
+    "task.data.source.test": Role.TEST,
     "data_dir": Role.PLACE,
     # How it is trained.
     "seed": Role.SEED,
@@ -95,7 +100,7 @@ ROLES: dict[str, Role] = {
     "callbacks.image_pictures": Role.RECORD,
     "callbacks.pixel_pictures": Role.RECORD,
     "callbacks.translations": Role.RECORD,
-    "callbacks.translations.beam": Role.EVALUATION,
+    "callbacks.translations.beam": Role.TEST,
     "callbacks.free_memory": Role.SPEED,
     "callbacks.progress": Role.DISPLAY,
     "callbacks.early_stopping.verbose": Role.DISPLAY,
@@ -113,7 +118,7 @@ ROLES: dict[str, Role] = {
     "trainer.max_time": Role.LENGTH,
     "trainer.val_check_interval": Role.LENGTH,
     "trainer.limit_val_batches": Role.DATA,
-    "trainer.limit_test_batches": Role.EVALUATION,
+    "trainer.limit_test_batches": Role.TEST_SIZE,
     "trainer.deterministic": Role.SPEED,
     "trainer.accelerator": Role.PLACE,
     "trainer.devices": Role.PLACE,
@@ -152,7 +157,7 @@ PRECISIONS = {
 DEFAULTS = {"task.lr": "optimizer.lr", "task.max_steps": "trainer.max_steps"}
 """Defaults in a task's file, and the options that the command line sets instead of them."""
 
-IDENTITY = frozenset({Role.NETWORK, Role.DATA, Role.START, Role.TRAINING, Role.LENGTH})
+IDENTITY = frozenset({Role.NETWORK, Role.DATA, Role.START, Role.TRAINING, Role.LENGTH, Role.TEST})
 """Roles of the options that distinguish experiments: runs with equal values form one row of a report."""
 
 FIXED = frozenset({Role.NETWORK, Role.DATA, Role.SEED, Role.START, Role.TRAINING})

@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gridlstm.config import config_dirs, quoted
 from gridlstm.options import DEFAULTS
@@ -26,8 +26,12 @@ def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
     for word in HydraConfig.get().overrides.task:
         key, _, _ = word.partition("=")
         path = OmegaConf.select(source, key.lstrip("+")) if key.lstrip("+") in paths else None
-        words.append(word if path is None else f"{key}={quoted(path)}")
+        words.append(word if path is None else f"{key}={_as_value(path)}")
     return [*config_dirs(HydraConfig.get()), *words]
+
+
+def _as_value(path: str | ListConfig) -> str:
+    return quoted(path) if isinstance(path, str) else f"[{','.join(map(quoted, path))}]"
 
 
 def with_kept(arguments: Sequence[str]) -> list[str]:

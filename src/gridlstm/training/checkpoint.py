@@ -69,11 +69,10 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
         overrides = [todays_name(config, override) for override in overrides]
         for override in overrides:
             _check_option(config, override, f"{directory}/config.yaml")
-        config.merge_with_dotlist([override for override in overrides if not _names_a_text(override)])
-        for override in overrides:
+        config.merge_with_dotlist([override for override in overrides if not _is_plain(override)])
+        for override in filter(_is_plain, overrides):
             key, _, value = override.partition("=")
-            if _names_a_text(override):  # its value is a plain string, not YAML
-                OmegaConf.update(config, key, None if value == "null" else value)
+            OmegaConf.update(config, key, None if value == "null" else value)
         check_trusted(config, MADE, trust)
         if not any(override.startswith("data_dir=") for override in overrides):
             _find_data(config)
@@ -135,6 +134,11 @@ def _leave_out_training(config: DictConfig) -> None:
 def _names_a_text(override: str) -> bool:
     key = override.partition("=")[0]
     return role(key) is Role.SOURCE or key.rpartition(".")[2] == "data_dir"
+
+
+def _is_plain(override: str) -> bool:
+    """Return True if the value of an override is a plain string, not YAML."""
+    return _names_a_text(override) and not override.partition("=")[2].startswith("[")
 
 
 def load_content(checkpoint: Path) -> dict[str, Any]:

@@ -5,11 +5,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from glob import escape
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gridlstm.config import as_typed
 from gridlstm.errors import UserError
@@ -74,19 +75,48 @@ def write_config(cfg: DictConfig) -> None:
     Later commands can change options of the second file: task.path then changes everything that refers to it.
     """
     source = cfg.copy()
-    # A later command may have another working directory.
-    paths = ["task.path", "data_dir", "init_from", "task.data.cache_dir"]
-    for name in paths:
-        if isinstance(path := OmegaConf.select(source, name), str):
-            OmegaConf.update(source, name, str(Path(os.path.expanduser(path)).absolute()))
-    name = "task.name"  # a data set of the hub, or a directory
-    if isinstance(path := OmegaConf.select(source, name), str) and os.path.isdir(path := os.path.expanduser(path)):
-        OmegaConf.update(source, name, str(Path(path).absolute()))
-        paths.append(name)
+    paths = _make_absolute(source)
     named = cast(dict[str, Any], OmegaConf.to_container(cfg.run, resolve=True))
     source.run = OmegaConf.create(named | {"arguments": to_keep(source, paths)})
     for name, node, resolve in (("config_source.yaml", source, False), ("config.yaml", cfg, True)):
         write_text(Path(cfg.run.dir) / name, OmegaConf.to_yaml(node, resolve=resolve))
+
+
+def _make_absolute(source: DictConfig) -> list[str]:
+    """Make the paths of a configuration absolute, because a later command may have another working directory.
+
+    Returns:
+        The options that may name a path.
+    """
+    options = ["task.path", "data_dir", "init_from", "task.data.cache_dir"]
+    # Others name a path only if there is such a file: a data set of the hub or a directory, the beginning of the names
+    # of parallel files, and lists of them.
+    found = {"task.name": os.path.isdir, "task.pairs": _begins_a_file, "task.test_pairs": _begins_a_file}
+    for name, is_path in found.items():
+        if isinstance(path := OmegaConf.select(source, name), str) and is_path(os.path.expanduser(path)):
+            options.append(name)
+    for name in options:
+        if isinstance(path := OmegaConf.select(source, name), str):
+            OmegaConf.update(source, name, _absolute(path))
+    for name in (f"task.data.source.{split}" for split in ("train", "val", "test")):
+        node = OmegaConf.select(source, name)
+        files = cast(list[Any], OmegaConf.to_container(node, resolve=False)) if isinstance(node, ListConfig) else []
+        if any(map(_is_file, files)):
+            OmegaConf.update(source, name, [_absolute(file) if _is_file(file) else file for file in files])
+            options.append(name)
+    return options
+
+
+def _begins_a_file(path: str) -> bool:
+    return any(Path(path).parent.glob(f"{escape(Path(path).name)}.*"))
+
+
+def _is_file(name: Any) -> bool:
+    return isinstance(name, str) and os.path.isfile(os.path.expanduser(name))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 @contextmanager
