@@ -98,6 +98,15 @@ def test_run_logs_bleu_and_writes_its_test_translations(
     assert (tmp_path / "t.tsv").read_text() == (tmp_path / "run" / "translations.tsv").read_text()
 
 
+@pytest.mark.parametrize(("limit", "expected"), [("1", 4), ("0.5", 4), ("2", 8), ("1.0", 8)])
+def test_bleu_stays_within_the_limit_of_batches(
+    limit: str, expected: int, translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    limits = [f"trainer.limit_{split}_batches={limit}" for split in ("val", "test")]
+    run_job(translation_job("task.data.batch_size=4", *limits))
+    assert len((tmp_path / "run" / "translations.tsv").read_text().splitlines()) == 1 + expected
+
+
 def test_every_row_of_a_table_has_the_columns_of_its_header() -> None:
     found = table(["a\rb", "c"], ["x\ty", "z"], [["A\r\nB"], ["C", "D", "E"]])
     assert found.split("\n") == [
@@ -209,6 +218,22 @@ def test_command_translates_sentences_files_and_lists_the_best(
     assert [line.split(" ||| ")[0] for line in best] == ["0", "0"]
     assert best[0].split(" ||| ")[1] == given[0]
     assert float(best[0].split(" ||| ")[2]) >= float(best[1].split(" ||| ")[2])
+
+
+def test_symbols_that_the_terminal_lacks_become_question_marks(
+    translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    turned = [f"{chinese}\t{english}\tCC-BY 2.0\n" for english, chinese in PAIRS]
+    job = translation_job("stages=[fit]")
+    (tmp_path / "data" / "cmn.txt").write_text("".join(turned))
+    run_job(job)
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    done = run_python(
+        *("-m", "gridlstm.translate", f"ckpt={checkpoint}", "A red cat sees a green dog."),
+        check=True,
+        environment={"PYTHONIOENCODING": "ascii"},
+    )
+    assert "?" in done.stdout
 
 
 def test_ensemble_of_one_network_twice_equals_the_network(

@@ -111,6 +111,13 @@ def test_decoding_ends_at_the_end_and_skips_padding(number: int, tmp_path: Path)
     assert words.decode([words.UNK]) == UNKNOWN
 
 
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000"])
+def test_pieces_keep_white_space_that_is_a_character_of_the_text(space: str, tmp_path: Path) -> None:
+    text = f"100{space}km  on"
+    pieces = PieceLevel(60).learn([*SENTENCES, text], tmp_path)
+    assert pieces.decode(pieces.encode(text)) == f"100{space}km on"
+
+
 def test_a_character_absent_from_training_is_unknown_to_pieces(tmp_path: Path) -> None:
     pieces = levels()[2].learn(SENTENCES, tmp_path)
     assert Pieces.UNK in pieces.encode("The 猫 sat")

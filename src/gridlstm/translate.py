@@ -1,5 +1,6 @@
 """Translate with trained networks: ``python -m gridlstm.translate ckpt=outputs/…/best.ckpt "Ein Hund bellt."``."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -228,6 +229,8 @@ def _run(given: dict[str, Any], sentences: list[str]) -> None:
         raise UserError("out is the table of a split. Give split=test too, or redirect the output: > FILE.")
     out = None if out is None else _file_to_write(out.expanduser())
     overrides = sentences if split is not None else []
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show a symbol
     opened = open_checkpoints(checkpoints, given.pop("device", "cpu"), trust, overrides)
     translator = translator_of(opened, **given)
     if split is not None:

@@ -241,7 +241,8 @@ class Pieces(SentenceVocabulary):
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        return " ".join(self._processor.decode(_content(ids)).split())
+        # Other white space, such as the no-break space, is a character of the text.
+        return re.sub(r"[ \t\n\v\f\r]+", " ", self._processor.decode(_content(ids))).strip(" ")
 
     def state(self) -> dict[str, Any]:
         return {"pieces": base64.b64encode(self.model).decode(), "lowercase": self.lowercase}

@@ -1,6 +1,7 @@
 """BLEU of a translation run, and its translations of the test."""
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,9 @@ class Translations(Callback):
     """Logs BLEU, and writes translations.tsv after the test: sources, translations and references.
 
     Every ``every``-th validation logs val/bleu of greedy translations. The test logs test/bleu (cased),
-    test/bleu_lowercased and test/chrf of a beam search; see ``gridlstm.bleu``. Ranks share the sentences. Runs of other
-    tasks log nothing.
+    test/bleu_lowercased and test/chrf of a beam search; see ``gridlstm.bleu``. Ranks share the sentences. With
+    trainer.limit_val_batches or limit_test_batches, these are the first ones of the split, as many as the batches hold.
+    Runs of other tasks log nothing.
 
     Args:
         dir: the run directory.
@@ -55,40 +57,53 @@ class Translations(Callback):
             check_installed()  # now, and not only after the training
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = _sentences(trainer, pl_module)
+        data = _data(trainer, pl_module)
         if trainer.sanity_checking or data is None:
             return
         self._validations += 1
         if self._validations % self.every == 0:
-            found = _translated(trainer, data, "val", beam=1)
-            self._log(pl_module, {"val/bleu": bleu(found, data.references("val")).bleu})
+            number = _number(trainer, data, "val")
+            found = _translated(trainer, data, data.sources("val")[:number], beam=1)
+            self._log(pl_module, {"val/bleu": bleu(found, data.references("val")[:number]).bleu})
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (data := _sentences(trainer, pl_module)) is None:
+        if (data := _data(trainer, pl_module)) is None:
             return
-        found, references = _translated(trainer, data, "test", self.beam), data.references("test")
+        number = _number(trainer, data, "test")
+        sources, references = data.sources("test")[:number], data.references("test")[:number]
+        found = _translated(trainer, data, sources, self.beam)
         scores = bleu(found, references)
         names = ("bleu", "bleu_lowercased", "chrf")
         self._log(pl_module, {f"test/{name}": getattr(scores, name) for name in names})
         if trainer.is_global_zero:
             log.info("test/bleu is sacrebleu's %s", scores.signatures["bleu"])
-            write_text(self.dir / "translations.tsv", table(data.sources("test"), found, references))
+            write_text(self.dir / "translations.tsv", table(sources, found, references))
 
     def _log(self, pl_module: L.LightningModule, values: dict[str, float]) -> None:
         for name, value in values.items():
             pl_module.log(name, value, on_step=False, on_epoch=True, logger=False)
 
 
-def _sentences(trainer: L.Trainer, task: L.LightningModule) -> TranslationData | None:
+def _data(trainer: L.Trainer, task: L.LightningModule) -> TranslationData | None:
     """Return the data of a translation run; None for other runs."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer, missing from its annotations
     return data if isinstance(task, Translate) and isinstance(data, TranslationData) else None
 
 
-def _translated(trainer: L.Trainer, data: TranslationData, split: Literal["val", "test"], beam: int) -> list[str]:
-    """Return the best translation of each source of a split; every rank returns all of them."""
-    sources, ranks = data.sources(split), trainer.world_size
-    owned = owned_rows(len(sources), trainer.global_rank, ranks, f"the number of {split} sentences")
+def _number(trainer: L.Trainer, data: TranslationData, split: Literal["val", "test"]) -> int:
+    """Return the number of sentences of a split within the trainer's limit of batches."""
+    sentences = len(data.sources(split))
+    limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
+    if limit is None:
+        return sentences
+    within = limit * data.batch_size if type(limit) is int else math.ceil(limit * sentences)
+    return min(sentences, max(within, trainer.world_size))
+
+
+def _translated(trainer: L.Trainer, data: TranslationData, sources: Sequence[str], beam: int) -> list[str]:
+    """Return the best translation of each source; every rank returns all of them."""
+    ranks = trainer.world_size
+    owned = owned_rows(len(sources), trainer.global_rank, ranks, "the number of sentences")
     task = cast(Translate, trainer.lightning_module)
     found = Translator([task], data.source_vocabulary, data.target_vocabulary, beam).best_texts(
         [sources[n] for n in owned]
