@@ -1,11 +1,13 @@
 """The commands that a newcomer types first: the list of commands, and the doctor, which checks this machine."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
-from tests.conftest import run_python
+from tests.conftest import ROOT, run_python
 
 from gridlstm import __main__ as commands
+from gridlstm import doctor
 from gridlstm.data.enwik8 import Enwik8
 
 
@@ -33,6 +35,14 @@ def test_doctor_lists_the_components_of_this_machine(tmp_path: Path) -> None:
     assert "task=text8" in lines["text8"]
     assert {"versions", "processor", "matrix product", "GPU", "W&B account"} <= lines.keys()
     assert done.stderr == ""
+
+
+def test_doctor_knows_the_packages_of_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra for extra, _ in doctor._PACKAGES.values()} == extras.keys() - {"dev", "docs"}
+    named = {name.replace("_", "-"): extra for name, (extra, _) in doctor._PACKAGES.items()}
+    for package in ("sacrebleu", "sentencepiece", "torchvision", "wandb-workspaces"):
+        assert any(each.startswith(package) for each in extras[named[package]])
 
 
 def test_doctor_suggests_fixes_for_missing_compiler_and_account(tmp_path: Path) -> None:

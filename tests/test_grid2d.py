@@ -1,5 +1,7 @@
 """Variants of the 2-D grid against the networks that they are equivalent to."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -145,10 +147,17 @@ def test_contradicting_options_raise() -> None:
         Grid2d(5, 4, 3, dropout=-0.1)
 
 
-@pytest.mark.parametrize("tied", [None, 1, "depth"])
+@pytest.mark.parametrize("tied", [None, 1, "depth", {"time": False}])
 def test_tied_must_be_a_boolean_or_a_list(tied: object) -> None:
-    with pytest.raises(UserError, match=f"tied must be true, false or a list of time and depth, got {tied!r}"):
+    with pytest.raises(
+        UserError, match=re.escape(f"tied must be true, false or a list of time and depth, got {tied!r}")
+    ):
         Grid2d(5, 4, 3, tied=tied)  # type: ignore[arg-type]
+
+
+def test_tied_lists_only_names() -> None:
+    with pytest.raises(UserError, match=r"tied must be .* a list of time and depth, got \['time'\] in it"):
+        Grid2d(5, 4, 3, tied=[["time"]])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("name", ["time", "depth"])

@@ -384,6 +384,24 @@ def test_autocast_lowers_only_products(tied: bool) -> None:
         assert (low - full).norm() < 0.03 * full.norm()
 
 
+def test_factors_of_dropout_are_not_rounded_by_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With p = 0.3 the kept elements are multiplied by 1 / 0.7 = 1.42857, which bfloat16 rounds to 1.4297."""
+    model = layer(dropout=0.3)
+    factors: list[Tensor] = []
+    drop = torch.nn.functional.dropout
+
+    def kept(x: Tensor, *options: Any) -> Tensor:
+        factors.append(drop(torch.ones_like(x), *options))
+        return drop(x, *options)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", kept)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.randn(6, 3, 5))
+    assert len(factors) == 2
+    for factor in factors:
+        torch.testing.assert_close(factor.double().max(), torch.tensor(1 / 0.7).double(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
 def test_types_that_autocast_does_not_change_raise(dtype: torch.dtype) -> None:
     x = torch.zeros(7, 2, 5, dtype=dtype)

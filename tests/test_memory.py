@@ -1,5 +1,7 @@
 """Large buffers of the engine are used again, and never while a tensor still holds them."""
 
+import errno
+import mmap
 import os
 import platform
 import subprocess
@@ -33,6 +35,18 @@ def test_a_large_buffer_has_the_shape_and_type_of_new_empty(dtype: torch.dtype) 
     assert buffer.data_ptr() % HUGE_PAGE == 0
     buffer.fill_(2)
     assert buffer.double().sum() == 2 * buffer.numel()
+
+
+def test_a_linux_without_huge_pages_has_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mapping(mmap.mmap):
+        def madvise(self, option: int, *place: int) -> None:
+            if option == mmap.MADV_HUGEPAGE:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            super().madvise(option, *place)
+
+    monkeypatch.setattr(mmap, "mmap", Mapping)
+    address = empty(3 * ROWS, 8, like=LIKE).fill_(1).data_ptr()
+    assert empty(3 * ROWS, 8, like=LIKE).data_ptr() == address
 
 
 def test_memory_of_a_freed_buffer_is_used_again() -> None:

@@ -20,6 +20,8 @@ _DATA = {
 
 _PACKAGES = {
     "torchvision": ("images", "image tasks"),
+    "sacrebleu": ("translation", "BLEU of translation tasks"),
+    "sentencepiece": ("translation", "pieces of words, the default of translation tasks"),
     "datasets": ("datasets", "task=hub, texts of the Hugging Face hub"),
     "wandb_workspaces": ("dashboard", "python -m gridlstm.dashboard"),
     "tensorboard": ("tensorboard", "logger=tensorboard"),

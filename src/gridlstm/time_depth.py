@@ -3,7 +3,7 @@
 Shape legend: B batch rows, T time steps, L layers, d hidden size.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,11 +69,13 @@ class TimeDepthGrid(Grid):
                 )
         if shared and time != depth:
             raise UserError(f"shared=true: expected the same cell along time and depth, got {time} and {depth}.")
-        if isinstance(tied, str) or not isinstance(tied, bool | Collection):
+        if isinstance(tied, str) or not isinstance(tied, bool | Sequence):
             raise UserError(f"tied must be true, false or a list of time and depth, got {tied!r}.")
-        tied_names = set(_NAMES if tied else ()) if isinstance(tied, bool) else set(tied)
-        if unknown := tied_names - set(_NAMES):
-            raise UserError(f"tied must be true, false or a list of time and depth, got {unknown.pop()!r} in it.")
+        names = list(_NAMES if tied else ()) if isinstance(tied, bool) else list(tied)
+        for name in names:
+            if name not in _NAMES:
+                raise UserError(f"tied must be true, false or a list of time and depth, got {name!r} in it.")
+        tied_names = set(names)
         if shared and len(tied_names) == 1:
             raise UserError("shared=true has one weight set for time and depth. Expected tied=true or tied=false.")
         along_time = Dimension(
@@ -111,7 +113,9 @@ class TimeDepthGrid(Grid):
         masks = None if held is None else [Masks(held, held), Masks()]
         if self.dropout and self.training:
             # Acts on the input from below of each layer except the first.
-            drop = bottom.h.new_ones(bottom.h.shape[0], self.num_layers, *bottom.h.shape[1:])
+            # Drawn in the weights' type: under autocast h has another, in which 1 / (1 - dropout) would be rounded.
+            like = next(self.parameters())
+            drop = like.new_ones(bottom.h.shape[0], self.num_layers, *bottom.h.shape[1:])
             drop[:, 1:] = F.dropout(drop[:, 1:], self.dropout)
             masks = [masks[0] if masks else Masks(), Masks(drop=drop)]
         time, depth = self([before, bottom], (bottom.h.shape[0], self.num_layers), masks)

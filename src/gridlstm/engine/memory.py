@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
@@ -72,8 +73,8 @@ def _map(size: int) -> Region:
     size = -(-size // HUGE_PAGE) * HUGE_PAGE
     memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE_PAGE
-    # Advice only: if Linux ignores it, pages stay small.
-    memory.madvise(mmap.MADV_HUGEPAGE, start, size)
+    with suppress(OSError):  # a kernel built without huge pages, which are advice only
+        memory.madvise(mmap.MADV_HUGEPAGE, start, size)
     return Region(memory, start, size)
 
 

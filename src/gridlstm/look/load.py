@@ -26,7 +26,14 @@ from gridlstm.models.translation import TranslationModel
 from gridlstm.tasks.base import Task
 from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.training.build import make_data, make_sequence_task, make_task
-from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, warn_of_change
+from gridlstm.training.checkpoint import (
+    data_state,
+    load_config,
+    load_content,
+    load_weights,
+    warn_of_change,
+    warn_of_splits,
+)
 from gridlstm.training.init_from import init_from
 
 log = logging.getLogger(__name__)
@@ -113,6 +120,7 @@ def _opened(
     _check_finite(checkpoint, content["state_dict"])
     data = make_data(cfg, data_state(cfg, content))
     warn_of_change(data, overrides)
+    warn_of_splits(data, cfg, checkpoint, overrides)
     return cfg, content["state_dict"], data
 
 
