@@ -141,13 +141,21 @@ def test_display_device_and_speed_options_keep_run_identity(sweep: Path, options
     assert replace(first, config={**first.config, **options}).identity() == first.identity()
 
 
-@pytest.mark.parametrize(
-    "option", ["callbacks.translations.beam", "task.data.source.test", "task.data.test_digits", "task.test_pairs"]
-)
+@pytest.mark.parametrize("option", ["task.data.source.test", "task.data.test_digits", "task.test_pairs"])
 def test_runs_that_were_tested_differently_have_rows_of_their_own(sweep: Path, option: str) -> None:
     first = find_runs([sweep])[0]
     one, other = (replace(first, config={**first.config, option: value}) for value in (1, 2))
     assert one.identity() != other.identity()
+
+
+@pytest.mark.parametrize(
+    ("data", "equal"), [({"task.data.target_level._target_": "gridlstm.data.words.PieceLevel"}, False), ({}, True)]
+)
+def test_the_beam_distinguishes_translations_alone(sweep: Path, data: dict[str, str], equal: bool) -> None:
+    first = find_runs([sweep])[0]
+    beam = "callbacks.translations.beam"
+    one, other = (replace(first, config={**first.config, **data, beam: value}) for value in (1, 2))
+    assert (one.identity() == other.identity()) is equal
 
 
 def test_copies_of_one_text_share_a_row(job: Callable[..., DictConfig], tmp_path: Path, text_file: Path) -> None:

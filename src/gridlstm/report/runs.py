@@ -89,6 +89,9 @@ class Run:
         if not self.config:
             return ("overrides", *sorted(item for item in self.given.items() if role(item[0]) is not Role.SEED))
         same = chosen(self.config, IDENTITY)
+        if not any(key.startswith("task.data.target_level") for key in self.config):
+            # The callback of all tasks. Only translations have a beam, and older runs of other tasks lack the option.
+            same.pop("callbacks.translations.beam", None)
         # A checksum identifies data better than a path: one text may be in two places. Older runs called it text.
         data = self.result.get("data", self.result.get("text"))
         same |= chosen(self.config, {Role.SOURCE}) if data is None else {"data": data}
