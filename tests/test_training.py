@@ -367,9 +367,13 @@ def test_failed_run_records_its_error(job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
-def test_precision_is_a_plain_option(job: Job, tmp_path: Path, precision: str) -> None:
+def test_precision_is_a_plain_option(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture, precision: str
+) -> None:
     run_job(job(f"trainer.precision={precision}", task="text"))
     assert math.isfinite(float(rows(tmp_path / "run")[-1]["train/loss"]))
+    emulated = precision != "64-true" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert (f"trainer.precision={precision}: this CPU has no instructions" in caplog.text) is emulated
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])

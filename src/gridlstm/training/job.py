@@ -276,6 +276,12 @@ def _warn(cfg: DictConfig, run: Run) -> None:
     """Warn about options that have no effect, or less than expected."""
     for key, value in unused_network_options(cfg):
         log.warning("task.network.%s=%s has no effect: model=%s does not use it", key, value, cfg.run.model)
+    if run.trainer.strategy.root_device.type == "cpu" and _is_emulated(str(cfg.trainer.precision)):
+        log.warning(
+            "trainer.precision=%s: this CPU has no instructions for products in this type. PyTorch emulates them, and "
+            "training takes many times as long as with trainer.precision=32-true",
+            cfg.trainer.precision,
+        )
     samples = run.trainer.max_steps * cfg.trainer.accumulate_grad_batches * run.data.batch_size
     opened = run.data.curriculum_samples
     if 0 < samples <= opened:
@@ -286,6 +292,13 @@ def _warn(cfg: DictConfig, run: Run) -> None:
             run.trainer.max_steps,
             f"{samples:,}",
         )
+
+
+def _is_emulated(precision: str) -> bool:
+    """Return True if oneDNN has no product in this precision on this CPU. PyTorch then uses a plain loop."""
+    if precision.startswith("bf16"):
+        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return precision.startswith("16") and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def _finish_loggers(run: Run, record: Record, error: BaseException | None) -> None:
