@@ -37,10 +37,10 @@ from gridlstm.training.validate import check
 POINTS = [("grid2d", 1), ("grid2d", 2), ("stacked_lstm", 1), ("stacked_lstm", 2), ("stacked_lstm", 3)]
 
 
-@pytest.fixture
-def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(job_in: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run two models with two seeds each, one of which fails, and plan a fifth job that never starts."""
-    plan = []
+    root, plan = tmp_path_factory.mktemp("trained") / "sweep", []
     for number, (model, seed) in enumerate(POINTS):
         name = f"{number}-memorization-{model}-s{seed}"
         fault = [f"model.num_layers={TOO_MANY_LAYERS}"] if number == 2 else []
@@ -48,14 +48,20 @@ def sweep(job: Callable[..., DictConfig], tmp_path: Path) -> Path:
         names = [f"run.name=memorization-{model}-s{seed}", "report.paper={test/accuracy: {grid2d: 0.99}}"]
         if number == 2:
             with pytest.raises(UserError):
-                run_job(job(f"seed={seed}", *names, *fault, model=model, directory=f"sweep/{name}"))
+                run_job(job_in(root, f"seed={seed}", *names, *fault, model=model, directory=name))
         elif number < 4:
-            run_job(job(f"seed={seed}", *names, model=model, directory=f"sweep/{name}"))
-    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": plan}))
-    (tmp_path / "sweep" / "multirun.yaml").touch()
-    (tmp_path / "sweep" / "slurm").mkdir()  # not a job: sweep.json does not list it
-    (tmp_path / "sweep" / "reports").mkdir()
-    return tmp_path / "sweep"
+            run_job(job_in(root, f"seed={seed}", *names, model=model, directory=name))
+    (root / "sweep.json").write_text(json.dumps({"jobs": plan}))
+    (root / "multirun.yaml").touch()
+    (root / "slurm").mkdir()  # not a job: sweep.json does not list it
+    (root / "reports").mkdir()
+    return root
+
+
+@pytest.fixture
+def sweep(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained sweep."""
+    return shutil.copytree(trained, tmp_path / "sweep")
 
 
 def test_run_command_is_shown_as_typed() -> None:
