@@ -22,7 +22,8 @@ class Case:
     extents: tuple[int, ...]
     B: int
     masked: tuple[str, ...] = ()
-    """Masks of every dimension: ``keep`` (as for padding), ``mix`` (keep masks of floats) and ``drop``."""
+    """Masks of every dimension: ``keep`` (as for padding), ``mix`` (keep masks of floats), ``drop`` (floats), and
+    ``select`` (drop as booleans with a scale that differs between dimensions)."""
     scale: float = 1.0
     """Standard deviation of weights. At 1, a wide grid amplifies roundings without limit."""
 
@@ -68,6 +69,8 @@ def random_masks(case: Case, like: Tensor = DOUBLE) -> list[Masks] | None:
     masks = []
     for cell, size in zip(case.block.cells, case.block.sizes, strict=True):
         mask = Masks(drop=2 * random(size).round() if "drop" in case.masked else None)
+        if "select" in case.masked:
+            mask = mask._replace(drop=random(size) < 0.5, scale=1 + random(1).mean() if masks else None)
         if "mix" in case.masked:
             mask = mask._replace(keep_h=random(1), keep_m=random(cell.memory_size(size)))
         if "keep" in case.masked:

@@ -8,7 +8,7 @@ from tests.grids import Case, random_inputs, values_and_gradients
 
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import Carry, NonLSTM
-from gridlstm.engine import fused, packed
+from gridlstm.engine import compiled, fused, packed
 from gridlstm.engine.dispatch import Sweep, sweep_named
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
@@ -36,9 +36,16 @@ CASES = {
         ("drop", "keep"),
         scale=0.2,
     ),
+    "same weights, selected inputs": Case(
+        Block((LSTM(), LSTM(), NonLSTM()), (33, 33, 5), ((0, 1), (2,)), same=((1, 0),)),
+        (4, 3, 1),
+        2,
+        ("select", "keep"),
+        scale=0.2,
+    ),
     "same weights": Case(Block((PAIR[0],) * 2, (20, 20), ((0, 1),), same=((1, 0),)), (4, 3), 2, scale=0.2),
 }
-needs_compiler = pytest.mark.skipif(fused.library() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(compiled.library() is None, reason="no C compiler")
 
 
 @needs_compiler

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.engine import fused, layer_major
+from gridlstm.engine import compiled, fused, layer_major
 from gridlstm.engine.chain import chain, reference_chain
 from gridlstm.scan import Block, Weights
 
@@ -18,7 +18,7 @@ SINGLE = torch.empty(0)
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 CELL = LSTM(bias=True)
 
-pytestmark = pytest.mark.skipif(fused.library() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(compiled.library() is None, reason="no C compiler")
 
 
 @pytest.fixture

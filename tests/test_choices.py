@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gridlstm.engine import build, choices, fused, matmul, mkl
+from gridlstm.engine import build, choices, compiled, fused, matmul, mkl
 from gridlstm.engine.choices import Choices
 from gridlstm.errors import UserError
 from gridlstm.models.grid2d import Grid2d
@@ -25,7 +25,7 @@ def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(matmul, "_chosen", None)
     monkeypatch.setattr(fused, "_forced", None)
     yield
-    fused.library.cache_clear()
+    compiled.library.cache_clear()
 
 
 needs_onednn = pytest.mark.skipif(
@@ -304,7 +304,7 @@ def test_choice_that_is_not_available_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
-    fused.library.cache_clear()
+    compiled.library.cache_clear()
     choices.force(Choices("native", "fused"))
     assert choices.current() == Choices("native", "eager")
     assert "will differ by rounding" in caplog.text
@@ -318,7 +318,7 @@ def test_a_run_uses_the_pointwise_step_of_its_option(job: Callable[..., DictConf
     resumed = ("ckpt_path=last", "trainer.max_steps=4", "stages=[fit]")
     run_job(job(*resumed))
     assert fused.pointwise_step() == "eager", "the checkpoint's"
-    if fused.library() is not None:
+    if compiled.library() is not None:
         run_job(job(f"{option}=fused", *resumed[:1], "trainer.max_steps=6", "stages=[fit]"))
         assert fused.pointwise_step() == "fused", "the option's"
     with pytest.raises(

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.grids import Case, assert_equals_reference
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import LayerNormLSTM
-from gridlstm.engine import build, fused
+from gridlstm.engine import build, compiled, fused
 from gridlstm.engine.dispatch import Sweep
+from gridlstm.engine.dropout import Factors
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.scan import Block, Masks, Weights, scan
@@ -24,9 +26,9 @@ ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture
 def fresh_library() -> Iterator[None]:
-    fused.library.cache_clear()
+    compiled.library.cache_clear()
     yield
-    fused.library.cache_clear()
+    compiled.library.cache_clear()
 
 
 def run(
@@ -54,7 +56,7 @@ def run(
     return [*out, *torch.autograd.grad(sum(x.square().sum() for x in out), leaves)]  # type: ignore[arg-type]
 
 
-needs_compiler = pytest.mark.skipif(fused.library() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(compiled.library() is None, reason="no C compiler")
 
 
 @needs_compiler
@@ -107,6 +109,68 @@ def test_masked_steps_equal_float64(cell: LSTM, kind: str, d: int, sweep: Sweep)
         results.append(run(dtype, d, cell, ((0,), (1,)), 0.4, masked))
     for single, double in zip(*results, strict=True):
         torch.testing.assert_close(single.double(), double, **ROUNDING)
+
+
+@needs_compiler
+@pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront])
+@pytest.mark.parametrize("d", [5, 16, 33])
+@pytest.mark.parametrize("masked", [(), ("keep", "select"), ("mix", "drop")])
+@pytest.mark.parametrize(
+    ("cells", "stages", "same"),
+    [
+        ((LSTM(bias=True),) * 2, ((0, 1),), ((1, 0),)),
+        ((LSTM("standard"),) * 3, ((2,), (0, 1)), ((0, 1),)),
+        ((LSTM(bias=True), LSTM(), LSTM(), LSTM(bias=True)), ((0, 1, 2, 3),), ((3, 0), (2, 1))),
+        ((LSTM(bias=True),) * 3, ((0, 1, 2),), ((1, 0), (2, 0))),
+    ],
+)
+def test_joint_steps_equal_float64(
+    cells: tuple[LSTM, ...],
+    stages: tuple[tuple[int, ...], ...],
+    same: tuple[tuple[int, int], ...],
+    masked: tuple[str, ...],
+    d: int,
+    sweep: Sweep,
+) -> None:
+    """One step computes all dimensions with the same pre-activations."""
+    block = Block(cells, (d,) * len(cells), stages, same=same)
+    assert fused.joint_fits(block, torch.empty(0))
+    case = Case(block, (3, 2, 4, 2)[: len(cells)], 2, masked, scale=0.4 / d**0.5)
+    assert_equals_reference(sweep, case, torch.empty(0), ROUNDING)
+
+
+@needs_compiler
+def test_more_dimensions_than_a_joint_step_computes_are_computed_one_by_one() -> None:
+    N = fused.MOST_SHARING + 1
+    block = Block((LSTM(),) * N, (2,) * N, (tuple(range(N)),), same=tuple((n, 0) for n in range(1, N)))
+    assert not fused.joint_fits(block, torch.empty(0))
+    assert_equals_reference(wavefront, Case(block, (2, *(1,) * (N - 1)), 2, scale=0.2), torch.empty(0), ROUNDING)
+
+
+@needs_compiler
+@pytest.mark.parametrize("d", [1, 33])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("low", [False, True])
+def test_compiled_dropout_equals_plain_operations(
+    low: bool, threads: int, d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, to, gradient = torch.randn(3, 50, 20, d, generator=generator)
+    x[0, 0, 0] = torch.nan
+    factors = Factors(torch.rand(50, 20, d, generator=generator) < 0.7, 1 + torch.rand(d, generator=generator))
+    kind, before, found = torch.bfloat16 if low else torch.float32, torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+    try:
+        for library in (compiled.library(), None):
+            monkeypatch.setattr(compiled, "library", lambda library=library: library)
+            outs = [factors.times(x, torch.empty_like(x, dtype=kind)), to.clone(), to.clone()]
+            for out, add in zip(outs[1:], (False, True), strict=True):
+                factors.times_into(out, gradient.to(kind), add)
+            found.append(outs)
+    finally:
+        torch.set_num_threads(before)
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6, equal_nan=True)  # C adds with one rounding
 
 
 @needs_compiler
@@ -220,7 +284,7 @@ def test_results_do_not_depend_on_the_number_of_threads(cell: LSTM, untied: tupl
 @pytest.mark.usefixtures("fresh_library")
 def test_without_a_compiler_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with_compiler = run(torch.float32, 9, LSTM(), ((0, 1),), 0.5)
-    fused.library.cache_clear()
+    compiled.library.cache_clear()
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert fused.pointwise_step() == "eager"
     for ours, plain in zip(with_compiler, run(torch.float32, 9, LSTM(), ((0, 1),), 0.5), strict=True):
@@ -233,10 +297,10 @@ def test_a_failed_build_is_logged_and_falls_back(
 ) -> None:
     broken = tmp_path / "broken.c"
     broken.write_text("not C")
-    monkeypatch.setattr(fused, "SOURCES", (broken,))
+    monkeypatch.setattr(compiled, "SOURCES", (broken,))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level("INFO"):
-        assert fused.library() is None
+        assert compiled.library() is None
     assert "plain PyTorch instead" in caplog.text
 
 
@@ -251,7 +315,7 @@ def test_a_missing_home_directory_falls_back(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
     with caplog.at_level("INFO"):
-        assert fused.library() is None
+        assert compiled.library() is None
     assert "there is no home directory. Set XDG_CACHE_HOME" in caplog.text
 
 

@@ -20,7 +20,7 @@ DRAW = Draw(
 
 
 def test_dropout_keeps_the_mean() -> None:
-    drop = Dropout(0.25).masks(DRAW).drop
+    drop = Dropout(0.25).masks(DRAW).factor
     assert drop is not None
     assert drop.unique().tolist() == [0, 1 / 0.75]
     assert drop.mean().item() == pytest.approx(1, abs=0.03)  # the standard error of 24,000 draws is 0.004
@@ -70,8 +70,14 @@ def test_masks_combine() -> None:
     )
     assert mixed.keep_h is not None
     assert mixed.keep_h.tolist() == [1, 0.25]
-    assert mixed.drop is not None
-    assert mixed.drop.tolist() == [6]
+    assert mixed.factor is not None
+    assert mixed.factor.tolist() == [6]
+    scaled = Masks(drop=torch.tensor([True, False]), scale=torch.tensor(4.0))
+    for order in ([scaled, Masks(keep_m=a)], [Masks(keep_m=a), scaled]):
+        assert combine(order)[2:] == scaled[2:]
+    for order in ([scaled, Masks(drop=torch.tensor([2.0]))], [Masks(drop=torch.tensor([2.0])), scaled]):
+        assert (factor := combine(order).factor) is not None
+        assert factor.tolist() == [8, 0]
     either = combine([Masks(keep_m=a), Masks(keep_m=b)])
     assert either.keep_m is not None
     assert either.keep_m.tolist() == [True, False]

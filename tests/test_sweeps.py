@@ -73,7 +73,7 @@ def cases(draw: st.DrawFn) -> Case:
                 same.append((n, owner))
                 cells[n], sizes[n] = cells[owner], sizes[owner]
     untied = tuple(sorted(draw(st.sets(st.integers(0, N - 1)))))
-    masked = tuple(draw(st.sets(st.sampled_from(["keep", "mix", "drop"]), max_size=2)))
+    masked = tuple(draw(st.sets(st.sampled_from(["keep", "mix", "drop", "select"]), max_size=2)))
     block = Block(tuple(cells), tuple(sizes), stages, untied, tuple(same))
     return Case(block, extents, draw(st.integers(1, 3), label="B"), masked)
 
@@ -110,6 +110,7 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SMALL", "MANY_ROWS", "WIDE_ROWS", "PIECE_ROWS"):
         monkeypatch.setattr(schedule, name, 0)
     monkeypatch.setattr(schedule, "PIECE", 200)
+    monkeypatch.setattr(schedule, "_start_quickly", lambda pointwise: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
@@ -121,6 +122,7 @@ def test_pieces_of_diagonals_equal_reference(case: Case) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(schedule, "PackedWeight", Plain)
             patch.setattr(schedule, "_uses_mkl", lambda layout: True)
+            patch.setattr(schedule, "_start_quickly", lambda pointwise: True)
             patch.setattr(schedule, "PIECE_ROWS", 0)
             patch.setattr(schedule, "PIECE", size)
             patch.setattr(torch, "get_num_threads", lambda: 1)
@@ -140,7 +142,7 @@ def test_pieces_of_diagonals_equal_reference(case: Case) -> None:
         Block((CoupledLSTM(), PeepholeLSTM()), (1, 2), ((0, 1),)),
     ],
 )
-@pytest.mark.parametrize("masked", [(), ("keep",), ("mix", "drop")])
+@pytest.mark.parametrize("masked", [(), ("keep",), ("mix", "drop"), ("select",)])
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront])
 def test_packed_products_equal_reference(

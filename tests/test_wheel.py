@@ -27,6 +27,8 @@ def test_the_wheel_carries_configuration_launcher_and_kernel(wheel: Path) -> Non
         "hydra_plugins/gridlstm_launcher/process_launcher.py",
         "gridlstm/engine/fused.c",
         "gridlstm/engine/fused.h",
+        "gridlstm/engine/fused_chain.c",
+        "gridlstm/engine/fused_dropout.c",
         "gridlstm/engine/fused_layer_norm.c",
         "gridlstm/engine/onednn.cpp",
         "gridlstm/train.py",

@@ -77,7 +77,7 @@ def _software() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     import torch
 
-    from gridlstm.engine import choices, fused
+    from gridlstm.engine import choices, compiled
     from gridlstm.training import provenance
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -90,7 +90,7 @@ def _processor() -> Iterator[Finding]:
         yield Finding("matrix product", True, "MKL's with packed weights: measured as exact and faster here")
     else:
         yield Finding("matrix product", True, "PyTorch's own: others are not faster, not exact or not available here")
-    if (library := fused.library()) is not None:
+    if (library := compiled.library()) is not None:
         yield Finding("pointwise step", True, f"compiled: {library._name}")
     else:
         yield Finding(

@@ -70,7 +70,7 @@ class Dropout(Regularizer):
     def masks(self, draw: Draw) -> Masks:
         if not draw.training or self.p == 0:
             return Masks()
-        return Masks(drop=draw.bernoulli(1 - self.p, *self.shape(draw)).to(draw.like.dtype) / (1 - self.p))
+        return Masks(drop=draw.bernoulli(1 - self.p, *self.shape(draw)), scale=draw.like.new_ones(()) / (1 - self.p))
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,10 @@ def combine(masks: Sequence[Masks]) -> Masks:
 
     total = Masks()
     for mask in masks:
-        drop = mask.drop if total.drop is None else total.drop if mask.drop is None else total.drop * mask.drop
-        total = Masks(both(total.keep_h, mask.keep_h), both(total.keep_m, mask.keep_m), drop)
+        keep_h, keep_m = both(total.keep_h, mask.keep_h), both(total.keep_m, mask.keep_m)
+        if total.factor is None or mask.factor is None:
+            drop, scale = (total if mask.drop is None else mask)[2:]
+            total = Masks(keep_h, keep_m, drop, scale)
+        else:
+            total = Masks(keep_h, keep_m, total.factor * mask.factor)
     return total

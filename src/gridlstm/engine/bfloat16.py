@@ -22,7 +22,7 @@ def is_low(buffers: Buffers, order: Order) -> bool:
     layout = buffers.layout
     return (
         layout.product_dtype == torch.bfloat16
-        and (order == "diagonal" or (order == "layer" and buffers.drop is None))
+        and (order == "diagonal" or (order == "layer" and buffers.factors is None))
         and pointwise_step() == "fused"
         and any(adds_bias(n, buffers) for n in range(len(layout.columns)))
         and not any(type(cell) is LayerNormLSTM for cell in layout.block.cells)  # its compiled step reads floats

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gridlstm.engine.dropout import Factors
 from gridlstm.engine.memory import empty
 from gridlstm.engine.plan import Order, Plan, Runs, plan
 from gridlstm.engine.pointwise import Inputs
@@ -43,7 +44,12 @@ class Layout:
         device: torch.device,
         order: Order,
         product_dtype: torch.dtype | None,
+        joint: bool = False,
     ) -> None:
+        """
+        Args:
+            joint: True if one step computes all dimensions with the same pre-activations, ``block.same``.
+        """
         self.block = block
         self.extents = extents
         self.product_dtype = product_dtype  # type of products; None for the tensors' own
@@ -57,18 +63,21 @@ class Layout:
         self.at_once = self.plan.blocks if order == "half-step" else self.plan.largest
         # Other orders do not form one product for all dimensions of a stage.
         self.same = dict(block.same) if order == "diagonal" else {}
+        self.joint = joint and bool(self.same)
         self.owners = [tuple(n for n in stage if n not in self.same) for stage in block.stages]
-        # A dimension reads the pre-activations of its owner before the owner's step overwrites them.
-        self.stages = [
-            (*(n for n in stage if n in self.same), *owners)
-            for stage, owners in zip(block.stages, self.owners, strict=True)
-        ]
+        readers = [tuple(n for n in stage if n in self.same) for stage in block.stages]
+        # A dimension with its own step reads the pre-activations of its owner before the owner's step overwrites them.
+        parts = zip(*((self.owners, readers) if self.joint else (readers, self.owners)), strict=True)
+        self.stages = [(*first, *later) for first, later in parts]
         self.gates: dict[int, slice] = {}  # each dimension's columns within its stage
         self.products: list[int] = []  # P of each stage
         self.num_gates: list[int] = []  # G of each stage
         for owners, stage in zip(self.owners, self.stages, strict=True):
             G = P = 0
-            for n in (*owners, *stage[: -len(owners)]):
+            for n in (*owners, *(n for n in stage if n in self.same)):
+                if self.joint and n in self.same:
+                    self.gates[n] = self.gates[self.same[n]]
+                    continue
                 rows = block.cells[n].num_gates * block.sizes[n]
                 self.gates[n] = slice(G, G + rows)
                 G += rows
@@ -125,10 +134,10 @@ class Buffers:
         Z: each stage's pre-activations, later the values that a cell keeps, then their gradients: (C, B, G). A sweep
             that saves nothing for a backward pass has room for only ``layout.at_once`` blocks: see ``begin``.
         vectors: each dimension's other parameters, (copies, length).
-        drop: factors on the inputs of products, (C, B, D), or None.
+        factors: dropout on the inputs of products, or None.
         keep: each dimension's (keep_h, keep_m), each (C, B, size), (C, B, 1) or None.
         is_low: True if the steps read and write bfloat16 (``bfloat16.is_low``); Z then keeps pre-activations.
-        low_X: the operands of products in bfloat16 if ``is_low``, otherwise None: a copy of X, with ``drop`` times it.
+        low_X: the operands of products in bfloat16 if ``is_low``, otherwise None: a copy of X, times the factors.
         added_biases: for each dimension, the bias that its step adds to z, (copies, G_n), or None.
         dH: gradients of the inputs of each block and of the outputs of the grid, (rows, B, D); in the backward pass.
         dM: the gradients of memories in the same rows.
@@ -152,7 +161,7 @@ class Buffers:
         self.low_X: list[Tensor] | None = None
         self.added_biases: list[Tensor | None] = [None] * len(M)
         self.vectors = [tuple(x.reshape(-1, x.shape[-1]) for x in own) for own in vectors]
-        self.drop, self.keep = masks or RowMasks(None, [(None, None)] * len(M))
+        self.factors, self.keep = masks or RowMasks(None, [(None, None)] * len(M))
         self.dH: Tensor
         self.dM: list[Tensor]
         self.grad_vectors: list[tuple[Tensor, ...]]
@@ -187,12 +196,12 @@ class Buffers:
         if self.low_X is not None:
             return self.low_X[k][rows]
         x = self.X[k][rows]
-        return x if self.drop is None else x * self.drop[rows]
+        return x if self.factors is None else self.factors.of(rows).times(x)
 
     def drop_low(self, k: int, rows: slice) -> None:
         """Fill stage k's operand in bfloat16 if it is not a copy of X, which the steps fill."""
-        if self.low_X is not None and self.drop is not None:
-            self.low_X[k][rows] = self.X[k][rows] * self.drop[rows]
+        if self.low_X is not None and self.factors is not None:
+            self.factors.of(rows).times(self.X[k][rows], out=self.low_X[k][rows])
 
     def inputs(self, n: int, rows: slice) -> Inputs:
         """Return the inputs of dimension n's cell in these blocks; blocks and batch rows share one axis."""
@@ -226,9 +235,9 @@ class Buffers:
 
 
 class RowMasks(NamedTuple):
-    """Masks of a sweep in the order of rows: ``Buffers.drop`` and ``Buffers.keep``."""
+    """Masks of a sweep in the order of rows: ``Buffers.factors`` and ``Buffers.keep``."""
 
-    drop: Tensor | None
+    factors: Factors | None
     keep: list[tuple[Tensor | None, Tensor | None]]
 
     @classmethod
@@ -243,16 +252,21 @@ class RowMasks(NamedTuple):
             mask = torch.atleast_1d(mask)
             return mask.expand(*shape, mask.shape[-1]).flatten(0, axes - 1)[plan.order]
 
-        drop = None
-        if any(mask.drop is not None for mask in masks):
-            drop = like.new_empty(plan.blocks, layout.B, layout.D)
+        factors = None
+        if given := [mask.drop for mask in masks if mask.drop is not None]:
+            select = all(drop.dtype == torch.bool for drop in given)
+            drop = like.new_empty(plan.blocks, layout.B, layout.D, dtype=torch.bool if select else None)
+            scale = like.new_ones(layout.D) if select else None
             for columns, size, mask in zip(layout.columns, layout.block.sizes, masks, strict=True):
-                if mask.drop is None:
+                if (own := mask.drop if select else mask.factor) is None:
                     drop[:, :, columns] = 1
                 else:
-                    own = mask.drop.expand(*shape, size).flatten(0, axes - 1)
+                    own = own.expand(*shape, size).flatten(0, axes - 1)
                     drop[:, :, columns] = own.index_select(0, plan.order)
-        return cls(drop, [(rows(mask.keep_h), rows(mask.keep_m)) for mask in masks])
+                if scale is not None and mask.scale is not None:
+                    scale[columns] = mask.scale
+            factors = Factors(drop, scale)
+        return cls(factors, [(rows(mask.keep_h), rows(mask.keep_m)) for mask in masks])
 
 
 def put(buffer: Tensor, to: Runs | Tensor, values: Tensor) -> None:

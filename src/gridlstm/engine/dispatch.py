@@ -222,7 +222,12 @@ def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], li
     if len(masks) != len(block.cells):
         raise UserError(f"expected {len(block.cells)} masks, one per dimension, got {len(masks)}.")
     for n, (mask, size, cell) in enumerate(zip(masks, block.sizes, block.cells, strict=True)):
-        for name, x, length in zip(mask._fields, mask, (size, cell.memory_size(size), size), strict=True):
+        if mask.scale is not None and (mask.drop is None or mask.scale.dim() > 0):
+            raise UserError(
+                f"masks of dimension {n}: expected scale to be one number, of shape (), beside drop, got shape "
+                f"{tuple(mask.scale.shape)}{' without drop' if mask.drop is None else ''}."
+            )
+        for name, x, length in zip(mask._fields, mask, (size, cell.memory_size(size), size, 1), strict=True):
             if x is None:
                 continue
             if x.dtype != torch.bool and not x.is_floating_point():

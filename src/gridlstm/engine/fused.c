@@ -5,6 +5,9 @@
  */
 #include "fused.h"
 
+/* Without it, GCC would not inline what is called from several places, and would keep the slots of a row in memory. */
+#define INLINE static inline __attribute__((always_inline))
+
 /* What a step reads and writes of one row. NULL where the dimension has NULL. */
 typedef struct {
     float *z;
@@ -13,7 +16,7 @@ typedef struct {
     float *bias_sums;
 } Row;
 
-static inline Row row_of(const Dimension *self, int64_t row, int64_t block) {
+INLINE Row row_of(const Dimension *self, int64_t row, int64_t block) {
     const int64_t copy = self->copy_of ? self->copy_of[block] : 0;
     Row r = {.z = self->z + row * self->z_stride,
              .bias = self->bias ? self->bias + copy * 4 * self->d : NULL,
@@ -23,7 +26,7 @@ static inline Row row_of(const Dimension *self, int64_t row, int64_t block) {
 }
 
 /* The pre-activations of n units from i. */
-static inline Gates load_z(const Row *row, int64_t d, int64_t i, int64_t n) {
+INLINE Gates load_z(const Row *row, int64_t d, int64_t i, int64_t n) {
     Gates g;
     if (row->low_z) {
         const uint16_t *z = row->low_z + i;
@@ -41,7 +44,7 @@ static inline Gates load_z(const Row *row, int64_t d, int64_t i, int64_t n) {
 }
 
 /* Adds the gradients of n units from i to the sums of this thread. */
-static inline void add_to_sums(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
+INLINE void add_to_sums(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
     float *sums = row->bias_sums + i;
     store_some(sums, load_some(sums, n) + g.u, n);
     store_some(sums + d, load_some(sums + d, n) + g.f, n);
@@ -61,7 +64,7 @@ static inline void add_last_to_sums(const Row *row, int64_t d, Gates g, int64_t 
 }
 
 /* The gradients of the pre-activations of n units from i. */
-static inline void store_grad_z(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
+INLINE void store_grad_z(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
     if (row->low_z) {
         uint16_t *z = row->low_z + i;
         store_low(z, g.u, n);
@@ -72,36 +75,23 @@ static inline void store_grad_z(const Row *row, int64_t d, Gates g, int64_t i, i
         store_gates(row->z + i, d, g, n);
 }
 
-static inline Gates gates_of(Gates z) {
+INLINE Gates gates_of(Gates z) {
     Gates g = {sigmoid(z.u), sigmoid(z.f), sigmoid(z.o), tanh_(z.c)};
     return g;
 }
 
 /* Keeps the gates of n units from i for the backward pass. In bfloat16 it computes them again: that takes less time than
  * writing and reading them in float32. */
-static inline void keep_gates(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
+INLINE void keep_gates(const Row *row, int64_t d, Gates g, int64_t i, int64_t n) {
     if (!row->low_z) store_gates(row->z + i, d, g, n);
 }
 
-static inline Gates kept_gates(const Row *row, int64_t d, int64_t i, int64_t n) {
+INLINE Gates kept_gates(const Row *row, int64_t d, int64_t i, int64_t n) {
     return row->low_z ? gates_of(load_z(row, d, i, n)) : load_gates(row->z + i, d, n);
 }
 
-/* What one step makes of V units. */
-typedef struct {
-    Gates gates;
-    vec m, h;
-} Step;
-
-static inline Step forward_step(Gates z, vec m, int standard) {
-    Step step = {.gates = gates_of(z)};
-    step.m = step.gates.f * m + step.gates.u * step.gates.c;
-    step.h = output(step.gates.o, step.m, standard);
-    return step;
-}
-
 /* Gradients for h' = output(o, m', standard), given those of h' and m'; *dm becomes that of m. */
-static inline Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, vec new_dm, vec *dm, int standard) {
+INLINE Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, vec new_dm, vec *dm, int standard) {
     if (standard) {
         vec t = tanh_(new_m);
         return gates_backward(g, m, dh * t, new_dm + dh * g.o * (1.0f - t * t), dm);
@@ -110,104 +100,150 @@ static inline Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, 
     return gates_backward(g, m, product * new_m, new_dm + product * g.o, dm);
 }
 
-/* What a row keeps of h or of m, of n units from i. */
-static inline vec kept_part(const float *keep, const uint8_t *hold, int64_t row, int64_t d, int64_t i, int64_t n) {
-    return keep ? load_some(keep + row * d + i, n) : all(hold[row]);
+/* What a row reads and writes of one dimension. */
+typedef struct {
+    const float *m;
+    float *new_m, *new_h;
+    uint16_t *low_h;
+    float *dm;           /* from here on: backward only */
+    const float *new_dm;
+    float *dh;           /* of h' */
+    const float *old_h;  /* with keep masks only, like the next four */
+    const float *keep_h; /* NULL: all is kept if keeps_h */
+    const float *keep_m;
+    int keeps_h, keeps_m, choose_h, choose_m;
+    int standard;
+    int64_t row, next;
+} Slots;
+
+INLINE Slots slots_of(const Dimension *self, int64_t first, int64_t r, int backward) {
+    const int64_t B = self->B, d = self->d, row = first * B + r, next = self->successor[first + r / B] * B + r % B;
+    Slots s = {.m = self->m + row * d,
+               .new_m = self->m + next * d,
+               .new_h = self->h[0] + next * self->h_stride,
+               .low_h = self->low_h[0] ? self->low_h[0] + next * self->h_stride : NULL,
+               .keeps_h = self->keep_h || (self->hold_h && self->hold_h[row]),
+               .keeps_m = self->keep_m || (self->hold_m && self->hold_m[row]),
+               .choose_h = self->choose_h,
+               .choose_m = self->choose_m,
+               .standard = self->standard,
+               .row = row,
+               .next = next};
+    if (s.keeps_h) {
+        s.old_h = self->h[self->stage] + row * self->h_stride;
+        s.keep_h = self->keep_h ? self->keep_h + row * d : NULL;
+    }
+    if (s.keeps_m) s.keep_m = self->keep_m ? self->keep_m + row * d : NULL;
+    if (backward) {
+        s.dm = self->grad_m + row * d;
+        s.new_dm = self->grad_m + next * d;
+        s.dh = self->grad_h + next * self->h_stride;
+    }
+    return s;
 }
 
-/* Rows that keep nothing take the path without masks. */
-static inline int keeps_h(const Dimension *self, int64_t row) {
-    return self->keep_h || (self->hold_h && self->hold_h[row]);
+static inline vec kept(const float *keep, int64_t i, int64_t n) { return keep ? load_some(keep + i, n) : all(1.0f); }
+
+/* n units from i, given their gates. */
+INLINE void forward_units(const Slots *s, Gates g, int64_t i, int64_t n) {
+    const vec old_m = load_some(s->m + i, n);
+    vec m = g.f * old_m + g.u * g.c, h = output(g.o, m, s->standard);
+    if (s->keeps_h) h = hold_back(s->choose_h, kept(s->keep_h, i, n), load_some(s->old_h + i, n), h);
+    if (s->keeps_m) m = hold_back(s->choose_m, kept(s->keep_m, i, n), old_m, m);
+    store_some(s->new_m + i, m, n);
+    store_some(s->new_h + i, h, n);
+    if (s->low_h) store_low(s->low_h + i, h, n);
 }
 
-static inline int keeps_m(const Dimension *self, int64_t row) {
-    return self->keep_m || (self->hold_m && self->hold_m[row]);
-}
-
-/* Units of a row that are computed in whole vectors. */
-static inline int64_t in_vectors(const Dimension *self, int64_t row) {
-    return keeps_h(self, row) || keeps_m(self, row) ? 0 : self->d - self->d % V;
-}
-
-/* n units from i, whose h' and m' go to row `next`. */
-static inline void forward_part(const Dimension *self, const Row *own, int64_t row, int64_t next, int64_t i, int64_t n) {
-    const int64_t d = self->d;
-    const vec old_m = load_some(self->m + row * d + i, n);
-    Step step = forward_step(load_z(own, d, i, n), old_m, self->standard);
-    if (keeps_h(self, row))
-        step.h = hold_back(self->choose_h, kept_part(self->keep_h, self->hold_h, row, d, i, n),
-                           load_some(self->h[self->stage] + row * self->h_stride + i, n), step.h);
-    if (keeps_m(self, row))
-        step.m = hold_back(self->choose_m, kept_part(self->keep_m, self->hold_m, row, d, i, n), old_m, step.m);
-    keep_gates(own, d, step.gates, i, n);
-    store_some(self->m + next * d + i, step.m, n);
-    store_some(self->h[0] + next * self->h_stride + i, step.h, n);
-    if (self->low_h[0]) store_low(self->low_h[0] + next * self->h_stride + i, step.h, n);
-}
-
-/* With keep masks the slots hold mixtures, so the step's own results are computed again. The caller adds held(dh') to
- * the gradient of h. */
-static inline void backward_part(const Dimension *self, const Row *own, int64_t row, int64_t next, int64_t i,
-                                 int64_t n) {
-    const int64_t d = self->d;
-    const Gates g = kept_gates(own, d, i, n);
-    const vec old_m = load_some(self->m + row * d + i, n);
-    vec dh = load_some(self->grad_h + next * self->h_stride + i, n), new_dm = load_some(self->grad_m + next * d + i, n);
-    vec new_m, new_h, dm, past_m = all(0.0f); /* the caller adds the part of h that bypasses the step */
-    if (keeps_h(self, row) || keeps_m(self, row)) {
+/* Returns the gradients of the pre-activations. With keep masks the slots hold mixtures, so the step's own results are
+ * computed again, and the caller adds held(dh') to the gradient of h. */
+INLINE Gates backward_units(const Slots *s, Gates g, int64_t i, int64_t n) {
+    const vec old_m = load_some(s->m + i, n);
+    vec dh = load_some(s->dh + i, n), new_dm = load_some(s->new_dm + i, n), past_m = {0}, new_m, new_h, dm;
+    if (s->keeps_h || s->keeps_m) {
         new_m = g.f * old_m + g.u * g.c;
-        new_h = output(g.o, new_m, self->standard);
-        if (keeps_h(self, row))
-            dh = taken(self->choose_h, kept_part(self->keep_h, self->hold_h, row, d, i, n), dh);
-        if (keeps_m(self, row)) {
-            const vec keep = kept_part(self->keep_m, self->hold_m, row, d, i, n);
-            past_m = held(self->choose_m, keep, new_dm);
-            new_dm = taken(self->choose_m, keep, new_dm);
+        new_h = output(g.o, new_m, s->standard);
+        if (s->keeps_h) dh = taken(s->choose_h, kept(s->keep_h, i, n), dh);
+        if (s->keeps_m) {
+            const vec keep = kept(s->keep_m, i, n);
+            past_m = held(s->choose_m, keep, new_dm);
+            new_dm = taken(s->choose_m, keep, new_dm);
         }
     } else {
-        new_m = load_some(self->m + next * d + i, n);
-        new_h = load_some(self->h[0] + next * self->h_stride + i, n);
+        new_m = load_some(s->new_m + i, n);
+        new_h = load_some(s->new_h + i, n);
     }
-    const Gates grad = backward_step(g, old_m, new_m, new_h, dh, new_dm, &dm, self->standard);
-    store_grad_z(own, d, grad, i, n);
-    if (own->bias_sums) add_to_sums(own, d, grad, i, n);
-    store_some(self->grad_m + row * d + i, dm + past_m, n);
+    const Gates grad = backward_step(g, old_m, new_m, new_h, dh, new_dm, &dm, s->standard);
+    store_some(s->dm + i, s->keeps_m ? dm + past_m : dm, n);
+    return grad;
 }
 
-/* Where d is no multiple of V, the last V units of a row overlap the ones before them. They are computed first and
- * written last, because z is replaced in place. A shorter vector takes several times as long as a whole one. */
-void lstm_forward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
-    const int64_t B = self->B, d = self->d, end = d - V;
+static inline Gates sum_of(Gates a, Gates b) {
+    Gates g = {a.u + b.u, a.f + b.f, a.o + b.o, a.c + b.c};
+    return g;
+}
+
+/* Dimensions that share pre-activations: the first and its readers. */
+static inline int sharing(const Dimension *self, const Dimension *dimensions[MOST_SHARING]) {
+    int count = 0;
+    for (const Dimension *each = self; each && count < MOST_SHARING; each = each->reader) dimensions[count++] = each;
+    return count;
+}
+
+INLINE void forward_all(const Slots *slots, int count, Gates g, int64_t i, int64_t n) {
+    for (int k = 0; k < count; k++) forward_units(slots + k, g, i, n);
+}
+
+INLINE Gates backward_all(const Slots *slots, int count, Gates g, int64_t i, int64_t n) {
+    Gates grad = backward_units(slots, g, i, n);
+    for (int k = 1; k < count; k++) grad = sum_of(grad, backward_units(slots + k, g, i, n));
+    return grad;
+}
+
+/* Where d is no multiple of V, the last V units of a row overlap the ones before them. Their gates are computed first
+ * and written last, because z is replaced in place. A shorter vector takes several times as long as a whole one.
+ *
+ * The number of dimensions that share pre-activations is a constant wherever it is 1. */
+INLINE void forward_rows(const Dimension *const *dimensions, int count, int64_t first,
+                                                               int64_t begin, int64_t until) {
+    const Dimension *self = dimensions[0];
+    const int64_t d = self->d, end = d - V, full = d - d % V;
+    const int overlap = full > 0 && full < d;
     for (int64_t r = begin; r < until; r++) {
-        const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
-        const int64_t full = in_vectors(self, row);
-        const int overlap = full > 0 && full < d;
-        const Row own = row_of(self, row, first + r / B);
-        float *new_m = self->m + next * d, *new_h = self->h[0] + next * self->h_stride;
-        uint16_t *low_h = self->low_h[0] ? self->low_h[0] + next * self->h_stride : NULL;
-        const float *m = self->m + row * d;
-        Step last;
-        if (overlap) last = forward_step(load_z(&own, d, end, V), load(m + end), self->standard);
+        const Row own = row_of(self, first * self->B + r, first + r / self->B);
+        Slots slots[MOST_SHARING];
+        for (int k = 0; k < count; k++) slots[k] = slots_of(dimensions[k], first, r, 0);
+        Gates last;
+        if (overlap) last = gates_of(load_z(&own, d, end, V));
         for (int64_t i = 0; i < full; i += V) {
-            const Step step = forward_step(load_z(&own, d, i, V), load(m + i), self->standard);
-            keep_gates(&own, d, step.gates, i, V);
-            store(new_m + i, step.m);
-            store(new_h + i, step.h);
-            if (low_h) store_low(low_h + i, step.h, V);
+            const Gates g = gates_of(load_z(&own, d, i, V));
+            keep_gates(&own, d, g, i, V);
+            forward_all(slots, count, g, i, V);
         }
         if (overlap) {
-            keep_gates(&own, d, last.gates, end, V);
-            store(new_m + end, last.m);
-            store(new_h + end, last.h);
-            if (low_h) store_low(low_h + end, last.h, V);
-        } else
-            for (int64_t i = full; i < d; i += V) forward_part(self, &own, row, next, i, part(i, d));
-        for (int stage = 1; stage < self->stages; stage++) {
-            const int64_t to = (stage <= self->stage ? next : row) * self->h_stride;
-            memcpy(self->h[stage] + to, new_h, d * sizeof(float));
-            if (low_h) memcpy(self->low_h[stage] + to, low_h, d * sizeof(uint16_t));
+            keep_gates(&own, d, last, end, V);
+            forward_all(slots, count, last, end, V);
+        } else if (!full) {
+            const Gates g = gates_of(load_z(&own, d, 0, d));
+            keep_gates(&own, d, g, 0, d);
+            forward_all(slots, count, g, 0, d);
         }
+        for (int k = 0; k < count; k++)
+            for (int stage = 1; stage < dimensions[k]->stages; stage++) {
+                const int64_t to = (stage <= dimensions[k]->stage ? slots[k].next : slots[k].row) * dimensions[k]->h_stride;
+                memcpy(dimensions[k]->h[stage] + to, slots[k].new_h, d * sizeof(float));
+                if (slots[k].low_h) memcpy(dimensions[k]->low_h[stage] + to, slots[k].low_h, d * sizeof(uint16_t));
+            }
     }
+}
+
+void lstm_forward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
+    const Dimension *dimensions[MOST_SHARING];
+    const int count = sharing(self, dimensions);
+    if (count == 1)
+        forward_rows(dimensions, 1, first, begin, until);
+    else
+        forward_rows(dimensions, count, first, begin, until);
 }
 
 void lstm_forward(const Dimension *self, int64_t first, int64_t count) {
@@ -242,39 +278,45 @@ void lstm_flush_bias_sums(const Dimension *self, int64_t copy) {
     }
 }
 
-void lstm_backward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
-    const int64_t B = self->B, d = self->d, end = d - V;
+INLINE void backward_rows(const Dimension *const *dimensions, int count, int64_t first,
+                                                                int64_t begin, int64_t until) {
+    const Dimension *self = dimensions[0];
+    const int64_t d = self->d, end = d - V, full = d - d % V;
+    const int overlap = full > 0 && full < d;
     for (int64_t r = begin; r < until; r++) {
-        const int64_t row = first * B + r, next = self->successor[first + r / B] * B + r % B;
-        const int64_t full = in_vectors(self, row);
-        const int overlap = full > 0 && full < d;
-        const Row own = row_of(self, row, first + r / B);
-        float *dm = self->grad_m + row * d;
-        const float *m = self->m + row * d, *new_m = self->m + next * d, *new_dm = self->grad_m + next * d;
-        const float *new_h = self->h[0] + next * self->h_stride;
-        float *dh = self->grad_h + next * self->h_stride;
-        if (self->later)
-            for (int64_t i = 0; i < d; i++) dh[i] += self->later[r * self->h_stride + i];
+        const Row own = row_of(self, first * self->B + r, first + r / self->B);
+        Slots slots[MOST_SHARING];
+        for (int k = 0; k < count; k++) {
+            slots[k] = slots_of(dimensions[k], first, r, 1);
+            if (dimensions[k]->later)
+                for (int64_t i = 0; i < d; i++) slots[k].dh[i] += dimensions[k]->later[r * dimensions[k]->h_stride + i];
+        }
         Gates last;
-        vec last_dm = {0};
-        if (overlap)
-            last = backward_step(kept_gates(&own, d, end, V), load(m + end), load(new_m + end), load(new_h + end),
-                                 load(dh + end), load(new_dm + end), &last_dm, self->standard);
+        if (overlap) last = kept_gates(&own, d, end, V);
         for (int64_t i = 0; i < full; i += V) {
-            vec here;
-            const Gates grad = backward_step(kept_gates(&own, d, i, V), load(m + i), load(new_m + i), load(new_h + i),
-                                             load(dh + i), load(new_dm + i), &here, self->standard);
+            const Gates grad = backward_all(slots, count, kept_gates(&own, d, i, V), i, V);
             store_grad_z(&own, d, grad, i, V);
             if (own.bias_sums) add_to_sums(&own, d, grad, i, V);
-            store(dm + i, here);
         }
         if (overlap) {
-            store_grad_z(&own, d, last, end, V);
-            if (own.bias_sums) add_last_to_sums(&own, d, last, d, d - full);
-            store(dm + end, last_dm);
-        } else
-            for (int64_t i = full; i < d; i += V) backward_part(self, &own, row, next, i, part(i, d));
+            const Gates grad = backward_all(slots, count, last, end, V);
+            store_grad_z(&own, d, grad, end, V);
+            if (own.bias_sums) add_last_to_sums(&own, d, grad, d, d - full);
+        } else if (!full) {
+            const Gates grad = backward_all(slots, count, kept_gates(&own, d, 0, d), 0, d);
+            store_grad_z(&own, d, grad, 0, d);
+            if (own.bias_sums) add_to_sums(&own, d, grad, 0, d);
+        }
     }
+}
+
+void lstm_backward_rows(const Dimension *self, int64_t first, int64_t begin, int64_t until) {
+    const Dimension *dimensions[MOST_SHARING];
+    const int count = sharing(self, dimensions);
+    if (count == 1)
+        backward_rows(dimensions, 1, first, begin, until);
+    else
+        backward_rows(dimensions, count, first, begin, until);
 }
 
 void lstm_backward(const Dimension *self, int64_t first, int64_t count) {

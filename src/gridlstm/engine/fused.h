@@ -25,7 +25,9 @@
 #endif
 #define MOST_STAGES 8
 
-typedef struct {
+#define MOST_SHARING 8
+
+typedef struct Dimension {
     float *z;                   /* (C, B, z_stride), at this dimension's first gate */
     float *m;                   /* (rows, B, d) */
     float *h[MOST_STAGES];      /* (rows, B, h_stride) input of each stage, at this dimension's first column */
@@ -45,6 +47,9 @@ typedef struct {
                                    pass leaves them, and the backward pass replaces them by their gradients. */
     uint16_t *low_h[MOST_STAGES]; /* as h, in bfloat16: h' goes here too; or NULL */
     float *scratch;             /* (B, 4 d), for a chain in bfloat16 */
+    const struct Dimension *reader; /* another dimension with the same pre-activations, computed together with this one,
+                                   and so on, at most MOST_SHARING in all; or NULL. Of z, bias, threads and sizes, those
+                                   of the first are used. */
     const int64_t *copy_of;     /* (C,) the weight copy of each block, or NULL for the only one; for bias */
     int64_t z_stride, h_stride, copies, B, d;
     int32_t stages;             /* number of h */

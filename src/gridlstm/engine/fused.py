@@ -1,14 +1,12 @@
-"""The pointwise step of an LSTM, plain or with layer normalisation, in one pass over memory.
+"""The pointwise step of an LSTM, plain or with layer normalisation, in one pass over memory: C code.
 
-The step is C code, built with the machine's own compiler. It is optional: without a compiler, in another precision or
-on another device, ``steps.EagerStep`` computes the same numbers up to float32 rounding.
+Where it does not fit, ``steps.EagerStep`` computes the same numbers up to float32 rounding.
 """
 
 import ctypes
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -18,108 +16,31 @@ from torch import Tensor
 from gridlstm.cell import LSTM, Cell
 from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine.buffers import Buffers, take
-from gridlstm.engine.build import HERE, NotBuiltError, load
+from gridlstm.engine.compiled import (
+    MOST_SHARING,
+    MOST_STAGES,
+    NORM_PARTS,
+    NORM_SCRATCH,
+    Dimension,
+    Norm,
+    library,
+)
 from gridlstm.engine.plan import Diagonal
 from gridlstm.engine.steps import Step
 from gridlstm.engine.triton_step import obstacle
 from gridlstm.scan import Block, held
 
-log = logging.getLogger(__name__)
-
-SOURCES = (HERE / "fused.c", HERE / "fused_chain.c", HERE / "fused_layer_norm.c")
-HEADER = HERE / "fused.h"
-MOST_STAGES = 8  # as in the source
-NORM_PARTS = 5  # as in the source
-NORM_SCRATCH = 12  # as in the source
 # B d^2 of a chain's step up to which the products of fused_chain.c are faster than PyTorch's: on an Intel Xeon, 3 % at
 # 50 rows of 1000 units; 4 % slower at 100 rows.
 MOST_CHAINED = 6e7
 # The same in a sweep in bfloat16, where these products are in float32 all the same: on a Zen 5, chains are faster up to
 # 15 rows of 280 units.
 LOW_MOST_CHAINED = 1.2e6
-# No -ffast-math: NaN must stay NaN.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-lm")
-
 
 PointwiseStep = Literal["fused", "eager", "triton"]
 """Pointwise step: "eager" is plain PyTorch. For LSTM cells, "fused" is C on the CPU and "triton" a kernel on a GPU."""
 
 _forced: PointwiseStep | None = None
-
-
-class Dimension(ctypes.Structure):
-    """``Dimension`` of the header."""
-
-    _fields_ = (
-        ("z", ctypes.c_void_p),
-        ("m", ctypes.c_void_p),
-        ("h", ctypes.c_void_p * MOST_STAGES),
-        ("successor", ctypes.c_void_p),
-        ("grad_h", ctypes.c_void_p),
-        ("grad_m", ctypes.c_void_p),
-        ("later", ctypes.c_void_p),
-        ("keep_h", ctypes.c_void_p),
-        ("keep_m", ctypes.c_void_p),
-        ("hold_h", ctypes.c_void_p),
-        ("hold_m", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("grad_bias", ctypes.c_void_p),
-        ("bias_sums", ctypes.c_void_p),
-        ("low_z", ctypes.c_void_p),
-        ("low_h", ctypes.c_void_p * MOST_STAGES),
-        ("scratch", ctypes.c_void_p),
-        ("copy_of", ctypes.c_void_p),
-        ("z_stride", ctypes.c_int64),
-        ("h_stride", ctypes.c_int64),
-        ("copies", ctypes.c_int64),
-        ("B", ctypes.c_int64),
-        ("d", ctypes.c_int64),
-        ("stages", ctypes.c_int32),
-        ("stage", ctypes.c_int32),
-        ("standard", ctypes.c_int32),
-        ("choose_h", ctypes.c_int32),
-        ("choose_m", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-    )
-
-
-class Norm(ctypes.Structure):
-    """``Norm`` of fused_layer_norm.c."""
-
-    _fields_ = (
-        ("gain", ctypes.c_void_p),
-        ("shift", ctypes.c_void_p),
-        ("copy_of", ctypes.c_void_p),
-        ("scratch", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("grad_gain", ctypes.c_void_p),
-        ("grad_shift", ctypes.c_void_p),
-        ("copies", ctypes.c_int64),
-        ("epsilon", ctypes.c_float),
-    )
-
-
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """Return the compiled library; None if it cannot be built."""
-    try:
-        loaded = load("fused", ("cc", "gcc"), SOURCES, FLAGS, headers=(HEADER,))
-    except NotBuiltError as error:
-        log.warning("pointwise: the fused step could not be built (%s), using plain PyTorch instead", error)
-        return None
-    rows = [ctypes.c_int64, ctypes.c_int64]
-    for function in (loaded.lstm_forward, loaded.lstm_gates, loaded.lstm_backward):
-        function.argtypes = [ctypes.POINTER(Dimension), *rows]
-        function.restype = None
-    for function in (loaded.lstm_chain_forward, loaded.lstm_chain_backward):
-        function.argtypes = [ctypes.POINTER(Dimension), ctypes.c_void_p, *rows]
-        function.restype = None
-    loaded.lstm_panel.restype = ctypes.c_int64
-    for function in (loaded.layer_norm_forward, loaded.layer_norm_backward):
-        function.argtypes = [ctypes.POINTER(Dimension), ctypes.POINTER(Norm), *rows]
-        function.restype = None
-    log.info("pointwise: fused (%s)", loaded._name)
-    return loaded
 
 
 def pointwise_step() -> PointwiseStep:
@@ -195,6 +116,7 @@ class FusedStep:
         self.library = loaded
         self.n = n
         self.buffers = buffers
+        self.readers: Sequence[FusedStep] = ()
         self.columns = layout.columns[n]
         Z = buffers.Z[stage]
         self.successors = layout.plan.successors[n]
@@ -239,7 +161,7 @@ class FusedStep:
         if buffers.is_low:
             self.scratch = buffers.X[0].new_empty(layout.B, 4 * layout.block.sizes[n])
             self.dimension.z, self.dimension.low_z, self.dimension.scratch = None, self.z, self.scratch.data_ptr()
-            for k, x in enumerate((buffers.low_X or ()) if buffers.drop is None else ()):
+            for k, x in enumerate((buffers.low_X or ()) if buffers.factors is None else ()):
                 self.dimension.low_h[k] = x.data_ptr() + column * x.element_size()
 
     def _keep(self, keep: Tensor) -> Tensor:
@@ -248,6 +170,12 @@ class FusedStep:
             return keep.contiguous()
         size = self.buffers.layout.block.sizes[self.n]
         return keep.to(torch.float32).expand(*keep.shape[:-1], size).contiguous()
+
+    def join(self, readers: Sequence["FusedStep"]) -> None:
+        """Compute these dimensions too, which have the same pre-activations."""
+        self.readers = readers
+        for before, reader in pairwise([self, *readers]):
+            before.dimension.reader = ctypes.addressof(reader.dimension)
 
     def forward(self, diagonal: Diagonal) -> None:
         self._place_z()
@@ -266,10 +194,15 @@ class FusedStep:
 
     def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
         first = diagonal.rows.start
-        assert self.here is not None
-        # ``later`` is always the diagonal's own rows of dH.
-        self.dimension.later = None if later is None else self.here + first * self.later_stride
+        for step in (self, *self.readers):
+            assert step.here is not None
+            # ``later`` is always the diagonal's own rows of dH.
+            step.dimension.later = None if later is None else step.here + first * self.later_stride
         self.run_backward(first, diagonal.size)
+        return self.held_gradient(diagonal)
+
+    def held_gradient(self, diagonal: Diagonal) -> Tensor | None:
+        """Return the gradient of h that bypasses the step, given that of h'; None without masks that keep h."""
         keep_h = self.buffers.keep[self.n][0]
         if keep_h is None:
             return None
@@ -293,6 +226,49 @@ class FusedStep:
     def run_backward(self, first: int, count: int) -> None:
         """Call the C backward pass on these blocks."""
         self.library.lstm_backward(self.dimension, first, count)
+
+
+class Joint:
+    """The step of a dimension that the step of another, with the same pre-activations, computes: see ``Block.same``.
+
+    It runs after the other.
+    """
+
+    def __init__(self, step: FusedStep) -> None:
+        self.step = step
+
+    def forward(self, diagonal: Diagonal) -> None:
+        """Do nothing."""
+
+    def restore(self, rows: slice) -> None:
+        """Do nothing."""
+
+    def backward(self, diagonal: Diagonal, later: Tensor | None) -> Tensor | None:
+        return self.step.held_gradient(diagonal)
+
+
+def joint_steps(buffers: Buffers, backward: bool) -> dict[int, Step]:
+    """Return the steps of all dimensions with the same pre-activations as another, and of the others."""
+    same = buffers.layout.same
+    own = {n: FusedStep(n, buffers, backward) for n in (*same, *same.values())}
+    for owner in set(same.values()):
+        own[owner].join([own[n] for n in same if same[n] == owner])
+    return {n: Joint(step) if n in same else step for n, step in own.items()}
+
+
+def joint_fits(block: Block, like: Tensor) -> bool:
+    """Return True if one compiled step can compute all dimensions with the same pre-activations.
+
+    Args:
+        like: any tensor of the sweep, (..., B, size).
+    """
+    owners = [owner for _, owner in block.same]
+    return (
+        pointwise_step() == "fused"
+        and all(type(block.cells[n]) is LSTM and can_fuse(block.cells[n], like) for pair in block.same for n in pair)
+        and len(block.stages) <= MOST_STAGES
+        and all(1 + owners.count(owner) <= MOST_SHARING for owner in owners)
+    )
 
 
 def _panels(weight: Tensor, width: int) -> Tensor:
@@ -326,7 +302,7 @@ def chain_fits(block: Block, like: Tensor, product_dtype: torch.dtype | None, ma
 
 def chained_step(step: Step, buffers: Buffers) -> "FusedStep | None":
     """Return the first dimension's step if it can compute a chain of blocks in one call, or None."""
-    layout, masked = buffers.layout, buffers.drop is not None or buffers.keep[0][0] is not None
+    layout, masked = buffers.layout, buffers.factors is not None or buffers.keep[0][0] is not None
     fits = chain_fits(layout.block, buffers.X[0], layout.product_dtype, masked)
     readable = layout.product_dtype is None or buffers.is_low
     return step if fits and readable and isinstance(step, FusedStep) else None

@@ -74,11 +74,11 @@ class HalfStep:
                 dz, both = _window(late, early, shared, *buffers.Z[::-1]), _window(late, early, shared, dH, dH)
                 multiply(dz, packed, both, layout.product_dtype, add=True)
             for k, rows in _rest(late, early, shared):
-                read = dH[rows] if buffers.drop is None else torch.zeros_like(dH[rows])
+                read = dH[rows] if buffers.factors is None else torch.zeros_like(dH[rows])
                 dz = buffers.z(k, rows).flatten(0, 1)
                 multiply(dz, packed[1 - k], read.flatten(0, 1), layout.product_dtype, add=True)
-                if buffers.drop is not None:
-                    dH[rows] += read * buffers.drop[rows]
+                if buffers.factors is not None:
+                    buffers.factors.of(rows).times_into(dH[rows], read, add=True)
             for into, gradient in direct:
                 into += gradient
 
@@ -98,7 +98,7 @@ def _later_first(stages: Sequence[Tensor]) -> Tensor:
 
 def _shared(late: Diagonal | None, early: Diagonal | None, buffers: Buffers) -> int:
     """Return the number of blocks of each group in the batch of two: the size of the smaller group."""
-    return 0 if late is None or early is None or buffers.drop is not None else min(late.size, early.size)
+    return 0 if late is None or early is None or buffers.factors is not None else min(late.size, early.size)
 
 
 def _rest(late: Diagonal | None, early: Diagonal | None, shared: int) -> Iterator[tuple[int, slice]]:

@@ -56,11 +56,11 @@ class _Layer:
     def give_back(self, n: int, rows: slice, part: slice, weight: Tensor, add: bool = True) -> None:
         """Add to some columns of dH the gradient through dimension n's product, with weights (G_n, columns)."""
         dz, buffers = self.z(n, rows), self.buffers
-        if buffers.drop is None:
+        if buffers.factors is None:
             multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.product_dtype, add)
             return
         gradient = (dz.to(weight.dtype) @ weight).view(rows.stop - rows.start, buffers.layout.B, weight.shape[-1])
-        gradient = gradient * buffers.drop[rows, :, part]
+        gradient = buffers.factors.of(rows, part).times(gradient)
         here = buffers.dH[rows, :, part]
         here.copy_(here + gradient if add else gradient)
 

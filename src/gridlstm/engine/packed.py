@@ -19,7 +19,8 @@ from torch import Tensor
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine.bfloat16 import is_low
 from gridlstm.engine.buffers import Buffers, Layout, RowMasks, empty_stages, stages_of
-from gridlstm.engine.fused import adds_bias, fused_step, pointwise_step
+from gridlstm.engine.dropout import Factors
+from gridlstm.engine.fused import adds_bias, fused_step, joint_fits, joint_steps, pointwise_step
 from gridlstm.engine.matmul import affine, fastest_product, multiply_transposed
 from gridlstm.engine.memory import empty
 from gridlstm.engine.operands import autocast_type
@@ -117,11 +118,11 @@ def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> list[Tens
 def _zero_bias_gradients(buffers: Buffers, learned: Sequence[bool]) -> None:
     """Let the steps of the backward pass add up the gradients of learned biases, where they can.
 
-    A dimension whose pre-activations others read gets their gradients too, after its step.
+    A dimension whose pre-activations others read gets their gradients too, after its step, unless the steps are joint.
     """
     layout = buffers.layout
     for n, need in enumerate(learned):
-        if need and not layout.same and adds_bias(n, buffers):
+        if need and (layout.joint or not layout.same) and adds_bias(n, buffers):
             gates = layout.gates[n].stop - layout.gates[n].start
             shape = torch.get_num_threads(), len(layout.plan.by_copy), gates
             buffers.grad_biases[n] = buffers.X[0].new_zeros(shape, dtype=torch.float64)
@@ -130,8 +131,11 @@ def _zero_bias_gradients(buffers: Buffers, learned: Sequence[bool]) -> None:
 def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
     """Return each dimension's pointwise step. The steps of one stage run in the order of ``Layout.stages``."""
     layout = buffers.layout
+    joint = joint_steps(buffers, backward) if layout.joint else {}
 
     def step(n: int) -> Step:
+        if n in joint:
+            return joint[n]
         on_gpu = triton_step(n, buffers, backward) if pointwise_step() == "triton" else None
         own = on_gpu or fused_step(n, buffers, backward) or EagerStep(n, buffers)
         readers = [reader for reader, owner in layout.same.items() if owner == n]
@@ -176,7 +180,8 @@ class _PackedSweep(torch.autograd.Function):
         weights, biases, side_h, side_m = (tensors[i * N : (i + 1) * N] for i in range(4))
         vectors = tensors[4 * N :]
         like, B = side_h[0], side_h[0].shape[-2]
-        layout = Layout(block, extents, B, like.device, schedule.order, product_dtype)
+        joint = joint_fits(block, like)
+        layout = Layout(block, extents, B, like.device, schedule.order, product_dtype, joint)
         rows, C = layout.plan.rows, layout.plan.blocks
         X = empty_stages([layout.D] * len(block.stages), rows, B, like)
         M = [empty(rows, B, m.shape[-1], like=like) for m in side_m]
@@ -190,7 +195,7 @@ class _PackedSweep(torch.autograd.Function):
             buffers.is_low = is_low(buffers, schedule.order)
             if buffers.is_low:
                 buffers.low_X = empty_stages([layout.D] * len(X), rows, B, _empty_gates(buffers))
-                if buffers.drop is None:
+                if buffers.factors is None:
                     _enter(layout, side_h, buffers.low_X)
             gates = empty(kept_rows * B * sum(layout.num_gates), like=_empty_gates(buffers))
             buffers.Z = stages_of(gates, layout.num_gates, kept_rows, B)
@@ -198,7 +203,7 @@ class _PackedSweep(torch.autograd.Function):
 
         ctx.schedule, ctx.layout, ctx.has_gates, ctx.is_low = schedule, layout, keep_gates, buffers.is_low
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
-        ordered = [buffers.drop, *(x for keep in buffers.keep for x in keep)]
+        ordered = [*(buffers.factors or (None, None)), *(x for keep in buffers.keep for x in keep)]
         low = buffers.low_X or []
         ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *ordered, *low, gates if keep_gates else None)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
@@ -217,9 +222,10 @@ class _PackedSweep(torch.autograd.Function):
         *saved, gates = ctx.saved_tensors
         low = saved[-K:] if ctx.is_low else []
         saved = saved[:-K] if ctx.is_low else saved
-        drop, *keep = saved[-1 - 2 * N :]
-        masks = RowMasks(drop, list(zip(keep[::2], keep[1::2], strict=True)))
-        saved = saved[: -1 - 2 * N]
+        drop, scale, *keep = saved[-2 - 2 * N :]
+        factors = None if drop is None else Factors(drop, scale)
+        masks = RowMasks(factors, list(zip(keep[::2], keep[1::2], strict=True)))
+        saved = saved[: -2 - 2 * N]
         weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
         # Hooks on saved tensors may have changed the strides.
         X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
@@ -295,7 +301,7 @@ def _restore_gates(buffers: Buffers, weights: Sequence[Tensor], biases: Sequence
             if isinstance(rows, Tensor):
                 Z.index_copy_(0, rows, z)
     if buffers.is_low:
-        for reader, owner in layout.same.items():
+        for reader, owner in () if layout.joint else layout.same.items():
             Z = buffers.Z[layout.stage_of[reader]]
             Z[:, :, layout.gates[reader]] = Z[:, :, layout.gates[owner]]
         return

@@ -49,7 +49,7 @@ class EagerStep:
         n, to, leading = self.n, diagonal.successors[self.n], (diagonal.size, self.buffers.layout.B)
         h, m = self.cell.forward(self._inputs(diagonal.rows))
         h, m = h.view(*leading, h.shape[-1]), m.view(*leading, m.shape[-1])  # the memory's size may be 0
-        copies = self.buffers.low_X if self.buffers.drop is None else None
+        copies = self.buffers.low_X if self.buffers.factors is None else None
         for X in (self.buffers.X, copies or ()):
             for k, slots in enumerate(X):
                 if k > self.stage:
@@ -100,7 +100,8 @@ class EagerStep:
 class Reader:
     """The step of a dimension whose pre-activations another dimension's product computes: see ``Block.same``.
 
-    It runs before its owner's step, which overwrites them.
+    It runs before its owner's step, which overwrites them. Compiled steps of such dimensions are joint instead: see
+    ``fused.Joint``.
     """
 
     def __init__(self, n: int, buffers: Buffers, step: Step) -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from gridlstm.engine.buffers import Buffers, Layout
+from gridlstm.engine.fused import FusedStep, Joint
 from gridlstm.engine.matmul import SMALL, affine, multiply, packs_weights
 from gridlstm.engine.mkl import PackedWeight
 from gridlstm.engine.packed import Packed, steps
 from gridlstm.engine.plan import Diagonal, Order, pieces
+from gridlstm.engine.steps import Step
 
 
 class Wavefront:
@@ -23,7 +25,7 @@ class Wavefront:
     def forward(self, buffers: Buffers, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         layout, pointwise = buffers.layout, steps(buffers)
         parts = _parts(layout, weights, biases, buffers.X[0])
-        for diagonal in _pieces(buffers):
+        for diagonal in _pieces(buffers, pointwise):
             buffers.begin(diagonal.rows)
             for k, stage in enumerate(layout.stages):
                 buffers.drop_low(k, diagonal.rows)
@@ -57,18 +59,17 @@ class Wavefront:
 def _multiply_back(buffers: Buffers, diagonal: Diagonal, k: int, weight: Tensor | PackedWeight, add: bool) -> None:
     """Write, or with ``add`` add, the gradient through stage k's product to the diagonal's rows of dH."""
     here, dz = buffers.dH[diagonal.rows], buffers.product(k, diagonal.rows)
-    if here.dtype == dz.dtype and buffers.drop is None:
+    if here.dtype == dz.dtype and buffers.factors is None:
         _product(diagonal, dz, weight, None, out=here, add=add)
         return
     read = torch.empty_like(here, dtype=dz.dtype)
     _product(diagonal, dz, weight, None, out=read)
-    drop = None if buffers.drop is None else buffers.drop[diagonal.rows]
-    if add:
-        here.add_(read if drop is None else read * drop)
-    elif drop is None:
-        here.copy_(read)
+    if buffers.factors is not None:
+        buffers.factors.of(diagonal.rows).times_into(here, read, add)
+    elif add:
+        here.add_(read)
     else:
-        torch.mul(read, drop, out=here)
+        here.copy_(read)
 
 
 def _parts(
@@ -96,6 +97,11 @@ def _parts(
     return [[part(k, n) for n in owners] for k, owners in enumerate(layout.owners)]
 
 
+def _start_quickly(pointwise: Sequence[Step]) -> bool:
+    """Return True if all steps are compiled: starting others for every piece takes longer than pieces save."""
+    return all(isinstance(step, FusedStep | Joint) for step in pointwise)
+
+
 def _uses_mkl(layout: Layout) -> bool:
     """Return True if MKL packs the weights of this sweep."""
     plan, rows = layout.plan, layout.plan.blocks * layout.B
@@ -104,11 +110,13 @@ def _uses_mkl(layout: Layout) -> bool:
     return packs_weights() and layout.product_dtype is None and len(plan.by_copy) == 1 and many
 
 
-def _pieces(buffers: Buffers) -> tuple[Diagonal, ...]:
+def _pieces(buffers: Buffers, pointwise: Sequence[Step]) -> tuple[Diagonal, ...]:
     """Return the groups of blocks of the forward pass: diagonals, or pieces of them where these are faster.
 
     Without kept gates, all diagonals have the same rows of z, which then stay in the cache by themselves.
     """
+    if not _start_quickly(pointwise):
+        return buffers.layout.plan.diagonals
     layout = buffers.layout
     rows = PIECE // (4 * max(layout.num_gates))
     if rows < PIECE_ROWS or not buffers.keeps_gates or torch.get_num_threads() > 1 or not _uses_mkl(layout):

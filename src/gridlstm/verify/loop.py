@@ -155,7 +155,7 @@ def grid(
         for together in ([n for n in range(N) if names[n] not in priority], *([names.index(x)] for x in priority)):
             read = hidden
             if masks is not None:
-                read = [h if k.drop is None else h * k.drop[place] for h, k in zip(hidden, masks, strict=True)]
+                read = [h if k.factor is None else h * k.factor[place] for h, k in zip(hidden, masks, strict=True)]
             H = torch.cat(read, dim=1)
             for n in together:
                 h, m = step(dimensions[n].cell, own[n], weights(n, place), H, *came[n], multiply)

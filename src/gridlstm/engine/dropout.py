@@ -1,0 +1,61 @@
+"""Dropout inside a sweep: products read h times its factors.
+
+Shape legend: r blocks, B batch rows, D columns of a product's operand.
+"""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gridlstm.engine import compiled
+
+
+class Factors(NamedTuple):
+    """Factors on the operands of products."""
+
+    drop: Tensor
+    """(r, B, D), booleans if there is a scale"""
+    scale: Tensor | None
+    """(D,): multiplies ``drop``"""
+
+    def of(self, rows: slice, columns: slice = slice(None)) -> "Factors":
+        """Return the factors of some blocks and columns."""
+        return Factors(self.drop[rows, :, columns], None if self.scale is None else self.scale[columns])
+
+    def times(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return x (r, B, D) times the factors; in ``out``, in its type, if it is given."""
+        out = torch.empty_like(x) if out is None else out
+        if (library := self._library(x, out)) is None:
+            product = x * self.drop
+            return out.copy_(product if self.scale is None else product.mul_(self.scale))
+        low, place = out.dtype == torch.bfloat16, out.data_ptr()
+        library.dropout_forward(self._in_c(), x.data_ptr(), None if low else place, place if low else None)
+        return out
+
+    def times_into(self, to: Tensor, gradient: Tensor, add: bool) -> None:
+        """Replace ``to`` by the gradient of an operand times its factors, both (r, B, D); with ``add`` add that."""
+        if (library := self._library(to, gradient)) is None:
+            product = self.times(gradient.to(to.dtype))
+            to.copy_(to + product if add else product)
+            return
+        low, place = gradient.dtype == torch.bfloat16, gradient.data_ptr()
+        library.dropout_backward(self._in_c(), None if low else place, place if low else None, to.data_ptr(), add)
+
+    def _library(self, x: Tensor, other: Tensor) -> ctypes.CDLL | None:
+        """Return the C code if it can read x, in float32, and the other tensor."""
+        fits = (
+            self.scale is not None
+            and type(x) is Tensor  # others, such as FakeTensor, have no memory to point to
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and other.dtype in (torch.float32, torch.bfloat16)
+            and all(y.is_contiguous() for y in (x, other, self.drop))
+        )
+        return compiled.library() if fits else None
+
+    def _in_c(self) -> compiled.Factors:
+        assert self.scale is not None
+        drop, d = self.drop, len(self.scale)
+        return compiled.Factors(drop.data_ptr(), self.scale.data_ptr(), drop.numel() // d, d, torch.get_num_threads())
