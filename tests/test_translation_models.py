@@ -267,6 +267,9 @@ def test_label_smoothing_changes_only_the_training_loss() -> None:
         right = (log_p.argmax(-1) == batch.targets)[batch.loss_mask].double().mean()
         for name, value in (("loss", mean), ("perplexity", mean.exp()), ("accuracy", right)):
             assert float(metrics[name].compute()) == pytest.approx(value.item(), rel=1e-6)  # type: ignore[operator]
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = task.train().predict(batch, None)
+    assert prediction.losses.dtype == torch.float32, "only products are rounded to bfloat16"
     with pytest.raises(UserError, match="label_smoothing must be at least 0 and below 1, got 1"):
         task_of(task.model, label_smoothing=1)
 
