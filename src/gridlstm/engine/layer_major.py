@@ -60,9 +60,7 @@ class _Layer:
             multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.product_dtype, add)
             return
         gradient = (dz.to(weight.dtype) @ weight).view(rows.stop - rows.start, buffers.layout.B, weight.shape[-1])
-        gradient = buffers.factors.of(rows, part).times(gradient)
-        here = buffers.dH[rows, :, part]
-        here.copy_(here + gradient if add else gradient)
+        buffers.factors.of(rows, part).times_into(buffers.dH[rows, :, part], gradient, add)
 
     def forward_steps(self, diagonals: Sequence[Diagonal], pointwise: Sequence[Step], before: slice) -> None:
         """Compute the other dimensions step by step, given all of z but the product of their columns, ``before``."""
