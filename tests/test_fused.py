@@ -122,6 +122,7 @@ def test_masked_steps_equal_float64(cell: LSTM, kind: str, d: int, sweep: Sweep)
         ((LSTM("standard"),) * 3, ((2,), (0, 1)), ((0, 1),)),
         ((LSTM(bias=True), LSTM(), LSTM(), LSTM(bias=True)), ((0, 1, 2, 3),), ((3, 0), (2, 1))),
         ((LSTM(bias=True),) * 3, ((0, 1, 2),), ((1, 0), (2, 0))),
+        ((LSTM(bias=True),) * 3, ((0, 1), (2,)), ((1, 0),)),  # like the Reencoder: a later stage follows
     ],
 )
 def test_joint_steps_equal_float64(
@@ -137,6 +138,13 @@ def test_joint_steps_equal_float64(
     assert fused.joint_fits(block, torch.empty(0))
     case = Case(block, (3, 2, 4, 2)[: len(cells)], 2, masked, scale=0.4 / d**0.5)
     assert_equals_reference(sweep, case, torch.empty(0), ROUNDING)
+
+
+@needs_compiler
+@pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront])
+def test_joint_steps_with_untied_weights_equal_float64(sweep: Sweep) -> None:
+    block = Block((LSTM(bias=True),) * 2, (20, 20), ((0, 1),), untied=(1,), same=((1, 0),))
+    assert_equals_reference(sweep, Case(block, (4, 3), 3, scale=0.1), torch.empty(0), ROUNDING)
 
 
 @needs_compiler
@@ -163,6 +171,7 @@ def test_compiled_dropout_equals_plain_operations(
     try:
         for library in (compiled.library(), None):
             monkeypatch.setattr(compiled, "library", lambda library=library: library)
+            assert factors._library(x, to) is library
             outs = [factors.times(x, torch.empty_like(x, dtype=kind)), to.clone(), to.clone()]
             for out, add in zip(outs[1:], (False, True), strict=True):
                 factors.times_into(out, gradient.to(kind), add)
@@ -251,33 +260,44 @@ def test_gradients_of_gain_and_shift_stay_precise_for_many_rows(run: Sweep, thre
 
 
 @needs_compiler
-@pytest.mark.parametrize("cell", [LSTM(), LayerNormLSTM()])
+@pytest.mark.parametrize(
+    ("cell", "same"), [(LSTM(), ()), (LSTM(bias=True), ()), (LSTM(bias=True), ((1, 0),)), (LayerNormLSTM(), ())]
+)
 @pytest.mark.parametrize("untied", [(), (1,)])
-def test_results_do_not_depend_on_the_number_of_threads(cell: LSTM, untied: tuple[int, ...]) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(
+    cell: LSTM, same: tuple[tuple[int, int], ...], untied: tuple[int, ...]
+) -> None:
     before, results = torch.get_num_threads(), []
     generator = torch.Generator().manual_seed(0)
     # The widest diagonal has 12 x 16 rows of 100 numbers, enough for several threads.
-    block = Block((cell, cell), (100, 100), ((0, 1),), untied)
+    block = Block((cell, cell), (100, 100), ((0, 1),), untied, same)
     copies = (12,) * len(untied)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*copies, *shape, generator=generator).requires_grad_()
 
     weights = [
-        Weights(random(400, 200) / 14, None, tuple(random(n) for n in cell.vector_lengths(100).values()))
+        Weights(
+            random(400, 200) / 14,
+            random(400) if cell.has_bias else None,
+            tuple(random(n) for n in cell.vector_lengths(100).values()),
+        )
         for _ in range(2)
     ]
+    for n, owner in same:
+        weights[n] = weights[owner]
     sides = [HiddenMemory(*torch.randn(2, 12, 16, 100, generator=generator).requires_grad_()) for _ in range(2)]
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             out = [x for side in wavefront(block, weights, sides, (12, 12)) for x in side]
-            leaves = [x for s in sides for x in s] + [vector for w in weights for vector in w.vectors]
+            biases = [] if weights[0].bias is None else [weights[0].bias]
+            leaves = [x for s in sides for x in s] + [vector for w in weights for vector in w.vectors] + biases
             gradients = torch.autograd.grad(sum(x.sum() for x in out), leaves)  # type: ignore[arg-type]
             results.append([*out, *gradients])
     finally:
         torch.set_num_threads(before)
-    # Gradients of vectors are sums over 2,304 rows, in different orders.
+    # Gradients of biases and vectors are sums over 2,304 rows, in different orders.
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 

@@ -228,6 +228,9 @@ def test_layer_major_raises_if_layers_depend_on_each_other() -> None:
         ([Masks(drop=torch.ones(2, device="meta")), Masks()], r"expected drop .* on cpu, got \(2,\) on meta"),
         ([Masks(keep_m=torch.ones(2, requires_grad=True)), Masks()], "keep_m cannot get a gradient"),
         ([Masks(), Masks(drop=torch.ones(2).int())], "expected drop of booleans or floats, got torch.int32"),
+        ([Masks(), Masks(drop=torch.ones(2) > 0, scale=2.0)], r"expected scale as a tensor .* got 2\.0"),  # type: ignore[arg-type]
+        ([Masks(), Masks(drop=torch.ones(2) > 0, scale=torch.ones(2))], r"of shape \(\), got a tensor of shape \(2,\)"),
+        ([Masks(), Masks(scale=torch.ones(()))], "there is no drop"),
     ],
 )
 def test_invalid_masks_raise(masks: list[Masks], message: str) -> None:

@@ -48,7 +48,7 @@ def test_frame_dropout_follows_its_schedule(progress: float, p: float) -> None:
     else:
         assert drop is not None
         assert drop.shape == (20, 3, 40, 1)
-        assert drop.mean().item() == pytest.approx(1 - p, abs=0.05)  # the standard error of 2,400 draws is 0.01
+        assert drop.float().mean().item() == pytest.approx(1 - p, abs=0.05)  # 2,400 draws: standard error 0.01
 
 
 def test_zoneout_holds_elements_back_and_mixes_in_evaluation() -> None:
@@ -78,6 +78,11 @@ def test_masks_combine() -> None:
     for order in ([scaled, Masks(drop=torch.tensor([2.0]))], [Masks(drop=torch.tensor([2.0])), scaled]):
         assert (factor := combine(order).factor) is not None
         assert factor.tolist() == [8, 0]
+    twice = combine([scaled, Masks(drop=torch.tensor([True, True]), scale=torch.tensor(0.5))])
+    assert twice.drop is not None
+    assert twice.drop.dtype == torch.bool
+    assert twice.factor is not None
+    assert twice.factor.tolist() == [2, 0]
     either = combine([Masks(keep_m=a), Masks(keep_m=b)])
     assert either.keep_m is not None
     assert either.keep_m.tolist() == [True, False]

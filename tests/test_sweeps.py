@@ -19,12 +19,13 @@ from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
-from gridlstm.engine import buffers, dispatch, matmul
+from gridlstm.engine import buffers, compiled, dispatch, matmul
 from gridlstm.engine import wavefront as schedule
 from gridlstm.engine.dispatch import SWEEPS, Sweep, SweepName, sweep_named
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
 from gridlstm.engine.mkl import PackedWeight
+from gridlstm.engine.steps import Step
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
@@ -169,6 +170,28 @@ def test_packed_products_equal_reference(
     kept = sweep(block, weights, sides, case.extents, masks)
     # Pieces have other rows than whole diagonals. On some processors MKL then adds in another order.
     torch.testing.assert_close(kept, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_only_compiled_steps_start_quickly_enough_for_pieces() -> None:
+    """Of one cell and of two dimensions with the same pre-activations, and not with a cell without a compiled step."""
+    started = []
+
+    def start_quickly(pointwise: list[Step]) -> bool:
+        started.append(original(pointwise))
+        return started[-1]
+
+    original = schedule._start_quickly
+    for block in (
+        Block((LSTM(), LSTM()), (5, 5), ((0, 1),)),
+        Block((LSTM(), LSTM()), (5, 5), ((0, 1),), same=((1, 0),)),
+        Block((LSTM(), GRU()), (5, 5), ((0, 1),)),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(schedule, "_start_quickly", start_quickly)
+            case = Case(block, (3, 2), 2)
+            wavefront(block, *random_inputs(case, torch.empty(0)), case.extents)
+    compiled_steps = compiled.library() is not None
+    assert started == [compiled_steps, compiled_steps, False]
 
 
 def test_large_weights_are_transposed_in_packing(monkeypatch: pytest.MonkeyPatch) -> None:

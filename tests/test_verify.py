@@ -60,7 +60,7 @@ def test_every_option_is_drawn() -> None:
     assert {sweep for case in grids[:200] for sweep in case.sweeps()} == {
         *("auto", "reference", "wavefront", "recompute", "layer-major", "half-step"),
     }
-    assert {kind for case in grids for kind in case.masked} == {"keep", "mix", "drop"}
+    assert {kind for case in grids for kind in case.masked} == {"keep", "mix", "drop", "select"}
     for name in ("tied", "reverse", "shares", "untied_extent"):
         assert len({bool(getattr(d, name)) for d in dimensions}) == 2, name
     for name in ("priority", "cut"):

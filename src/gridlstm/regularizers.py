@@ -117,7 +117,7 @@ class FrameDropout(Regularizer):
         p = self.probability(draw.progress)
         if not draw.training or p == 0:
             return Masks()
-        return Masks(drop=draw.bernoulli(1 - p, *draw.extents, draw.B, 1).to(draw.like.dtype))
+        return Masks(drop=draw.bernoulli(1 - p, *draw.extents, draw.B, 1))
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,17 @@ def combine(masks: Sequence[Masks]) -> Masks:
             a, b = b, a
         return torch.where(a, 1, b) if a.dtype == torch.bool else 1 - (1 - a) * (1 - b)
 
+    def product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        if a is None or b is None:
+            return b if a is None else a
+        return a * b
+
     total = Masks()
     for mask in masks:
-        keep_h, keep_m = both(total.keep_h, mask.keep_h), both(total.keep_m, mask.keep_m)
-        if total.factor is None or mask.factor is None:
-            drop, scale = (total if mask.drop is None else mask)[2:]
-            total = Masks(keep_h, keep_m, drop, scale)
-        else:
-            total = Masks(keep_h, keep_m, total.factor * mask.factor)
+        total = Masks(
+            both(total.keep_h, mask.keep_h),
+            both(total.keep_m, mask.keep_m),
+            product(total.drop, mask.drop),  # of booleans: booleans
+            product(total.scale, mask.scale),
+        )
     return total

@@ -76,7 +76,8 @@ class Masks(NamedTuple):
     Each is (*extents, B, size) or broadcasts to it. ``keep_h`` and ``keep_m`` keep previous values: h' becomes
     keep_h . h + (1 - keep_h) . h', likewise m'. Booleans select (padding in a batch of unequal lengths, zoneout),
     floats mix (zoneout's expectation). ``drop``, times the number ``scale`` if there is one, multiplies h only where
-    matrix products read it. As booleans with a scale, dropout takes a quarter of the memory of floats.
+    matrix products read it. As booleans, False for what is dropped, with a scale, dropout takes a quarter of the memory
+    of floats.
     """
 
     keep_h: Tensor | None = None

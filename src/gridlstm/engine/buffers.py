@@ -65,16 +65,16 @@ class Layout:
         self.same = dict(block.same) if order == "diagonal" else {}
         self.joint = joint and bool(self.same)
         self.owners = [tuple(n for n in stage if n not in self.same) for stage in block.stages]
-        readers = [tuple(n for n in stage if n in self.same) for stage in block.stages]
+        self.readers = [tuple(n for n in stage if n in self.same) for stage in block.stages]
         # A dimension with its own step reads the pre-activations of its owner before the owner's step overwrites them.
-        parts = zip(*((self.owners, readers) if self.joint else (readers, self.owners)), strict=True)
+        parts = zip(*((self.owners, self.readers) if self.joint else (self.readers, self.owners)), strict=True)
         self.stages = [(*first, *later) for first, later in parts]
         self.gates: dict[int, slice] = {}  # each dimension's columns within its stage
         self.products: list[int] = []  # P of each stage
         self.num_gates: list[int] = []  # G of each stage
-        for owners, stage in zip(self.owners, self.stages, strict=True):
+        for owners, readers in zip(self.owners, self.readers, strict=True):
             G = P = 0
-            for n in (*owners, *(n for n in stage if n in self.same)):
+            for n in (*owners, *readers):
                 if self.joint and n in self.same:
                     self.gates[n] = self.gates[self.same[n]]
                     continue
@@ -263,7 +263,7 @@ class RowMasks(NamedTuple):
                 else:
                     own = own.expand(*shape, size).flatten(0, axes - 1)
                     drop[:, :, columns] = own.index_select(0, plan.order)
-                if scale is not None and mask.scale is not None:
+                if scale is not None and mask.drop is not None and mask.scale is not None:
                     scale[columns] = mask.scale
             factors = Factors(drop, scale)
         return cls(factors, [(rows(mask.keep_h), rows(mask.keep_m)) for mask in masks])

@@ -14,12 +14,16 @@ log = logging.getLogger(__name__)
 
 SOURCES = tuple(HERE / f"fused{part}.c" for part in ("", "_chain", "_dropout", "_layer_norm"))
 HEADER = HERE / "fused.h"
-MOST_STAGES = 8  # as in the source
-MOST_SHARING = 8  # as in the source
-NORM_PARTS = 5  # as in the source
-NORM_SCRATCH = 12  # as in the source
+MOST_STAGES = 8
+MOST_SHARING = 8
+NORM_PARTS = 5  # of gain and shift: u, f, o, c, m
+NORM_SCRATCH = 12  # vectors of a row of fused_layer_norm.c
 # No -ffast-math: NaN must stay NaN.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-lm")
+FLAGS = (
+    *("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-lm"),
+    *(f"-DMOST_STAGES={MOST_STAGES}", f"-DMOST_SHARING={MOST_SHARING}"),
+    *(f"-DNORM_PARTS={NORM_PARTS}", f"-DNORM_SCRATCH={NORM_SCRATCH}"),
+)
 
 
 class Dimension(ctypes.Structure):

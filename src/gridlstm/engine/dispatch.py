@@ -222,11 +222,14 @@ def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], li
     if len(masks) != len(block.cells):
         raise UserError(f"expected {len(block.cells)} masks, one per dimension, got {len(masks)}.")
     for n, (mask, size, cell) in enumerate(zip(masks, block.sizes, block.cells, strict=True)):
-        if mask.scale is not None and (mask.drop is None or mask.scale.dim() > 0):
-            raise UserError(
-                f"masks of dimension {n}: expected scale to be one number, of shape (), beside drop, got shape "
-                f"{tuple(mask.scale.shape)}{' without drop' if mask.drop is None else ''}."
-            )
+        if (scale := mask.scale) is not None:
+            if not isinstance(scale, Tensor) or scale.dim() > 0:
+                got = f"a tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
+                raise UserError(
+                    f"masks of dimension {n}: expected scale as a tensor with one number, of shape (), got {got}."
+                )
+            if mask.drop is None:
+                raise UserError(f"masks of dimension {n}: scale multiplies drop, and there is no drop.")
         for name, x, length in zip(mask._fields, mask, (size, cell.memory_size(size), size, 1), strict=True):
             if x is None:
                 continue

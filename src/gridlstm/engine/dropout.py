@@ -16,7 +16,7 @@ class Factors(NamedTuple):
     """Factors on the operands of products."""
 
     drop: Tensor
-    """(r, B, D), booleans if there is a scale"""
+    """(r, B, D); booleans, False for what is dropped, if there is a scale"""
     scale: Tensor | None
     """(D,): multiplies ``drop``"""
 
@@ -26,10 +26,10 @@ class Factors(NamedTuple):
 
     def times(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return x (r, B, D) times the factors; in ``out``, in its type, if it is given."""
+        if (library := self._library(x, x if out is None else out)) is None:
+            product = x * self.drop if self.scale is None else (x * self.drop).mul_(self.scale)
+            return product if out is None else out.copy_(product)
         out = torch.empty_like(x) if out is None else out
-        if (library := self._library(x, out)) is None:
-            product = x * self.drop
-            return out.copy_(product if self.scale is None else product.mul_(self.scale))
         low, place = out.dtype == torch.bfloat16, out.data_ptr()
         library.dropout_forward(self._in_c(), x.data_ptr(), None if low else place, place if low else None)
         return out
@@ -38,20 +38,28 @@ class Factors(NamedTuple):
         """Replace ``to`` by the gradient of an operand times its factors, both (r, B, D); with ``add`` add that."""
         if (library := self._library(to, gradient)) is None:
             product = self.times(gradient.to(to.dtype))
-            to.copy_(to + product if add else product)
+            if add:
+                to.add_(product)
+            else:
+                to.copy_(product)
             return
         low, place = gradient.dtype == torch.bfloat16, gradient.data_ptr()
         library.dropout_backward(self._in_c(), None if low else place, place if low else None, to.data_ptr(), add)
 
     def _library(self, x: Tensor, other: Tensor) -> ctypes.CDLL | None:
-        """Return the C code if it can read x, in float32, and the other tensor."""
+        """Return the C code if it can read x, in float32, the other tensor, and these factors.
+
+        Hooks on saved tensors may have changed the factors' types and strides.
+        """
         fits = (
             self.scale is not None
+            and self.drop.dtype == torch.bool
+            and self.scale.dtype == torch.float32
             and type(x) is Tensor  # others, such as FakeTensor, have no memory to point to
             and x.device.type == "cpu"
             and x.dtype == torch.float32
             and other.dtype in (torch.float32, torch.bfloat16)
-            and all(y.is_contiguous() for y in (x, other, self.drop))
+            and all(y.is_contiguous() for y in (x, other, self.drop, self.scale))
         )
         return compiled.library() if fits else None
 

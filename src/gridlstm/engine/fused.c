@@ -8,7 +8,7 @@
 /* Without it, GCC would not inline what is called from several places, and would keep the slots of a row in memory. */
 #define INLINE static inline __attribute__((always_inline))
 
-/* What a step reads and writes of one row. NULL where the dimension has NULL. */
+/* What the dimensions that share pre-activations have in common, in one row. NULL where the first has NULL. */
 typedef struct {
     float *z;
     const float *bias;
@@ -100,20 +100,23 @@ INLINE Gates backward_step(Gates g, vec m, vec new_m, vec new_h, vec dh, vec new
     return gates_backward(g, m, product * new_m, new_dm + product * g.o, dm);
 }
 
-/* What a row reads and writes of one dimension. */
+/* What each of them reads and writes in that row. */
 typedef struct {
     const float *m;
     float *new_m, *new_h;
     uint16_t *low_h;
-    float *dm;           /* from here on: backward only */
-    const float *new_dm;
-    float *dh;           /* of h' */
-    const float *old_h;  /* with keep masks only, like the next four */
-    const float *keep_h; /* NULL: all is kept if keeps_h */
-    const float *keep_m;
-    int keeps_h, keeps_m, choose_h, choose_m;
     int standard;
     int64_t row, next;
+    /* With keep masks only: */
+    int keeps_h, keeps_m; /* 1 if some of this row's h or m is kept */
+    int choose_h, choose_m;
+    const float *old_h;
+    const float *keep_h; /* NULL: all is kept if keeps_h */
+    const float *keep_m;
+    /* Backward only: */
+    float *dm;
+    const float *new_dm;
+    float *dh; /* of h' */
 } Slots;
 
 INLINE Slots slots_of(const Dimension *self, int64_t first, int64_t r, int backward) {
@@ -204,8 +207,7 @@ INLINE Gates backward_all(const Slots *slots, int count, Gates g, int64_t i, int
  * and written last, because z is replaced in place. A shorter vector takes several times as long as a whole one.
  *
  * The number of dimensions that share pre-activations is a constant wherever it is 1. */
-INLINE void forward_rows(const Dimension *const *dimensions, int count, int64_t first,
-                                                               int64_t begin, int64_t until) {
+INLINE void forward_rows(const Dimension *const *dimensions, int count, int64_t first, int64_t begin, int64_t until) {
     const Dimension *self = dimensions[0];
     const int64_t d = self->d, end = d - V, full = d - d % V;
     const int overlap = full > 0 && full < d;
@@ -228,12 +230,14 @@ INLINE void forward_rows(const Dimension *const *dimensions, int count, int64_t 
             keep_gates(&own, d, g, 0, d);
             forward_all(slots, count, g, 0, d);
         }
-        for (int k = 0; k < count; k++)
-            for (int stage = 1; stage < dimensions[k]->stages; stage++) {
-                const int64_t to = (stage <= dimensions[k]->stage ? slots[k].next : slots[k].row) * dimensions[k]->h_stride;
-                memcpy(dimensions[k]->h[stage] + to, slots[k].new_h, d * sizeof(float));
-                if (slots[k].low_h) memcpy(dimensions[k]->low_h[stage] + to, slots[k].low_h, d * sizeof(uint16_t));
+        for (int k = 0; k < count; k++) {
+            const Dimension *each = dimensions[k];
+            for (int stage = 1; stage < each->stages; stage++) {
+                const int64_t to = (stage <= each->stage ? slots[k].next : slots[k].row) * each->h_stride;
+                memcpy(each->h[stage] + to, slots[k].new_h, d * sizeof(float));
+                if (slots[k].low_h) memcpy(each->low_h[stage] + to, slots[k].low_h, d * sizeof(uint16_t));
             }
+        }
     }
 }
 
@@ -278,8 +282,7 @@ void lstm_flush_bias_sums(const Dimension *self, int64_t copy) {
     }
 }
 
-INLINE void backward_rows(const Dimension *const *dimensions, int count, int64_t first,
-                                                                int64_t begin, int64_t until) {
+INLINE void backward_rows(const Dimension *const *dimensions, int count, int64_t first, int64_t begin, int64_t until) {
     const Dimension *self = dimensions[0];
     const int64_t d = self->d, end = d - V, full = d - d % V;
     const int overlap = full > 0 && full < d;
@@ -287,9 +290,10 @@ INLINE void backward_rows(const Dimension *const *dimensions, int count, int64_t
         const Row own = row_of(self, first * self->B + r, first + r / self->B);
         Slots slots[MOST_SHARING];
         for (int k = 0; k < count; k++) {
-            slots[k] = slots_of(dimensions[k], first, r, 1);
-            if (dimensions[k]->later)
-                for (int64_t i = 0; i < d; i++) slots[k].dh[i] += dimensions[k]->later[r * dimensions[k]->h_stride + i];
+            const Dimension *each = dimensions[k];
+            slots[k] = slots_of(each, first, r, 1);
+            if (each->later)
+                for (int64_t i = 0; i < d; i++) slots[k].dh[i] += each->later[r * each->h_stride + i];
         }
         Gates last;
         if (overlap) last = kept_gates(&own, d, end, V);

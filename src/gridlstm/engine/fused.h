@@ -1,5 +1,5 @@
-/* Shared by fused.c, fused_chain.c and fused_layer_norm.c: the description of one dimension of a sweep, vectors, sigma
- * and tanh.
+/* Shared by fused.c, fused_chain.c, fused_dropout.c and fused_layer_norm.c: the description of one dimension of a sweep,
+ * vectors, sigma and tanh. The constants that Python uses too are defined in compiled.py.
  *
  * Rows are as in plan.py: block k of the diagonal reads row k of every buffer and writes its outputs to row
  * successor[k].
@@ -23,9 +23,9 @@
 #else
 #define V 4
 #endif
-#define MOST_STAGES 8
 
-#define MOST_SHARING 8
+/* Elements of a pass over memory up to which one thread takes it: several take longer to start. */
+#define ONE_THREAD 16384
 
 typedef struct Dimension {
     float *z;                   /* (C, B, z_stride), at this dimension's first gate */
@@ -63,7 +63,7 @@ typedef struct Dimension {
 typedef float vec __attribute__((vector_size(V * sizeof(float))));
 typedef int32_t bits __attribute__((vector_size(V * sizeof(int32_t))));
 
-/* n of the V elements exist: at the end of a row, and everywhere if there are keep masks. */
+/* n of the V elements exist: fewer than V at the end of a row. */
 static inline vec load_some(const float *from, int64_t n) {
     vec x = {0};
     memcpy(&x, from, n * sizeof(float));
@@ -231,7 +231,7 @@ static inline Share share_of(int64_t rows) {
 
 /* True if this many blocks are enough work for several threads. */
 static inline int shared(const Dimension *self, int64_t count) {
-    return self->threads > 1 && count * self->B * self->d > 16384;
+    return self->threads > 1 && count * self->B * self->d > ONE_THREAD;
 }
 
 #endif

@@ -229,9 +229,9 @@ class FusedStep:
 
 
 class Joint:
-    """The step of a dimension that the step of another, with the same pre-activations, computes: see ``Block.same``.
+    """The step of a dimension with the same pre-activations as another (``Block.same``), whose step computes it too.
 
-    It runs after the other.
+    It runs after that step.
     """
 
     def __init__(self, step: FusedStep) -> None:
@@ -248,9 +248,9 @@ class Joint:
 
 
 def joint_steps(buffers: Buffers, backward: bool) -> dict[int, Step]:
-    """Return the steps of all dimensions with the same pre-activations as another, and of the others."""
+    """Return the steps of all dimensions in ``Block.same``: those that others read compute these too."""
     same = buffers.layout.same
-    own = {n: FusedStep(n, buffers, backward) for n in (*same, *same.values())}
+    own = {n: FusedStep(n, buffers, backward) for n in {*same, *same.values()}}
     for owner in set(same.values()):
         own[owner].join([own[n] for n in same if same[n] == owner])
     return {n: Joint(step) if n in same else step for n, step in own.items()}

@@ -30,7 +30,7 @@ typedef struct {
 void dropout_forward(const Factors *self, const float *x, float *out, uint16_t *low_out) {
     const int64_t d = self->d;
     const float *restrict scale = self->scale;
-#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && self->rows * d > 16384)
+#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && self->rows * d > ONE_THREAD)
     for (int64_t row = 0; row < self->rows; row++) {
         const uint8_t *restrict drop = self->drop + row * d;
         const float *restrict from = x + row * d;
@@ -45,10 +45,11 @@ void dropout_forward(const Factors *self, const float *x, float *out, uint16_t *
 }
 
 /* The gradient of an operand or, in bfloat16, low_gradient, times its factors, replaces `to` or is added to it. */
-void dropout_backward(const Factors *self, const float *gradient, const uint16_t *low_gradient, float *to, int32_t add) {
+void dropout_backward(const Factors *self, const float *gradient, const uint16_t *low_gradient, float *to,
+                      int32_t add) {
     const int64_t d = self->d;
     const float *restrict scale = self->scale;
-#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && self->rows * d > 16384)
+#pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && self->rows * d > ONE_THREAD)
     for (int64_t row = 0; row < self->rows; row++) {
         const uint8_t *restrict drop = self->drop + row * d;
         float *restrict sum = to + row * d;

@@ -8,15 +8,13 @@
  */
 #include "fused.h"
 
-#define PARTS 5    /* of gain and shift: u, f, o, c, m */
-#define SCRATCH 12 /* vectors of a Row */
 
 typedef struct {
-    const float *gain, *shift;      /* (copies, PARTS, d) */
+    const float *gain, *shift;      /* (copies, NORM_PARTS, d) */
     const int64_t *copy_of;         /* (C,) the weight copy of each block */
-    float *scratch;                 /* (threads, SCRATCH, d) */
-    double *sums;                   /* (threads, 2, copies, PARTS, d), 0 between calls; backward only */
-    double *grad_gain, *grad_shift; /* (copies, PARTS, d), accumulated; backward only. In double precision, because
+    float *scratch;                 /* (threads, NORM_SCRATCH, d) */
+    double *sums;                   /* (threads, 2, copies, NORM_PARTS, d), 0 between calls; backward only */
+    double *grad_gain, *grad_shift; /* (copies, NORM_PARTS, d), accumulated; backward only. In double precision, because
                                        there may be millions of rows. */
     int64_t copies;
     float epsilon;
@@ -25,11 +23,11 @@ typedef struct {
 /* Values of a row: the gates, the normalised values, and their divisors. */
 typedef struct {
     float *gates;  /* (4, d) */
-    float *normal; /* (PARTS, d) */
+    float *normal; /* (NORM_PARTS, d) */
     float *new_m;  /* (d,) before the keep mask */
     float *y;      /* (d,) */
     float *work;   /* (d,) */
-    float scale[PARTS];
+    float scale[NORM_PARTS];
 } Row;
 
 static Row row_of(float *scratch, int64_t d) {
@@ -128,7 +126,7 @@ static void keep_some(int chooses, const float *keep, const float *old, float *n
 
 static void forward_row(const Dimension *self, const Norm *norm, float *scratch, int64_t block, int64_t b) {
     const int64_t d = self->d, from = block * self->B + b, next = self->successor[block] * self->B + b;
-    const int64_t copy = norm->copy_of[block] * PARTS * d;
+    const int64_t copy = norm->copy_of[block] * NORM_PARTS * d;
     const float *m = self->m + from * d;
     float *new_m = self->m + next * d, *restrict new_h = self->h[0] + next * self->h_stride;
     Row row = row_of(scratch, d);
@@ -149,7 +147,7 @@ static void forward_row(const Dimension *self, const Norm *norm, float *scratch,
 static void backward_row(const Dimension *self, const Norm *norm, float *scratch, double *d_gain, double *d_shift,
                          int64_t block, int64_t b, const float *later) {
     const int64_t d = self->d, from = block * self->B + b, next = self->successor[block] * self->B + b;
-    const int64_t copy = norm->copy_of[block] * PARTS * d;
+    const int64_t copy = norm->copy_of[block] * NORM_PARTS * d;
     const float *gain = norm->gain + copy;
     const float *restrict m = self->m + from * d, *restrict new_dm = self->grad_m + next * d;
     const float *keep_h = self->keep_h ? self->keep_h + from * d : NULL;
@@ -195,18 +193,18 @@ void layer_norm_forward(const Dimension *self, const Norm *norm, int64_t first, 
     const int64_t B = self->B, d = self->d;
 #pragma omp parallel for num_threads(self->threads) if (shared(self, count))
     for (int64_t r = 0; r < count * B; r++)
-        forward_row(self, norm, norm->scratch + omp_get_thread_num() * SCRATCH * d, first + r / B, r % B);
+        forward_row(self, norm, norm->scratch + omp_get_thread_num() * NORM_SCRATCH * d, first + r / B, r % B);
 }
 
 void layer_norm_backward(const Dimension *self, const Norm *norm, int64_t first, int64_t count) {
-    const int64_t B = self->B, d = self->d, length = norm->copies * PARTS * d;
+    const int64_t B = self->B, d = self->d, length = norm->copies * NORM_PARTS * d;
     const int several = shared(self, count);
 #pragma omp parallel for num_threads(self->threads) schedule(static) if (several)
     for (int64_t r = 0; r < count * B; r++) {
         /* Each thread has its own sums, which are added in a fixed order: equal from run to run. */
         const int thread = omp_get_thread_num();
         double *sums = norm->sums + thread * 2 * length;
-        backward_row(self, norm, norm->scratch + thread * SCRATCH * d, several ? sums : norm->grad_gain,
+        backward_row(self, norm, norm->scratch + thread * NORM_SCRATCH * d, several ? sums : norm->grad_gain,
                      several ? sums + length : norm->grad_shift, first + r / B, r % B,
                      self->later ? self->later + r * self->h_stride : NULL);
     }

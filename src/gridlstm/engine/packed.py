@@ -52,7 +52,8 @@ class Schedule(Protocol):
 class Packed:
     """A fast sweep; call it like ``gridlstm.scan.scan``.
 
-    For each block and batch row it saves the hidden and memory vectors and the gates: 6 D numbers for LSTM cells.
+    For each block and batch row it saves the hidden and memory vectors and the gates: 6 D numbers for LSTM cells, fewer
+    where dimensions have the same gates.
 
     Args:
         schedule: the order of computation.
@@ -118,11 +119,12 @@ def split_biases(buffers: Buffers, biases: Sequence[Tensor | None]) -> list[Tens
 def _zero_bias_gradients(buffers: Buffers, learned: Sequence[bool]) -> None:
     """Let the steps of the backward pass add up the gradients of learned biases, where they can.
 
-    A dimension whose pre-activations others read gets their gradients too, after its step, unless the steps are joint.
+    A dimension whose pre-activations others read gets their gradients too: from a joint step at once, otherwise after
+    its step, so that it cannot add them up.
     """
     layout = buffers.layout
     for n, need in enumerate(learned):
-        if need and (layout.joint or not layout.same) and adds_bias(n, buffers):
+        if need and n not in layout.same and (layout.joint or not layout.same) and adds_bias(n, buffers):
             gates = layout.gates[n].stop - layout.gates[n].start
             shape = torch.get_num_threads(), len(layout.plan.by_copy), gates
             buffers.grad_biases[n] = buffers.X[0].new_zeros(shape, dtype=torch.float64)
@@ -180,7 +182,7 @@ class _PackedSweep(torch.autograd.Function):
         weights, biases, side_h, side_m = (tensors[i * N : (i + 1) * N] for i in range(4))
         vectors = tensors[4 * N :]
         like, B = side_h[0], side_h[0].shape[-2]
-        joint = joint_fits(block, like)
+        joint = joint_fits(block, like.detach())  # a parameter has another type
         layout = Layout(block, extents, B, like.device, schedule.order, product_dtype, joint)
         rows, C = layout.plan.rows, layout.plan.blocks
         X = empty_stages([layout.D] * len(block.stages), rows, B, like)
@@ -327,8 +329,8 @@ def _weight_gradients(
         dz, x = buffers.product(k, slice(0, C)), buffers.operand(k, slice(0, C))
         # One product for all dimensions if their gradients, rows of it, are contiguous and become ``.grad`` without a
         # copy. Otherwise one for each dimension.
-        joint = len(by_copy) == 1 and all(trained[n] for n in owners)
-        whole = empty(1, layout.products[k], layout.D, like=buffers.dH) if joint else None
+        together = len(by_copy) == 1 and all(trained[n] for n in owners)
+        whole = empty(1, layout.products[k], layout.D, like=buffers.dH) if together else None
         for n in owners:
             if whole is not None:
                 gradients[n] = whole[:, layout.gates[n]]

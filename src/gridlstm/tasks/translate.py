@@ -105,7 +105,8 @@ class Translate(Task):
         total = (_nats(prediction.outputs, batch) if smoothed else prediction.losses).double().sum()
         for name in ("loss", "perplexity"):
             metrics[name].update(total, prediction.terms)
-        # argmax finds the same symbols in four times the time: 13 instead of 3 ms for 1,024 targets of 6,000 symbols.
+        # argmax finds the same symbols in four times the time: 13 instead of 3 ms for 1,024 targets of 6,000 symbols,
+        # on one thread of an Intel Xeon with AMX.
         right = (prediction.outputs.max(-1).indices == batch.targets) & batch.loss_mask
         metrics["accuracy"].update(right.sum(), prediction.terms)
 

@@ -63,7 +63,7 @@ class GridCase(Case):
     """A grid.
 
     Args:
-        masked: "keep" for booleans, "mix" for floats, "drop", or several.
+        masked: "keep" for booleans, "mix" for floats, "drop" for floats, "select" for booleans that drop, or several.
         cut: dimension and position of a cut into two pieces, between which the state is carried; None for one piece.
     """
 
@@ -115,6 +115,8 @@ class GridCase(Case):
             h, m = (torch.rand(shape, dtype=torch.float64, generator=generator) for shape in shapes.values())
             drop = torch.rand(shapes["h"], dtype=torch.float64, generator=generator)
             mask = Masks(drop=2 * drop.round() if "drop" in self.masked else None)
+            if "select" in self.masked:
+                mask = mask._replace(drop=drop < 0.7, scale=drop.new_tensor(1 / 0.7))
             if "mix" in self.masked:  # includes exact 0 and 1
                 mask = mask._replace(keep_h=(3 * h - 1).clamp(0, 1), keep_m=(3 * m - 1).clamp(0, 1))
             if "keep" in self.masked:
@@ -226,7 +228,7 @@ def _grid_case(r: random.Random, base: Case, large: bool) -> GridCase:
         dimensions=tuple(dimensions),
         priority=priority,
         extents=extents,
-        masked=tuple(kind for kind in ("keep", "mix", "drop") if r.random() < 0.2),
+        masked=tuple(kind for kind in ("keep", "mix", "drop", "select") if r.random() < 0.2),
         cut=None if cut_at is None else (cut_at, r.randint(1, extents[cut_at] - 1)),
     )
 

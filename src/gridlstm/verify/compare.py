@@ -194,7 +194,9 @@ def _in_pieces(
         for n in others:
             entering[n] = HiddenMemory(*(x.narrow(axes[n], start, length) for x in sides[n]))
         extents = (*case.extents[:along], length, *case.extents[along + 1 :])
-        here = masks and [Masks(*(x if x is None else x.narrow(along, start, length) for x in mask)) for mask in masks]
+        here = masks and [
+            Masks(*(x if x is None or x.dim() == 0 else x.narrow(along, start, length) for x in mask)) for mask in masks
+        ]
         pieces.append(grid(entering, extents, here))
         carried = pieces[-1][along]
     if backwards:

@@ -128,6 +128,7 @@ def grid(
     N, names = len(dimensions), [d.name for d in dimensions]
     ends = [sum(d.size for d in dimensions[: n + 1]) for n in range(N)]
     own = [slice(end - d.size, end) for end, d in zip(ends, dimensions, strict=True)]
+    factors = [None] * N if masks is None else [mask.factor for mask in masks]
     made: dict[Place, list[Pair]] = {}
 
     def weights(n: int, place: Place) -> Parameters:
@@ -153,10 +154,7 @@ def grid(
         came = [entering(place, n) for n in range(N)]
         result, hidden = list(came), [h for h, _ in came]
         for together in ([n for n in range(N) if names[n] not in priority], *([names.index(x)] for x in priority)):
-            read = hidden
-            if masks is not None:
-                read = [h if k.factor is None else h * k.factor[place] for h, k in zip(hidden, masks, strict=True)]
-            H = torch.cat(read, dim=1)
+            H = torch.cat([h if x is None else h * x[place] for h, x in zip(hidden, factors, strict=True)], dim=1)
             for n in together:
                 h, m = step(dimensions[n].cell, own[n], weights(n, place), H, *came[n], multiply)
                 if masks is not None:
