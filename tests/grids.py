@@ -23,7 +23,7 @@ class Case:
     B: int
     masked: tuple[str, ...] = ()
     """Masks of every dimension: ``keep`` (as for padding), ``mix`` (keep masks of floats), ``drop`` (floats), and
-    ``select`` (drop as booleans with a scale that differs between dimensions)."""
+    ``select`` (drop as booleans with a scale that differs between dimensions); ``select last`` for the last alone."""
     scale: float = 1.0
     """Standard deviation of weights. At 1, a wide grid amplifies roundings without limit."""
 
@@ -67,9 +67,9 @@ def random_masks(case: Case, like: Tensor = DOUBLE) -> list[Masks] | None:
     if not case.masked:
         return None
     masks = []
-    for cell, size in zip(case.block.cells, case.block.sizes, strict=True):
+    for n, (cell, size) in enumerate(zip(case.block.cells, case.block.sizes, strict=True)):
         mask = Masks(drop=2 * random(size).round() if "drop" in case.masked else None)
-        if "select" in case.masked:
+        if "select" in case.masked or ("select last" in case.masked and n == len(case.extents) - 1):
             mask = mask._replace(drop=random(size) < 0.5, scale=1 + random(1).mean() if masks else None)
         if "mix" in case.masked:
             mask = mask._replace(keep_h=random(1), keep_m=random(cell.memory_size(size)))

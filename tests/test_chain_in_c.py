@@ -53,6 +53,13 @@ def test_layers_of_a_grid_equal_float64(d: int, B: int, calls: list[str]) -> Non
     assert calls == ["forward_chain"] * 2 + ["backward_chain"] * 2
 
 
+@pytest.mark.parametrize("masked", [("select last",), ("drop", "select last"), ("select",)])
+def test_dropout_of_other_dimensions_leaves_the_chain_in_one_call(masked: tuple[str, ...], calls: list[str]) -> None:
+    block = Block((CELL, LSTM(output="standard")), (17, 5), ((0, 1),), untied=(1,))
+    assert_equals_reference(layer_major.layer_major, Case(block, (4, 2), 3, masked, scale=0.1), SINGLE, ROUNDING)
+    assert bool(calls) == (masked == ("select last",))
+
+
 def chained(d: int, B: int, dtype: torch.dtype) -> list[Tensor]:
     """Return values and gradients of a chain of 30 steps."""
     generator = torch.Generator().manual_seed(0)

@@ -156,24 +156,27 @@ def test_more_dimensions_than_a_joint_step_computes_are_computed_one_by_one() ->
 
 
 @needs_compiler
-@pytest.mark.parametrize("d", [1, 33])
+@pytest.mark.parametrize("columns", [slice(0, 1), slice(0, 33), slice(5, 25)])  # of 33
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("low", [False, True])
 def test_compiled_dropout_equals_plain_operations(
-    low: bool, threads: int, d: int, monkeypatch: pytest.MonkeyPatch
+    low: bool, threads: int, columns: slice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, to, gradient = torch.randn(3, 50, 20, d, generator=generator)
+    everything = torch.randn(3, 50, 20, 33, generator=generator)
+    x, to, gradient = everything[..., columns]
     x[0, 0, 0] = torch.nan
-    factors = Factors(torch.rand(50, 20, d, generator=generator) < 0.7, 1 + torch.rand(d, generator=generator))
+    drop, scale = torch.rand(50, 20, 33, generator=generator) < 0.7, 1 + torch.rand(33, generator=generator)
+    factors = Factors(drop, scale, slice(0, 33)).of(slice(0, 50), columns)
     kind, before, found = torch.bfloat16 if low else torch.float32, torch.get_num_threads(), []
     torch.set_num_threads(threads)
     try:
         for library in (compiled.library(), None):
             monkeypatch.setattr(compiled, "library", lambda library=library: library)
             assert factors._library(x, to) is library
-            outs = [factors.times(x, torch.empty_like(x, dtype=kind)), to.clone(), to.clone()]
-            for out, add in zip(outs[1:], (False, True), strict=True):
+            outs = [everything.clone()[1, ..., columns] for _ in range(2)]  # with the rows' distance of ``to``
+            outs.append(factors.times(x, torch.empty_like(x, dtype=kind)))
+            for out, add in zip(outs[:2], (False, True), strict=True):
                 factors.times_into(out, gradient.to(kind), add)
             found.append(outs)
     finally:

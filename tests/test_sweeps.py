@@ -74,7 +74,7 @@ def cases(draw: st.DrawFn) -> Case:
                 same.append((n, owner))
                 cells[n], sizes[n] = cells[owner], sizes[owner]
     untied = tuple(sorted(draw(st.sets(st.integers(0, N - 1)))))
-    masked = tuple(draw(st.sets(st.sampled_from(["keep", "mix", "drop", "select"]), max_size=2)))
+    masked = tuple(draw(st.sets(st.sampled_from(["keep", "mix", "drop", "select", "select last"]), max_size=2)))
     block = Block(tuple(cells), tuple(sizes), stages, untied, tuple(same))
     return Case(block, extents, draw(st.integers(1, 3), label="B"), masked)
 

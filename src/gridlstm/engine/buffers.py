@@ -195,8 +195,13 @@ class Buffers:
         """Return the input of stage k's product: (r, B, D)."""
         if self.low_X is not None:
             return self.low_X[k][rows]
-        x = self.X[k][rows]
-        return x if self.factors is None else self.factors.of(rows).times(x)
+        return self.factored(self.X[k][rows], rows, slice(0, self.layout.D))
+
+    def factored(self, x: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Return some columns of X (r, B, columns) times their factors; x itself if these are 1."""
+        if self.factors is None or not self.factors.change(columns):
+            return x
+        return self.factors.of(rows, columns).times(x)
 
     def drop_low(self, k: int, rows: slice) -> None:
         """Fill stage k's operand in bfloat16 if it is not a copy of X, which the steps fill."""
@@ -265,7 +270,9 @@ class RowMasks(NamedTuple):
                     drop[:, :, columns] = own.index_select(0, plan.order)
                 if scale is not None and mask.drop is not None and mask.scale is not None:
                     scale[columns] = mask.scale
-            factors = Factors(drop, scale)
+            dropped = [n for n, mask in enumerate(masks) if mask.drop is not None]
+            starts, stops = zip(*((layout.columns[n].start, layout.columns[n].stop) for n in dropped), strict=True)
+            factors = Factors(drop, scale, slice(min(starts), max(stops)))
         return cls(factors, [(rows(mask.keep_h), rows(mask.keep_m)) for mask in masks])
 
 

@@ -87,6 +87,9 @@ class Factors(ctypes.Structure):
         ("scale", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("d", ctypes.c_int64),
+        ("drop_stride", ctypes.c_int64),
+        ("source_stride", ctypes.c_int64),
+        ("target_stride", ctypes.c_int64),
         ("threads", ctypes.c_int32),
     )
 

@@ -138,7 +138,9 @@ def _prefers_layers(block: Block, extents: Sequence[int], like: Tensor, masks: S
     blocks_at_once = prod(outer) / (sum(outer) - len(outer) + 1)  # in a diagonal of average length
     flops = 2 * like.shape[-2] * blocks_at_once * width * 4 * width
     product_dtype = autocast_type(like)
-    masked = masks is not None and (masks[0].keep_h is not None or any(mask.drop is not None for mask in masks))
+    masked = masks is not None and (masks[0].keep_h is not None or masks[0].drop is not None)
+    if product_dtype is not None:  # then a chain in one call cannot have dropout in other dimensions either
+        masked = masked or (masks is not None and any(mask.drop is not None for mask in masks))
     # torch.compile cannot trace the search for a compiler.
     if not torch.compiler.is_dynamo_compiling() and chain_fits(block, like, product_dtype, masked):
         return flops > STEP_FLOPS or outer[0] >= extents[-1]

@@ -286,7 +286,7 @@ def chain_fits(block: Block, like: Tensor, product_dtype: torch.dtype | None, ma
 
     Args:
         like: any tensor of the sweep, (..., B, size).
-        masked: True if the sweep drops h, or keeps h of the first dimension.
+        masked: True if the sweep drops or keeps h of the first dimension.
     """
     most = {None: MOST_CHAINED, torch.bfloat16: LOW_MOST_CHAINED}.get(product_dtype, 0)
     return (
@@ -302,7 +302,8 @@ def chain_fits(block: Block, like: Tensor, product_dtype: torch.dtype | None, ma
 
 def chained_step(step: Step, buffers: Buffers) -> "FusedStep | None":
     """Return the first dimension's step if it can compute a chain of blocks in one call, or None."""
-    layout, masked = buffers.layout, buffers.factors is not None or buffers.keep[0][0] is not None
+    layout, factors = buffers.layout, buffers.factors
+    masked = buffers.keep[0][0] is not None or (factors is not None and factors.change(layout.columns[0]))
     fits = chain_fits(layout.block, buffers.X[0], layout.product_dtype, masked)
     readable = layout.product_dtype is None or buffers.is_low
     return step if fits and readable and isinstance(step, FusedStep) else None

@@ -20,9 +20,10 @@ static inline uint16_t low_of(float x) {
 
 /* Factors of rows of d elements. */
 typedef struct {
-    const uint8_t *drop; /* (rows, d) */
+    const uint8_t *drop; /* (rows, drop_stride) */
     const float *scale;  /* (d,) */
     int64_t rows, d;
+    int64_t drop_stride, source_stride, target_stride; /* elements from a row to the next */
     int32_t threads;
 } Factors;
 
@@ -32,13 +33,13 @@ void dropout_forward(const Factors *self, const float *x, float *out, uint16_t *
     const float *restrict scale = self->scale;
 #pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && self->rows * d > ONE_THREAD)
     for (int64_t row = 0; row < self->rows; row++) {
-        const uint8_t *restrict drop = self->drop + row * d;
-        const float *restrict from = x + row * d;
+        const uint8_t *restrict drop = self->drop + row * self->drop_stride;
+        const float *restrict from = x + row * self->source_stride;
         if (low_out) {
-            uint16_t *restrict to = low_out + row * d;
+            uint16_t *restrict to = low_out + row * self->target_stride;
             for (int64_t i = 0; i < d; i++) to[i] = low_of(from[i] * (drop[i] * scale[i]));
         } else {
-            float *restrict to = out + row * d;
+            float *restrict to = out + row * self->target_stride;
             for (int64_t i = 0; i < d; i++) to[i] = from[i] * (drop[i] * scale[i]);
         }
     }
@@ -51,14 +52,14 @@ void dropout_backward(const Factors *self, const float *gradient, const uint16_t
     const float *restrict scale = self->scale;
 #pragma omp parallel for num_threads(self->threads) if (self->threads > 1 && self->rows * d > ONE_THREAD)
     for (int64_t row = 0; row < self->rows; row++) {
-        const uint8_t *restrict drop = self->drop + row * d;
-        float *restrict sum = to + row * d;
+        const uint8_t *restrict drop = self->drop + row * self->drop_stride;
+        float *restrict sum = to + row * self->target_stride;
         if (!add) memset(sum, 0, d * sizeof(float));
         if (low_gradient) {
-            const uint16_t *restrict from = low_gradient + row * d;
+            const uint16_t *restrict from = low_gradient + row * self->source_stride;
             for (int64_t i = 0; i < d; i++) sum[i] += float_of(from[i]) * (drop[i] * scale[i]);
         } else {
-            const float *restrict from = gradient + row * d;
+            const float *restrict from = gradient + row * self->source_stride;
             for (int64_t i = 0; i < d; i++) sum[i] += from[i] * (drop[i] * scale[i]);
         }
     }

@@ -51,12 +51,15 @@ class _Layer:
 
     def read(self, n: int, rows: slice, part: slice) -> Tensor:
         """Return some columns of the input of dimension n's product: (r B, columns)."""
-        return self.buffers.operand(self.buffers.layout.stage_of[n], rows).flatten(0, 1)[:, part]
+        buffers, k = self.buffers, self.buffers.layout.stage_of[n]
+        if buffers.low_X is not None:
+            return buffers.low_X[k][rows, :, part].flatten(0, 1)
+        return buffers.factored(buffers.X[k][rows, :, part], rows, part).flatten(0, 1)
 
     def give_back(self, n: int, rows: slice, part: slice, weight: Tensor, add: bool = True) -> None:
         """Add to some columns of dH the gradient through dimension n's product, with weights (G_n, columns)."""
         dz, buffers = self.z(n, rows), self.buffers
-        if buffers.factors is None:
+        if buffers.factors is None or not buffers.factors.change(part):
             multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.product_dtype, add)
             return
         gradient = (dz.to(weight.dtype) @ weight).view(rows.stop - rows.start, buffers.layout.B, weight.shape[-1])

@@ -205,7 +205,8 @@ class _PackedSweep(torch.autograd.Function):
 
         ctx.schedule, ctx.layout, ctx.has_gates, ctx.is_low = schedule, layout, keep_gates, buffers.is_low
         ctx.shapes = [h.shape for h in side_h], [m.shape for m in side_m]
-        ordered = [*(buffers.factors or (None, None)), *(x for keep in buffers.keep for x in keep)]
+        drop, scale, ctx.span = buffers.factors or (None, None, None)
+        ordered = [drop, scale, *(x for keep in buffers.keep for x in keep)]
         low = buffers.low_X or []
         ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *ordered, *low, gates if keep_gates else None)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
@@ -225,7 +226,7 @@ class _PackedSweep(torch.autograd.Function):
         low = saved[-K:] if ctx.is_low else []
         saved = saved[:-K] if ctx.is_low else saved
         drop, scale, *keep = saved[-2 - 2 * N :]
-        factors = None if drop is None else Factors(drop, scale)
+        factors = None if drop is None else Factors(drop, scale, ctx.span)
         masks = RowMasks(factors, list(zip(keep[::2], keep[1::2], strict=True)))
         saved = saved[: -2 - 2 * N]
         weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
