@@ -20,7 +20,7 @@ def test_bleu_equals_a_computation_by_hand() -> None:
     assert bleu(HYPOTHESES, REFERENCES).bleu == pytest.approx(expected)
 
 
-def test_short_translations_are_penalised_by_the_closest_reference_of_each() -> None:
+def test_short_translations_are_penalized_by_the_closest_reference_of_each() -> None:
     short = ["the cat sat on the mat today", "a dog barks loudly"]
     longer = [[REFERENCES[0][0]], ["a dog barks loudly at two cats", "a dog barks loudly now at cats too"]]
     # The translations have 11 words, their closest references 7 each.

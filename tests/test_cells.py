@@ -119,7 +119,7 @@ def test_coupled_gates_are_an_lstm_with_u_equal_to_1_minus_f() -> None:
     assert constant.tolist() == [2, 2, 0, 0, 0, 0]
 
 
-def test_layer_normalisation_of_gates_and_memory() -> None:
+def test_layer_normalization_of_gates_and_memory() -> None:
     d = 4
     z, m = torch.randn(5, 4 * d).double(), torch.randn(5, d).double()
     gain, shift = torch.randn(2, 5 * d).double()
@@ -213,6 +213,6 @@ def test_gain_must_be_positive_and_finite(cell: type[LSTM], gain: float) -> None
         cell(gain=gain)
 
 
-def test_a_negative_epsilon_of_layer_normalisation_is_refused() -> None:
+def test_a_negative_epsilon_of_layer_normalization_is_refused() -> None:
     with pytest.raises(UserError, match=r"epsilon must be above 0 and finite, got -1\.0"):
         LayerNormLSTM(epsilon=-1.0)

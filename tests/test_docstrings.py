@@ -25,7 +25,7 @@ THIRD_PERSON = (
     "accepts|adds|allows|appends|applies|asks|begins|builds|calls|changes|checks|chooses|closes|collects|combines|"
     "compares|composes|computes|continues|converts|copies|counts|creates|cuts|decides|deletes|describes|draws|drops|"
     "ends|estimates|evaluates|expands|fills|finds|formats|generates|gets|gives|goes|groups|handles|has|holds|"
-    "initialises|initializes|is|keeps|lets|lists|loads|logs|looks|makes|measures|merges|moves|names|opens|parses|"
+    "initializes|initializes|is|keeps|lets|lists|loads|logs|looks|makes|measures|merges|moves|names|opens|parses|"
     "plots|prepares|prints|projects|puts|raises|reads|records|refuses|registers|removes|renames|replaces|reports|"
     "resets|restores|resumes|returns|reverses|runs|samples|saves|says|scores|searches|sends|sets|shows|sorts|splits|"
     "starts|stops|stores|sums|sweeps|takes|tells|tests|times|trains|turns|updates|uses|validates|waits|warns|writes|"

@@ -74,7 +74,7 @@ def test_weight_hook_is_applied_in_every_step(hook: str, model: str) -> None:
         optimizer.step()
         seen.append(output.detach())
     assert not torch.equal(seen[1], seen[2])
-    hooked.eval()  # so that spectral normalisation stops updating its vectors
+    hooked.eval()  # so that spectral normalization stops updating its vectors
     fresh.eval().load_state_dict(hooked.state_dict())
     assert torch.equal(fresh(x)[0], hooked(x)[0])
 
@@ -97,7 +97,7 @@ def test_pruning_applies_to_cell_vectors() -> None:
 
 
 def test_a_hook_of_a_shared_transform_runs_once_per_call() -> None:
-    """Otherwise spectral normalisation would take several steps of its power iteration."""
+    """Otherwise spectral normalization would take several steps of its power iteration."""
     calls = []
     grid = Grid([Dimension("a", LSTM(), 3), Dimension("b", LSTM(), 3, shares="a")])
     grid.transforms["a"].register_forward_pre_hook(lambda *_: calls.append(1))

@@ -327,12 +327,12 @@ def test_recorded_memories_are_those_of_the_state_step_by_step(make: type[Sequen
             torch.testing.assert_close(torch.cat([seen["depth"][n][t, -1] for n in ("h", "m")], dim=-1), y[:, 0])
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_gate_shares_are_those_of_the_equations(normalised: bool) -> None:
-    cell = LayerNormLSTM(gain=4.0, forget_bias=0.5) if normalised else LSTM(gain=4.0, forget_bias=0.5)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_gate_shares_are_those_of_the_equations(normalized: bool) -> None:
+    cell = LayerNormLSTM(gain=4.0, forget_bias=0.5) if normalized else LSTM(gain=4.0, forget_bias=0.5)
     model = StackedLSTM(SYMBOLS, D, 1, time=cell)
     x = torch.randint(SYMBOLS, (2, 40))
-    if normalised:
+    if normalized:
         torch.nn.init.normal_(model.layers.get_parameter("vectors.gain"), 2.0)
     found = saturation("time", model.cell, record(model, x, {"time": ["z"]})["time"]["z"])
     W = model.layers.weight.detach().numpy()[0]
@@ -340,7 +340,7 @@ def test_gate_shares_are_those_of_the_equations(normalised: bool) -> None:
     for t in range(40):
         H = np.concatenate([model.input.weight.detach().numpy()[x[:, t]], state.h[0].detach().numpy()], axis=1)
         z = (H @ W.T).reshape(2, 4, D)
-        if normalised:
+        if normalized:
             z = (z - z.mean(2, keepdims=True)) / np.sqrt(z.var(2, keepdims=True) + 1e-5)
             z *= model.layers.get_parameter("vectors.gain").detach().numpy()[0].reshape(5, D)[:4]
         z[:, 1] += 0.5

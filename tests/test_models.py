@@ -38,7 +38,7 @@ MAKE: dict[str, Callable[[], SequenceModel]] = {
     "grid2d": lambda: Grid2d(5, 4, 3),
     "grid2d untied": lambda: Grid2d(5, 4, 3, tied=False),
     "grid2d depth first": lambda: Grid2d(5, 4, 3, priority="time"),
-    "grid2d standard, prioritised": lambda: Grid2d(5, 4, 3, time=STANDARD, depth=STANDARD, priority="depth"),
+    "grid2d standard, prioritized": lambda: Grid2d(5, 4, 3, time=STANDARD, depth=STANDARD, priority="depth"),
     "grid2d one transform tied": lambda: Grid2d(5, 4, 3, tied=["depth"], memory_at_ends=False),
     "grid2d shared": lambda: Grid2d(5, 4, 3, shared=True),
     "grid2d depth without memory": lambda: Grid2d(5, 4, 3, depth=NonLSTM("sigmoid")),

@@ -28,7 +28,7 @@ def size(name: str) -> int:
         ("grid2d_priority", 2 * 8 * M + 410_000),
         ("grid2d_shared_transforms", 8 * M + 410_000),
         ("grid2d_untied", 12 * 8 * M + 410_000),
-        # Layer normalisation adds a gain and a shift for each gate and for the memory.
+        # Layer normalization adds a gain and a shift for each gate and for the memory.
         ("grid2d_untied_layer_norm", 12 * (8 * M + 10_000) + 410_000),
         ("grid2d_relu_depth", (8 + 2) * M + 205_000),
         ("grid2d_identity_depth", (8 + 2) * M + 205_000),

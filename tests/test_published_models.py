@@ -340,7 +340,7 @@ def test_networks_built_on_the_meta_device_compute_the_same_after_loading(name: 
         model = MAKE[name]()
     model = model.to_empty(device="cpu")
     for buffer in model.buffers():
-        buffer.fill_(7)  # uninitialised memory may hold anything
+        buffer.fill_(7)  # uninitialized memory may hold anything
     model.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
     model.load_state_dict(expected.state_dict())
     x = torch.randint(5, (2, 9))

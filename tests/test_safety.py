@@ -390,7 +390,7 @@ def test_resume_applies_a_new_patience(job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "order"), [("norm", 2), ("value", math.inf)])
-def test_clipping_bounds_the_step_of_the_optimiser(job: Job, algorithm: str, order: float) -> None:
+def test_clipping_bounds_the_step_of_the_optimizer(job: Job, algorithm: str, order: float) -> None:
     clip = (f"trainer.gradient_clip_algorithm={algorithm}", "trainer.gradient_clip_val=0.001")
     run = build(job(*clip, "optimizer=sgd", "optimizer.lr=1", "optimizer.momentum=0", "trainer.max_steps=1"))
     before = [parameter.detach().clone() for parameter in run.task.parameters()]
@@ -529,7 +529,7 @@ def test_init_from_refuses_incompatible_weights(job: Job, tmp_path: Path, caplog
     assert "may mean something else" not in caplog.text
     for way in ([f"init_from={checkpoint}"], [f"ckpt_path={checkpoint}", "stages=[test]"]):
         caplog.clear()
-        run_job(job(*way, "model.priority=depth", task="text", directory=f"prioritised{len(way)}"))
+        run_job(job(*way, "model.priority=depth", task="text", directory=f"prioritized{len(way)}"))
         assert "may mean something else in this network" in caplog.text
         assert "model.priority='depth', in the earlier run None" in caplog.text
     with pytest.raises(UserError, match=r"init_from=nothing\.ckpt is not a file"):

@@ -128,7 +128,7 @@ def test_the_best_value_is_returned_and_ranks_share_parameters(tmp_path: Path, m
         assert done.returncode == 0, done.stderr
         assert len(results(tmp_path)) == trials
         assert "trials 1 to 1 of 1\n" in done.stdout
-        assert (tmp_path / "sweep" / "multirun.yaml").exists(), "the report recognises a sweep by it"
+        assert (tmp_path / "sweep" / "multirun.yaml").exists(), "the report recognizes a sweep by it"
     found = results(tmp_path)
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     # The direction of the search is that of the task.
@@ -167,7 +167,7 @@ def test_search_continues_after_a_failed_trial(tmp_path: Path, good: bool) -> No
 
 
 def test_a_search_in_the_wrong_direction_is_refused(tmp_path: Path) -> None:
-    """Optuna alone always minimises."""
+    """Optuna alone always minimizes."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install gridlstm[optuna]")
     done = sweep("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,3)", cwd=tmp_path)
     assert done.returncode == 1

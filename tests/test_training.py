@@ -753,7 +753,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_record(job: Job, tmp_path: Pat
     "option", ["optimizer.lr=0.1", "model.hidden_size=9", "task.alphabet=5", "seed=2", "scheduler=cosine"]
 )
 def test_a_resume_with_other_options_is_refused(job: Job, tmp_path: Path, option: str) -> None:
-    """The checkpoint's optimiser would replace the one on the command line, but the record would show the latter."""
+    """The checkpoint's optimizer would replace the one on the command line, but the record would show the latter."""
     run_job(job("stages=[fit]"))
     config = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(UserError, match="can only be resumed with the options it was trained with"):

@@ -39,7 +39,7 @@ def test_a_mistake_is_found_and_repeated_by_its_seed(
 
 
 def test_a_network_that_amplifies_roundings_agrees() -> None:
-    """Layer normalisation of three numbers with a small variance amplifies rounding. Here the float32 loop has none."""
+    """Layer normalization of three numbers with a small variance amplifies rounding. Here the float32 loop has none."""
     main(["--cases", "1", "--seed", "739943000770", *LONG])
 
 

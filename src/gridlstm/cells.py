@@ -85,14 +85,14 @@ class CoupledLSTM(LSTM):
 
 @dataclass(frozen=True)
 class LayerNormLSTM(LSTM):
-    """LSTM with layer normalisation of each gate's pre-activation and of the memory in the output.
+    """LSTM with layer normalization of each gate's pre-activation and of the memory in the output.
 
     z_g = gain_g . LN(W_g H) + shift_g for every gate g, m' = f . m + u . c, h' as in ``LSTM`` but computed from
     gain_m . LN(m') + shift_m. The vectors ``gain`` and ``shift`` are packed (u, f, o, c, m) and start at 1 and 0, the
     forget gate's shift at ``forget_bias``. ``shift`` makes ``bias`` redundant, so ``bias=True`` is an error.
 
-    A variant of Ba et al. 2016 (arXiv 1607.06450), who normalise W_h h and W_x x separately and add the two. A block's
-    H is one vector, so here its one product is normalised, gate by gate. The memory is normalised as in that paper.
+    A variant of Ba et al. 2016 (arXiv 1607.06450), who normalize W_h h and W_x x separately and add the two. A block's
+    H is one vector, so here its one product is normalized, gate by gate. The memory is normalized as in that paper.
 
     Args:
         epsilon: added to the variances.
@@ -114,19 +114,19 @@ class LayerNormLSTM(LSTM):
         return {"gain": 5 * size, "shift": 5 * size}
 
     def preactivations(self, z: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        """Return the normalised pre-activations, (R, 4d) in the order of z = W H."""
+        """Return the normalized pre-activations, (R, 4d) in the order of z = W H."""
         # Not strict: the fifth gain and shift are those of m.
         parts = zip(z.chunk(4, dim=-1), gain.chunk(5, dim=-1), shift.chunk(5, dim=-1), strict=False)
-        return torch.cat([self._normalised(*part) for part in parts], dim=-1)
+        return torch.cat([self._normalized(*part) for part in parts], dim=-1)
 
     def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
         gain, shift = vectors
         u, f, o, c = lstm_gates(self.preactivations(z, gain, shift))
         new_m = lstm_memory(u, f, c, m)
-        seen = self._normalised(new_m, gain.chunk(5, dim=-1)[4], shift.chunk(5, dim=-1)[4])
+        seen = self._normalized(new_m, gain.chunk(5, dim=-1)[4], shift.chunk(5, dim=-1)[4])
         return HiddenMemory(OUTPUTS[self.output](o, seen), new_m)
 
-    def _normalised(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    def _normalized(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.epsilon) * gain + shift
 
     @torch.no_grad()

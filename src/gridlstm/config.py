@@ -57,14 +57,14 @@ def _positive(value: object) -> int:
     return value if type(value) is int and value > 0 else 1
 
 
-# ${gridlstm.batches:N} and ${gridlstm.steps:N}: the number of batches, or of optimiser steps, with N samples.
+# ${gridlstm.batches:N} and ${gridlstm.steps:N}: the number of batches, or of optimizer steps, with N samples.
 OmegaConf.register_new_resolver("gridlstm.batches", _batches, replace=True)
 OmegaConf.register_new_resolver("gridlstm.steps", _steps, replace=True)
 # ${gridlstm.bits:LEVEL}: the metric of bits per symbol of a text read by bytes, characters or words.
 OmegaConf.register_new_resolver("gridlstm.bits", _bits, replace=True)
 # ${gridlstm.models_for:TASK}: the models that fit a task, for a sweep over all of them.
 OmegaConf.register_new_resolver("gridlstm.models_for", _models_for, replace=True)
-# ${gridlstm.whole_steps:N}: N batches, rounded up to whole optimiser steps.
+# ${gridlstm.whole_steps:N}: N batches, rounded up to whole optimizer steps.
 OmegaConf.register_new_resolver("gridlstm.whole_steps", _whole_steps, replace=True)
 
 

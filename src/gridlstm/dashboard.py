@@ -113,7 +113,7 @@ def _curves(tables: Sequence[Table], runs: Sequence[Run]) -> ws.Section:
     for name in dict.fromkeys([*(table.monitor for table in tables), "val/loss"]):
         stages = [stage for stage in ("val", "train") if name.replace("val/", f"{stage}/") in logged]
         lines: list[Any] = [name.replace("val/", f"{stage}/") for stage in stages] or [name]
-        for x, axis in ((_SAMPLES, "training samples"), (_STEP, "optimiser steps")):
+        for x, axis in ((_SAMPLES, "training samples"), (_STEP, "optimizer steps")):
             panels.append(wr.LinePlot(title=f"{name.removeprefix('val/')} by {axis}", x=x, y=lines, title_x=axis))
     return ws.Section(name="Learning curves", is_open=True, panels=panels, layout_settings=_two_columns())
 
@@ -150,7 +150,7 @@ def _throughput() -> ws.Section:
         name="Throughput",
         panels=[
             wr.LinePlot(title="samples by time", x=_TIME, y=[_SAMPLES]),
-            wr.LinePlot(title="optimiser steps by time", x=_TIME, y=[_STEP]),
+            wr.LinePlot(title="optimizer steps by time", x=_TIME, y=[_STEP]),
             wr.BarPlot(title="seconds", metrics=[wr.SummaryMetric("seconds")]),
         ],
     )

@@ -52,7 +52,7 @@ class GridLSTM(nn.Module):
                                                                     (h_time, h_depth)
     ``grid.transforms.depth.weight``        (*copies, 4d, 2d)       the same
     ``grid.transforms.{time,depth}.bias``   (*copies, 4d)           (u, f, o, c)
-    ``grid.transforms.….vectors.NAME``      (*copies, length)       of cells with peepholes or layer normalisation
+    ``grid.transforms.….vectors.NAME``      (*copies, length)       of cells with peepholes or layer normalization
     ======================================  ======================  =================================================
 
     ``torch.nn.LSTM`` packs (i, f, g, o), which is (u, f, c, o). Other differences: the state is a ``GridLSTMState``;

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PARSER = Parser(
     "publish",
     """Export the network of a checkpoint as files for other people: model.safetensors, its configuration and a model
-card, README.md. The files contain no optimiser state, no code and no path of this machine. evaluate, sample, translate
+card, README.md. The files contain no optimizer state, no code and no path of this machine. evaluate, sample, translate
 and look accept ckpt=DIRECTORY/model.safetensors wherever the directory is.""",
     others="none",
 )

@@ -27,7 +27,7 @@ class Block:
         sizes: d_n, one per dimension.
         stages: the order in which a block computes its dimensions. Dimensions of one stage see the same H. Dimensions
             of a later stage see the h' of all earlier ones. ``((0, 1),)`` is equation 5; ``((0,), (1,))`` is equation
-            6 with dimension 1 prioritised.
+            6 with dimension 1 prioritized.
         untied: the axes along which every position has its own weights; along all others weights are shared.
         same: (n, other) for each dimension n with the same cell and weights as ``other`` of the same stage. Both then
             have the same pre-activations, which a fast sweep computes once. The gradient of the weights goes to the
@@ -118,7 +118,7 @@ def apply_block(
 ) -> list[HiddenMemory]:
     """Compute one block, equations 5 and 6: (h'_n, m'_n) = LSTM(H, m_n, W_n) with H = [h_1; ...; h_N].
 
-    Every transform reads the same H but its own memory. A prioritised dimension is computed later and reads
+    Every transform reads the same H but its own memory. A prioritized dimension is computed later and reads
     H' = [h_1; h'_2; ...], in which the dimensions of earlier stages are already updated.
 
     Args:

@@ -10,7 +10,7 @@ from gridlstm.errors import UserError
 
 
 class Cosine(LRScheduler):
-    """Warm-up to the optimiser's lr over the first part of the training, then decay, each along half a cosine.
+    """Warm-up to the optimizer's lr over the first part of the training, then decay, each along half a cosine.
 
     With p the completed share of the training, w = ``warmup`` and C(a, b, x) = b + (a - b) (1 + cos(pi x)) / 2:
 
@@ -63,7 +63,7 @@ class EpochDecay(LambdaLR):
     Args:
         gamma: the factor.
         first_epoch: the epoch, counted from 1, at whose end the learning rate is first multiplied.
-        steps_per_epoch: optimiser steps, may be fractional. In a configuration, null stands for the number of steps
+        steps_per_epoch: optimizer steps, may be fractional. In a configuration, null stands for the number of steps
             that reads the run's training split once.
 
     Raises:

@@ -33,7 +33,7 @@ class TimeDepthGrid(Grid):
         tied: share weights along depth: true for both transforms, false for none, or a list that names one.
         shared: both transforms use one weight set.
         priority: the dimension that sees the other's new hidden vector (section 3.2): "depth", "time" or None.
-            The paper draws depth prioritised (figure 1) but does not say what its experiments used.
+            The paper draws depth prioritized (figure 1) but does not say what its experiments used.
         sweep: see ``gridlstm.grid.Grid``.
         time_regularizers: noise along time, such as zoneout or variational dropout.
         depth_regularizers: noise along depth, such as dropout.

@@ -45,7 +45,7 @@ LANGUAGES = tuple(dict.fromkeys(name.split(".")[1] for name in FILES))
 
 
 class Multi30k(PairSource):
-    """Multi30k, task 1 (Elliott et al. 2016): 29,000 captions to train on and 1,014 to validate, not tokenised.
+    """Multi30k, task 1 (Elliott et al. 2016): 29,000 captions to train on and 1,014 to validate, not tokenized.
 
     ``data_dir`` and ``data_dir``/multi30k are searched for the published files, such as train.de.gz. Missing ones are
     downloaded to ``data_dir``/multi30k. Files of these names with other contents are refused, never replaced.

@@ -261,7 +261,7 @@ class Pieces(SentenceVocabulary):
 class PieceLevel(Level):
     """Pieces of words that SentencePiece merges from frequent neighbours (byte-pair encoding, Sennrich et al. 2016).
 
-    Characters are not normalised, so that decoded sentences have the characters of the training text.
+    Characters are not normalized, so that decoded sentences have the characters of the training text.
 
     Args:
         size: number of symbols, including the four special ones.

@@ -1,4 +1,4 @@
-"""The pointwise step of an LSTM, plain or with layer normalisation, in one pass over memory: C code.
+"""The pointwise step of an LSTM, plain or with layer normalization, in one pass over memory: C code.
 
 Where it does not fit, ``steps.EagerStep`` computes the same numbers up to float32 rounding.
 """

@@ -1,10 +1,10 @@
-/* The LSTM with layer normalisation (cells.LayerNormLSTM) and its derivatives for one diagonal of a grid.
+/* The LSTM with layer normalization (cells.LayerNormLSTM) and its derivatives for one diagonal of a grid.
  *
  *     g = alpha(gain_g n_g + shift_g), n_g = LN(z_g), for the gates u, f, o and the candidate c
  *     m' = f m + u c, y = gain_m LN(m') + shift_m, h' = tanh(o y), or o tanh(y)
  *
  * z keeps the pre-activations. The backward pass computes everything else again, row by row in the cache, which takes
- * less time than saving and reading statistics, normalised values and gates, and replaces z by its gradient.
+ * less time than saving and reading statistics, normalized values and gates, and replaces z by its gradient.
  */
 #include "fused.h"
 
@@ -20,7 +20,7 @@ typedef struct {
     float epsilon;
 } Norm;
 
-/* Values of a row: the gates, the normalised values, and their divisors. */
+/* Values of a row: the gates, the normalized values, and their divisors. */
 typedef struct {
     float *gates;  /* (4, d) */
     float *normal; /* (NORM_PARTS, d) */
@@ -44,7 +44,7 @@ static inline float total(const float *restrict lanes) {
 }
 
 /* normal = (x - mean) / sqrt(variance + epsilon); returns 1 / sqrt(variance + epsilon). */
-static float normalise(const float *restrict x, float *restrict normal, int64_t d, float epsilon) {
+static float normalize(const float *restrict x, float *restrict normal, int64_t d, float epsilon) {
     const int64_t full = d - d % V;
     float lanes[V] = {0};
     for (int64_t i = 0; i < full; i += V)
@@ -67,7 +67,7 @@ static float normalise(const float *restrict x, float *restrict normal, int64_t 
 }
 
 /* Replaces dy by dx, for y = gain normal + shift and normal = LN(x); adds to the gradients of gain and shift. */
-static void normalise_backward(float *restrict dy, const float *restrict normal, const float *restrict gain,
+static void normalize_backward(float *restrict dy, const float *restrict normal, const float *restrict gain,
                                float scale, double *restrict d_gain, double *restrict d_shift, float *restrict dx,
                                int64_t d, int add) {
     const int64_t full = d - d % V;
@@ -96,7 +96,7 @@ static void normalise_backward(float *restrict dy, const float *restrict normal,
 /* Computes everything up to y from z and m. */
 static void step(Row *row, const Norm *norm, const float *gain, const float *shift, const float *restrict z,
                  const float *restrict m, int64_t d) {
-    for (int g = 0; g < 4; g++) row->scale[g] = normalise(z + g * d, row->normal + g * d, d, norm->epsilon);
+    for (int g = 0; g < 4; g++) row->scale[g] = normalize(z + g * d, row->normal + g * d, d, norm->epsilon);
     const float *restrict normal = row->normal;
     float *restrict gates = row->gates;
     for (int64_t i = 0; i < 4 * d; i++) gates[i] = gain[i] * normal[i] + shift[i];
@@ -111,7 +111,7 @@ static void step(Row *row, const Norm *norm, const float *gain, const float *shi
     const float *u = gates, *f = gates + d, *c = gates + 3 * d;
     float *restrict new_m = row->new_m;
     for (int64_t i = 0; i < d; i++) new_m[i] = f[i] * m[i] + u[i] * c[i];
-    row->scale[4] = normalise(new_m, row->normal + 4 * d, d, norm->epsilon);
+    row->scale[4] = normalize(new_m, row->normal + 4 * d, d, norm->epsilon);
     float *restrict y = row->y;
     for (int64_t i = 0; i < d; i++) y[i] = gain[4 * d + i] * normal[4 * d + i] + shift[4 * d + i];
 }
@@ -173,7 +173,7 @@ static void backward_row(const Dimension *self, const Norm *norm, float *scratch
         store_some(y + i, product * o, n);
         store_some(d_m + i, past, n);
     }
-    normalise_backward(y, row.normal + 4 * d, gain + 4 * d, row.scale[4], d_gain + 4 * d, d_shift + 4 * d, d_m, d, 1);
+    normalize_backward(y, row.normal + 4 * d, gain + 4 * d, row.scale[4], d_gain + 4 * d, d_shift + 4 * d, d_m, d, 1);
     for (int64_t i = 0, n; i < d; i += n) {
         n = part(i, d);
         float *gates = row.gates + i;
@@ -185,7 +185,7 @@ static void backward_row(const Dimension *self, const Norm *norm, float *scratch
         store_some(dm + i, into_m, n);
     }
     for (int g = 0; g < 4; g++)
-        normalise_backward(row.gates + g * d, row.normal + g * d, gain + g * d, row.scale[g], d_gain + g * d,
+        normalize_backward(row.gates + g * d, row.normal + g * d, gain + g * d, row.scale[g], d_gain + g * d,
                            d_shift + g * d, z + g * d, d, 0);
 }
 

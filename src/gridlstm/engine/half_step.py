@@ -1,7 +1,7 @@
 """Two stages in one product, for grids with priority whose steps are too small to keep a device busy.
 
 A diagonal with priority takes two sequential products, because the second stage needs the first stage's h'. But the
-second stage of a diagonal and the first stage of the next are independent if the prioritised dimensions advance at half
+second stage of a diagonal and the first stage of the next are independent if the prioritized dimensions advance at half
 the pace. Block p is in group s = sum_n pace_n p_n, where pace_n is 1 for a dimension of the first stage and 2 for one
 of the second. Step s computes the first stage of group s together with the second stage of group s - 1, as a batch of
 two products. A grid of time and depth then takes T + 2 L - 1 steps instead of 2 (T + L - 1).

@@ -34,12 +34,12 @@ class Ranked(NamedTuple):
 def correlations(values: Array, labels: Array) -> Array:
     """Return Pearson's r (C, K) of every column of values (N, C) and every column of labels (N, K); 0 for constants."""
 
-    def standardised(x: Array) -> Array:
+    def standardized(x: Array) -> Array:
         centred = x - x.mean(0)
         norm = np.sqrt((centred**2).sum(0))
         return centred / np.where(norm > 1e-9 * np.sqrt(len(x)), norm, np.inf)
 
-    result: Array = standardised(values).T @ standardised(labels)
+    result: Array = standardized(values).T @ standardized(labels)
     return result
 
 

@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     """One call of a cell."""
 
     z: Tensor
-    """(B, G d) pre-activations, after the cell's normalisation if it has one"""
+    """(B, G d) pre-activations, after the cell's normalization if it has one"""
     h: Tensor
     """(B, d) output of the block"""
     m: Tensor

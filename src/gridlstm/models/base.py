@@ -145,7 +145,7 @@ def check_sizes(input_size: int, hidden_size: int, num_layers: int) -> None:
 
 @torch.no_grad()
 def start_weights_within(model: nn.Module, bound: float) -> None:
-    """Initialise every weight with U(-bound, bound) and leave biases unchanged.
+    """Initialize every weight with U(-bound, bound) and leave biases unchanged.
 
     Raises:
         UserError: if the bound is not above 0 and finite.
@@ -157,7 +157,7 @@ def start_weights_within(model: nn.Module, bound: float) -> None:
 
 
 def start_for_relu(layers: Iterable[nn.Linear | nn.Conv2d]) -> None:
-    """Initialise layers so that ReLUs keep the variance from each to the next (He et al. 2015), their biases with 0."""
+    """Initialize layers so that ReLUs keep the variance from each to the next (He et al. 2015), their biases with 0."""
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if layer.bias is not None:
@@ -193,7 +193,7 @@ class InputProjection(nn.Module):
             check_device("x", x, self.weight)
             try:
                 return F.embedding(x, self.weight)
-            except IndexError as error:  # on the CPU; a GPU reports it at the next synchronisation
+            except IndexError as error:  # on the CPU; a GPU reports it at the next synchronization
                 low, high = (int(value) for value in x.aminmax())
                 raise UserError(f"expected symbols from 0 to {self.input_size - 1}, got {low} to {high}.") from error
         if x.dim() == 3 and x.shape[-1] == self.input_size and x.is_floating_point():

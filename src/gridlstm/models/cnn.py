@@ -16,7 +16,7 @@ class CNN(ImageModel):
     """L convolutions of 3 x 3 pixels, each with a bias and a ReLU, and a max-pooling of 2 x 2 after every second one.
 
     The first two have d channels, and every further pair twice as many as the one before, as in VGG (Simonyan and
-    Zisserman 2014, arXiv 1409.1556). There is no batch normalisation, because a distributed run would not share its
+    Zisserman 2014, arXiv 1409.1556). There is no batch normalization, because a distributed run would not share its
     averages.
 
     Args:

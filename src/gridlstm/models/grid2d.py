@@ -39,8 +39,8 @@ class Grid2d(SequenceModel):
             dropout: see ``gridlstm.time_depth.TimeDepthGrid``.
         memory_at_ends: project the input into the memory too, and make the top memory part of the output, as the paper
             does. False, as in much public code: depth's memory starts at 0, and y is only the top h.
-        init_bound: initialise all weights in U(-init_bound, init_bound), including those of a task's read-out; None
-            for the initialisation of each cell.
+        init_bound: initialize all weights in U(-init_bound, init_bound), including those of a task's read-out; None
+            for the initialization of each cell.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class HiddenState(NamedTuple):
 class Recurrent(SequenceModel):
     """L layers of a module of ``torch.nn``; the first reads the projected input, the others the h' of the layer below.
 
-    The output is the top h', of length d. PyTorch initialises the weights in U(-1/sqrt(d), 1/sqrt(d)).
+    The output is the top h', of length d. PyTorch initializes the weights in U(-1/sqrt(d), 1/sqrt(d)).
 
     Args:
         input_size: symbols, or features per step.

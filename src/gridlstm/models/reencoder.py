@@ -42,7 +42,7 @@ class Reencoder(TranslationModel):
 
     Both read the same H, so one product W H serves both.
 
-    Depth k is a prioritised dimension without memory (sections 3.2 and 3.3): h'_k = V [h'_s; h'_t; h_k]. It carries a
+    Depth k is a prioritized dimension without memory (sections 3.2 and 3.3): h'_k = V [h'_s; h'_t; h_k]. It carries a
     grid's result to the next grid at every place.
 
     Inputs enter on two sides of the first grid (section 3.4). Each source word is projected into the h and the m that

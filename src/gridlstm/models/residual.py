@@ -12,7 +12,7 @@ class ResidualBlock(nn.Module):
     """y = x + mixer(norm(x)), then y + W_2 gelu(W_1 norm(y) + b_1) + b_2 with an inner length of 4 d.
 
     Args:
-        mixer: (normalised x (B, T, d), state) -> (B, T, d) and state; the only part that connects time steps.
+        mixer: (normalized x (B, T, d), state) -> (B, T, d) and state; the only part that connects time steps.
         hidden_size: d.
         num_layers: number of stacked blocks. Initial outputs of feed-forward parts are scaled by (2 num_layers)^-1/2,
             so that the sum does not grow with depth (Radford et al. 2019).
@@ -37,6 +37,6 @@ class ResidualBlock(nn.Module):
 
 @torch.no_grad()
 def reset_linear(layer: nn.Linear, gain: float) -> None:
-    """Initialise weights uniformly with variance gain^2 / fan-in, and the bias with 0."""
+    """Initialize weights uniformly with variance gain^2 / fan-in, and the bias with 0."""
     fan_in_uniform(layer.weight, gain)
     layer.bias.zero_()

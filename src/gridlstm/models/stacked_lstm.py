@@ -45,8 +45,8 @@ class StackedLSTM(SequenceModel):
         dropout: probability of dropping elements of a layer's h' for the next layer and for the output, not for the
             next step (Zaremba et al. 2014).
         sweep: "auto", or "reference" for the plain loop, which can be differentiated twice.
-        init_bound: initialise all weights in U(-init_bound, init_bound), including those of a task's read-out; None
-            for the initialisation of the cell.
+        init_bound: initialize all weights in U(-init_bound, init_bound), including those of a task's read-out; None
+            for the initialization of the cell.
     """
 
     def __init__(

@@ -76,7 +76,7 @@ class GridCase(Case):
     def network(self, sweep: SweepName) -> Grid:
         """Build the grid with random parameters in double precision."""
         grid = Grid(self.dimensions, self.priority, sweep)
-        _randomise(grid, self.seed)
+        _randomize(grid, self.seed)
         return grid
 
     def sweeps(self) -> list[SweepName]:
@@ -140,7 +140,7 @@ class StackedCase(Case):
     def network(self, sweep: ChainName) -> StackedLSTM:
         """Build the network with random parameters in double precision."""
         model = StackedLSTM(self.symbols, self.size, self.num_layers, time=self.cell, tied=self.tied, sweep=sweep)
-        _randomise(model, self.seed)
+        _randomize(model, self.seed)
         return model
 
     def sweeps(self) -> list[ChainName]:
@@ -248,12 +248,12 @@ def _cell(r: random.Random, precision: Precision, size: int) -> Cell:
         NonLSTM(r.choice(activations), bias),  # type: ignore[arg-type]
         Highway(r.choice(activations)),  # type: ignore[arg-type]
     ]
-    if size > 2:  # normalising two nearly equal numbers amplifies rounding without limit
+    if size > 2:  # normalizing two nearly equal numbers amplifies rounding without limit
         cells += [LayerNormLSTM(output, epsilon=r.choice([1e-5, 0.1]))] * 2
     return r.choice(cells)
 
 
-def _randomise(module: nn.Module, seed: int) -> None:
+def _randomize(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     module.double()
     with torch.no_grad():

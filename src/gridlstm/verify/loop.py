@@ -68,14 +68,14 @@ def step(cell: Cell, own: slice, p: Parameters, H: Tensor, h: Tensor, m: Tensor,
         return _output(cell, torch.sigmoid(z_o + peepholes.get("o", 0) * new_m), new_m), new_m
     if isinstance(cell, LayerNormLSTM):
         normal = [
-            p["gain"][k * d : (k + 1) * d] * _standardised(x, cell.epsilon) + p["shift"][k * d : (k + 1) * d]
+            p["gain"][k * d : (k + 1) * d] * _standardized(x, cell.epsilon) + p["shift"][k * d : (k + 1) * d]
             for k, x in enumerate((z_u, z_f, z_o, z_c))
         ]
         z_u, z_f, z_o, z_c = normal
     new_m = torch.sigmoid(z_f) * m + torch.sigmoid(z_u) * torch.tanh(z_c)
     seen = new_m
     if isinstance(cell, LayerNormLSTM):
-        seen = p["gain"][4 * d :] * _standardised(new_m, cell.epsilon) + p["shift"][4 * d :]
+        seen = p["gain"][4 * d :] * _standardized(new_m, cell.epsilon) + p["shift"][4 * d :]
     return _output(cell, torch.sigmoid(z_o), seen), new_m
 
 
@@ -93,7 +93,7 @@ def _activate(name: object, x: Tensor) -> Tensor:
     return {"identity": x, "tanh": torch.tanh(x), "sigmoid": torch.sigmoid(x)}[str(name)]
 
 
-def _standardised(x: Tensor, epsilon: float) -> Tensor:
+def _standardized(x: Tensor, epsilon: float) -> Tensor:
     centred = x - x.sum(1, keepdim=True) / x.shape[1]
     return centred / ((centred * centred).sum(1, keepdim=True) / x.shape[1] + epsilon) ** 0.5
 
