@@ -103,20 +103,30 @@ def figure_picture(tables: Sequence[Table]) -> bytes | None:
     found = [panel for table in tables for panel in panels(table)]
     if not any(panel.runs for panel in found):
         return None
-    figure = Figure(figsize=(3.6 * len(found), 4), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(found), 4), layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, len(found), squeeze=False, sharey=True)[0])
     for panel, each in zip(found, axes, strict=True):
         _scatter(each, panel.published, "0.6", "x", "published")
         _scatter(each, [point for point in panel.runs if point.reached], "C0", "o", "here")
         _scatter(each, [point for point in panel.runs if not point.reached], "C3", "v", "here, not reached by then")
         each.set_yscale("log")
-        each.set_title(f"{panel.network}\nuntil at least {panel.at_least:.0%}", fontsize="small")
-        each.set_xlabel(panel.option)
+        each.set_title(f"{', '.join(map(_short, panel.network.split()))}: to {panel.at_least:.0%}")
+        each.set_xlabel(_short(panel.option))
         each.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
         each.grid(alpha=0.3)
-        each.legend(fontsize="x-small")
     axes[0].set_ylabel("training samples")
+    marks = {label: mark for each in axes for mark, label in zip(*each.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(marks.values()), list(marks), loc="outside upper center", ncols=len(marks))
     return to_png(figure)
+
+
+def _short(option: str) -> str:
+    """Return an option without its path: "num_layers" for "model.num_layers", "grid2d" for "model=grid2d"."""
+    name, _, value = option.partition("=")
+    path, _, last = name.rpartition(".")
+    if not value:
+        return last
+    return f"{last}={value}" if path else value
 
 
 def _scatter(axes: "Axes", points: Sequence[Point], colour: str, marker: str, label: str) -> None:
