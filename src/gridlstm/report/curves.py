@@ -91,12 +91,9 @@ def picture(tables: Sequence[Table]) -> bytes:
 
 
 def _legend(axes: "Axes") -> float:
-    """Draw a legend, below the panel if its labels are long or many, and return the inches that it adds."""
+    """Draw a legend below the panel, where it covers no curve, and return the inches that it adds."""
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels))
-    if longest <= 40 and len(labels) <= 10:
-        axes.legend(fontsize="small")
-        return 0.0
     labels = [textwrap.fill(label, 85) for label in labels]
     columns = max(1, 80 // (longest + 5))
     axes.legend(handles, labels, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15), ncols=columns)
