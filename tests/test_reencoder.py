@@ -78,6 +78,22 @@ def test_every_sweep_gives_the_same_numbers(sweep: str) -> None:
     torch.testing.assert_close(other(*pairs()), fast(*pairs()), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("read_out", ["end", "gated_max"])
+def test_one_word_of_one_sentence_is_computed_by_every_sweep(read_out: ReadOut) -> None:
+    """So few rows that the sweep reads the weights where they are."""
+    torch.manual_seed(0)
+    model = Reencoder(9, 9, 146, read_out=read_out).double().eval()
+    source, mask, word = torch.randint(9, (1, 3)), torch.ones(1, 3, dtype=torch.bool), torch.randint(9, (1, 1))
+    found = []
+    for sweep in ("reference", "auto", "wavefront", "recompute"):
+        for grid in model.grids:
+            grid.sweep = sweep
+        with torch.no_grad():
+            found.append(model(source, mask, word)[0])
+    for got in found[1:]:
+        torch.testing.assert_close(got, found[0], rtol=1e-11, atol=1e-11)
+
+
 def test_dropout_acts_inside_the_blocks_only_in_training() -> None:
     torch.manual_seed(0)
     model = Reencoder(7, 6, D, dropout=0.5).double()

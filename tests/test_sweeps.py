@@ -1,5 +1,6 @@
 """Every fast sweep equals the reference sweep in value and in all gradients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -18,7 +19,7 @@ from tests.grids import (
 from torch import Tensor
 
 from gridlstm.cell import LSTM, Cell, HiddenMemory
-from gridlstm.cells import GRU, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
+from gridlstm.cells import GRU, Carry, CoupledLSTM, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.engine import buffers, compiled, dispatch, matmul
 from gridlstm.engine import wavefront as schedule
 from gridlstm.engine.dispatch import SWEEPS, Sweep, SweepName, sweep_named
@@ -53,7 +54,7 @@ any_cell: st.SearchStrategy[Cell] = st.one_of(
     st.builds(LayerNormLSTM, outputs),
     st.builds(GRU, st.booleans()),
     st.builds(NonLSTM, st.sampled_from(["identity", "relu", "tanh", torch.nn.functional.silu]), st.booleans()),
-    st.just(HighwayLSTM()),
+    st.sampled_from([HighwayLSTM(), Carry()]),
 )
 
 
@@ -192,6 +193,38 @@ def test_only_compiled_steps_start_quickly_enough_for_pieces() -> None:
             wavefront(block, *random_inputs(case, torch.empty(0)), case.extents)
     compiled_steps = compiled.library() is not None
     assert started == [compiled_steps, compiled_steps, False]
+
+
+@pytest.mark.parametrize("stages", [((0,), (1,)), ((1,), (0,)), ((0, 1),)])
+@pytest.mark.parametrize("untied", [(), (1,)])
+@pytest.mark.parametrize("per_row", [1e-9, 1e9])  # the wavefront packs the weights never, then always
+def test_a_dimension_without_weights_equals_reference(
+    per_row: float, untied: tuple[int, ...], stages: tuple[tuple[int, ...], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "PACKED_PER_ROW", per_row)
+    case = Case(Block((LSTM(), Carry()), (3, 4), stages, untied), (3, 2), 2)
+    for sweep in (wavefront, recomputing_wavefront, *((layer_major,) if layer_major_fits(case.block) else ())):
+        assert_equals_reference(sweep, case)
+
+
+@pytest.mark.parametrize("same", [(), ((1, 0),)])
+@pytest.mark.parametrize("unpack", [torch.Tensor.double, torch.Tensor.float])
+@pytest.mark.parametrize("low", [False, True])
+def test_saved_tensors_may_come_back_in_another_precision(
+    low: bool, unpack: Callable[[Tensor], Tensor], same: tuple[tuple[int, int], ...]
+) -> None:
+    case, single = (
+        Case(Block((LSTM(bias=True),) * 2, (20, 20), ((0, 1),), same=same), (6, 5), 3, scale=0.1),
+        torch.empty(0),
+    )
+    found = []
+    for change in (lambda x: x, unpack):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=low),
+            torch.autograd.graph.saved_tensors_hooks(lambda x: x, change),
+        ):
+            found.append(values_and_gradients(wavefront, case, *random_inputs(case, single)))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
 def test_large_weights_are_transposed_in_packing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ def stages_of(storage: Tensor, widths: Sequence[int], rows: int, B: int) -> list
     return [piece.view(rows, B, width) for piece, width in zip(reversed(pieces), widths, strict=True)]
 
 
+def by_copy(weight: Tensor) -> Tensor:
+    """Return a weight (extents of untied axes, G, D) as (copies, G, D). G may be 0, as for a cell without gates."""
+    return weight.flatten(0, -3) if weight.dim() > 2 else weight[None]
+
+
 LARGE = 1 << 22
 """Largest number of weights of a matrix that fits into a core's caches."""
 
@@ -93,7 +98,7 @@ class Layout:
     def pack_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return each stage's weights as (copies, P, D)."""
         packed = [torch.cat([weights[n] for n in owners], dim=-2) for owners in self.owners]
-        return [weight.reshape(-1, *weight.shape[-2:]).to(self.product_dtype or weight.dtype) for weight in packed]
+        return [by_copy(weight).to(self.product_dtype or weight.dtype) for weight in packed]
 
     def pack_weights_transposed(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return each stage's weights as contiguous (copies, D, P), which makes products with few rows faster."""
@@ -106,7 +111,7 @@ class Layout:
                 # contiguous memory.
                 large = transposed.dim() == 2 and transposed.numel() > LARGE
                 weight[..., self.gates[n]] = transposed.contiguous() if large else transposed
-            packed.append(weight.reshape(-1, self.D, P).to(self.product_dtype or weight.dtype))
+            packed.append(by_copy(weight).to(self.product_dtype or weight.dtype))
         return packed
 
     def pack_biases(self, biases: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:

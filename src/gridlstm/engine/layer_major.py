@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gridlstm.engine.buffers import Buffers
+from gridlstm.engine.buffers import Buffers, by_copy
 from gridlstm.engine.fused import chained_step
 from gridlstm.engine.matmul import affine, multiply
 from gridlstm.engine.packed import Packed, steps
@@ -39,9 +39,7 @@ class _Layer:
         self.product_dtype = layout.product_dtype
         self.forward_dtype = None if buffers.is_low else layout.product_dtype
         """In a sweep in bfloat16, operands and z have this type already."""
-        self.weights = [
-            w.reshape(-1, *w.shape[-2:])[copy].to(layout.product_dtype or w.dtype) for w in weights
-        ]  # (G_n, D)
+        self.weights = [by_copy(w)[copy].to(layout.product_dtype or w.dtype) for w in weights]  # (G_n, D)
         self.biases = [None if bias is None else bias.reshape(-1, bias.shape[-1])[copy] for bias in biases]
 
     def z(self, n: int, rows: slice) -> Tensor:

@@ -208,7 +208,9 @@ class _PackedSweep(torch.autograd.Function):
         drop, scale, ctx.span = buffers.factors or (None, None, None)
         ordered = [drop, scale, *(x for keep in buffers.keep for x in keep)]
         low = buffers.low_X or []
-        ctx.save_for_backward(*weights, *biases, *vectors, *X, *M, *ordered, *low, gates if keep_gates else None)
+        kept = (*weights, *biases, *vectors, *X, *M, *ordered, *low, gates if keep_gates else None)
+        ctx.dtypes = [None if x is None else x.dtype for x in kept]
+        ctx.save_for_backward(*kept)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
         return (
             *(X[0][leaving[n], :, layout.columns[n]].reshape(side_h[n].shape).clone() for n in range(N)),
@@ -222,7 +224,11 @@ class _PackedSweep(torch.autograd.Function):
         layout: Layout = ctx.layout
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)
-        *saved, gates = ctx.saved_tensors
+        # Hooks on saved tensors may have changed their types, and the strides.
+        as_saved: Any = (
+            x if x is None else x.to(dtype) for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        *saved, gates = as_saved
         low = saved[-K:] if ctx.is_low else []
         saved = saved[:-K] if ctx.is_low else saved
         drop, scale, *keep = saved[-2 - 2 * N :]
@@ -230,7 +236,6 @@ class _PackedSweep(torch.autograd.Function):
         masks = RowMasks(factors, list(zip(keep[::2], keep[1::2], strict=True)))
         saved = saved[: -2 - 2 * N]
         weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
-        # Hooks on saved tensors may have changed the strides.
         X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
         # The first backward pass overwrites the kept gates with their gradients. A second one through the same graph
         # (retain_graph) computes the gates again, with other products and other rounding. In double precision,

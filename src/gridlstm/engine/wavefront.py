@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gridlstm.engine.buffers import Buffers, Layout
+from gridlstm.engine.buffers import Buffers, Layout, by_copy
 from gridlstm.engine.fused import FusedStep, Joint
 from gridlstm.engine.matmul import SMALL, affine, multiply, packs_weights
 from gridlstm.engine.mkl import PackedWeight
@@ -90,7 +90,7 @@ def _parts(
         return [[(None, weight, own)] for weight, own in zip(packed, bias, strict=True)]
 
     def part(k: int, n: int) -> tuple[slice | None, Tensor | PackedWeight, Tensor | None]:
-        weight = weights[n].reshape(-1, *weights[n].shape[-2:]).to(layout.product_dtype or weights[n].dtype)
+        weight = by_copy(weights[n]).to(layout.product_dtype or weights[n].dtype)
         whole = bias[k]
         return layout.gates[n], weight.mT, None if whole is None else whole[:, layout.gates[n]]
 
@@ -138,7 +138,8 @@ def _product(
     batched = diagonal.batched_copies
     if batched is not None and len(diagonal.copies) > 1:
         n = len(diagonal.copies)
-        x, out = x.view(n, -1, x.shape[-1]), out.view(n, -1, out.shape[-1])
+        rows = len(x) * x.shape[1] // n  # not -1, because a product may have no columns
+        x, out = x.view(n, rows, x.shape[-1]), out.view(n, rows, out.shape[-1])
         if bias is not None:
             out.copy_(bias[batched, None])
         multiply(x, weight[batched], out, product_dtype, add=add or bias is not None)
