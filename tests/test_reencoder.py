@@ -80,7 +80,7 @@ def test_every_sweep_gives_the_same_numbers(sweep: str) -> None:
 
 @pytest.mark.parametrize("read_out", ["end", "gated_max"])
 def test_one_word_of_one_sentence_is_computed_by_every_sweep(read_out: ReadOut) -> None:
-    """So few rows that the sweep reads the weights where they are."""
+    """The sweep has so few rows that it reads the weights where they are."""
     torch.manual_seed(0)
     model = Reencoder(9, 9, 146, read_out=read_out).double().eval()
     source, mask, word = torch.randint(9, (1, 3)), torch.ones(1, 3, dtype=torch.bool), torch.randint(9, (1, 1))

@@ -174,7 +174,7 @@ def test_packed_products_equal_reference(
 
 
 def test_only_compiled_steps_start_quickly_enough_for_pieces() -> None:
-    """Of one cell and of two dimensions with the same pre-activations, and not with a cell without a compiled step."""
+    """Plain and joint steps do, those of a cell without a compiled step do not."""
     started = []
 
     def start_quickly(pointwise: list[Step]) -> bool:
