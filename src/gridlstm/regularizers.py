@@ -7,7 +7,7 @@ Shape legend: B batch rows, d size of the dimension; masks are (*extents, B, d) 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,26 +152,24 @@ class Zoneout(Regularizer):
 def combine(masks: Sequence[Masks]) -> Masks:
     """Combine masks: factors multiply, and an element that any mask keeps is kept."""
 
-    def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    def merge(a: Tensor | None, b: Tensor | None, both: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
         if a is None or b is None:
             return b if a is None else a
+        return both(a, b)
+
+    def kept(a: Tensor, b: Tensor) -> Tensor:
         if a.dtype == b.dtype == torch.bool:
             return a | b
         if b.dtype == torch.bool:
             a, b = b, a
         return torch.where(a, 1, b) if a.dtype == torch.bool else 1 - (1 - a) * (1 - b)
 
-    def product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        if a is None or b is None:
-            return b if a is None else a
-        return a * b
-
     total = Masks()
     for mask in masks:
         total = Masks(
-            both(total.keep_h, mask.keep_h),
-            both(total.keep_m, mask.keep_m),
-            product(total.drop, mask.drop),  # of booleans: booleans
-            product(total.scale, mask.scale),
+            merge(total.keep_h, mask.keep_h, kept),
+            merge(total.keep_m, mask.keep_m, kept),
+            merge(total.drop, mask.drop, torch.mul),  # of booleans: booleans
+            merge(total.scale, mask.scale, torch.mul),
         )
     return total
