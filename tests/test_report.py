@@ -25,6 +25,7 @@ from gridlstm.report.arguments import places
 from gridlstm.report.beside import beside
 from gridlstm.report.budgets import at_equal_budgets
 from gridlstm.report.curves import best_ten, picture
+from gridlstm.report.drawing import labeled, short_names
 from gridlstm.report.lengths import by_length, length_picture
 from gridlstm.report.page import page
 from gridlstm.report.runs import SOLVED, Run, find_runs
@@ -392,11 +393,12 @@ def test_the_picture_has_the_ten_best_of_each_model(tmp_path: Path) -> None:
         for n in range(12)
     ]
     runs[0].result["samples_to_solve"] = 100
-    table = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])), Group("b", tuple(runs[12:]))))
+    groups = Group({"model": "a"}, tuple(runs[:12])), Group({"model": "b"}, tuple(runs[12:]))
+    table = Table("val/accuracy", "max", (), (), (), groups)
     assert [run.seed for run in best_ten(table)] == [0, *range(11, 2, -1), *range(11, 1, -1)]
     runs[23].result["best"] = {"val/accuracy": None}  # it has no score
     assert len(best_ten(table)) == 20
-    few = Table("val/accuracy", "max", (), (), (), (Group("a", tuple(runs[:12])),))
+    few = Table("val/accuracy", "max", (), (), (), (Group({"model": "a"}, tuple(runs[:12])),))
     assert len(best_ten(few)) == 12
 
 
@@ -450,10 +452,10 @@ def test_scores_of_runs_without_criterion_are_drawn_by_depth(tmp_path: Path) -> 
         (tmp_path / "runs" / str(number) / "result.json").write_text(json.dumps(result))
     (table,) = make_tables(runs := find_runs([tmp_path / "runs"]))
     assert sorted((mark.kind, mark.sizes["model.num_layers"], mark.best, test) for mark, test in _scores(table)) == [
-        ("model=grid3d", 1, 0.01, 0.01),
-        ("model=grid3d", 16, 0.16, 0.01),
-        ("model=grid3d", 16, 0.16, 0.02),
-        ("model=mlp", 4, 0.04, 0.01),
+        ("grid3d", 1, 0.01, 0.01),
+        ("grid3d", 16, 0.16, 0.01),
+        ("grid3d", 16, 0.16, 0.02),
+        ("mlp", 4, 0.04, 0.01),
     ]
     report([tmp_path / "runs"], tmp_path)
     assert (tmp_path / "scores_by_depth.png").read_bytes().startswith(b"\x89PNG")
@@ -741,10 +743,19 @@ def test_the_picture_has_room_for_long_names(tmp_path: Path) -> None:
     """Without room, matplotlib only warns and squeezes the curves into a strip beside their names."""
     curve = {"val/accuracy": [(1.0, 0.5), (2.0, 0.6)]}
     names = [f"model=grid2d, model.hidden_size={n}, trainer.max_steps={n}, task.data.num_val=15, x=" for n in range(7)]
-    groups = [Group(name + "y" * 99, (Run(tmp_path / name, {"run.model": name}, {}, {}, curve),)) for name in names]
+    groups = [
+        Group({"note": name + "y" * 99}, (Run(tmp_path / name, {"run.model": name}, {}, {}, curve),)) for name in names
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture([Table("val/accuracy", "max", (), (), (), tuple(groups))])
+
+
+def test_pictures_name_options_without_their_paths_unless_two_would_be_alike() -> None:
+    names = short_names(["model", "model.num_layers", "model.hidden_size", "task.network.hidden_size", "task.lr"])
+    settings = {"model": "grid2d", "model.num_layers": "7", "model.hidden_size": "$5", "task.lr": "0.1"}
+    assert labeled(settings, names) == r"grid2d, layers=7, model.hidden_size=\$5, lr=0.1"
+    assert names["task.network.hidden_size"] == "task.network.hidden_size"
 
 
 def test_wrong_directories_are_named(tmp_path: Path) -> None:

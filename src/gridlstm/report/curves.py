@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gridlstm.files import to_png
-from gridlstm.report.published_figure import published_curves
+from gridlstm.report.drawing import drawn, labeled, short_names, wide
+from gridlstm.report.published_figure import options_of, published_curves
 from gridlstm.report.runs import SOLVED, Run
 from gridlstm.report.tables import Table
-from gridlstm.report.text import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,9 @@ _MOST_POINTS = 400
 
 _FEW = 20
 """Largest number of runs that are all drawn, because the worst runs of an ablation matter as much as the best."""
+
+_MOST_DOTS = 50
+"""Largest number of points of a curve that are marked: more would cover it."""
 
 _MOST_NAMED = 40
 """Largest number of groups that are all named in the picture."""
@@ -67,20 +70,24 @@ def picture(tables: Sequence[Table]) -> bytes:
         best = best_ten(table)
         groups = [group for group in table.groups if any(run in best for run in group.runs)]
         colours = colormaps["tab10" if len(groups) <= 10 else "turbo"]
+        names = short_names(table.varied)
         for n, group in enumerate(groups):
             colour = colours(n if len(groups) <= 10 else n / len(groups))
             style = "-" if len(groups) <= 10 else ("-", "--", ":")[n % 3]  # neighbors have similar colors
-            label: str | None = drawn(group.label)
+            label: str | None = labeled(group.settings, names) or drawn(group.label)
             for run in group.runs:
                 if run in best and (curve := run.curves.get(table.monitor)):
-                    axes.plot(
-                        *zip(*curve, strict=True), color=colour, linestyle=style, label=label, marker=".", linewidth=1.2
-                    )
+                    axes.plot(*zip(*curve, strict=True), color=colour, linestyle=style, label=label, linewidth=1.2)
+                    axes.lines[-1].set_marker("." if len(curve) <= _MOST_DOTS else "")
                     label = None
         for network, samples, reached in published_curves(table):
-            axes.plot(samples, reached, color="0.5", linestyle="--", linewidth=1, label=drawn(f"published: {network}"))
+            settings = options_of(network)
+            label = f"published: {labeled(settings, short_names([*settings, *table.varied]))}"
+            axes.plot(samples, reached, color="0.5", linestyle="--", linewidth=1, label=label)
         axes.set_xlabel("training samples")
         axes.set_ylabel(table.title)
+        if wide(float(line.get_xdata()[-1]) for line in axes.lines):
+            axes.set_xscale("log")  # otherwise the curves of short runs are upright lines
         axes.grid(alpha=0.3)
         if len(best) < sum(len(group.runs) for group in table.groups):
             axes.set_title("the ten best runs of each kind", fontsize="medium")

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Sequence
 
 from gridlstm.files import to_png
+from gridlstm.report.drawing import drawn, labeled, one_legend, short_names
 from gridlstm.report.tables import Group, Spread, Table, values
-from gridlstm.report.text import drawn
 
 _BY_LENGTH = re.compile(r"(test/\w+?)_(\d+)_([a-z]+)")
 """Metric, length and unit of a name such as test/sequence_accuracy_20_digits."""
@@ -25,8 +25,12 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
     """
     from matplotlib.figure import Figure
 
-    found = [(table.named(group.label), by_length(group, table.monitor)) for table in tables for group in table.groups]
-    lines = [(drawn(label), panels) for label, panels in found if panels]
+    lines = [
+        (table.named(labeled(group.settings, short_names(table.varied)) or drawn(group.label)), some)
+        for table in tables
+        for group in table.groups
+        if (some := by_length(group, table.monitor))
+    ]
     panels = list(dict.fromkeys(panel for _, some in lines for panel in some))
     if not panels:
         return None
@@ -43,7 +47,7 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
         axes.set_ylabel(panel[0])
         axes.grid(alpha=0.3)
     if named:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
+        one_legend(figure, "outside lower center", fontsize="small")
     return to_png(figure)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gridlstm.files import to_png
+from gridlstm.report.drawing import labeled, one_legend, short_names
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import Beside, Table, holds
 from gridlstm.training.published import published_file
@@ -96,6 +97,11 @@ def medians(table: Table) -> Beside | None:
     return Beside("Beside the published figure", (*columns, "runs below it", "here / published"), tuple(rows))
 
 
+def options_of(network: str) -> dict[str, str]:
+    """Return the options that a run of a published network has, by their names."""
+    return dict(option.split("=", 1) for option in network.split())
+
+
 def figure_picture(tables: Sequence[Table]) -> bytes | None:
     """Return a PNG with a panel for each kind of network, published points in grey; None if no run has a point."""
     from matplotlib.figure import Figure
@@ -110,23 +116,15 @@ def figure_picture(tables: Sequence[Table]) -> bytes | None:
         _scatter(each, [point for point in panel.runs if point.reached], "C0", "o", "here")
         _scatter(each, [point for point in panel.runs if not point.reached], "C3", "v", "here, not reached by then")
         each.set_yscale("log")
-        each.set_title(f"{', '.join(map(_short, panel.network.split()))}: to {panel.at_least:.0%}")
-        each.set_xlabel(_short(panel.option))
+        network = options_of(panel.network)
+        names = short_names([*network, panel.option])
+        each.set_title(f"{labeled(network, names)}: to {panel.at_least:.0%}")
+        each.set_xlabel(names[panel.option])
         each.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
         each.grid(alpha=0.3)
     axes[0].set_ylabel("training samples")
-    marks = {label: mark for each in axes for mark, label in zip(*each.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(marks.values()), list(marks), loc="outside upper center", ncols=len(marks))
+    one_legend(figure, "outside upper center", ncols=3)
     return to_png(figure)
-
-
-def _short(option: str) -> str:
-    """Return an option without its path: "num_layers" for "model.num_layers", "grid2d" for "model=grid2d"."""
-    name, _, value = option.partition("=")
-    path, _, last = name.rpartition(".")
-    if not value:
-        return last
-    return f"{last}={value}" if path else value
 
 
 def _scatter(axes: "Axes", points: Sequence[Point], colour: str, marker: str, label: str) -> None:

@@ -5,24 +5,18 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from gridlstm.files import to_png
+from gridlstm.report.drawing import LAYERS, SIZES, labeled, one_legend, short_names, wide
 from gridlstm.report.runs import SOLVED
 from gridlstm.report.tables import Group, Table, judged
-from gridlstm.report.text import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LAYERS = "model.num_layers"
-_SIZES = {_LAYERS: "layers", "task.delay": "steps of delay", "task.bits": "bits", "task.digits": "digits"}
-"""Options against which runs are drawn if they vary."""
 _ALIASES = {"task.network.num_layers"}
 """Other names of the depth, which a sweep may use."""
 
 _MOST_NAMED = 20
 """Largest number of kinds of networks that are all named below the picture."""
-
-_WIDE_SPREAD = 10
-"""Ratio of the largest to the smallest score from which an axis of scores is logarithmic."""
 
 
 class _Mark(NamedTuple):
@@ -49,10 +43,10 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
     from matplotlib.figure import Figure
 
     marks = [mark for table in tables for mark in _marks(table)]
-    keys = [key for key in _SIZES if len({m.sizes[key] for m in marks if key in m.sizes}) > 1]
+    keys = [key for key in SIZES if len({m.sizes[key] for m in marks if key in m.sizes}) > 1]
     if not keys:
         return None
-    others = [key for key in keys if key != _LAYERS == keys[0] and any({_LAYERS, key} <= set(m.sizes) for m in marks)]
+    others = [key for key in keys if key != LAYERS == keys[0] and any({LAYERS, key} <= set(m.sizes) for m in marks)]
     kinds = list(dict.fromkeys(mark.kind for mark in marks))
     labels = 2 * len(kinds) if len(kinds) <= _MOST_NAMED else 0
     figure = Figure(figsize=(12, 4 * (len(keys) + len(others)) + 0.2 * labels), layout="constrained")
@@ -65,17 +59,15 @@ def size_picture(tables: Sequence[Table]) -> bytes | None:
             (right, [m.best for m in here], f"best {metrics}"),
         ):
             points = [(m.sizes[key], value, m) for m, value in zip(here, values, strict=True)]
-            _draw(axes, kinds, points, _SIZES[key], name)
+            _draw(axes, kinds, points, SIZES[key], name)
             _draw_means(axes, kinds, points)
         left.set_yscale("log")
     for (left, right), key in zip(rows[len(keys) :], others, strict=True):
-        here = [mark for mark in marks if {_LAYERS, key} <= set(mark.sizes)]
-        _draw(left, kinds, [(m.sizes[_LAYERS], m.sizes[key], m) for m in here], _SIZES[_LAYERS], _SIZES[key])
+        here = [mark for mark in marks if {LAYERS, key} <= set(mark.sizes)]
+        _draw(left, kinds, [(m.sizes[LAYERS], m.sizes[key], m) for m in here], SIZES[LAYERS], SIZES[key])
         right.remove()
     if labels:
-        named = [zip(*axes.get_legend_handles_labels(), strict=True) for row in rows for axes in row]
-        found = {label: handle for pairs in named for handle, label in pairs}
-        figure.legend(list(found.values()), list(found), loc="outside lower center", fontsize="small")
+        one_legend(figure, "outside lower center", fontsize="small")
     return to_png(figure)
 
 
@@ -95,16 +87,15 @@ def depth_picture(tables: Sequence[Table]) -> bytes | None:
     figure = Figure(figsize=(12, 4 * len(found)), layout="constrained")
     for (left, right), (table, scores) in zip(figure.subplots(len(found), 2, squeeze=False), found, strict=True):
         kinds = list(dict.fromkeys(mark.kind for mark, _ in scores))
-        best = [(mark.sizes[_LAYERS], mark.best, mark) for mark, _ in scores]
-        tested = [(mark.sizes[_LAYERS], test, mark) for mark, test in scores if test is not None]
+        best = [(mark.sizes[LAYERS], mark.best, mark) for mark, _ in scores]
+        tested = [(mark.sizes[LAYERS], test, mark) for mark, test in scores if test is not None]
         for axes, name, points in ((left, f"best {table.monitor}", best), (right, _tested(table.monitor), tested)):
             if not points:
                 axes.remove()
                 continue
-            _draw(axes, kinds, points, _SIZES[_LAYERS], table.named(name))
+            _draw(axes, kinds, points, SIZES[LAYERS], table.named(name))
             _draw_means(axes, kinds, points)
-            values = [value for _, value, _ in points]
-            if 0 < _WIDE_SPREAD * min(values) < max(values):  # one failed run would flatten all others
+            if wide(value for _, value, _ in points):  # one failed run would flatten all others
                 axes.set_yscale("log")
             depths = sorted({x for x, _, _ in points})
             axes.set_xscale("log", base=2)  # depths are usually doubled
@@ -115,7 +106,7 @@ def depth_picture(tables: Sequence[Table]) -> bytes | None:
 
 def _depths_vary(marks: Sequence[_Mark]) -> bool:
     """Return True if a kind of network has several depths."""
-    return len({(mark.kind, mark.sizes[_LAYERS]) for mark in marks}) > len({mark.kind for mark in marks})
+    return len({(mark.kind, mark.sizes[LAYERS]) for mark in marks}) > len({mark.kind for mark in marks})
 
 
 def _scores(table: Table) -> list[tuple[_Mark, float | None]]:
@@ -123,9 +114,10 @@ def _scores(table: Table) -> list[tuple[_Mark, float | None]]:
     scores = []
     for group in table.groups:
         for run in group.completed:
-            best, layers = run.result.get("best", {}).get(table.monitor), run.config.get(_LAYERS)
+            best, layers = run.result.get("best", {}).get(table.monitor), run.config.get(LAYERS)
             if SOLVED not in run.result and best is not None and isinstance(layers, int | float):
-                mark = _Mark(_kind(group), {_LAYERS: float(layers)}, run.result.get("samples", 0), best, solved=True)
+                sizes, samples = {LAYERS: float(layers)}, run.result.get("samples", 0)
+                mark = _Mark(_kind(table, group), sizes, samples, best, solved=True)
                 scores.append((mark, run.result.get("test", {}).get(_tested(table.monitor))))
     return scores
 
@@ -135,10 +127,10 @@ def _tested(monitor: str) -> str:
     return f"test/{monitor.removeprefix('val/')}"
 
 
-def _kind(group: Group) -> str:
+def _kind(table: Table, group: Group) -> str:
     """Return the label of a group without the sizes."""
-    parts = [part for part in group.label.split(", ") if part.partition("=")[0] not in {*_SIZES, *_ALIASES}]
-    return drawn(", ".join(parts)) or group.runs[0].setting("model")
+    settings = {key: value for key, value in group.settings.items() if key not in {*SIZES, *_ALIASES}}
+    return labeled(settings, short_names(table.varied)) or group.runs[0].setting("model")
 
 
 def _marks(table: Table) -> Iterable[_Mark]:
@@ -147,9 +139,9 @@ def _marks(table: Table) -> Iterable[_Mark]:
             best = run.result.get("best", {}).get(table.monitor)
             if "samples" not in run.result or best is None:
                 continue
-            sizes = {key: float(size) for key in _SIZES if isinstance(size := run.config.get(key), int | float)}
+            sizes = {key: float(size) for key in SIZES if isinstance(size := run.config.get(key), int | float)}
             samples, solved = run.result[SOLVED] or run.result["samples"], run.result[SOLVED] is not None
-            yield _Mark(table.named(_kind(group)), sizes, samples, best, solved)
+            yield _Mark(table.named(_kind(table, group)), sizes, samples, best, solved)
 
 
 def _draw_means(axes: "Axes", kinds: list[str], points: Sequence[tuple[float, float, _Mark]]) -> None:

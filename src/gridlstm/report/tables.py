@@ -29,8 +29,13 @@ _COLUMNS = IDENTITY | {Role.SOURCE}
 class Group:
     """Runs that differ only in the seed."""
 
-    label: str
+    settings: dict[str, str]
+    """Settings that distinguish the group, without options that its network does not have."""
     runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.settings.items()) or self.runs[0].directory.name
 
     @property
     def completed(self) -> list[Run]:
@@ -123,7 +128,7 @@ def _varied(groups: Sequence[tuple[Run, ...]]) -> list[str]:
 
 def _table(monitor: str, members: Sequence[tuple[Run, ...]], task: str) -> Table:
     varied = _varied(members)
-    groups = [Group(_label(runs[0], varied), runs) for runs in members]
+    groups = [Group({key: value for key in varied if (value := runs[0].setting(key))}, runs) for runs in members]
     mode = next((str(m) for group in groups for run in group.runs if (m := run.config.get("task.mode"))), "min")
     groups.sort(key=lambda group: _rank(group, monitor, mode))
     tests = dict.fromkeys(name for group in groups for run in group.runs for name in run.result.get("test", {}))
@@ -140,11 +145,6 @@ def _table(monitor: str, members: Sequence[tuple[Run, ...]], task: str) -> Table
     columns += ["seeds", "parameters", "samples", "steps", "processes", "seconds", "device", "commit", "not completed"]
     rows = [_row(group, varied, monitor, measured, papers) for group in groups]
     return Table(monitor, mode, tuple(varied), tuple(columns), tuple(rows), tuple(groups), task)
-
-
-def _label(run: Run, varied: list[str]) -> str:
-    """Return the settings that distinguish a group, without options that its network does not have."""
-    return ", ".join(f"{key}={setting}" for key in varied if (setting := run.setting(key))) or run.directory.name
 
 
 def _rank(group: Group, monitor: str, mode: str) -> tuple[float, ...]:

@@ -30,11 +30,6 @@ def shown(cell: Cell) -> str:
     return (f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}") if isinstance(cell, float) else cell
 
 
-def drawn(label: str) -> str:
-    """Escape $ for a picture, where matplotlib would read the text between two of them as a formula."""
-    return label.replace("$", r"\$")
-
-
 def markdown(tables: Sequence[Table], runs: Sequence[Run], directory: Path, pictures: Sequence[str]) -> str:
     """Return pictures, tables, their evidence, and the runs that did not complete with their errors, as Markdown.
 
