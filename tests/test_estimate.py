@@ -16,7 +16,7 @@ from tests.conftest import TOY_TASKS, compose, python, wait_for
 
 from gridlstm.config import CONF
 from gridlstm.multirun.devices import Demand, Pool
-from gridlstm.multirun.estimate import Estimate, announce, estimate, estimates, lines, warnings
+from gridlstm.multirun.estimate import Estimate, _measurable, announce, estimate, estimates, lines, warnings
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.measure import measure, validation_batches
@@ -160,6 +160,13 @@ def test_an_estimate_validates_on_only_two_batches(limit: str, monkeypatch: pyte
     monkeypatch.setattr(TagSequence, "validation_step", count)
     assert measure(config).validation_seconds > 0
     assert set(seen) == {0, 1}
+
+
+def test_an_estimate_measures_the_step_that_the_jobs_use() -> None:
+    config = compose(*SMALL, "callbacks.engine_choices.pointwise=eager")
+    config.run = {"dir": "."}
+    assert list(_measurable(config, Demand(1))["callbacks"]) == ["engine_choices"]
+    assert _measurable(config, Demand(1))["callbacks"]["engine_choices"]["pointwise"] == "eager"
 
 
 @pytest.mark.parametrize(("limit", "batches"), [("null", 200), ("7", 7), ("0.5", 100)])

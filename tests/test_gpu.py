@@ -5,7 +5,7 @@ Run by `make test-gpu`. Float64 on the CPU is the reference throughout.
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -24,7 +24,10 @@ from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine import fused
 from gridlstm.engine.dispatch import SWEEPS, SweepName
 from gridlstm.engine.fused import PointwiseStep
+from gridlstm.engine.matmul import without_tf32
+from gridlstm.engine.triton_step import TritonStep
 from gridlstm.evaluate import evaluate
+from gridlstm.models.torch_rnn import run_rnn
 from gridlstm.scan import Block
 from gridlstm.training.job import run_job
 from gridlstm.verify.__main__ import main as verify
@@ -45,8 +48,23 @@ Job = Callable[..., DictConfig]
 
 
 @pytest.fixture(autouse=True)
-def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
+def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(fused, "_forced", None)
+    with without_tf32():
+        yield
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of Triton's kernels that ran."""
+    ran, launch = list[str](), TritonStep._launch
+
+    def record(step: TritonStep, kernel: object, *arguments: object) -> None:
+        ran.append(kernel.__name__)  # type: ignore[attr-defined]
+        launch(step, kernel, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TritonStep, "_launch", record)
+    return ran
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -54,13 +72,13 @@ def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sweep", ["reference", "wavefront", "recompute", "layer-major", "half-step"])
 @pytest.mark.parametrize("masked", [(), ("keep", "drop"), ("mix",)])
 def test_sweeps_equal_the_reference(
-    sweep: SweepName, step: PointwiseStep, masked: tuple[str, ...], dtype: torch.dtype
+    sweep: SweepName, step: PointwiseStep, masked: tuple[str, ...], dtype: torch.dtype, launches: list[str]
 ) -> None:
     block = Block((LSTM(), LSTM("standard")), (100, 100), ((0,), (1,)))
     with fused.using_step(step):
-        assert fused.pointwise_step() in (step, "fused")
         like = torch.empty(0, dtype=dtype, device="cuda")
         assert_equals_reference(SWEEPS[sweep], Case(block, (7, 4), 5, masked, SCALE), like, TOLERANCE[dtype])
+    assert bool(launches) == (step == "triton" and sweep != "reference")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -74,10 +92,11 @@ def test_sweeps_equal_the_reference(
     ],
     ids=["long rows", "untied", "3-D", "4-D"],
 )
-def test_grids_of_any_shape_equal_the_reference(case: Case, dtype: torch.dtype) -> None:
+def test_grids_of_any_shape_equal_the_reference(case: Case, dtype: torch.dtype, launches: list[str]) -> None:
     with fused.using_step("triton"):
         like = torch.empty(0, dtype=dtype, device="cuda")
         assert_equals_reference(SWEEPS["wavefront"], case, like, TOLERANCE[dtype])
+    assert launches
 
 
 def test_random_networks_agree_with_the_loop() -> None:
@@ -125,6 +144,14 @@ def test_models_agree_with_the_cpu(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     with fused.using_step("triton"):
         assert_agrees(MAKE[name](), dtype, torch.randint(5, (3, 9)))
+
+
+@pytest.mark.parametrize("layers", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+def test_kernels_of_cudnn_compute_in_float32_under_bfloat16(layers: type[nn.RNNBase]) -> None:
+    module, x = layers(5, 7).cuda(), torch.randn(3, 2, 5, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        assert module(x)[0].dtype == torch.float16, "cuDNN has bfloat16 now: run_rnn can use it"
+        assert run_rnn(module, x)[0].dtype == torch.float32
 
 
 def rows(directory: Path) -> list[dict[str, float]]:

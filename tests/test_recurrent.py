@@ -8,6 +8,7 @@ import torch
 
 from gridlstm.errors import UserError
 from gridlstm.models.recurrent import GRU, RNN, HiddenState, Recurrent
+from gridlstm.models.torch_rnn import kernel_has, run_rnn
 
 EXACT = {"rtol": 0.0, "atol": 1e-13}  # float64 with different orders of summation
 L, d, B, T = 2, 4, 3, 6
@@ -66,3 +67,28 @@ def test_gru_is_its_equations() -> None:
 def test_unknown_activation_is_refused() -> None:
     with pytest.raises(UserError, match="activation must be tanh or relu, got 'gelu'"):
         RNN(5, 4, 3, "gelu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("layers", "device", "dtype", "has"),
+    [
+        (torch.nn.LSTM, "cuda", torch.float16, True),
+        (torch.nn.LSTM, "cuda", torch.bfloat16, False),
+        (torch.nn.GRU, "cuda", torch.bfloat16, False),
+        (torch.nn.GRU, "cpu", torch.bfloat16, True),
+        (torch.nn.LSTM, "cpu", torch.float16, False),
+    ],
+)
+def test_kernels_without_the_type_of_autocast_are_known(
+    layers: type[torch.nn.RNNBase], device: str, dtype: torch.dtype, has: bool
+) -> None:
+    assert kernel_has(layers(2, 3), device, dtype) == has
+
+
+def test_layers_whose_kernel_lacks_the_type_compute_in_float32() -> None:
+    layers, x = torch.nn.LSTM(2, 3), torch.randn(4, 1, 2)
+    state = (torch.randn(1, 1, 3, dtype=torch.float16), torch.randn(1, 1, 3, dtype=torch.float16))
+    with torch.autocast("cpu", torch.float16):
+        y, end = run_rnn(layers, x.half(), state)
+    expected, expected_end = layers(x.half().float(), tuple(part.float() for part in state))
+    torch.testing.assert_close((y, *end), (expected, *expected_end), rtol=0, atol=0)

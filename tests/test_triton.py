@@ -163,7 +163,19 @@ class Hopper:
         return GPUTarget("cuda", 90, 32)
 
 
-def test_kernels_compile_for_a_gpu(triton: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(Block((LSTM(),), (5,), ((0,),)), (1,), 2, ("keep",)),
+        Case(Block((STANDARD, LSTM()), (16, 16), ((0,), (1,))), (2, 1), 2),
+        Case(Block((LSTM(), LSTM(), LSTM()), (1, 2, 3), ((0,), (1,), (2,))), (1, 2, 1), 1, ("mix",)),
+    ],
+    ids=["boolean masks", "two stages", "three stages, masks of floats"],
+)
+def test_kernels_compile_for_a_gpu(
+    case: Case, dtype: torch.dtype, triton: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The interpreter accepts more than the compiler. Here the compiler gets the arguments of a real sweep."""
     from triton.runtime import driver
 
@@ -179,8 +191,7 @@ def test_kernels_compile_for_a_gpu(triton: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(triton_step, "interpreted", lambda: True)  # so that tensors of the CPU do
     importlib.reload(triton_kernels)
     monkeypatch.setattr(driver, "_active", Hopper())
-    case = Case(Block((LSTM(),), (5,), ((0,),)), (1,), 2, ("keep",))
-    values_and_gradients(recomputing_wavefront, case, *random_inputs(case, DOUBLE.float()))
+    values_and_gradients(recomputing_wavefront, case, *random_inputs(case, DOUBLE.to(dtype)))
     assert set(compiled) == {"lstm_forward", "lstm_gates", "lstm_backward"}
     for name, kernel in compiled.items():
         assert f".entry {name}" in kernel.asm["ptx"]
@@ -212,6 +223,8 @@ def test_triton_is_refused_where_it_cannot_work(
         check_triton("x=triton", cpu)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     check_triton("x=triton", cpu)
+    with pytest.raises(UserError, match="TRITON_INTERPRET=1 moves them to the CPU"):
+        check_triton("x=triton", gpu)
     monkeypatch.setattr(triton_step, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="the package triton is not installed"):
         check_triton("x=triton", gpu)

@@ -183,7 +183,7 @@ def _of_one_grid_on_gpu(shape: Shape) -> dict[str, Contender]:
     if len(shape.extents) == 2:
         grids["half-step, priority, Triton step"] = triton(half_step, priority=True)
         grids["nn.LSTM, equal arithmetic"] = lstm_contender(shape, 2 * shape.layers, "cuda")
-        grids["nn.LSTM, equal arithmetic, bfloat16"] = lstm_contender(shape, 2 * shape.layers, "cuda", torch.bfloat16)
+        grids["nn.LSTM, equal arithmetic, float16"] = lstm_contender(shape, 2 * shape.layers, "cuda", torch.float16)
         grids["nn.LSTM, equal parameters"] = lstm_contender(shape, 2, "cuda")
     return grids
 
@@ -255,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not os.access(options.dir, os.W_OK | os.X_OK):
         parser.error(f"--dir {options.dir}: not writable")
     try:
-        _run(options)
+        with matmul.without_tf32():
+            _run(options)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -269,7 +270,6 @@ def _run(options: argparse.Namespace) -> None:
     prepare()
     if options.device == "cuda":
         check_triton("--device cuda", torch.device("cuda"))
-        torch.backends.cudnn.allow_tf32 = False  # so that nn.LSTM multiplies as exactly as the others
     torch.set_num_threads(options.threads)
     seconds_of = stopwatch(options.device, options.threads)
     chosen = choices.current()
@@ -286,16 +286,23 @@ def _run(options: argparse.Namespace) -> None:
             forward, both = (row for row in new if row.contender == name)
             cells = [f"{row.seconds * 1e3:9.2f} ms{row.gflops:7.0f} GF/s{row.share:7.1%}" for row in (forward, both)]
             print(f"{name:<{width}}{'   '.join(cells)}", flush=True)
+        # After each shape, because the whole takes half an hour and may be ended before.
+        write_csv(options.dir / "bench.csv", _table(rows, machine, source))
     T, L = (max(1, extent // 4) for extent in rows[0].shape.extents[:2])
     curves = scaling(Shape((T, L), rows[0].shape.d, rows[0].shape.B), options.repeats, options.device, seconds_of)
-    table = [("shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit")]
+    plot(rows, curves, options.dir / "bench.png")
+    print(f"\nwrote {options.dir / 'bench.csv'} and {options.dir / 'bench.png'}")
+
+
+def _table(rows: Sequence[Row], machine: str, source: str) -> list[tuple[str, ...]]:
+    table: list[tuple[str, ...]] = [
+        ("shape", "contender", "direction", "ms", "gflops_per_second", "share", "device", "torch", "commit")
+    ]
     for row in rows:
         numbers = (f"{row.seconds * 1e3:.4g}", f"{row.gflops:.3g}", f"{row.share:.3g}")
         where = (machine, torch.__version__, source)
         table.append((str(row.shape), row.contender, row.direction, *numbers, *where))
-    write_csv(options.dir / "bench.csv", table)
-    plot(rows, curves, options.dir / "bench.png")
-    print(f"\nwrote {options.dir / 'bench.csv'} and {options.dir / 'bench.png'}")
+    return table
 
 
 if __name__ == "__main__":

@@ -137,6 +137,18 @@ def packs_weights() -> bool:
 
 
 @contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let a GPU multiply float32 as exactly as a CPU inside the block; cuDNN rounds factors to TF32 by default."""
+    cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cublas.allow_tf32
+    cudnn.allow_tf32 = cublas.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cublas.allow_tf32 = before
+
+
+@contextmanager
 def using(name: Product) -> Iterator[None]:
     """Run ``multiply`` and ``affine`` with this product, in this thread."""
     before, _in_use.product = _in_use.product, name

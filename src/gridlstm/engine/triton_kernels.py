@@ -109,12 +109,17 @@ def lstm_forward(
         new_m = _hold_back(tl.load(keep_m + row * d + unit, inside, 0), old_m, new_m)
     _store_gates(gates, d, inside, u, f, o, c)
     tl.store(m + after * d + unit, new_m, inside)
+    h_of_stage = h + row * h_stride + unit
+    h_after = h + after * h_stride + unit
     for stage in tl.static_range(STAGES):
         # Stages up to this dimension's read the incoming h of the next block. Later stages read this block's new h.
         if stage <= STAGE:
-            tl.store(h + stage * stage_stride + after * h_stride + unit, new_h, inside)
+            tl.store(h_after, new_h, inside)
         else:
-            tl.store(h + stage * stage_stride + row * h_stride + unit, new_h, inside)
+            tl.store(h_of_stage, new_h, inside)
+        # Added stage by stage, because a product of 32 bits would overflow.
+        h_after += stage_stride
+        h_of_stage += stage_stride
 
 
 @triton.jit(do_not_specialize=["first", "end"])

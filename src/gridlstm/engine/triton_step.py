@@ -16,7 +16,6 @@ from gridlstm.engine.buffers import Buffers
 from gridlstm.engine.plan import Diagonal
 from gridlstm.errors import UserError
 
-ON_GPU = torch.device("cuda")
 TILE = 512
 """Elements that one program of a kernel computes, several rows if these are short: four for each thread."""
 MOST_UNITS = 1024
@@ -28,15 +27,15 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def obstacle(device: torch.device = ON_GPU) -> str | None:
-    """Return why Triton's kernels cannot compute on this device; None if they can."""
+def obstacle(device: torch.device | None = None) -> str | None:
+    """Return why Triton's kernels cannot compute on this device, or on any if none is given; None if they can."""
     if find_spec("triton") is None:
         return "the package triton is not installed"
     if interpreted():
-        return None
+        return None if device is None or device.type == "cpu" else "TRITON_INTERPRET=1 moves them to the CPU"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    return None if device.type == "cuda" else f"the tensors are on the {device.type}"
+    return None if device is None or device.type == "cuda" else f"the tensors are on the {device.type}"
 
 
 def check_triton(option: str, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gridlstm.errors import check_at_least_one, check_dropout, check_true_or_false
 from gridlstm.models.base import InputProjection
-from gridlstm.models.torch_lstm import run_lstm
+from gridlstm.models.torch_rnn import run_rnn
 from gridlstm.models.translation import TranslationModel, check_source
 
 
@@ -94,7 +94,7 @@ class AttentionLSTM(TranslationModel):
         check_source(source, source_mask)
         words = self._drop(self.source(source)).transpose(0, 1)
         packed = pack_padded_sequence(words, source_mask.sum(1).cpu(), enforce_sorted=False)
-        outputs, (ends, _) = run_lstm(self.encoder, packed)
+        outputs, (ends, _) = run_rnn(self.encoder, packed)
         annotations = self._drop(pad_packed_sequence(outputs, total_length=len(words))[0])
         keys = self.attention.key(annotations) if self.attention else annotations[..., :0]
         return EncodedSource(annotations, keys, source_mask.T, torch.cat([*ends[-2:]], dim=-1)[None])
@@ -107,12 +107,12 @@ class AttentionLSTM(TranslationModel):
         words = self._drop(self.target(inputs)).transpose(0, 1)  # (T, R, d)
         state = DecoderState(*(x.contiguous() for x in state))
         if self.attention is None or self.read_out is None:
-            h, (*end,) = run_lstm(self.decoder, words, tuple(state))
+            h, (*end,) = run_rnn(self.decoder, words, tuple(state))
             return self._drop(h).transpose(0, 1), DecoderState(*end)
         outputs = []
         for x in words.split(1):
             c, _ = self.attention(context, state.h[-1])
-            h, (*end,) = run_lstm(self.decoder, torch.cat([x, c[None]], dim=-1), tuple(state))
+            h, (*end,) = run_rnn(self.decoder, torch.cat([x, c[None]], dim=-1), tuple(state))
             state = DecoderState(*end)
             outputs.append(torch.cat([h[0], c, x[0]], dim=-1))
         return self._drop(self.read_out(torch.stack(outputs, dim=1)).tanh()), state

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gridlstm.errors import UserError
 from gridlstm.models.base import InputProjection, SequenceModel, check_sizes
+from gridlstm.models.torch_rnn import run_rnn
 
 
 class HiddenState(NamedTuple):
@@ -48,7 +49,7 @@ class Recurrent(SequenceModel):
     def forward(self, x: Tensor, state: HiddenState | None = None) -> tuple[Tensor, HiddenState]:
         y = self.input(x)
         state = self.state_before(state, len(y))
-        y, h = self.layers(y, state.h.contiguous())
+        y, h = run_rnn(self.layers, y, state.h.contiguous())
         # Under autocast the kernel returns lower precision; the state keeps its own.
         return y, HiddenState(h.to(state.h.dtype))
 

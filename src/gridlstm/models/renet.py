@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gridlstm.errors import check_at_least_one
 from gridlstm.models.base import ImageModel, Patches
-from gridlstm.models.torch_lstm import run_lstm
+from gridlstm.models.torch_rnn import run_rnn
 
 
 class ReNet(ImageModel):
@@ -50,6 +50,6 @@ class ReNet(ImageModel):
         y = self.input(images)  # (Y, X, B, 2 d)
         (Y, X), B = self.map_size, len(images)
         for columns, rows in zip(self.columns, self.rows, strict=True):
-            y = run_lstm(columns, y.flatten(1, 2))[0].unflatten(1, (X, B)).transpose(0, 1)  # (X, Y, B, 2 d)
-            y = run_lstm(rows, y.flatten(1, 2))[0].unflatten(1, (Y, B)).transpose(0, 1)
+            y = run_rnn(columns, y.flatten(1, 2))[0].unflatten(1, (X, B)).transpose(0, 1)  # (X, Y, B, 2 d)
+            y = run_rnn(rows, y.flatten(1, 2))[0].unflatten(1, (Y, B)).transpose(0, 1)
         return y.permute(2, 0, 1, 3)

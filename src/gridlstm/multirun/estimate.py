@@ -179,7 +179,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _measurable(config: DictConfig, demand: Demand) -> dict[str, Any]:
-    """Return a job's configuration without an end and without output files."""
+    """Return a job's configuration without an end, without output files and without callbacks but the engine's."""
     plain = _plain(config)
     accelerator = config.trainer.accelerator
     return plain | {
@@ -196,7 +196,9 @@ def _measurable(config: DictConfig, demand: Demand) -> dict[str, Any]:
             "profiler": None,
         },
         "scheduler": None,
-        "callbacks": {},
+        "callbacks": {
+            name: options for name, options in (plain["callbacks"] or {}).items() if name == "engine_choices"
+        },
         "logger": {},
     }
 

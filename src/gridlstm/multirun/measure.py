@@ -60,11 +60,19 @@ class _Stopwatch(L.Callback):
         if trainer.strategy.reduce_boolean_decision(enough, all=False):
             trainer.should_stop = True
 
-    def on_validation_batch_start(self, *_: Any) -> None:
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        _finish(trainer)
         self._start = time.perf_counter()
 
-    def on_validation_batch_end(self, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        _finish(trainer)
         self.validation_seconds = time.perf_counter() - self._start
+
+
+def _finish(trainer: L.Trainer) -> None:
+    """Wait until a GPU has computed what it was given: one batch may fit into its queue."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize(trainer.strategy.root_device)
 
 
 def measure(config: DictConfig) -> Cost:

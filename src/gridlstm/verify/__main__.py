@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from gridlstm.command import device_at_hand, prepare
+from gridlstm.engine.matmul import without_tf32
 from gridlstm.verify.cases import draw
 from gridlstm.verify.compare import differences
 
@@ -37,6 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.seed < 0 or options.seconds <= 0 or (options.cases is not None and options.cases < 1):
         parser.error("the seed must be at least 0, seconds above 0 and cases at least 1")
     prepare()
+    with without_tf32():
+        _compare(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """Compare with parsed options."""
     start, count, said = time.monotonic(), 0, 0.0
     while count != options.cases and (count == 0 or time.monotonic() - start < options.seconds):
         case = draw(options.seed + count, options.device)
