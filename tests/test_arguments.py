@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
 from tests.conftest import ROOT, TOY, TOY_TASKS, run_python
+from tests.image_files import write_digits
 
 from gridlstm.evaluate import evaluate
 from gridlstm.training.arguments import with_kept
@@ -103,6 +105,32 @@ def test_a_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     assert {name for name in named if not name.startswith("optimizer.")} == {"model.hidden_size"}
     assert "optimizer._target_" in named
     assert result(parts)["status"] == "completed"
+
+
+def test_a_run_is_resumed_with_the_data_that_it_had(tmp_path: Path) -> None:
+    """The default of data_dir depends on the working directory."""
+    write_digits(tmp_path / "there" / "data")
+    small = ["task=mnist", "model=mlp", "model.hidden_size=4", "task.data.num_val=10", "stages=[fit]", "logger=csv"]
+    away = {"environment": {"GRIDLSTM_DATA": "data"}, "check": True}
+    run_python(TRAIN, *small, "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path / "there", **away)
+    directory = tmp_path / "there" / "run"
+    run_python(TRAIN, "ckpt_path=last", f"hydra.run.dir={directory}", "trainer.max_steps=3", cwd=tmp_path, **away)
+    assert result(directory)["steps"] == 3
+
+
+def test_files_of_other_names_replace_the_abbreviations_of_parallel_files(
+    job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sacrebleu")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.zh", "b.en"):
+        Path(name).write_text("".join(f"line {n} of {name}\n" for n in range(40)))
+    small = ["task.data.source.num_val=8", *(f"task.data.{side}_level.size=40" for side in ("source", "target"))]
+    files = ["task.data.source.train=[a.zh,b.en]", "task.data.source.test=[a.zh,b.en]"]
+    run_job(job(*files, *small, "stages=[fit]", task="parallel", model="attention_lstm"))
+    assert "test/loss" in evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
+    with pytest.raises(InterpolationToMissingValueError, match=r"task\.test_pairs"):
+        run_job(job(files[0], *small, "stages=[fit]", task="parallel", model="attention_lstm", directory="other"))
 
 
 def test_paths_of_parallel_files_suit_another_working_directory(

@@ -73,6 +73,14 @@ def test_a_run_keeps_the_checkpoints_of_its_last_validations(job: Job, tmp_path:
     assert json.loads((tmp_path / "run" / "result.json").read_text())["best"]["checkpoint"].endswith("best.ckpt")
 
 
+def test_a_run_that_resumes_from_an_earlier_checkpoint_drops_the_later_ones(job: Job, tmp_path: Path) -> None:
+    often = ("task.val_every=1", "callbacks.last_checkpoints.number=9")
+    run_job(with_last(job, *often, "trainer.max_steps=4"))
+    earlier = tmp_path / "run" / "checkpoints" / "step-2.ckpt"
+    run_job(with_last(job, *often, "trainer.max_steps=3", f"ckpt_path={earlier}"))
+    assert [path.name for path in last_checkpoints(tmp_path / "run")] == ["step-1.ckpt", "step-2.ckpt", "step-3.ckpt"]
+
+
 def test_what_has_no_mean_is_refused(job: Job, tmp_path: Path) -> None:
     for name in ("a", "b"):
         run_job(with_last(job, directory=name))

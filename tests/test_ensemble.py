@@ -17,7 +17,7 @@ from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.models.base import SequenceModel
-from gridlstm.tasks.ensemble import MeanProbability
+from gridlstm.tasks.ensemble import Ensemble, MeanProbability
 from gridlstm.tasks.language_model import LanguageModel
 from gridlstm.training.build import build
 from gridlstm.training.job import run_job
@@ -67,7 +67,10 @@ def test_ensemble_accepts_models_without_an_input_layer() -> None:
         def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, tuple[()]]:
             return torch.nn.functional.one_hot(x, 3).float(), ()
 
-    members = [LanguageModel(Last(), Spec(3, 3, 5), torch.optim.SGD) for _ in range(2)]
+    spec = Spec(3, 3, 5)
+    members = [LanguageModel(Last(), spec, torch.optim.SGD) for _ in range(2)]
+    together = Ensemble(members, spec)
+    assert sum(p.numel() for p in together.parameters()) == 2 * 12, "no read-out but those of the members"
     x = torch.tensor([[0, 2, 1]])
     found = MeanProbability(members)(x)[0].exp()
     torch.testing.assert_close(found, sum(member(x)[0].softmax(-1) for member in members) / 2)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from tests.conftest import compose
 
 from gridlstm.data.hub import Hub
+from gridlstm.data.joined import JoinedSource
 from gridlstm.data.penn_treebank import FILES, PennTreebank
 from gridlstm.data.source import TextSource
 from gridlstm.data.streams import SHARES
@@ -320,6 +321,29 @@ def test_custom_source_from_the_docs_is_read(tmp_path: Path, monkeypatch: pytest
     sizes = ["task.data.window=2", "task.data.stream_length=4", "task.data.splits=[0.8,0.1,0.1]"]
     cfg = compose(searched, "task=folder", f"task.path={tmp_path}", f"task.data.cache_dir={tmp_path / 'cache'}", *sizes)
     assert "".join(splits(make_data(cfg))) == "the first of them, " * 9 + "the last of them, " * 9  # type: ignore[arg-type]
+
+
+class Pieces(JoinedSource):
+    """Pieces of text, which may begin and end within words."""
+
+    name = "pieces"
+
+    def __init__(self, **parts: list[str]) -> None:
+        self.parts = parts
+
+    def key(self) -> str:
+        return "pieces"
+
+    def read_parts(self) -> dict[str, list[str]]:
+        return self.parts
+
+
+def test_words_that_continue_in_the_next_piece_are_counted_once(tmp_path: Path) -> None:
+    parts = {"train": ["a b", "c d", "", " e\n", "f", "", "g"], "validation": ["h i", "\n"], "test": [" j", " k"]}
+    found = Pieces(**parts).find(tmp_path)
+    assert found.file.read_text().split() == ["a", "bc", "d", "e", "fgh", "i", "j", "k"]
+    assert found.parts is not None
+    assert found.parts["word"] == {"train": 6, "validation": 2, "test": 2}, "line ends are words too"
 
 
 def test_a_run_on_a_data_set(data_set: Any, tmp_path: Path, job: Callable[..., DictConfig]) -> None:

@@ -148,6 +148,12 @@ def test_display_device_and_speed_options_keep_run_identity(sweep: Path, options
     assert replace(first, config={**first.config, **options}).identity() == first.identity()
 
 
+def test_runs_on_other_test_images_have_rows_of_their_own(sweep: Path) -> None:
+    first = find_runs([sweep])[0]
+    one, other = (replace(first, result={**first.result, "data": 1, "test_data": value}) for value in (1, 2))
+    assert one.identity() != other.identity()
+
+
 @pytest.mark.parametrize("option", ["task.data.source.test", "task.data.test_digits", "task.test_pairs"])
 def test_runs_that_were_tested_differently_have_rows_of_their_own(sweep: Path, option: str) -> None:
     first = find_runs([sweep])[0]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -33,6 +33,7 @@ from gridlstm.errors import UserError
 from gridlstm.models.base import SequenceModel
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.stacked_lstm import StackedLSTM
+from gridlstm.tasks.carried_state import CarriedState
 from gridlstm.tasks.language_model import LanguageModel
 from gridlstm.training.build import check_task
 
@@ -491,6 +492,23 @@ def test_carried_windows_equal_one_pass_over_each_stream(
     assert task.losses == pytest.approx(expected, rel=0, abs=1e-12)
     afresh = [float(nats(window.inputs, window.targets).mean()) for window in windows]
     assert [abs(a - b) > 1e-6 for a, b in zip(task.losses, afresh, strict=True)] == 2 * [False, True, True, True]
+
+
+def test_a_state_without_tensors_is_carried_and_resumed() -> None:
+    """A model that sees only its window, such as one of convolutions, has none."""
+
+    class Window(SequenceModel):
+        output_size = 3
+
+        def initial_state(self, batch_size: int) -> tuple[()]:
+            return ()
+
+    alone = cast(L.Trainer, SimpleNamespace(world_size=1, global_rank=0))
+    carried = CarriedState(Window())
+    carried.training = ()
+    resumed = CarriedState(Window())
+    resumed.restore(carried.save(alone))
+    assert not resumed.before(torch.ones(2, dtype=torch.bool), alone)
 
 
 def test_a_checkpoint_of_another_level_is_refused(directory: Path) -> None:

@@ -465,6 +465,11 @@ def test_options_without_effect_or_out_of_range_are_refused_before_translating(
         small_translator(**options)
 
 
+def test_options_without_effect_on_a_split_are_refused_before_a_checkpoint_is_read() -> None:
+    with pytest.raises(UserError, match=r"^trainer\.precision=64-true has no effect on a translation\. .*Remove it"):
+        translate._run({"ckpt": "none.ckpt", "split": "test"}, ["data_dir=x", "trainer.precision=64-true"])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

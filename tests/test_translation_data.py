@@ -29,7 +29,7 @@ from gridlstm.data.translation import CHUNK, TranslationData, bucketed
 from gridlstm.data.words import PieceLevel, WordLevel
 from gridlstm.errors import UserError
 from gridlstm.options import Role, role
-from gridlstm.training.build import check_types, make_data
+from gridlstm.training.build import check_task, check_types, make_data
 
 BATCH = 5
 
@@ -154,16 +154,24 @@ def test_ranks_share_each_batch_and_the_evaluation_pairs(world_size: int) -> Non
     assert [[*chain(*(part[n] for part in parts))] for n in range(45)] == [pairs(whole, b) for b in batches(whole, 45)]
     for loader in ("val", "test"):
         evaluated = [*chain(*(pairs(made, batch) for made in ranks for batch in batches(made, loader=loader)))]
-        assert evaluated == [*chain(*(pairs(whole, batch) for batch in batches(whole, loader=loader)))]
+        assert sorted(evaluated) == sorted(chain(*(pairs(whole, batch) for batch in batches(whole, loader=loader))))
 
 
-def test_evaluation_has_every_pair_once_sorted_by_length() -> None:
+def test_the_first_evaluation_batches_are_not_those_of_the_shortest_sentences() -> None:
+    made = data(Generated(val=sentences(200, 5)))
+    widths = [batch.targets.shape[1] for batch in batches(made, loader="val")]
+    whole, first = sum(widths) / len(widths), sum(widths[:10]) / 10
+    assert abs(first - whole) < 2, "the standard error of a mean of ten is about 1"
+    assert widths == [batch.targets.shape[1] for batch in batches(made, loader="val")]
+
+
+def test_evaluation_has_every_pair_once_in_batches_of_similar_lengths() -> None:
     val = Sentences(["n1 a b", "n2"], [["m1 A", "m1 B B B B", "m1"], ["m2 A"]])
     made = data(Generated(val=val), batch_size=2)
     found = batches(made, loader="val")
     texts = [*chain(*(pairs(made, batch) for batch in found))]
     assert sorted(texts) == sorted(val.pairs())
-    assert [batch.targets.shape[1] for batch in found] == [3, 6]
+    assert sorted(batch.targets.shape[1] for batch in found) == [3, 6]
     assert made.sources("val") == val.sources
     assert made.references("val") == val.references
 
@@ -265,6 +273,14 @@ def test_training_resumes_only_on_the_same_pairs_and_vocabularies(
     with pytest.raises(UserError, match=f"^the {what} of generated are not those that the checkpoint was trained on"):
         made.load_state_dict(data().state_dict())
     on_rank(data(), 0, 1).load_state_dict(data().state_dict())
+
+
+def test_training_does_not_resume_on_other_validation_sentences() -> None:
+    made = on_rank(data(Generated(val=sentences(17, 8))), 0, 1)
+    with pytest.raises(UserError, match=r"^the validation or test sentences of generated are not those that the run"):
+        made.load_state_dict(data().state_dict())
+    older = {key: value for key, value in data().state_dict().items() if key != "test_crc32"}
+    made.load_state_dict(older)
 
 
 # Parallel files.
@@ -453,6 +469,14 @@ def test_missing_files_of_multi30k_are_downloaded_and_compared(published: Path) 
     (published / "data" / "multi30k" / "val.en.gz").write_bytes(b"other")
     with pytest.raises(UserError, match=r"val\.en\.gz is not Multi30k's file of that name: 5 bytes, expected"):
         source.check()
+
+
+@pytest.mark.parametrize("option", ["scheduler=epoch_decay", "trainer.limit_val_batches=0.5"])
+def test_multi30k_is_downloaded_before_its_batches_are_counted(published: Path, option: str) -> None:
+    small = ["task.data.batch_size=2", *(f"task.data.{side}_level.size=18" for side in ("source", "target"))]
+    cfg = compose("task=translation", "model=attention_lstm", f"data_dir={published / 'data'}", *small, option)
+    check_task(cfg)
+    assert (published / "data" / "multi30k" / "train.de.gz").is_file()
 
 
 def test_unknown_languages_and_test_sets_are_refused(tmp_path: Path) -> None:

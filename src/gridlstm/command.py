@@ -196,8 +196,8 @@ def packages(text: str) -> list[str]:
 
 
 def checkpoint_paths(named: str) -> list[Path]:
-    """Return the paths of ``--ckpt A,B,…``; the path of a single file may contain commas."""
-    paths = [named] if Path(named).expanduser().is_file() else named.split(",")
+    """Return the paths of ``--ckpt A,B,…``; the path of a single file or directory may contain commas."""
+    paths = [named] if Path(named).expanduser().exists() else named.split(",")
     return [Path(path).expanduser() for path in paths]
 
 

@@ -105,7 +105,8 @@ GROUPS = {
     "scheduler": "The learning rate during training.",
     "callbacks": "Checkpoints, pictures, stopping rules: `callbacks=[default,early_stopping]`.",
     "trainer": "Options of `lightning.Trainer`: length, precision, clipping, validation.",
-    "hardware": "Where a run computes. It changes no numbers, except those that dropout draws on several ranks.",
+    "hardware": "Where a run computes. It changes no numbers, except those that dropout draws on several ranks "
+    "and those of trainer.limit_val_batches and limit_test_batches, which count the batches of each rank.",
     "logger": "Where metrics are written.",
     "debug": "Short runs for finding faults.",
     "experiment": "Whole comparisons. `-m` runs all their settings.",

@@ -62,6 +62,7 @@ class JoinedSource(TextSource):
         parts = self.read_parts()
         names = [name for name in PARTS if name in parts]
         lengths = {level: dict.fromkeys(names, 0) for level in get_args(Level)}
+        open_word = False  # the text so far ends within a word, which the next piece continues
         with replacing(joined) as file:
             for name in names:
                 for marked in parts[name]:
@@ -70,7 +71,9 @@ class JoinedSource(TextSource):
                     file.write(raw)
                     lengths["byte"][name] += len(raw)
                     lengths["char"][name] += len(piece)
-                    lengths["word"][name] += len(piece.replace("\n", f" {END_OF_LINE} ").split())
+                    words = len(piece.replace("\n", f" {END_OF_LINE} ").split())
+                    lengths["word"][name] += words - (open_word and piece != "" and not piece[0].isspace())
+                    open_word = not piece[-1].isspace() if piece else open_word
         write_text(_lengths_file(joined), json.dumps(lengths) + "\n")
         log.info("joined in %s", joined)
 

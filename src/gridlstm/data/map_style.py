@@ -65,6 +65,10 @@ class MapData(SequenceData):
         """
         return np.random.default_rng((self.seed, epoch)).permutation(samples)
 
+    def arranged(self, batches: list[list[int]]) -> list[list[int]]:
+        """Return the evaluation batches of a rank in the order in which they are read."""
+        return batches
+
     def check_processes(self, number: int) -> None:
         super().check_processes(number)
         self._samples("train")
@@ -85,7 +89,7 @@ class MapData(SequenceData):
     def _evaluation(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         owned, rows = list(self._owned(split, rank, world_size)), len(self.rows)
-        batches = [owned[first : first + rows] for first in range(0, len(owned), rows)]
+        batches = self.arranged([owned[first : first + rows] for first in range(0, len(owned), rows)])
         return DataLoader(self.dataset(split), batch_sampler=batches, collate_fn=self.collate)
 
     def _owned(self, split: Literal["val", "test"], rank: int, world_size: int) -> range:

@@ -7,6 +7,7 @@ import logging
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,8 +67,8 @@ class TranslationData(MapData):
     Every batch has ``batch_size`` pairs and is a function of (seed, its number); every epoch has every pair once. Pairs
     with an empty side, and those with more than ``max_length`` symbols on a side, are left out.
 
-    Evaluation: every source with each of its references, sorted by length. No evaluation sentence is ever left out or
-    cut, because that would change the test set. One of more than 10 ``max_length`` symbols is refused.
+    Evaluation: every source with each of its references, in batches of similar lengths. No evaluation sentence is ever
+    left out or cut, because that would change the test set. One of more than 10 ``max_length`` symbols is refused.
 
     Args:
         source: the sentences; see ``PairSource``.
@@ -109,7 +110,7 @@ class TranslationData(MapData):
         sizes = self.source_level.expected_size, self.target_level.expected_size
         return PairSpec(*sizes, EXPECTED_LENGTH, EXPECTED_LENGTH)
 
-    @property
+    @cached_property
     def spec(self) -> PairSpec:
         pairs = self._pairs("train")
         source, target = (math.ceil(1 + sum(map(len, side)) / len(pairs)) for side in zip(*pairs, strict=True))
@@ -175,6 +176,10 @@ class TranslationData(MapData):
     def order(self, epoch: int, samples: int) -> NDArray[np.int64]:
         return bucketed(_lengths(self._pairs("train")), self.batch_size, self.seed, epoch)
 
+    def arranged(self, batches: list[list[int]]) -> list[list[int]]:
+        """Return the batches in mixed order, so that the first ones are not those of the shortest sentences."""
+        return [batches[place] for place in np.random.default_rng(0).permutation(len(batches))]
+
     def collate(self, samples: list[EncodedPair]) -> PairBatch:
         """Return a batch of pairs, padded on the right to the longest of each side."""
         source, source_mask = _padded([[*pair.source, EOS] for pair in samples])
@@ -186,18 +191,24 @@ class TranslationData(MapData):
         own = {
             "source_vocabulary": self.source_vocabulary.state(),
             "target_vocabulary": self.target_vocabulary.state(),
-            "crc32": self._crc32(),
+            "crc32": self._crc32("train"),
+            "test_crc32": self._crc32("val", "test"),
         }
         return super().state_dict() | own
 
     def check_goes_on(self, state_dict: dict[str, Any]) -> None:
         known = state_dict["source_vocabulary"], state_dict["target_vocabulary"]
         own = self.source_vocabulary.state(), self.target_vocabulary.state()
-        if state_dict["crc32"] != self._crc32() or known != own:
-            what = "pairs" if state_dict["crc32"] != self._crc32() else "vocabularies"
+        if state_dict["crc32"] != self._crc32("train") or known != own:
+            what = "pairs" if state_dict["crc32"] != self._crc32("train") else "vocabularies"
             raise UserError(
                 f"the {what} of {self.called} are not those that the checkpoint was trained on. Resuming needs the "
                 f"same {what}. Restore them, or start a new run."
+            )
+        if self._other_test(state_dict):
+            raise UserError(
+                f"the validation or test sentences of {self.called} are not those that the run had when the checkpoint "
+                f"was written. Restore the original files, or test it on these: python -m gridlstm.evaluate ckpt=…."
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -214,7 +225,8 @@ class TranslationData(MapData):
                 vocabulary_from(state_dict["target_vocabulary"]),
             )
             self._encoded = {}
-            self.changed = state_dict["crc32"] != self._crc32()
+            self.__dict__.pop("spec", None)
+            self.changed = state_dict["crc32"] != self._crc32("train")
         super().load_state_dict(state_dict)
 
     def _read(self) -> dict[Split, Sentences]:
@@ -298,10 +310,15 @@ class TranslationData(MapData):
             log.info("%s training pairs with over %d symbols on a side are left out", left_out, self.max_length)
         return kept
 
-    def _crc32(self) -> int:
-        """Return a checksum of all training pairs, which tells whether a checkpoint was trained on others."""
-        text = "\n".join(side for pair in self._read()["train"].pairs() for side in pair)
+    def _crc32(self, *splits: Split) -> int:
+        """Return a checksum of all pairs of these splits, which tells whether a checkpoint had others."""
+        text = "\n".join(side for split in splits for pair in self._read()[split].pairs() for side in pair)
         return zlib.crc32(text.encode())
+
+    def _other_test(self, state_dict: dict[str, Any]) -> bool:
+        """Return True if the pairs for validation or test differ; older checkpoints do not have their checksum."""
+        own = self._crc32("val", "test")
+        return bool(state_dict.get("test_crc32", own) != own)
 
 
 def bucketed(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:

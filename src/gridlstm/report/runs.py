@@ -95,6 +95,8 @@ class Run:
         # A checksum identifies data better than a path: one text may be in two places. Older runs called it text.
         data = self.result.get("data", self.result.get("text"))
         same |= chosen(self.config, {Role.SOURCE}) if data is None else {"data": data}
+        if "test_data" in self.result:  # older runs lack it
+            same["test_data"] = self.result["test_data"]
         same |= {name: self.config.get(key) for name, key in _SAID.items()}
         return tuple((key, str(value)) for key, value in sorted(same.items()))
 

@@ -64,6 +64,8 @@ class CarriedState:
         if self.training is None:
             return None
         leaves = [leaf.cpu() for leaf in tree_flatten(self.training)[0]]
+        if not leaves:  # a state without tensors is the same at any time
+            return None
         if trainer.world_size == 1:
             return leaves
         ranks: list[Any] = [None] * trainer.world_size

@@ -64,8 +64,10 @@ class Ensemble(SequenceTask):
         mean, carries = MeanProbability(members), first.carried is not None
         super().__init__(mean, spec, first.make_optimizer, carry_state=carries, temperature=temperature)
         self.networks = tuple(members)  # which ``model`` holds as modules
-        self.head = nn.Identity()  # log p is what a head would return
         self.metrics = first.metrics
+
+    def make_head(self, model: SequenceModel, spec: Spec) -> nn.Module:
+        return nn.Identity()  # log p is what a head would return
 
     def make_metrics(self) -> nn.ModuleDict:
         return self._make_metrics()
@@ -117,4 +119,6 @@ class TranslateTogether(Translate):
     def __init__(self, members: Sequence[Translate], spec: PairSpec) -> None:
         super().__init__(MeanTranslation(members), spec, members[0].make_optimizer)
         self.networks = tuple(members)  # which ``model`` holds as modules
-        self.head = nn.Identity()  # log p is what a head would return
+
+    def make_head(self, model: TranslationModel, spec: PairSpec, tied: bool) -> nn.Module:
+        return nn.Identity()  # log p is what a head would return

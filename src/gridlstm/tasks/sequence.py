@@ -44,14 +44,18 @@ class SequenceTask(Task):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(model, optimizer, scheduler)
+        self.head = self.make_head(model, spec)
+        self.classes = spec.output_size
+        self.temperature = temperature
+        self.carried = CarriedState(model) if carry_state else None
+
+    def make_head(self, model: SequenceModel, spec: Spec) -> nn.Module:
+        """Return the read-out that turns the model's output into logits."""
         head = nn.Linear(model.output_size, spec.output_size)
         if model.init_bound is not None:
             start_weights_within(head, model.init_bound)
             nn.init.uniform_(head.bias, -model.init_bound, model.init_bound)
-        self.head: nn.Module = head
-        self.classes = spec.output_size
-        self.temperature = temperature
-        self.carried = CarriedState(model) if carry_state else None
+        return head
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Return logits (B, T, C) of symbols (B, T), and the state after the last step."""

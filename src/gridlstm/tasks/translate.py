@@ -70,14 +70,18 @@ class Translate(Task):
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
         check_true_or_false(tied=tied)
+        self.head = self.make_head(model, spec, tied)
+        self.classes = spec.target_size
+        self.label_smoothing = label_smoothing
+
+    def make_head(self, model: TranslationModel, spec: PairSpec, tied: bool) -> nn.Module:
+        """Return the read-out that turns the model's output into logits."""
         if tied and model.target.weight.shape[1] != model.output_size:
             raise UserError(
                 f"tied=true needs projections of the output's length: expected {model.output_size}, got "
                 f"{model.target.weight.shape[1]}. Use tied=false."
             )
-        self.head: nn.Module = TiedHead(model.target) if tied else nn.Linear(model.output_size, spec.target_size)
-        self.classes = spec.target_size
-        self.label_smoothing = label_smoothing
+        return TiedHead(model.target) if tied else nn.Linear(model.output_size, spec.target_size)
 
     @property
     def output_text(self) -> str:

@@ -16,6 +16,9 @@ from gridlstm.training.stored import read_config
 def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
     """Return the words of the command line that composed a configuration; [] if no command line did.
 
+    The data directory is among them even if nobody typed it: its default depends on the working directory and on the
+    environment.
+
     Args:
         source: the configuration, with absolute ``paths``.
         paths: options whose stored values replace those of the command line.
@@ -27,6 +30,8 @@ def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
         key, _, _ = word.partition("=")
         path = OmegaConf.select(source, key.lstrip("+")) if key.lstrip("+") in paths else None
         words.append(word if path is None else f"{key}={_as_value(path)}")
+    if "${data_dir}" in OmegaConf.to_yaml(source) and not any(word.startswith("data_dir=") for word in words):
+        words.append(f"data_dir={quoted(source.data_dir)}")
     return [*config_dirs(HydraConfig.get()), *words]
 
 

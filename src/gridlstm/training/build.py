@@ -223,7 +223,10 @@ def _check_shares(cfg: DictConfig, data: SequenceData) -> None:
     """Raise UserError if a share of the batches is less than one batch; Lightning finds that only after training."""
     for name, loader in (("val", data.val_dataloader), ("test", data.test_dataloader)):
         limit = cfg.trainer.get(f"limit_{name}_batches")
-        if type(limit) is float and 0 < limit < 1 and int(limit * (batches := len(loader()))) == 0:
+        if type(limit) is not float or not 0 < limit < 1:
+            continue
+        data.prepare_data()  # counting reads it
+        if int(limit * (batches := len(loader()))) == 0:
             raise UserError(
                 f"trainer.limit_{name}_batches={limit} of {batches} batches is less than one. Use a whole number of "
                 f"batches, or a larger share."
@@ -291,7 +294,9 @@ def check_callbacks(cfg: DictConfig) -> None:
 def _callbacks(cfg: DictConfig) -> list[str]:
     """Return the names of the callbacks in use."""
     unused = () if cfg.trainer.get("enable_progress_bar", True) else ("progress",)
-    return [name for name, node in (cfg.callbacks or {}).items() if node and name not in unused]
+    names = [name for name, node in (cfg.callbacks or {}).items() if node and name not in unused]
+    # It puts the trained weights back at the end of a validation, after all others have used the averaged ones.
+    return sorted(names, key=lambda name: name == "weight_averaging")
 
 
 def check_optimizer(cfg: DictConfig) -> None:
@@ -329,7 +334,10 @@ def _check_schedule(cfg: DictConfig) -> None:
 
 def _with_epochs(cfg: DictConfig, data: SequenceData) -> DictConfig:
     """Return the configuration with the steps of one epoch of the data, if the schedule needs that number."""
-    if not cfg.scheduler or cfg.scheduler.get("steps_per_epoch", 0) is not None or data.batches_per_epoch is None:
+    if not cfg.scheduler or cfg.scheduler.get("steps_per_epoch", 0) is not None:
+        return cfg
+    data.prepare_data()  # counting reads it
+    if data.batches_per_epoch is None:
         return cfg
     cfg = cfg.copy()
     cfg.scheduler.steps_per_epoch = data.batches_per_epoch / cfg.trainer.accumulate_grad_batches

@@ -34,8 +34,8 @@ from gridlstm.training.validate import check, unused_network_options
 log = logging.getLogger(__name__)
 
 _SMALLER = (
-    "Use a smaller size, or a smaller task.data.batch_size with trainer.accumulate_grad_batches, or "
-    "model.sweep=recompute if the model has it."
+    "Use a smaller size, or a smaller task.data.batch_size with trainer.accumulate_grad_batches (where batches have "
+    "different numbers of targets, each counts equally), or model.sweep=recompute if the model has it."
 )
 
 

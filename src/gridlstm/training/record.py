@@ -92,6 +92,7 @@ def _make_absolute(source: DictConfig) -> list[str]:
     # Others name a path only if there is such a file: a data set of the hub or a directory, the beginning of the names
     # of parallel files, and lists of them.
     found = {"task.name": os.path.isdir, "task.pairs": _begins_a_file, "task.test_pairs": _begins_a_file}
+    found |= dict.fromkeys(("report.points", "report.curve"), os.path.isfile)
     for name, is_path in found.items():
         if isinstance(path := OmegaConf.select(source, name), str) and is_path(os.path.expanduser(path)):
             options.append(name)
@@ -196,11 +197,12 @@ def status_after(error: BaseException | None) -> str:
 def describe(run: Run) -> dict[str, Any]:
     """Return the sizes of the model and its device."""
     task, device = run.task, run.trainer.strategy.root_device
+    state, checksums = run.data.state_dict(), {"data": "crc32", "test_data": "test_crc32"}
     return {
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
         "state_size": task.state_size,
         "batch_size": run.data.batch_size,
-        **({"data": data} if (data := run.data.state_dict().get("crc32")) is not None else {}),
+        **{name: state[key] for name, key in checksums.items() if state.get(key) is not None},
         **({"foreign_files": list(foreign)} if (foreign := run.data.foreign_files) else {}),
         "processes": run.trainer.world_size,
         **provenance.describe(device),

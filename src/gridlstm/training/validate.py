@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
 from gridlstm.config import CONF
@@ -51,6 +51,15 @@ def check_start(cfg: DictConfig) -> None:
         raise UserError("each rank of torchrun would write to its own directory. Give all the same hydra.run.dir=…")
 
 
+def _remove_replaced(cfg: DictConfig) -> None:
+    """Remove abbreviations without a value, such as task.pairs, if all options that refer to them were given values."""
+    for key in OmegaConf.missing_keys(cfg):
+        node, _, name = key.rpartition(".")
+        if node == "task" and f"${{{key}}}" not in OmegaConf.to_yaml(cfg):
+            with open_dict(cfg):
+                del cfg.task[name]
+
+
 def check(cfg: DictConfig) -> None:
     """Raise UserError for a job that cannot work with any components."""
     # These modules import torch. --help and a misspelled option should not wait for it.
@@ -59,6 +68,7 @@ def check(cfg: DictConfig) -> None:
 
     _check_nodes(cfg)
     _check_checkpoints(cfg)
+    _remove_replaced(cfg)
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise UserError("\n".join(f"{key} has no value. Set {key}=…" for key in missing))

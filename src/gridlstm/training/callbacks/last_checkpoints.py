@@ -28,6 +28,13 @@ class LastCheckpoints(ModelCheckpoint):
         )
         self.number = number
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and self.dirpath is not None:
+            for path in kept(Path(self.dirpath)):  # a run that resumes from an earlier checkpoint has not reached them
+                if int(path.stem.removeprefix("step-")) > trainer.global_step:
+                    path.unlink()
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.is_global_zero and self.dirpath is not None:
