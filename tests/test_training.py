@@ -19,6 +19,7 @@ from PIL import Image
 
 from gridlstm.data.spec import Spec
 from gridlstm.data.text import TextData
+from gridlstm.engine.matmul import cost_of_products
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.metrics import RatioOfSums
@@ -366,14 +367,24 @@ def test_failed_run_records_its_error(job: Job, tmp_path: Path) -> None:
     assert "loss became" in str(written["error"])
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize(
+    ("precision", "cost", "warns"),
+    [("64-true", 9.0, False), ("bf16-mixed", 0.5, False), ("bf16-mixed", 1.9, True), ("bf16-true", 12.0, True)],
+)
 def test_precision_is_a_plain_option(
-    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture, precision: str
-) -> None:
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, precision: str,
+    cost: float, warns: bool,
+) -> None:  # fmt: skip
+    """The cost of products is that of another CPU."""
+    monkeypatch.setattr("gridlstm.training.job.cost_of_products", lambda dtype: cost)
     run_job(job(f"trainer.precision={precision}", task="text"))
     assert math.isfinite(float(rows(tmp_path / "run")[-1]["train/loss"]))
-    emulated = precision != "64-true" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert (f"trainer.precision={precision}: this CPU has no instructions" in caplog.text) is emulated
+    words = f"trainer.precision={precision}: on this CPU a matrix product in this type takes {cost:.1f} times as long"
+    assert (words in caplog.text) is warns
+
+
+def test_the_cost_of_products_is_measured() -> None:
+    assert 0 < cost_of_products(torch.bfloat16) < float("inf")
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])

@@ -263,6 +263,22 @@ def _speedup(rows: int, columns: int, inner: int, name: Product) -> float:
     return best["native"] / best[name]
 
 
+@_disable_current_modes()
+def cost_of_products(low: torch.dtype) -> float:
+    """Return how many times as long as in float32 a product takes in this type on this CPU, the best of several runs.
+
+    Without instructions for the type, PyTorch emulates them; some virtual machines hide the fast ones.
+    """
+    best = {torch.float32: float("inf"), low: float("inf")}
+    factors = {dtype: [x.to(dtype) for x in _problem(384, 384, 384)] for dtype in best}
+    for _ in range(5):
+        for dtype, (x, y) in factors.items():
+            start = time.perf_counter()
+            x @ y
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best[low] / best[torch.float32]
+
+
 @_disable_current_modes()  # hides the probe from operation counters
 def _probe() -> Product:
     """Measure all products, in about 0.1 seconds, and return the one to use."""
