@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from tests.conftest import PATIENCE, ROOT, compose, run_python
 
+from gridlstm.config import quoted
 from gridlstm.train import explain
+from gridlstm.training.arguments import with_home
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +89,7 @@ def test_cfg_job_prints_the_configuration() -> None:
         ("stages={fit: 1}", ["error: stages={fit: 1} is not a list. Give stages=[…]."]),
         ("hydra.run.dir=/proc/nowhere", ["/proc/nowhere", "hydra.run.dir"]),
         ("--config-dir=nowhere", ["nowhere", "not found"]),
+        ("hydra.run.dir=~nobody-here/run", ["Could not determine home directory. Write the path without ~."]),
     ],
 )
 def test_misspelt_options_get_the_nearest_valid_names(argument: str, words: list[str]) -> None:
@@ -113,6 +117,31 @@ def test_options_of_a_chosen_cell_are_listed() -> None:
     message = refused("transform@model.depth=gru", "model.depth.forget_bias=3")
     assert "there is no option model.depth.forget_bias" in message
     assert "Options of model.depth: _target_, bias, gain" in message
+
+
+def test_an_unreadable_file_of_ones_own_is_named(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text("model: {size: 3\nseed: 1\n")
+    message = refused(f"--config-dir={tmp_path}", "experiment=own")
+    assert "error: a YAML file cannot be read: " in message
+    assert "own.yaml" in message
+
+
+def test_many_swept_choices_do_not_hide_a_misspelt_option() -> None:
+    assert "there is no option typo" in explain(HydraException("Could not override 'typo'"), ["model=" + "a,b" * 99])
+
+
+def test_the_home_directory_replaces_a_tilde_in_directories() -> None:
+    home = Path.home()
+    assert with_home("hydra.run.dir=~/runs/1") == f"hydra.run.dir='{home}/runs/1'"
+    assert with_home("hydra.sweep.dir='~/my runs'") == f"hydra.sweep.dir='{home}/my runs'"
+    for word in ("hydra.run.dir=runs/~", "task.path=~/text", "-m"):
+        assert with_home(word) == word
+
+
+@pytest.mark.parametrize("text", ["a\\", "a\\'b", "it's", "\\\\", "\\'", "C:\\data\\", ""])
+def test_quoted_text_is_read_back_unchanged(text: str) -> None:
+    assert OverridesParser.create().parse_override(f"key={quoted(text)}").value() == text
 
 
 def test_misspelt_name_from_config_dir_gets_a_suggestion(tmp_path: Path) -> None:

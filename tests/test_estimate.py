@@ -15,11 +15,12 @@ import pytest
 from tests.conftest import TOY_TASKS, compose, python, wait_for
 
 from gridlstm.config import CONF
+from gridlstm.multirun import estimate as estimating
 from gridlstm.multirun.devices import Demand, Pool
 from gridlstm.multirun.estimate import Estimate, _measurable, announce, estimate, estimates, lines, warnings
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.launch import Launch
-from gridlstm.multirun.measure import measure, validation_batches
+from gridlstm.multirun.measure import measure, result_file, validation_batches
 from gridlstm.multirun.start import start_here
 from gridlstm.tasks.tag_sequence import TagSequence
 from gridlstm.training.build import build
@@ -160,6 +161,33 @@ def test_an_estimate_validates_on_only_two_batches(limit: str, monkeypatch: pyte
     monkeypatch.setattr(TagSequence, "validation_step", count)
     assert measure(config).validation_seconds > 0
     assert set(seen) == {0, 1}
+
+
+def test_a_job_is_measured_on_the_gpus_that_it_chose() -> None:
+    config = compose(*SMALL, "trainer.devices=[2,3]")
+    config.run = {"dir": "."}
+    assert _measurable(config, Demand(2, gpus=2, chosen=True))["trainer"]["devices"] == [2, 3]
+    assert _measurable(config, Demand(2, gpus=2))["trainer"]["devices"] == 2
+
+
+def test_jobs_that_were_measured_in_time_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        """A measurement that ends after its first job."""
+
+        def __init__(self, line: list[str], environment: object, console: Path) -> None:
+            result_file(Path(line[-1]), 0).write_text('{"seconds": 1.0}')
+
+        def ended(self) -> None:
+            return None
+
+        def kill(self) -> None:
+            """Do nothing: there is no process."""
+
+    monkeypatch.setattr(estimating, "ProcessTree", Slow)
+    monkeypatch.setattr(estimating, "_PATIENCE_SECONDS", 0.0)
+    first, second = estimating._measured_by(1, [{}, {}], {}, ())
+    assert first == {"seconds": 1.0}
+    assert "took more than" in second["error"]
 
 
 def test_an_estimate_measures_the_step_that_the_jobs_use() -> None:

@@ -85,12 +85,31 @@ def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     with pytest.raises(UserError, match="WANDB_MODE must be online, offline or disabled, got 'dryrun'"):
         offline()
+    (tmp_path / "netrc").write_text("nonsense here")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert offline(), "the file of keys is not needed"
     monkeypatch.delenv("WANDB_MODE")
     with pytest.raises(UserError, match=r"logger\.wandb\.mode must be auto, online, offline or disabled"):
         offline("sometimes")
-    (tmp_path / "netrc").write_text("nonsense here")
     with pytest.raises(UserError, match="cannot read the API key"):
         offline()
+
+
+def test_the_server_of_a_login_is_known(nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wandb login --host=…` stores the address beside the key."""
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    (tmp_path / "netrc").write_text(f"machine wandb.example\n  login user\n  password {40 * 'a'}\n")
+    assert not logged_in()
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.example\n")
+    assert logged_in()
+    (tmp_path / "settings").write_text("not settings")
+    assert not logged_in()
+
+
+def test_nobody_is_logged_in_without_a_home_directory(nobody: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRC", "~nobody-here/netrc")
+    assert not logged_in()
 
 
 def test_disabled_writes_nothing(nobody: None, job: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:

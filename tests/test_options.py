@@ -52,6 +52,7 @@ def test_longest_matching_entry_decides_the_role(key: str, expected: Role) -> No
 def test_run_directory_names_do_not_count_as_choices() -> None:
     config = {"run.dir": "outputs/a", "run.name": "a-s1", "model.log": "outputs/a/log", "model.name": "a-s1"}
     assert chosen(config | {"model.size": 3, "model.tied": None}, {Role.NETWORK}) == {"model.size": 3}
+    assert chosen({"run.name": "3", "model.size": 3}, {Role.NETWORK}) == {"model.size": 3}
 
 
 def test_leaves_keep_lists_and_empty_nodes(tmp_path: Path) -> None:

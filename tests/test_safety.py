@@ -67,6 +67,7 @@ def last(directory: Path) -> dict[str, Any]:
         (2, 3, ("callbacks=[default,weight_averaging]",)),
         (2, 3, ("model.dropout=0.3",)),
         (2, 3, ("task.val_every=1",)),
+        (1, 2, ("task.val_every=1", "trainer.accumulate_grad_batches=2")),
     ],
 )
 def test_interrupted_run_resumes_bit_for_bit(

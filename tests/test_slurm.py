@@ -261,6 +261,10 @@ def test_slurm_refusal_is_reported_without_a_traceback(start: Callable[..., subp
         (["hardware=slurm"], "error: hardware=slurm submits the jobs of a sweep. Add -m, even for a sweep of one job."),
         (["-m", "hardware=slurm", "trainer.devices=-1"], "hardware=slurm needs the number of devices per node"),
         (["-m", "hardware=slurm", "hydra.launcher.timeout_min=0"], "hydra.launcher.timeout_min must be a whole number"),
+        (
+            ["-m", "hardware=slurm", "hydra.launcher.setup=module"],
+            "hydra.launcher.setup must be a list of shell commands",
+        ),
         (["-m", "hardware=slurm"], "error: hardware=slurm needs SLURM, but sbatch is missing here"),
     ],
 )

@@ -18,6 +18,8 @@ import yaml
 from tests.conftest import ROOT, run_python
 from tests.wandb_records import read_back
 
+from gridlstm.multirun.process_tree import last_line
+
 SMALL = [
     "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
     "task.data.num_test=15", "trainer.max_steps=4", "task.val_every=1", "trainer.log_every_n_steps=1",
@@ -247,6 +249,30 @@ def test_configuration_on_a_search_path_reaches_the_jobs(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     (config,) = tmp_path.glob("multirun/*/*/*/config.yaml")
     assert yaml.safe_load(config.read_text())["optimizer"]["lr"] == 0.125
+
+
+def test_a_completed_job_whose_options_have_changed_is_named_and_kept(tmp_path: Path) -> None:
+    """Hydra's own options reach the jobs too."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    words = ["--config-dir=mine", "experiment=own", "seed=1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=job",
+             "+hydra.job.env_set.GRIDLSTM_DATA=/of/the/sweep"]  # fmt: skip
+    for rate in (0.125, 0.25):
+        own.write_text(f"# @package _global_\noptimizer: {{lr: {rate}}}\n")
+        done = sweep(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "job was completed with other options" in done.stdout
+    assert "optimizer.lr=0.25, in the earlier run 0.125" in done.stdout
+    config = yaml.safe_load((tmp_path / "sweep" / "job" / "config.yaml").read_text())
+    assert (config["optimizer"]["lr"], config["data_dir"]) == (0.125, "/of/the/sweep")
+
+
+def test_the_error_of_a_rank_is_told_instead_of_the_last_line(tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    console.write_text("error: seed must be 0 or more, got -1.\nE1128 failed (exitcode: 1)\n=====\n-----\n")
+    assert last_line(console) == "error: seed must be 0 or more, got -1."
+    console.write_text("one\nlast words\n  =====\n")
+    assert last_line(console) == "last words"
 
 
 def test_distributed_jobs_are_refused_by_launchers_that_share_a_process(tmp_path: Path) -> None:

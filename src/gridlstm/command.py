@@ -217,6 +217,10 @@ def run_command(parser: Parser, run: Callable[[dict[str, Any], list[str]], None]
         else:
             run(*parser.parse(arguments))
         sys.stdout.flush()
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # of Path.expanduser, for ~ of an unknown user
+            raise
+        sys.exit(f"error: {error} Write the path without ~.")
     except BrokenPipeError:
         # Exit quietly, as in "| head". The SIGPIPE signal cannot be used, because a closed connection also raises it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -90,15 +90,23 @@ def in_shell(word: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return any text in quotes, as the value of an override."""
-    return "'" + text.replace("'", r"\'") + "'"
+    """Return any text in quotes, as the value of an override; backslashes before a quote must be doubled."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
 
 
-def config_dirs(hydra: Any) -> list[str]:
-    """Return the words of the command line that name the user's own configuration."""
+_OF_A_JOB = ("searchpath", "job.", "job_logging", "hydra_logging", "verbose", "output_subdir")
+"""Beginnings of Hydra's options that concern a single run, whether it is a job of a sweep or not."""
+
+
+def hydra_words(hydra: Any) -> list[str]:
+    """Return the words of the command line for Hydra that a job of a sweep needs, and a resumed run.
+
+    They name the user's own configuration, or set logging, environment variables and the like.
+    """
     sources = hydra.runtime.config_sources
     named = [f"--config-dir={each.path}" for each in sources if each.provider == "command-line"]
-    return named + [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+    own = tuple(f"hydra{mark}{name}" for name in _OF_A_JOB for mark in "./")
+    return named + [word for word in hydra.overrides.hydra if word.lstrip("+~").startswith(own)]
 
 
 def compose(*overrides: str) -> DictConfig:

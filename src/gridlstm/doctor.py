@@ -30,6 +30,9 @@ _PACKAGES = {
 }
 """Optional packages: the extra that installs each, and the commands and options that need it."""
 
+_MODULES = {"optuna": "hydra_plugins.hydra_optuna_sweeper"}
+"""Module to look for, if the package itself is not enough."""
+
 
 class Finding(NamedTuple):
     """One line of the report: name of the component, True if it was found, and the consequence in words."""
@@ -132,7 +135,7 @@ def _data(directory: Path) -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for package, (extra, purpose) in _PACKAGES.items():
-        found = find_spec(package) is not None
+        found = find_spec(_MODULES.get(package, package)) is not None
         yield Finding(package, found, purpose if found else f'for {purpose}: pip install "gridlstm[{extra}]"')
 
 

@@ -96,7 +96,8 @@ def _default_config(arguments: list[str], with_hydra: bool) -> DictConfig:
     choices = []
     for argument in arguments:
         group, _, name = argument.partition("=")
-        if (CONF / group.partition("@")[0] / f"{name}.yaml").is_file():  # such as transform@model.depth=gru
+        swept = "," in name  # joined, the choices may be longer than a file's name
+        if not swept and (CONF / group.partition("@")[0] / f"{name}.yaml").is_file():  # transform@model.depth=gru
             choices.append(argument)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

@@ -198,8 +198,7 @@ def chosen(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]
         for key, value in config.items()
         if value is not None
         and role(key) in roles
-        and str(value) not in own
-        and not str(value).startswith(f"{own[0]}/")
+        and not (isinstance(value, str) and (value in own or value.startswith(f"{own[0]}/")))
     }
 
 

@@ -12,12 +12,13 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from gridlstm.command import prepare
 from gridlstm.config import CONF, MATRIX
 from gridlstm.errors import UserError
 from gridlstm.explain import explain
-from gridlstm.training.arguments import with_kept
+from gridlstm.training.arguments import with_home, with_kept
 from gridlstm.training.validate import check_start
 
 _SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
@@ -70,6 +71,12 @@ def main() -> None:
         sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, sys.argv[1:])}")
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # of Path.expanduser, for ~ of an unknown user
+            raise
+        sys.exit(f"error: {error} Write the path without ~.")
+    except YAMLError as error:
+        sys.exit(f"error: a YAML file cannot be read: {error}")
     except OSError as error:
         sys.exit(f"error: {error}. A run writes into hydra.run.dir, by default below ./outputs.")
     except ValueError as error:
@@ -80,7 +87,7 @@ def main() -> None:
 
 def _take_up() -> None:
     """Prepend the stored options of a resumed run to the command line, in sys.argv and sys.orig_argv."""
-    arguments = with_kept(sys.argv[1:])
+    arguments = with_kept([with_home(word) for word in sys.argv[1:]])
     first = len(sys.orig_argv) - len(sys.argv) + 1
     sys.argv[1:] = sys.orig_argv[first:] = arguments
 

@@ -1,5 +1,6 @@
 """Refuse a sweep before it starts if it would silently differ from what the user asked for."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from omegaconf import DictConfig, open_dict
 
 from gridlstm.errors import UserError
 from gridlstm.multirun.jobs import Job
+
+log = logging.getLogger(__name__)
 
 
 class SweepCheck(Callback):
@@ -90,6 +93,24 @@ def check_jobs(jobs: Sequence[Job]) -> None:
             wrong.append(f"{job.name}: {error}")
     if wrong:
         raise UserError("\n".join([f"{len(wrong)} of {len(jobs)} jobs cannot work, so none was started.", *wrong]))
+
+
+def warn_of_changes(jobs: Sequence[Job]) -> None:
+    """Warn of completed jobs whose options have changed since, for example in the experiment's file."""
+    from gridlstm.training.compatibility import differences_of_result
+
+    for job in jobs:
+        if not job.completed() or not (job.directory / "config.yaml").is_file():
+            continue
+        with job.at_hand():
+            changed = differences_of_result(_without_hydra(job.config), job.directory)
+        if changed:
+            log.warning(
+                "%s was completed with other options, and its result is kept: %s. To run it again, delete its "
+                "directory, or use another hydra.sweep.dir",
+                job.name,
+                "; ".join(changed),
+            )
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

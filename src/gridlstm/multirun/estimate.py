@@ -16,9 +16,10 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gridlstm.files import write_text
+from gridlstm.files import read_json, write_text
 from gridlstm.multirun.devices import Demand
 from gridlstm.multirun.jobs import Job
+from gridlstm.multirun.measure import result_file
 from gridlstm.multirun.process_tree import ProcessTree, last_line
 from gridlstm.multirun.start import torchrun
 from gridlstm.options import Role, leaves, role
@@ -189,7 +190,7 @@ def _measurable(config: DictConfig, demand: Demand) -> dict[str, Any]:
             "max_time": None,
             "val_check_interval": 10**9,
             "accelerator": accelerator if demand.gpus or accelerator == "auto" else "cpu",
-            "devices": demand.processes,
+            "devices": plain["trainer"]["devices"] if demand.chosen else demand.processes,
             "num_nodes": 1,
             "enable_checkpointing": False,
             "enable_progress_bar": False,
@@ -230,12 +231,15 @@ def _measured_by(
                 time.sleep(0.1)
         finally:
             tree.kill()
-        if how is None:
-            return [{"error": f"the measurement took more than {_PATIENCE_SECONDS / 60:.0f} minutes"}] * len(kinds)
-        if how:
-            return [{"error": last_line(console) or f"ended with {how}"}] * len(kinds)
-        results: list[dict[str, Any]] = json.loads(out.read_text())
-        return results
+        if how == "":
+            results: list[dict[str, Any]] = json.loads(out.read_text())
+            return results
+        error = {
+            "error": f"the measurement took more than {_PATIENCE_SECONDS / 60:.0f} minutes"
+            if how is None
+            else last_line(console) or f"ended with {how}"
+        }
+        return [read_json(result_file(out, n)) or error for n in range(len(kinds))]
 
 
 def _machine_bytes() -> int:

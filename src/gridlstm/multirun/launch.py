@@ -75,9 +75,9 @@ class Launch:
         Raises:
             SystemExit: the sweep was interrupted.
         """
-        if self.waiting and (
-            share := self.pool.take(demand := self.waiting[0][1], threads := max(self.threads.values()))
-        ):
+        # All kinds of jobs are measured with the share of the one that needs most.
+        demand = max((each for _, each in self.waiting), key=lambda each: (each.gpus, each.processes), default=None)
+        if demand is not None and (share := self.pool.take(demand, threads := max(self.threads.values()))):
             self.pool.give_back(share)
             variables = environment(os.environ, demand, share, threads, self.at_once == 1)
             with _interruption() as interrupted:
@@ -169,7 +169,7 @@ class Launch:
             log.warning("%s was completed, but then ended with %s; see %s", job.name, how, job.directory / CONSOLE)
         elif how and job.result().get("status") not in ("failed", "interrupted"):
             job.record_end("failed", f"ended with {how}: {last_line(job.directory / CONSOLE) or 'it printed nothing'}")
-        elif not how and not job.completed():
+        elif not how and job.result().get("status") not in ("completed", "failed", "interrupted"):
             job.record_end("failed", "ended with exit status 0 but left no score in result.json")
         result = job.result()
         row.state, row.seconds, row.best = result["status"], time.monotonic() - running.start, result.get("score")

@@ -110,6 +110,11 @@ def _resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def result_file(out: Path, number: int) -> Path:
+    """Return the file with the result of one job, which exists once it is measured."""
+    return out.with_name(f"{out.name}.{number}")
+
+
 def _measure_into(result: Path, job: dict[str, Any]) -> None:
     try:
         found: dict[str, Any] = measure(OmegaConf.create(job))._asdict()
@@ -126,7 +131,7 @@ def main() -> None:
     given, out = map(Path, sys.argv[1:])
     results: list[dict[str, Any]] = []
     for number, job in enumerate(json.loads(given.read_text())):
-        result = out.with_name(f"{out.name}.{number}")
+        result = result_file(out, number)
         process = multiprocessing.get_context("fork").Process(target=_measure_into, args=(result, job))
         process.start()
         process.join(_PATIENCE_SECONDS)

@@ -64,9 +64,10 @@ class ProcessTree:
 
 
 def last_line(console: Path) -> str:
-    """Return the last line that a command printed, or ""."""
+    """Return the error that a command printed, else its last line, or "". torchrun's own report comes after both."""
     text = console.read_text(errors="replace") if console.exists() else ""
-    return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip(" =-")]
+    return next((line for line in lines if line.startswith("error: ")), (lines or [""])[-1])
 
 
 def _groups_below(pid: int) -> set[int]:

@@ -64,13 +64,13 @@ class Attempt:
         job: job to run.
         demand: demand of each node.
         threads: threads of each process.
-        config_dirs: command-line options that name configuration directories.
+        hydra_words: words of the command line for Hydra, see ``gridlstm.config.hydra_words``.
     """
 
     job: Job
     demand: Demand
     threads: int
-    config_dirs: list[str]
+    hydra_words: list[str]
 
     def __call__(self) -> None:
         """Run the ranks of this node.
@@ -91,7 +91,7 @@ class Attempt:
         console = self.job.directory / (CONSOLE if place.node == 0 else f"node{place.node}-{CONSOLE}")
         tree = ProcessTree(
             # torchrun also starts a single rank: without it, Lightning would save in mid-step in SLURM, and requeue.
-            command(self.job, torchrun(self.demand.processes, rendezvous), self.config_dirs),
+            command(self.job, torchrun(self.demand.processes, rendezvous), self.hydra_words),
             environment(os.environ, self.demand, Share((), 0), self.threads, alone=False),
             console,
         )
@@ -191,14 +191,14 @@ class SlurmJob:
             self.interrupt()
 
 
-def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, config_dirs: Sequence[str]) -> Start:
+def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, hydra_words: Sequence[str]) -> Start:
     """Return a function that submits jobs to SLURM, or finds jobs that an earlier sweep left in the queue.
 
     Args:
         folder: directory of submitit's files and SLURM's output.
         options: options of submitit's executor, for all jobs.
         max_num_timeout: number of times a job may reach its time limit and resume.
-        config_dirs: command-line options that name configuration directories.
+        hydra_words: words of the command line for Hydra, see ``gridlstm.config.hydra_words``.
 
     Raises:
         UserError: SLURM is not installed here.
@@ -219,7 +219,7 @@ def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, 
         # On its node the job is not part of a sweep.
         overrides = [*job.overrides, "hydra/launcher=process"]
         alone = replace(job, directory=job.directory.resolve(), overrides=overrides, config=DictConfig({}))
-        attempt = Attempt(alone, demand, threads, list(config_dirs))
+        attempt = Attempt(alone, demand, threads, list(hydra_words))
         cpus = demand.processes * threads
         # torchrun starts the ranks of a node, so that a failed rank ends the others. srun ignores the number of CPUs
         # given to sbatch.
@@ -238,7 +238,7 @@ def start_in_queue(folder: Path, options: dict[str, Any], max_num_timeout: int, 
             with clean_env():
                 os.environ.update(given)
                 number = executor.submit(attempt).job_id
-        except submitit.core.utils.FailedJobError as error:
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UserError(f"SLURM refuses {job.name}: {error}") from error
         write_text(job.directory / SUBMITTED, json.dumps({"job": number}) + "\n")
         queue.watch(number)

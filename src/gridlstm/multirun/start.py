@@ -40,18 +40,18 @@ Start = Callable[[Job, Demand, Share, int, bool], Process]
 """(job, demand, share, threads per process, True if it runs alone) -> started job."""
 
 
-def start_here(config_dirs: Sequence[str]) -> Start:
+def start_here(hydra_words: Sequence[str]) -> Start:
     """Return a function that starts jobs on this machine.
 
     Args:
-        config_dirs: command-line options that name configuration directories.
+        hydra_words: words of the command line for Hydra, see ``gridlstm.config.hydra_words``.
     """
 
     def start(job: Job, demand: Demand, share: Share, threads: int, alone: bool) -> ProcessTree:
         job.begin()
         ranks = torchrun(demand.processes, ["--standalone"]) if demand.processes > 1 else []
         return ProcessTree(
-            command(job, ranks, config_dirs),
+            command(job, ranks, hydra_words),
             environment(os.environ, demand, share, threads, alone),
             job.directory / CONSOLE,
         )
@@ -69,13 +69,13 @@ def torchrun(processes: int, rendezvous: Sequence[str]) -> list[str]:
     return ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={processes}"]
 
 
-def command(job: Job, ranks: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
+def command(job: Job, ranks: Sequence[str], hydra_words: Sequence[str]) -> list[str]:
     """Return the command line of one job, which resumes if there is a checkpoint.
 
     Args:
         job: job to run.
         ranks: arguments from ``torchrun``; empty for one process.
-        config_dirs: command-line options that name configuration directories.
+        hydra_words: words of the command line for Hydra, see ``gridlstm.config.hydra_words``.
     """
     overrides = list(job.overrides)
     if job.resumable():
@@ -83,7 +83,7 @@ def command(job: Job, ranks: Sequence[str], config_dirs: Sequence[str]) -> list[
     if not any(o.startswith("run.name=") for o in overrides):
         overrides.append(f"run.name={quoted(job.name)}")  # same name in the log, W&B and the table of jobs
     directory = quoted(str(job.directory.resolve()))
-    return [sys.executable, *ranks, "-m", "gridlstm.train", *config_dirs, *overrides, f"hydra.run.dir={directory}"]
+    return [sys.executable, *ranks, "-m", "gridlstm.train", *hydra_words, *overrides, f"hydra.run.dir={directory}"]
 
 
 def environment(given: Mapping[str, str], demand: Demand, share: Share, threads: int, alone: bool) -> dict[str, str]:

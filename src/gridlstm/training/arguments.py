@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from gridlstm.config import config_dirs, quoted
+from gridlstm.config import hydra_words, quoted
 from gridlstm.options import DEFAULTS
 from gridlstm.training.stored import read_config
 
@@ -32,7 +32,7 @@ def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
         words.append(word if path is None else f"{key}={_as_value(path)}")
     if "${data_dir}" in OmegaConf.to_yaml(source) and not any(word.startswith("data_dir=") for word in words):
         words.append(f"data_dir={quoted(source.data_dir)}")
-    return [*config_dirs(HydraConfig.get()), *words]
+    return [*hydra_words(HydraConfig.get()), *words]
 
 
 def _as_value(path: str | ListConfig) -> str:
@@ -60,6 +60,18 @@ def with_kept(arguments: Sequence[str]) -> list[str]:
     kept = map(_without_default, run.get("arguments", []))
     again = {word.partition("=")[0] for word in typed}  # Hydra accepts an addition (+) or deletion (~) only once
     return [*(word for word in kept if word.partition("=")[0] not in again), *typed]
+
+
+def with_home(word: str) -> str:
+    """Return a word with the home directory in place of ~ in the directory of a run or a sweep.
+
+    Hydra refuses an unquoted ~ and makes a directory of that name from a quoted one.
+    """
+    key, _, value = word.partition("=")
+    directory = value.strip("'\"")
+    if key not in ("hydra.run.dir", "hydra.sweep.dir") or not directory.startswith("~"):
+        return word
+    return f"{key}={quoted(str(Path(directory).expanduser()))}"
 
 
 def _without_default(word: str) -> str:

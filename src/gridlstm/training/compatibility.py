@@ -46,6 +46,13 @@ def differences_of_end(cfg: DictConfig, directory: Path) -> list[str]:
     return sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
 
 
+def differences_of_result(cfg: DictConfig, directory: Path) -> list[str]:
+    """Return the options that determine a result and differ from the run in a directory, without a matched size."""
+    now, then = _both(cfg, directory, FIXED | {Role.LENGTH})
+    unknown = {key for key in then if now.get(key) is None}  # chosen by the run itself, or newer than this package
+    return [line for line in _differences(now, then) if line.partition("=")[0] not in unknown]
+
+
 def other_network(cfg: DictConfig, checkpoint: Path) -> list[str]:
     """Return the model options that differ from the checkpoint's run: its weights may compute something else."""
     if (directory := run_directory(checkpoint)) is None:

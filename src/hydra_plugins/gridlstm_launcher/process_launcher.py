@@ -81,13 +81,14 @@ class ProcessLauncher(Launcher):
     ) -> "tuple[list[Job], list[Demand], Pool, Start]":
         """Plan the jobs, check them, and write the plan to the sweep directory."""
         from gridlstm.files import write_text
-        from gridlstm.multirun.check import check_jobs
+        from gridlstm.multirun.check import check_jobs, warn_of_changes
         from gridlstm.multirun.jobs import plan
 
         if len(points) >= _MANY:
             log.info("checking %d jobs", len(points))
         planned = plan(root, points, first_number, self._compose)
         check_jobs(planned.jobs)
+        warn_of_changes(planned.jobs)
         demands, pool, start = self.place(root, [job.config.trainer for job in planned.jobs])
         planned.write(root)
         if not (root / "multirun.yaml").exists():  # it marks a sweep, but not every sweeper writes it
@@ -102,13 +103,13 @@ class ProcessLauncher(Launcher):
 
     def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
         """Return the demands of jobs with these ``trainer`` nodes, the free resources and a function to start a job."""
-        from gridlstm.config import config_dirs
+        from gridlstm.config import hydra_words
         from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
         from gridlstm.multirun.start import start_here
 
         gpus = visible_gpus(trainers)
         demands = [demand(trainer, len(gpus)) for trainer in trainers]
-        return demands, Pool(gpus, cores(), self.jobs, threads()), start_here(config_dirs(self.config.hydra))
+        return demands, Pool(gpus, cores(), self.jobs, threads()), start_here(hydra_words(self.config.hydra))
 
     def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, str]:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)

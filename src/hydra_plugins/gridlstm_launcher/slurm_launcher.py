@@ -61,13 +61,15 @@ class SlurmLauncher(ProcessLauncher):
             "qos": qos,
             "constraint": constraint,
             "mem": None if mem_gb is None else f"{int(mem_gb * 1024)}MB",
-            "setup": list(setup),
+            "setup": setup if isinstance(setup, str) else list(setup),  # text is refused below
             "additional_parameters": OmegaConf.to_container(OmegaConf.create(dict(additional_parameters or {}))),
         }
         self.options = {name: value for name, value in options.items() if value is not None}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if isinstance(lines := config.hydra.launcher.setup, str):
+            raise UserError(f"hydra.launcher.setup must be a list of shell commands, got {lines!r}. Use [{lines!r}].")
         for name in ("timeout_min", "cpus_per_process"):
             value = config.hydra.launcher[name]
             if type(value) is not int or value < 1:
@@ -78,11 +80,11 @@ class SlurmLauncher(ProcessLauncher):
             from gridlstm.multirun.slurm import demand, start_in_queue
         except ModuleNotFoundError as error:
             raise UserError(f"hardware=slurm needs an extra ({error}). Run pip install gridlstm[slurm].") from error
-        from gridlstm.config import config_dirs
+        from gridlstm.config import hydra_words
         from gridlstm.multirun.devices import Pool
 
         demands = [demand(trainer) for trainer in trainers]
         # SLURM assigns the devices; here only the number of jobs in its queue counts.
         pool = Pool((), cores=1, jobs=self.jobs or len(trainers), threads=self.cpus_per_process)
-        start = start_in_queue(root / "slurm", self.options, self.max_num_timeout, config_dirs(self.config.hydra))
+        start = start_in_queue(root / "slurm", self.options, self.max_num_timeout, hydra_words(self.config.hydra))
         return demands, pool, start

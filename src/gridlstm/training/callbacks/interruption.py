@@ -1,6 +1,7 @@
 """End a run on Ctrl-C, SIGTERM or SIGHUP after the current step, with a checkpoint of that step."""
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -61,7 +62,8 @@ class SaveOnInterrupt(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # If every step is followed by a validation, the run can end only after one.
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.val_check_batch != 1 or trainer.should_stop:
+        every_step = (trainer.val_check_batch or math.inf) <= trainer.accumulate_grad_batches
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not every_step or trainer.should_stop:
             return
         if self._asked(trainer):
             pl_module.on_validation_end()  # Lightning would call it after this

@@ -1,5 +1,6 @@
 """Find the W&B account and the W&B run of a directory, without importing W&B or torch."""
 
+import configparser
 import netrc
 import os
 import secrets
@@ -25,16 +26,29 @@ def logged_in() -> bool:
     """
     if os.environ.get("WANDB_API_KEY"):
         return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    server = os.environ.get("WANDB_BASE_URL")
+    server = _server()
     hosts = [urlsplit(server).netloc] if server else _HOSTS
     try:
+        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         keys = netrc.netrc(path)
-    except OSError:  # the file does not exist or is not readable
+    except (OSError, RuntimeError):  # the file does not exist or is not readable, or there is no home directory
         return False
     except netrc.NetrcParseError as error:
         raise UserError(f"cannot read the API key from {path}: {error}. Repair the file or use logger=csv.") from error
     return any(keys.authenticators(host) is not None for host in hosts)
+
+
+def _server() -> str | None:
+    """Return the address of a W&B server of one's own: of WANDB_BASE_URL, or of `wandb login --host=…`."""
+    if given := os.environ.get("WANDB_BASE_URL"):
+        return given
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        home = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+        settings.read([home / "settings", Path("wandb") / "settings"])
+    except (OSError, RuntimeError, configparser.Error):  # wandb itself says what is wrong with them
+        return None
+    return settings.get("default", "base_url", fallback=None)
 
 
 def unreachable() -> str | None:
@@ -42,7 +56,7 @@ def unreachable() -> str | None:
 
     wandb itself would try for a minute and a half. Behind a proxy, return None without a test.
     """
-    server = urlsplit(os.environ.get("WANDB_BASE_URL") or f"https://{_HOSTS[-1]}")
+    server = urlsplit(_server() or f"https://{_HOSTS[-1]}")
     if not server.hostname or getproxies().get(server.scheme):
         return None
     try:

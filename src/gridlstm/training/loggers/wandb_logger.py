@@ -118,17 +118,16 @@ def make_logger(
     Raises:
         UserError: the mode does not exist, or is online without an API key or a connection to W&B.
     """
-    has_key = logged_in()
     modes = ("online", "offline", "disabled")
     if mode not in ("auto", *modes):
         raise UserError(f"logger.wandb.mode must be auto, online, offline or disabled, got {mode!r}.")
     wanted = mode == "online" or os.environ.get("WANDB_MODE") == "online"
     if mode == "auto":
-        asked = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+        asked = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
         if asked not in modes:
             raise UserError(f"WANDB_MODE must be online, offline or disabled, got {asked!r}.")
         mode = cast(Any, asked)
-    if mode == "online" and not has_key:
+    if mode == "online" and not logged_in():
         raise UserError(
             "logger.wandb.mode=online needs an account. Run `wandb login`, or use logger.wandb.mode=offline."
         )
