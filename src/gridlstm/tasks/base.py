@@ -133,7 +133,10 @@ class Task(L.LightningModule, ABC):
             self.carried.training = prediction.state
         with torch.no_grad():
             self.update_metrics(self._metrics("train"), batch, prediction)
-        terms = self.trainer.strategy.reduce(prediction.terms, reduce_op="sum")
+        terms = prediction.terms.clone()
+        if self.trainer.world_size > 1:
+            # Lightning's reduce would first wait for all ranks, which stops a GPU between the passes.
+            torch.distributed.all_reduce(terms)
         # DDP averages the gradients of the ranks. The factor of the number of ranks turns the mean into the sum.
         return prediction.losses.sum() / terms * self.trainer.world_size
 
