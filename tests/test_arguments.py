@@ -73,6 +73,18 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again_with_its_word
     assert with_kept(words) == [*(word for word in READ if word != "ckpt_path=/other.ckpt"), *words]
 
 
+def test_data_of_another_machine_are_looked_for_where_they_are_here(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, words = directory / "config_source.yaml", ["ckpt_path=last", f"hydra.run.dir='{directory}'"]
+    source = OmegaConf.load(file)
+    for there, here, kept in ((tmp_path, "here", True), ("/not/here", "here", False), ("/not/here", "", True)):
+        source.run.arguments = [f"data_dir='{there}'"]
+        OmegaConf.save(source, file)
+        monkeypatch.setenv("GRIDLSTM_DATA", here)
+        assert with_kept(words) == [f"data_dir='{there}'"] * kept + words
+
+
 def result(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((directory / "result.json").read_text())
     return found

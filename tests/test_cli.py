@@ -89,6 +89,7 @@ def test_cfg_job_prints_the_configuration() -> None:
         ("stages={fit: 1}", ["error: stages={fit: 1} is not a list. Give stages=[…]."]),
         ("hydra.run.dir=/proc/nowhere", ["/proc/nowhere", "hydra.run.dir"]),
         ("--config-dir=nowhere", ["nowhere", "not found"]),
+        ("optimizer.lr=${nowhere}", ["optimizer.lr has no value here", "Set optimizer.lr="]),
         ("hydra.run.dir=~nobody-here/run", ["Could not determine home directory. Write the path without ~."]),
     ],
 )

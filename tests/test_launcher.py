@@ -322,6 +322,25 @@ def test_resumed_job_adds_the_seconds_of_killed_attempts(tmp_path: Path, job: Ca
     assert one.result()["seconds"] == 1510
 
 
+class Ended:
+    """Job that has ended with exit status 0 and left a result."""
+
+    def __init__(self, job: Job, result: dict[str, Any]) -> None:
+        write_text(job.directory / "result.json", json.dumps(result))
+
+    def state(self) -> str:
+        return "running"
+
+    def ended(self) -> str | None:
+        return ""
+
+    def interrupt(self) -> None:
+        raise AssertionError("this job must not be interrupted")
+
+    def kill(self) -> None:
+        raise AssertionError("this job must not be killed")
+
+
 def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) -> None:
     """For example, SLURM may limit the number of jobs of one user."""
     started = []
@@ -331,23 +350,7 @@ def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) ->
         if job.number == 0:
             raise UserError("SLURM refuses 0")
         started.append(job.number)
-        return Done(job)
-
-    class Done:
-        def __init__(self, job: Job) -> None:
-            write_text(job.directory / "result.json", json.dumps({"status": "completed", "score": 0.5}))
-
-        def state(self) -> str:
-            return "running"
-
-        def ended(self) -> str | None:
-            return ""
-
-        def interrupt(self) -> None:
-            raise AssertionError("this job must not be interrupted")
-
-        def kill(self) -> None:
-            raise AssertionError("this job must not be killed")
+        return Ended(job, {"status": "completed", "score": 0.5})
 
     jobs = [(Job(n, f"{n}", tmp_path / f"{n}", [], compose()), Demand(1)) for n in (0, 1)]
     launch = Launch(tmp_path, jobs, Pool((), 2, 1, 1), start)
@@ -355,6 +358,24 @@ def test_a_job_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) ->
     assert started == [1]
     assert [launch.rows[name].state for name in ("0", "1")] == ["failed", "completed"]
     assert jobs[0][0].result()["error"] == "SLURM refuses 0"
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        ({"status": "completed", "score": None}, "ended with exit status 0 but left no score"),  # it was infinite
+        ({"status": "failed", "error": "its own words"}, "its own words"),  # SLURM has forgotten how it ended
+    ],
+)
+def test_a_job_without_a_score_has_failed(result: dict[str, Any], error: str, tmp_path: Path) -> None:
+    def start(job: Job, *_: object) -> Process:
+        job.begin()
+        return Ended(job, result)
+
+    one = Job(0, "0", tmp_path / "0", [], compose())
+    Launch(tmp_path, [(one, Demand(1))], Pool((), 2, 1, 1), start).run()
+    assert one.result()["status"] == "failed"
+    assert one.result()["error"].startswith(error)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can signal a process when its parent dies")

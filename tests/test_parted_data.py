@@ -253,7 +253,7 @@ def test_directory_is_one_data_set_under_any_spelling(
         evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [])
         run("~/json", "ckpt_path=last", "trainer.max_steps=6")
         run("../json", "ckpt_path=last", "trainer.max_steps=8")
-    assert len(list((tmp_path / "cache").glob("*.splits.json"))) == 1
+    assert len(list((tmp_path / "cache").glob("*.parts.json"))) == 1
     assert caplog.text.count(f"{directory} is read from the joined file in the cache") == 3
 
 

@@ -92,3 +92,11 @@ def test_layers_whose_kernel_lacks_the_type_compute_in_float32() -> None:
         y, end = run_rnn(layers, x.half(), state)
     expected, expected_end = layers(x.half().float(), tuple(part.float() for part in state))
     torch.testing.assert_close((y, *end), (expected, *expected_end), rtol=0, atol=0)
+
+
+def test_layers_in_float32_need_no_state_and_read_packed_rows() -> None:
+    layers, rows = torch.nn.LSTM(2, 3), torch.nn.utils.rnn.pack_sequence([torch.randn(4, 2), torch.randn(3, 2)])
+    with torch.autocast("cpu", torch.float16):
+        found, _ = run_rnn(layers, rows.to(torch.float16))
+    expected, _ = layers(rows.to(torch.float16).float())
+    torch.testing.assert_close(found.data, expected.data, rtol=0, atol=0)

@@ -151,7 +151,11 @@ def test_display_device_and_speed_options_keep_run_identity(sweep: Path, options
 def test_runs_on_other_test_images_have_rows_of_their_own(sweep: Path) -> None:
     first = find_runs([sweep])[0]
     one, other = (replace(first, result={**first.result, "data": 1, "test_data": value}) for value in (1, 2))
-    assert one.identity() != other.identity()
+    (table,) = make_tables([one, other])
+    assert [group.label for group in table.groups] == ["test_data=1", "test_data=2"]
+    older = replace(first, result={**first.result, "data": 1})
+    (table,) = make_tables([one, older])
+    assert len(table.groups) == 1, "older runs lack the checksum"
 
 
 @pytest.mark.parametrize("option", ["task.data.source.test", "task.data.test_digits", "task.test_pairs"])

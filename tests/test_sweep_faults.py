@@ -10,6 +10,8 @@ import csv
 import json
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import yaml
 from tests.conftest import ROOT, run_python
 from tests.wandb_records import read_back
 
-from gridlstm.multirun.process_tree import last_line
+from gridlstm.multirun.process_tree import ProcessTree, last_line
 
 SMALL = [
     "model.num_layers=1", "model.hidden_size=4", "task.length=2", "task.data.num_val=15",
@@ -273,6 +275,16 @@ def test_the_error_of_a_rank_is_told_instead_of_the_last_line(tmp_path: Path) ->
     assert last_line(console) == "error: seed must be 0 or more, got -1."
     console.write_text("one\nlast words\n  =====\n")
     assert last_line(console) == "last words"
+
+
+def test_the_error_of_an_earlier_attempt_is_not_that_of_a_later_one(tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    for words in ("error: the first", "killed"):
+        tree = ProcessTree([sys.executable, "-c", f"print({words!r})"], os.environ, console)
+        while tree.ended() is None:
+            time.sleep(0.01)
+    assert last_line(console) == "killed"
+    assert "error: the first" in console.read_text()
 
 
 def test_distributed_jobs_are_refused_by_launchers_that_share_a_process(tmp_path: Path) -> None:

@@ -277,10 +277,18 @@ def test_training_resumes_only_on_the_same_pairs_and_vocabularies(
 
 def test_training_does_not_resume_on_other_validation_sentences() -> None:
     made = on_rank(data(Generated(val=sentences(17, 8))), 0, 1)
-    with pytest.raises(UserError, match=r"^the validation or test sentences of generated are not those that the run"):
+    with pytest.raises(UserError, match=r"^the validation sentences of generated are not those that the run had"):
         made.load_state_dict(data().state_dict())
-    older = {key: value for key, value in data().state_dict().items() if key != "test_crc32"}
+    older = {key: value for key, value in data().state_dict().items() if key != "val_crc32"}
     made.load_state_dict(older)
+
+
+def test_other_test_sentences_are_noticed_by_an_evaluation_alone() -> None:
+    other = Generated(test=sentences(17, 8))
+    on_rank(data(other), 0, 1).load_state_dict(data().state_dict())
+    evaluated = data(other)
+    evaluated.load_state_dict(data().state_dict())
+    assert evaluated.changed
 
 
 # Parallel files.

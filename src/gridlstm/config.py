@@ -91,10 +91,10 @@ def in_shell(word: str) -> str:
 
 def quoted(text: str) -> str:
     """Return any text in quotes, as the value of an override; backslashes before a quote must be doubled."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
 
 
-_OF_A_JOB = ("searchpath", "job.", "job_logging", "hydra_logging", "verbose", "output_subdir")
+_OF_A_JOB = ("searchpath", "job.env_set", "job.env_copy", "job_logging", "hydra_logging", "verbose", "output_subdir")
 """Beginnings of Hydra's options that concern a single run, whether it is a job of a sweep or not."""
 
 

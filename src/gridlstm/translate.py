@@ -229,7 +229,7 @@ def _run(given: dict[str, Any], sentences: list[str]) -> None:
         raise UserError("out is the table of a split. Give split=test too, or redirect the output: > FILE.")
     out = None if out is None else _file_to_write(out.expanduser())
     overrides = sentences if split is not None else []
-    if unused := [word for word in overrides if not word.startswith(("task.", "model.", "data_dir="))]:
+    if unused := [word for word in overrides if not word.lstrip("+~").startswith(("task.", "model.", "data_dir="))]:
         raise UserError(
             f"{unused[0]} has no effect on a translation. Expected options of the data (task.…, data_dir=…) or of the "
             f"network (model.…). Remove it."

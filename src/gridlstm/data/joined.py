@@ -85,4 +85,4 @@ def _whole(joined: Path) -> bool:
 
 def _lengths_file(joined: Path) -> Path:
     """Return the file with the lengths of the parts; it is written last, so its text is complete if it exists."""
-    return joined.with_suffix(".splits.json")
+    return joined.with_suffix(".parts.json")

@@ -192,7 +192,8 @@ class TranslationData(MapData):
             "source_vocabulary": self.source_vocabulary.state(),
             "target_vocabulary": self.target_vocabulary.state(),
             "crc32": self._crc32("train"),
-            "test_crc32": self._crc32("val", "test"),
+            "val_crc32": self._crc32("val"),
+            "test_crc32": self._crc32("test"),
         }
         return super().state_dict() | own
 
@@ -205,10 +206,11 @@ class TranslationData(MapData):
                 f"the {what} of {self.called} are not those that the checkpoint was trained on. Resuming needs the "
                 f"same {what}. Restore them, or start a new run."
             )
-        if self._other_test(state_dict):
+        if self._other("val", state_dict):
             raise UserError(
-                f"the validation or test sentences of {self.called} are not those that the run had when the checkpoint "
-                f"was written. Restore the original files, or test it on these: python -m gridlstm.evaluate ckpt=…."
+                f"the validation sentences of {self.called} are not those that the run had when the checkpoint was "
+                f"written, so scores before and after cannot be compared. Restore the original files, or start a new "
+                f"run from its weights: init_from=…."
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -226,7 +228,11 @@ class TranslationData(MapData):
             )
             self._encoded = {}
             self.__dict__.pop("spec", None)
-            self.changed = state_dict["crc32"] != self._crc32("train")
+            self.changed = (
+                state_dict["crc32"] != self._crc32("train")
+                or self._other("val", state_dict)
+                or self._other("test", state_dict)
+            )
         super().load_state_dict(state_dict)
 
     def _read(self) -> dict[Split, Sentences]:
@@ -310,15 +316,15 @@ class TranslationData(MapData):
             log.info("%s training pairs with over %d symbols on a side are left out", left_out, self.max_length)
         return kept
 
-    def _crc32(self, *splits: Split) -> int:
-        """Return a checksum of all pairs of these splits, which tells whether a checkpoint had others."""
-        text = "\n".join(side for split in splits for pair in self._read()[split].pairs() for side in pair)
+    def _crc32(self, split: Split) -> int:
+        """Return a checksum of all pairs of a split, which tells whether a checkpoint had others."""
+        text = "\n".join(side for pair in self._read()[split].pairs() for side in pair)
         return zlib.crc32(text.encode())
 
-    def _other_test(self, state_dict: dict[str, Any]) -> bool:
-        """Return True if the pairs for validation or test differ; older checkpoints do not have their checksum."""
-        own = self._crc32("val", "test")
-        return bool(state_dict.get("test_crc32", own) != own)
+    def _other(self, split: Literal["val", "test"], state_dict: dict[str, Any]) -> bool:
+        """Return True if the pairs of this split differ; older checkpoints do not have their checksum."""
+        own = self._crc32(split)
+        return bool(state_dict.get(f"{split}_crc32", own) != own)
 
 
 def bucketed(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ def run_rnn(layers: nn.Module, x: Tensor | PackedSequence, state: Tensor | tuple
     if lowered is None or kernel_has(layers, device, lowered):
         return layers(x, state)
     with torch.autocast(device, enabled=False):
-        return layers(x.float(), tree_map(Tensor.float, state))
+        return layers(x.float(), None if state is None else tree_map(Tensor.float, state))
 
 
 def kernel_has(layers: nn.Module, device: str, lowered: torch.dtype) -> bool:

@@ -102,8 +102,12 @@ def warn_of_changes(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if not job.completed() or not (job.directory / "config.yaml").is_file():
             continue
-        with job.at_hand():
-            changed = differences_of_result(_without_hydra(job.config), job.directory)
+        try:
+            with job.at_hand():
+                changed = differences_of_result(_without_hydra(job.config), job.directory)
+        except UserError as error:  # its config.yaml is damaged; its result may be whole
+            log.warning("%s: %s", job.name, error)
+            continue
         if changed:
             log.warning(
                 "%s was completed with other options, and its result is kept: %s. To run it again, delete its "

@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 from gridlstm.files import read_json, write_text
 from gridlstm.multirun.devices import Demand
 from gridlstm.multirun.jobs import Job
-from gridlstm.multirun.measure import result_file
 from gridlstm.multirun.process_tree import ProcessTree, last_line
 from gridlstm.multirun.start import torchrun
 from gridlstm.options import Role, leaves, role
@@ -240,6 +239,11 @@ def _measured_by(
             else last_line(console) or f"ended with {how}"
         }
         return [read_json(result_file(out, n)) or error for n in range(len(kinds))]
+
+
+def result_file(out: Path, number: int) -> Path:
+    """Return the file with the result of one measured job, which exists once it is measured."""
+    return out.with_name(f"{out.name}.{number}")
 
 
 def _machine_bytes() -> int:

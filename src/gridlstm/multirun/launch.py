@@ -76,7 +76,9 @@ class Launch:
             SystemExit: the sweep was interrupted.
         """
         # All kinds of jobs are measured with the share of the one that needs most.
-        demand = max((each for _, each in self.waiting), key=lambda each: (each.gpus, each.processes), default=None)
+        demand = max(
+            (each for _, each in self.waiting), key=lambda each: (each.chosen, each.gpus, each.processes), default=None
+        )
         if demand is not None and (share := self.pool.take(demand, threads := max(self.threads.values()))):
             self.pool.give_back(share)
             variables = environment(os.environ, demand, share, threads, self.at_once == 1)
@@ -169,7 +171,7 @@ class Launch:
             log.warning("%s was completed, but then ended with %s; see %s", job.name, how, job.directory / CONSOLE)
         elif how and job.result().get("status") not in ("failed", "interrupted"):
             job.record_end("failed", f"ended with {how}: {last_line(job.directory / CONSOLE) or 'it printed nothing'}")
-        elif not how and job.result().get("status") not in ("completed", "failed", "interrupted"):
+        elif not how and not job.completed() and job.result().get("status") not in ("failed", "interrupted"):
             job.record_end("failed", "ended with exit status 0 but left no score in result.json")
         result = job.result()
         row.state, row.seconds, row.best = result["status"], time.monotonic() - running.start, result.get("score")

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from gridlstm.command import prepare
 from gridlstm.errors import UserError
 from gridlstm.files import write_text
+from gridlstm.multirun.estimate import result_file
 from gridlstm.training import provenance
 from gridlstm.training.build import Run, build
 from gridlstm.training.job import quiet
@@ -108,11 +109,6 @@ def validation_batches(run: Run) -> float:
 def _resident_bytes() -> int:
     """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def result_file(out: Path, number: int) -> Path:
-    """Return the file with the result of one job, which exists once it is measured."""
-    return out.with_name(f"{out.name}.{number}")
 
 
 def _measure_into(result: Path, job: dict[str, Any]) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
+_AGAIN = "-- started again --"
+"""Line of a console file between the output of two commands."""
+
 
 class ProcessTree:
     """Command in its own session, with every process that it starts.
@@ -25,6 +28,9 @@ class ProcessTree:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], console: Path) -> None:
         with console.open("ab") as output:
+            if output.tell():
+                output.write(f"\n{_AGAIN}\n".encode())
+                output.flush()
             self._process = subprocess.Popen(
                 command,
                 env=environment,
@@ -65,7 +71,7 @@ class ProcessTree:
 
 def last_line(console: Path) -> str:
     """Return the error that a command printed, else its last line, or "". torchrun's own report comes after both."""
-    text = console.read_text(errors="replace") if console.exists() else ""
+    text = console.read_text(errors="replace").rpartition(_AGAIN)[2] if console.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip(" =-")]
     return next((line for line in lines if line.startswith("error: ")), (lines or [""])[-1])
 

@@ -25,8 +25,9 @@ def length_picture(tables: Sequence[Table]) -> bytes | None:
     """
     from matplotlib.figure import Figure
 
+    names = short_names(option for table in tables for option in table.varied)
     lines = [
-        (table.named(labeled(group.settings, short_names(table.varied)) or drawn(group.label)), some)
+        (table.named(labeled(group.settings, names) or drawn(group.label)), some)
         for table in tables
         for group in table.groups
         if (some := by_length(group, table.monitor))

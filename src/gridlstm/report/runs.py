@@ -21,6 +21,9 @@ from gridlstm.training.published import check_report
 SOLVED = "samples_to_solve"
 """Key in result.json of the samples that a run needed to meet its criterion; null if it did not meet it."""
 
+_CHECKSUMS = ("data", "test_data")
+"""Fields of result.json that say which data were used."""
+
 _SAID = {"task": "run.task", "model": "run.model", "experiment": "run.group"}
 """Keys of result.json that repeat options, with the name of the option."""
 
@@ -77,15 +80,20 @@ class Run:
 
     def setting(self, key: str) -> str:
         """Return the value of an override or option, else the one in the configuration or the result."""
-        own = self.config.get(_SAID.get(key, key), self.result.get(key, "") if key in _SAID else "")
+        recorded = self.result.get(key, "") if key in (*_SAID, *_CHECKSUMS) else ""
+        own = self.config.get(_SAID.get(key, key), recorded)
         value = self.overrides.get(key, self.choices.get(key, own))
         if "${" in str(value):
             value = own  # in which the reference is resolved
         text = "null" if value is None else str(value)
         return text.lower() if text in ("True", "False") else text
 
-    def identity(self) -> tuple[Any, ...]:
-        """Return a key that is equal for runs that differ only in the seed; they share a row."""
+    def identity(self, with_test: bool = True) -> tuple[Any, ...]:
+        """Return a key that is equal for runs that differ only in the seed; they share a row.
+
+        Args:
+            with_test: False if the checksum of the test does not count, because other runs lack it.
+        """
         if not self.config:
             return ("overrides", *sorted(item for item in self.given.items() if role(item[0]) is not Role.SEED))
         same = chosen(self.config, IDENTITY)
@@ -95,7 +103,7 @@ class Run:
         # A checksum identifies data better than a path: one text may be in two places. Older runs called it text.
         data = self.result.get("data", self.result.get("text"))
         same |= chosen(self.config, {Role.SOURCE}) if data is None else {"data": data}
-        if "test_data" in self.result:  # older runs lack it
+        if with_test and "test_data" in self.result:
             same["test_data"] = self.result["test_data"]
         same |= {name: self.config.get(key) for name, key in _SAID.items()}
         return tuple((key, str(value)) for key, value in sorted(same.items()))

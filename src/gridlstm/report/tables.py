@@ -76,8 +76,9 @@ class Beside(NamedTuple):
 def make_tables(runs: Sequence[Run]) -> list[Table]:
     """Return one table for every task and monitored metric, with the best row first; every run is in one of them."""
     by_identity: dict[tuple[Any, ...], list[Run]] = {}
+    with_test = all("test_data" in run.result for run in runs if "data" in run.result)  # older runs lack it
     for run in runs:
-        by_identity.setdefault(run.identity(), []).append(run)
+        by_identity.setdefault(run.identity(with_test), []).append(run)
     groups = [tuple(members) for members in _join_by_overrides(list(by_identity.values()))]
     # A run without a configuration gets the metric of the other runs of its sweep.
     known = next((run.monitor for run in runs if run.monitor), "")

@@ -1,5 +1,6 @@
 """Command line stored in a run directory, so that ``ckpt_path=last hydra.run.dir=…`` alone resumes the run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,10 @@ def with_kept(arguments: Sequence[str]) -> list[str]:
     if not own.resolve().is_relative_to(root.resolve()) or not (root / "config_source.yaml").is_file():
         return typed
     run: Any = OmegaConf.to_container(read_config(root / "config_source.yaml").run)  # the command line sets references
-    kept = map(_without_default, run.get("arguments", []))
+    kept = [_without_default(word) for word in run.get("arguments", [])]
     again = {word.partition("=")[0] for word in typed}  # Hydra accepts an addition (+) or deletion (~) only once
+    if os.environ.get("GRIDLSTM_DATA") and not Path(str(_value(kept, "data_dir") or ".")).is_dir():
+        again.add("data_dir")  # the run is from another machine
     return [*(word for word in kept if word.partition("=")[0] not in again), *typed]
 
 

@@ -234,7 +234,9 @@ def _check_shares(cfg: DictConfig, data: SequenceData) -> None:
 
 
 def check_task(cfg: DictConfig) -> None:
-    """Build the data module without reading data, and the task with a network that has shapes but no weights.
+    """Build the data module, and the task with a network that has shapes but no weights.
+
+    Data are read, and downloaded if they are missing, only where a schedule or a share needs the number of batches.
 
     Raises:
         UserError: a component refuses its options, the text does not exist, or the task lacks a monitored metric.

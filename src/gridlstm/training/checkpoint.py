@@ -187,7 +187,7 @@ def _load_published(file: Path) -> dict[str, Any]:
 
 def warn_of_change(data: SequenceData, overrides: Sequence[str]) -> None:
     """Warn if the text has changed since the checkpoint was written, unless the overrides name another text."""
-    if data.changed and not _other_text(overrides):
+    if data.changed and not any(_names_a_text(each) or role(each.partition("=")[0]) is Role.TEST for each in overrides):
         log.warning(
             "%s has changed since the checkpoint was written: its splits may include training data",
             data.called,

@@ -47,10 +47,13 @@ def differences_of_end(cfg: DictConfig, directory: Path) -> list[str]:
 
 
 def differences_of_result(cfg: DictConfig, directory: Path) -> list[str]:
-    """Return the options that determine a result and differ from the run in a directory, without a matched size."""
+    """Return the options of training that have another value in the run of a directory.
+
+    An option that only one of them has does not count: the run may have chosen it, or an older version lacked it.
+    """
     now, then = _both(cfg, directory, FIXED | {Role.LENGTH})
-    unknown = {key for key in then if now.get(key) is None}  # chosen by the run itself, or newer than this package
-    return [line for line in _differences(now, then) if line.partition("=")[0] not in unknown]
+    common = now.keys() & then.keys()
+    return _differences(*({key: options[key] for key in options if key in common} for options in (now, then)))
 
 
 def other_network(cfg: DictConfig, checkpoint: Path) -> list[str]:

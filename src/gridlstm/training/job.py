@@ -281,10 +281,10 @@ def _warn(cfg: DictConfig, run: Run) -> None:
     for key, value in unused_network_options(cfg):
         log.warning("task.network.%s=%s has no effect: model=%s does not use it", key, value, cfg.run.model)
     low = _LOW.get(str(cfg.trainer.precision).partition("-")[0])
-    if low is not None and run.trainer.strategy.root_device.type == "cpu" and (cost := cost_of_products(low)) > 1.1:
+    if low is not None and run.trainer.strategy.root_device.type == "cpu" and (cost := cost_of_products(low)) > 1.2:
         log.warning(
             "trainer.precision=%s: on this CPU a matrix product in this type takes %.1f times as long as in float32. "
-            "trainer.precision=32-true is faster",
+            "trainer.precision=32-true may be faster",
             cfg.trainer.precision,
             cost,
         )

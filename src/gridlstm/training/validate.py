@@ -53,9 +53,8 @@ def check_start(cfg: DictConfig) -> None:
 
 def _remove_replaced(cfg: DictConfig) -> None:
     """Remove abbreviations without a value, such as task.pairs, if all options that refer to them were given values."""
-    for key in OmegaConf.missing_keys(cfg):
-        node, _, name = key.rpartition(".")
-        if node == "task" and f"${{{key}}}" not in OmegaConf.to_yaml(cfg):
+    for name in ("path", "name", "pairs", "test_pairs"):
+        if OmegaConf.is_missing(cfg.task, name) and f"${{task.{name}}}" not in OmegaConf.to_yaml(cfg):
             with open_dict(cfg):
                 del cfg.task[name]
 
@@ -68,8 +67,8 @@ def check(cfg: DictConfig) -> None:
 
     _check_nodes(cfg)
     _check_checkpoints(cfg)
-    _remove_replaced(cfg)
     try:
+        _remove_replaced(cfg)
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise UserError("\n".join(f"{key} has no value. Set {key}=…" for key in missing))
         OmegaConf.to_container(cfg, resolve=True)

@@ -8,6 +8,7 @@ Hydra imports this file at every start. The work is done in gridlstm.multirun.
 """
 
 import logging
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ class ProcessLauncher(Launcher):
         if not job_overrides:
             raise UserError("this sweep has no jobs. Check for a glob or choice that matches nothing.")
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        # The jobs are checked and measured with the variables that they will have.
+        os.environ.update({str(name): str(value) for name, value in self.config.hydra.job.env_set.items()})
         root = Path(self.config.hydra.sweep.dir)
         points = [list(filter_overrides(overrides)) for overrides in job_overrides]
         with only_writer(root / "sweep.lock", "sweep", "hydra.sweep.dir"), _left_as_it_was(root):

@@ -45,8 +45,8 @@ def _server() -> str | None:
     settings = configparser.ConfigParser(interpolation=None)
     try:
         home = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
-        settings.read([home / "settings", Path("wandb") / "settings"])
-    except (OSError, RuntimeError, configparser.Error):  # wandb itself says what is wrong with them
+        settings.read(home / "settings", encoding="utf-8")
+    except (OSError, RuntimeError, ValueError, configparser.Error):  # wandb itself says what is wrong with it
         return None
     return settings.get("default", "base_url", fallback=None)
 
