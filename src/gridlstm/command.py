@@ -201,6 +201,11 @@ def checkpoint_paths(named: str) -> list[Path]:
     return [Path(path).expanduser() for path in paths]
 
 
+def is_unknown_home(error: RuntimeError) -> bool:
+    """Return True for the error of ``Path.expanduser`` for the ~ of an unknown user."""
+    return "home directory" in str(error)
+
+
 def run_command(parser: Parser, run: Callable[[dict[str, Any], list[str]], None]) -> None:
     """Call ``run`` with the options and the other words of the command line.
 
@@ -218,7 +223,7 @@ def run_command(parser: Parser, run: Callable[[dict[str, Any], list[str]], None]
             run(*parser.parse(arguments))
         sys.stdout.flush()
     except RuntimeError as error:
-        if "home directory" not in str(error):  # of Path.expanduser, for ~ of an unknown user
+        if not is_unknown_home(error):
             raise
         sys.exit(f"error: {error} Write the path without ~.")
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gridlstm.command import prepare
+from gridlstm.command import is_unknown_home, prepare
 from gridlstm.config import CONF, MATRIX
 from gridlstm.errors import UserError
 from gridlstm.explain import explain
@@ -72,7 +72,7 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, sys.argv[1:])}")
     except RuntimeError as error:
-        if "home directory" not in str(error):  # of Path.expanduser, for ~ of an unknown user
+        if not is_unknown_home(error):
             raise
         sys.exit(f"error: {error} Write the path without ~.")
     except YAMLError as error:

@@ -104,6 +104,7 @@ class TranslationData(MapData):
         self._sentences: dict[Split, Sentences] | None = None
         self._vocabularies: tuple[SentenceVocabulary, SentenceVocabulary] | None = None
         self._encoded: dict[Split, list[EncodedPair]] = {}
+        self._checksums: dict[Split, int] = {}
 
     @property
     def expected_spec(self) -> PairSpec:
@@ -318,8 +319,10 @@ class TranslationData(MapData):
 
     def _crc32(self, split: Split) -> int:
         """Return a checksum of all pairs of a split, which tells whether a checkpoint had others."""
-        text = "\n".join(side for pair in self._read()[split].pairs() for side in pair)
-        return zlib.crc32(text.encode())
+        if split not in self._checksums:  # every checkpoint asks for it
+            text = "\n".join(side for pair in self._read()[split].pairs() for side in pair)
+            self._checksums[split] = zlib.crc32(text.encode())
+        return self._checksums[split]
 
     def _other(self, split: Literal["val", "test"], state_dict: dict[str, Any]) -> bool:
         """Return True if the pairs of this split differ; older checkpoints do not have their checksum."""

@@ -32,7 +32,7 @@ class LastCheckpoints(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero and self.dirpath is not None:
             for path in kept(Path(self.dirpath)):  # a run that resumes from an earlier checkpoint has not reached them
-                if int(path.stem.removeprefix("step-")) > trainer.global_step:
+                if _step(path) > trainer.global_step:
                     path.unlink()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -45,5 +45,12 @@ class LastCheckpoints(ModelCheckpoint):
 
 def kept(directory: Path) -> list[Path]:
     """Return the step-N.ckpt in a directory in ascending order of N."""
-    numbered = {path: path.stem.removeprefix("step-") for path in directory.glob("step-*.ckpt")}
-    return sorted((path for path in numbered if numbered[path].isdecimal()), key=lambda path: int(numbered[path]))
+    return sorted((path for path in directory.glob("step-*.ckpt") if _number(path).isdecimal()), key=_step)
+
+
+def _number(path: Path) -> str:
+    return path.stem.removeprefix("step-")
+
+
+def _step(path: Path) -> int:
+    return int(_number(path))
