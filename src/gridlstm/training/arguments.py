@@ -1,6 +1,5 @@
 """Command line stored in a run directory, so that ``ckpt_path=last hydra.run.dir=…`` alone resumes the run."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gridlstm.config import hydra_words, quoted
 from gridlstm.options import DEFAULTS
-from gridlstm.training.stored import read_config
+from gridlstm.training.stored import data_here, read_config
 
 
 def to_keep(source: DictConfig, paths: Sequence[str]) -> list[str]:
@@ -60,8 +59,8 @@ def with_kept(arguments: Sequence[str]) -> list[str]:
     run: Any = OmegaConf.to_container(read_config(root / "config_source.yaml").run)  # the command line sets references
     kept = [_without_default(word) for word in run.get("arguments", [])]
     again = {word.partition("=")[0] for word in typed}  # Hydra accepts an addition (+) or deletion (~) only once
-    if os.environ.get("GRIDLSTM_DATA") and not Path(str(_value(kept, "data_dir") or ".")).is_dir():
-        again.add("data_dir")  # the run is from another machine
+    if (there := _value(kept, "data_dir")) is not None and data_here(there):
+        again.add("data_dir")
     return [*(word for word in kept if word.partition("=")[0] not in again), *typed]
 
 

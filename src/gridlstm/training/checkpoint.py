@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from gridlstm.options import TRAINED, Role, role
 from gridlstm.tasks.base import Task
 from gridlstm.training.compatibility import run_directory
 from gridlstm.training.intact import check_intact
-from gridlstm.training.stored import read_config
+from gridlstm.training.stored import data_here, read_config
 from gridlstm.training.trust import check_trusted
 
 log = logging.getLogger(__name__)
@@ -83,8 +82,8 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
 
 def _find_data(config: DictConfig) -> None:
     """Use $GRIDLSTM_DATA if the run's data directory is not here: the run may be from another machine."""
-    there, here = config.get("data_dir"), os.environ.get("GRIDLSTM_DATA")
-    if there is not None and here and not Path(there).expanduser().is_dir():
+    there = config.get("data_dir")
+    if there is not None and (here := data_here(there)):
         log.info("data_dir=%s is not here. Using GRIDLSTM_DATA=%s", there, here)
         config.data_dir = here
 

@@ -1,5 +1,6 @@
 """Read the configuration stored in a run directory, which may be damaged or not a run's."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from gridlstm.data.old_runs import rewrite
 from gridlstm.errors import UserError
 
 _NODES = ("task", "model", "trainer", "run")
+
+
+def data_here(there: str) -> str | None:
+    """Return $GRIDLSTM_DATA if a run's data directory is not here: the run may be from another machine. Else None."""
+    here = os.environ.get("GRIDLSTM_DATA")
+    return here if here and not Path(there).expanduser().is_dir() else None
 
 
 def read_config(path: Path) -> DictConfig:
