@@ -17,8 +17,10 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
+from tests.stand_in import StandIn
 from tests.warm_python import WarmPython
 
+from gridlstm.engine import graphs
 from gridlstm.look.__main__ import PARSER, look
 from gridlstm.train import CONF
 
@@ -108,6 +110,17 @@ def _ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def recorded_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a stand-in record sweeps on the CPU, and forget the recordings of other tests."""
+    monkeypatch.setattr(graphs, "Recorder", StandIn)
+    monkeypatch.setattr(graphs, "RECORDED_ON", {"cpu"})
+    monkeypatch.setattr(StandIn, "made", 0)
+    graphs.recordings.clear()
+    yield
+    graphs.recordings.clear()
 
 
 @pytest.fixture(scope="session")

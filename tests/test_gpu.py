@@ -19,13 +19,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gridlstm import GridLSTM, bench
-from gridlstm.cell import LSTM
+from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine import fused
 from gridlstm.engine.dispatch import SWEEPS, SweepName
 from gridlstm.engine.fused import PointwiseStep
+from gridlstm.engine.graphs import Recorded, Recorder, Results, recordings, using_graphs
 from gridlstm.engine.matmul import without_tf32
+from gridlstm.engine.packed import Packed
 from gridlstm.engine.triton_step import TritonStep
+from gridlstm.engine.wavefront import wavefront
+from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.models.torch_rnn import run_rnn
 from gridlstm.scan import Block
@@ -79,6 +83,72 @@ def test_sweeps_equal_the_reference(
         like = torch.empty(0, dtype=dtype, device="cuda")
         assert_equals_reference(SWEEPS[sweep], Case(block, (7, 4), 5, masked, SCALE), like, TOLERANCE[dtype])
     assert bool(launches) == (step == "triton" and sweep != "reference")
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Record sweeps as CUDA graphs; return the recordings' passes."""
+    passes, record = list[object](), Recorder.record
+
+    def listed(recorder: Recorder, run: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
+        passes.append(run)
+        return record(recorder, run)
+
+    monkeypatch.setattr(Recorder, "record", listed)
+    recordings.clear()
+    with using_graphs():
+        yield passes
+    recordings.clear()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("step", ["eager", "triton"])
+@pytest.mark.parametrize("sweep", ["wavefront", "recompute", "layer-major", "half-step"])
+@pytest.mark.parametrize("masked", [(), ("keep", "drop"), ("mix",)])
+def test_recorded_sweeps_equal_the_reference(
+    sweep: SweepName, step: PointwiseStep, masked: tuple[str, ...], dtype: torch.dtype, recorded: list[object]
+) -> None:
+    case = Case(Block((LSTM(), LSTM("standard")), (100, 100), ((0,), (1,))), (7, 4), 5, masked, SCALE)
+    fast = SWEEPS[sweep]
+    assert isinstance(fast, Packed)
+    with fused.using_step(step):
+        for _ in range(4):
+            like = torch.empty(0, dtype=dtype, device="cuda")
+            assert_equals_reference(Recorded(fast), case, like, TOLERANCE[dtype])
+    assert len(recorded) == 2
+
+
+def test_recordings_repeat_bit_for_bit_and_take_new_inputs(recorded: list[object]) -> None:
+    torch.manual_seed(0)
+    layer, x = GridLSTM(30, 50, 4).cuda(), torch.randn(11, 3, 30, device="cuda")
+    first, last = None, None
+    for step in range(6):
+        y, _ = layer(x * (1 + step % 2))
+        gradients = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+        if step % 2 == 0 and step > 0:
+            first = first or gradients
+            assert all(torch.equal(a, b) for a, b in zip(first, gradients, strict=True))
+        elif step > 0:
+            last = gradients
+    assert first is not None
+    assert last is not None
+    assert not torch.equal(first[0], last[0])
+    assert len(recorded) == 2
+
+
+def test_a_cell_that_reads_back_is_refused_and_others_go_on(recorded: list[object]) -> None:
+    class Reading(LSTM):
+        def pointwise(self, z: Tensor, h: Tensor, m: Tensor, *vectors: Tensor) -> HiddenMemory:
+            assert z.abs().max().item() < 1e6
+            return super().pointwise(z, h, m, *vectors)
+
+    like = torch.empty(0, dtype=torch.float64, device="cuda")
+    reading, plain = (Case(Block((cell,), (5,), ((0,),)), (3,), 2) for cell in (Reading(), LSTM()))
+    assert_equals_reference(Recorded(wavefront), reading, like)
+    with pytest.raises(UserError, match="cannot be recorded as a CUDA graph"):
+        assert_equals_reference(Recorded(wavefront), reading, like)
+    for _ in range(3):
+        assert_equals_reference(Recorded(wavefront), plain, like)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -138,6 +208,15 @@ def test_layer_agrees_with_the_cpu(options: dict[str, object], step: PointwiseSt
         assert_agrees(layer, dtype, x, None, torch.tensor([11, 1, 7]))
 
 
+@pytest.mark.parametrize("name", MAKE)
+def test_recorded_models_agree_with_the_cpu(name: str, recorded: list[object]) -> None:
+    torch.manual_seed(0)
+    model, symbols = MAKE[name](), torch.randint(5, (3, 9))
+    with fused.using_step("triton"):
+        for _ in range(3):
+            assert_agrees(model, torch.float64, symbols)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", MAKE)
 def test_models_agree_with_the_cpu(name: str, dtype: torch.dtype) -> None:
@@ -169,14 +248,18 @@ def assert_same_losses(one: Path, other: Path, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", 1e-4)])
-@pytest.mark.parametrize("step", ["eager", "triton"])
+@pytest.mark.parametrize(("step", "graphs"), [("eager", False), ("triton", False), ("eager", True), ("triton", True)])
 @pytest.mark.parametrize(
     ("task", "model"), [("memorization", "grid2d"), ("addition", "stacked_lstm"), ("text", "grid2d")]
 )
 def test_training_steps_agree_with_the_cpu(
-    job: Job, tmp_path: Path, task: str, model: str, step: str, precision: str, tolerance: float
+    job: Job, tmp_path: Path, task: str, model: str, step: str, graphs: bool, precision: str, tolerance: float
 ) -> None:
-    options = [f"trainer.precision={precision}", f"callbacks.engine_choices.pointwise={step}"]
+    options = [
+        f"trainer.precision={precision}",
+        f"callbacks.engine_choices.pointwise={step}",
+        f"callbacks.engine_choices.cuda_graphs={str(graphs).lower()}",
+    ]
     run_job(job("trainer.precision=64-true", task=task, model=model, directory="cpu"))
     run_job(job("trainer.accelerator=gpu", *options, task=task, model=model, directory="gpu"))
     assert_same_losses(tmp_path / "cpu", tmp_path / "gpu", tolerance)
@@ -192,6 +275,7 @@ def test_two_ranks_reproduce_the_losses_of_one(tmp_path: Path) -> None:
         "logger=csv", "model.hidden_size=6", "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12",
         "trainer.log_every_n_steps=4", "task.val_every=6", "task.data.batch_size=5", "task.data.num_val=11",
         "task.data.num_test=11", "task.length=2", "callbacks.engine_choices.pointwise=triton",
+        "callbacks.engine_choices.cuda_graphs=true",
     ]  # fmt: skip
     for name in (["hardware=gpu"], ["hardware=ddp", "trainer.devices=2"]):
         run_python("train.py", *small, *name, f"hydra.run.dir={tmp_path / name[0]}", check=True)

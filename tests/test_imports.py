@@ -23,7 +23,7 @@ LAYERS = [
     ["engine.fused"],
     ["engine.bfloat16"],
     ["engine.choices", "engine.packed"],
-    ["engine.wavefront", "engine.layer_major", "engine.half_step", "engine.chain"],
+    ["engine.wavefront", "engine.layer_major", "engine.half_step", "engine.chain", "engine.graphs"],
     ["engine.dispatch"],
     ["grid", "mdlstm"],
     ["time_depth"],

@@ -28,6 +28,7 @@ from gridlstm.contenders import (
 )
 from gridlstm.engine import choices, matmul
 from gridlstm.engine.fused import PointwiseStep
+from gridlstm.engine.graphs import Recorded
 from gridlstm.engine.half_step import half_step
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.triton_step import check_triton
@@ -162,6 +163,7 @@ def _of_corners_on_gpu(shape: Shape) -> dict[str, Contender]:
         "naive loop": corners_contender("reference", shape, "cuda"),
         "wavefront, eager step": corners_contender("wavefront", shape, "cuda"),
         "wavefront, Triton step": corners_contender("wavefront", shape, "cuda", "triton"),
+        "wavefront, Triton step, graphs": corners_contender("wavefront", shape, "cuda", "triton", recorded=True),
     }
 
 
@@ -172,16 +174,21 @@ def _of_one_grid_on_gpu(shape: Shape) -> dict[str, Contender]:
         "naive loop": eager(scan),
         "wavefront, eager step": eager(wavefront),
         "wavefront, Triton step": triton(wavefront),
+        "wavefront, eager step, graph": eager(Recorded(wavefront)),
+        "wavefront, Triton step, graph": triton(Recorded(wavefront)),
         "wavefront, bfloat16, eager step": eager(wavefront, product_dtype=torch.bfloat16),
         "wavefront, bfloat16, Triton step": triton(wavefront, product_dtype=torch.bfloat16),
+        "wavefront, bfloat16, Triton step, graph": triton(Recorded(wavefront), product_dtype=torch.bfloat16),
         "wavefront, priority, Triton step": triton(wavefront, priority=True),
         "recompute, Triton step": triton(recomputing_wavefront),
         "untied: naive loop": eager(scan, untied=True),
         "untied: wavefront, Triton step": triton(wavefront, untied=True),
+        "untied: wavefront, Triton step, graph": triton(Recorded(wavefront), untied=True),
         "untied: layer-major, Triton step": triton(layer_major, untied=True),
     }
     if len(shape.extents) == 2:
         grids["half-step, priority, Triton step"] = triton(half_step, priority=True)
+        grids["half-step, priority, Triton step, graph"] = triton(Recorded(half_step), priority=True)
         grids["nn.LSTM, equal arithmetic"] = lstm_contender(shape, 2 * shape.layers, "cuda")
         grids["nn.LSTM, equal arithmetic, float16"] = lstm_contender(shape, 2 * shape.layers, "cuda", torch.float16)
         grids["nn.LSTM, equal parameters"] = lstm_contender(shape, 2, "cuda")

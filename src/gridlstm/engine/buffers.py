@@ -269,7 +269,7 @@ class RowMasks(NamedTuple):
             scale = like.new_ones(layout.D) if select else None
             for columns, size, mask in zip(layout.columns, layout.block.sizes, masks, strict=True):
                 if (own := mask.drop if select else mask.factor) is None:
-                    drop[:, :, columns] = 1
+                    drop[:, :, columns].fill_(1)
                 else:
                     own = own.expand(*shape, size).flatten(0, axes - 1)
                     drop[:, :, columns] = own.index_select(0, plan.order)

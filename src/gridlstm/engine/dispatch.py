@@ -13,9 +13,11 @@ from torch.nn import Parameter
 from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.engine.chain import Chained, chain, reference_chain
 from gridlstm.engine.fused import can_fuse, chain_fits
+from gridlstm.engine.graphs import Recorded, records
 from gridlstm.engine.half_step import half_step, half_step_fits
 from gridlstm.engine.layer_major import layer_major, layer_major_fits
 from gridlstm.engine.operands import autocast_type, check_factor
+from gridlstm.engine.packed import Packed
 from gridlstm.engine.wavefront import FEW_ROWS, recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan
@@ -77,7 +79,8 @@ def sweep_named(
         name = "layer-major" if _prefers_layers(block, extents, like, masks) else "wavefront"
         if not torch.compiler.is_compiling():  # logging would break the compiled graph in two
             _log_once(f"sweep: {name} (auto)")
-    return SWEEPS[name]
+    sweep = SWEEPS[name]
+    return Recorded(sweep) if isinstance(sweep, Packed) and records(like) else sweep
 
 
 def chain_named(name: ChainName, cell: Cell, x: Tensor) -> Callable[[Any, Weights, Tensor, HiddenMemory], Chained]:

@@ -52,7 +52,7 @@ class HalfStep:
 
     def backward(self, buffers: Buffers, weights: Sequence[Tensor]) -> None:
         layout, dH = buffers.layout, buffers.dH
-        dH[: layout.plan.blocks] = 0
+        dH[: layout.plan.blocks].zero_()
         packed, pointwise = _later_first(layout.pack_weights(weights)), steps(buffers, backward=True)  # (2, G, D)
         for late, early in reversed(_pipeline(layout)):
             direct = []
@@ -67,7 +67,7 @@ class HalfStep:
                 ]
                 if k == 0:
                     for columns, _ in own:
-                        here[:, :, columns] = 0
+                        here[:, :, columns].zero_()
                 direct += [(here[:, :, columns], gradient) for columns, gradient in own if gradient is not None]
             shared = _shared(late, early, buffers)
             if shared:

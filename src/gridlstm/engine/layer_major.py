@@ -87,7 +87,7 @@ class _Layer:
                     later = here if k < layout.stage_of[last] else None
                     own = pointwise[n].backward(diagonal, later)
                     if later is not None:
-                        here[:, :, layout.columns[n]] = 0
+                        here[:, :, layout.columns[n]].zero_()
                     if own is not None:
                         here[:, :, layout.columns[n]] += own
                 for n in (n for n in stages[k] if n != last):

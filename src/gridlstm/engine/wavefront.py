@@ -49,7 +49,7 @@ class Wavefront:
                 direct = [(layout.columns[n], pointwise[n].backward(diagonal, later)) for n in stages[k]]
                 if later is not None:
                     for columns, _ in direct:
-                        here[:, :, columns] = 0
+                        here[:, :, columns].zero_()
                 _multiply_back(buffers, diagonal, k, packed[k], add=later is not None)
                 for columns, gradient in direct:
                     if gradient is not None:

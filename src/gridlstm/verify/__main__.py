@@ -1,6 +1,7 @@
 """python -m gridlstm.verify --seconds 3600: compare every sweep on random networks with a loop of their equations.
 
-With --device cuda the sweeps compute on a GPU, most often with the Triton step, and the loop on the CPU.
+With --device cuda the sweeps compute on a GPU, most often with the Triton step and often in CUDA graphs, and the loop
+on the CPU.
 
 Values and gradients must agree: in float64 to 1e-11, in float32 and under bfloat16 autocast as closely as the loop
 itself agrees with float64. Dimensions, cells, sizes, tied and shared weights, priorities, directions, masks, frozen

@@ -44,6 +44,7 @@ class Case:
         frozen: share of parameters and inputs without gradients.
         twice: run a second backward pass through the same graph.
         poisoned: put a NaN into the first batch row.
+        recorded: replay the sweeps' kernels, see ``engine.graphs``.
     """
 
     seed: int
@@ -55,6 +56,7 @@ class Case:
     frozen: float
     twice: bool
     poisoned: bool
+    recorded: bool
     B: int
 
 
@@ -161,7 +163,7 @@ class StackedCase(Case):
 
 
 def draw(seed: int, device: str = "cpu") -> GridCase | StackedCase:
-    """Draw a case. The device changes only its pointwise step."""
+    """Draw a case. A GPU changes only its pointwise step, and half of the cases with one backward pass are recorded."""
     r = random.Random(seed)
     precision: Precision = r.choice(["float64", "float64", "float32", "bfloat16"])
     large = precision != "float64" and r.random() < 0.1  # large enough for other products and several threads
@@ -175,7 +177,8 @@ def draw(seed: int, device: str = "cpu") -> GridCase | StackedCase:
         product=product,
         pointwise=r.choice([fast, fast, "eager"]),
         frozen=r.choice([0.0, 0.0, 0.3]),
-        twice=r.random() < 0.2,
+        twice=(twice := r.random() < 0.2),
+        recorded=device == "cuda" and not twice and seed % 2 == 0,
         # On CPUs with AMX, PyTorch's product in bfloat16 spreads a NaN at the start of a row to the row before.
         poisoned=r.random() < 0.1 and precision != "bfloat16",
         # Weights are packed only for many rows.

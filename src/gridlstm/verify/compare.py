@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gridlstm.cell import HiddenMemory
 from gridlstm.engine import choices, fused, matmul
+from gridlstm.engine.graphs import using_graphs
 from gridlstm.grid import Grid
 from gridlstm.models.stacked_lstm import StackedLSTM, StackedLSTMState
 from gridlstm.scan import Masks
@@ -165,10 +166,13 @@ def _by_sweeps(case: GridCase | StackedCase) -> Iterator[tuple[str, Result]]:
     else:
         runs = {sweep: partial(_stacked, case, case.network(sweep).to(case.device, dtype)) for sweep in case.sweeps()}
     for sweep, run in runs.items():
-        with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bfloat16"):
-            values, leaves = run()
-        for suffix, result in _with_gradients(case, values, leaves):
-            yield f"sweep={sweep}{suffix}", result
+        # A recorded sweep is computed plainly at first, then recorded, then replayed.
+        for again in ("", ", recorded", ", replayed") if case.recorded else ("",):
+            lower = torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bfloat16")
+            with using_graphs(case.recorded), lower:
+                values, leaves = run()
+            for suffix, result in _with_gradients(case, values, leaves):
+                yield f"sweep={sweep}{again}{suffix}", result
 
 
 def _grid(case: GridCase, grid: Grid) -> tuple[Result, dict[str, Tensor]]:

@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gridlstm.engine import choices, fused
+from gridlstm.engine import choices, fused, graphs
 from gridlstm.engine.fused import PointwiseStep
 from gridlstm.engine.triton_step import check_triton
-from gridlstm.errors import UserError
+from gridlstm.errors import UserError, check_true_or_false
 
 
 class EngineChoices(Callback):
@@ -20,17 +20,23 @@ class EngineChoices(Callback):
     Args:
         pointwise: pointwise step of LSTM cells: "fused" (C, on the CPU), "eager" (plain PyTorch), "triton" (a kernel,
             on a GPU, not measured yet) or "auto": "fused" if it can be built. It takes precedence over a checkpoint's.
+        cuda_graphs: record the kernels of each sweep on a GPU and start them by one call, not measured yet.
     """
 
-    def __init__(self, pointwise: PointwiseStep | Literal["auto"] = "auto") -> None:
+    def __init__(self, pointwise: PointwiseStep | Literal["auto"] = "auto", cuda_graphs: bool = False) -> None:
+        check_true_or_false(cuda_graphs=cuda_graphs)
         if pointwise not in (names := ("auto", *get_args(PointwiseStep))):
             raise UserError(f"pointwise must be one of {', '.join(names)}, got {pointwise!r}.")
         self.pointwise: PointwiseStep | Literal["auto"] = pointwise
+        self.cuda_graphs = cuda_graphs
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # A machine without a GPU may compose the job or evaluate the trained network.
         if self.pointwise == "triton" and stage == "fit":
             check_triton("callbacks.engine_choices.pointwise=triton", trainer.strategy.root_device)
+        if self.cuda_graphs and stage == "fit":
+            graphs.check_graphs(trainer.strategy.root_device)
+        graphs.force_graphs(self.cuda_graphs)
         if self.pointwise != "auto":
             fused.force_pointwise_step(self.pointwise)
         if trainer.world_size > 1:
