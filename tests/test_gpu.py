@@ -4,6 +4,7 @@ Run by `make test-gpu`. Float64 on the CPU is the reference throughout.
 """
 
 import csv
+import gc
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -13,7 +14,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from tests.conftest import run_python
-from tests.grids import EXACT, Case, assert_equals_reference
+from tests.grids import EXACT, Case, assert_equals_reference, random_inputs, tensors_of
 from tests.test_models import MAKE
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -22,7 +23,7 @@ from gridlstm import GridLSTM, bench
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine import fused
-from gridlstm.engine.dispatch import SWEEPS, SweepName
+from gridlstm.engine.dispatch import SWEEPS, Sweep, SweepName
 from gridlstm.engine.fused import PointwiseStep
 from gridlstm.engine.graphs import Recorded, Recorder, Results, recordings, using_graphs
 from gridlstm.engine.matmul import without_tf32
@@ -31,6 +32,7 @@ from gridlstm.engine.triton_step import TritonStep
 from gridlstm.engine.wavefront import wavefront
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
+from gridlstm.grid import Grid
 from gridlstm.models.torch_rnn import run_rnn
 from gridlstm.scan import Block
 from gridlstm.training.job import run_job
@@ -54,7 +56,7 @@ Job = Callable[..., DictConfig]
 @pytest.fixture(autouse=True)
 def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(fused, "_forced", None)
-    with without_tf32():
+    with without_tf32(), using_graphs(False):
         yield
 
 
@@ -86,8 +88,8 @@ def test_sweeps_equal_the_reference(
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
-    """Record sweeps as CUDA graphs; return the recordings' passes."""
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Return the passes of sweeps that were recorded."""
     passes, record = list[object](), Recorder.record
 
     def listed(recorder: Recorder, run: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
@@ -96,9 +98,15 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
     monkeypatch.setattr(Recorder, "record", listed)
     recordings.clear()
+    yield passes
+    recordings.clear()
+
+
+@pytest.fixture
+def recorded(passes: list[object]) -> Iterator[list[object]]:
+    """Record sweeps as CUDA graphs; return the passes that were recorded."""
     with using_graphs():
         yield passes
-    recordings.clear()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -147,8 +155,59 @@ def test_a_cell_that_reads_back_is_refused_and_others_go_on(recorded: list[objec
     assert_equals_reference(Recorded(wavefront), reading, like)
     with pytest.raises(UserError, match="cannot be recorded as a CUDA graph"):
         assert_equals_reference(Recorded(wavefront), reading, like)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     for _ in range(3):
         assert_equals_reference(Recorded(wavefront), plain, like)
+
+
+def test_recordings_survive_the_end_of_others(recorded: list[object]) -> None:
+    """cuBLAS has a workspace for each stream, which a recording must not share with another."""
+    block = Block((LSTM(), LSTM()), (256, 256), ((0, 1),))
+    cases = [Case(block, (T, 4), 16, scale=0.05) for T in (6, 5)]
+    like, half = torch.empty(0, device="cuda"), {"rtol": 0.1, "atol": 0.1}
+    with torch.autocast("cuda", torch.bfloat16):
+        for case in [case for case in cases for _ in range(3)]:
+            assert_equals_reference(Recorded(wavefront), case, like, half)
+        with recordings._lock:
+            first = next(iter(recordings._free))
+            del recordings._free[first]
+        gc.collect()
+        torch.cuda.empty_cache()
+        filled = [torch.full((1 << 22,), torch.nan, device="cuda") for _ in range(64)]
+        for _ in range(3):
+            assert_equals_reference(Recorded(wavefront), cases[1], like, half)
+    assert len(filled) == 64
+    assert len(recorded) == 4
+
+
+def test_sweeps_under_way_together_and_without_gradients(recorded: list[object]) -> None:
+    case = Case(Block((LSTM(), LSTM()), (20, 20), ((0, 1),)), (4, 3), 2, ("keep",), SCALE)
+    weights, sides = random_inputs(case, torch.empty(0, dtype=torch.float64, device="cuda"))
+    leaves = tensors_of(weights, sides)
+
+    def values(sweep: Sweep) -> list[Tensor]:
+        above = sides
+        for _ in range(3):
+            above = sweep(case.block, weights, above, case.extents, None)
+        return [x for side in above for x in side]
+
+    expected = values(SWEEPS["reference"])
+    slopes = torch.autograd.grad(sum(x.sum() for x in expected), leaves)  # type: ignore[arg-type]
+    for _ in range(4):
+        found = values(Recorded(wavefront))
+        got = torch.autograd.grad(sum(x.sum() for x in found), leaves)  # type: ignore[arg-type]
+        torch.testing.assert_close((found, got), (expected, slopes), **EXACT)
+    assert len(recorded) == 2 * 3
+    for mode in (torch.no_grad, torch.inference_mode) * 2:
+        with mode():
+            torch.testing.assert_close(values(Recorded(wavefront)), expected, **EXACT)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            other = values(Recorded(wavefront))
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(other, expected, **EXACT)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -215,6 +274,7 @@ def test_recorded_models_agree_with_the_cpu(name: str, recorded: list[object]) -
     with fused.using_step("triton"):
         for _ in range(3):
             assert_agrees(model, torch.float64, symbols)
+    assert bool(recorded) == any(isinstance(part, Grid) for part in model.modules())
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -253,7 +313,15 @@ def assert_same_losses(one: Path, other: Path, tolerance: float) -> None:
     ("task", "model"), [("memorization", "grid2d"), ("addition", "stacked_lstm"), ("text", "grid2d")]
 )
 def test_training_steps_agree_with_the_cpu(
-    job: Job, tmp_path: Path, task: str, model: str, step: str, graphs: bool, precision: str, tolerance: float
+    job: Job,
+    tmp_path: Path,
+    task: str,
+    model: str,
+    step: str,
+    graphs: bool,
+    precision: str,
+    tolerance: float,
+    passes: list[object],
 ) -> None:
     options = [
         f"trainer.precision={precision}",
@@ -262,6 +330,7 @@ def test_training_steps_agree_with_the_cpu(
     ]
     run_job(job("trainer.precision=64-true", task=task, model=model, directory="cpu"))
     run_job(job("trainer.accelerator=gpu", *options, task=task, model=model, directory="gpu"))
+    assert bool(passes) == (graphs and model == "grid2d")
     assert_same_losses(tmp_path / "cpu", tmp_path / "gpu", tolerance)
     score = json.loads((tmp_path / "gpu" / "result.json").read_text())["test"]
     again = evaluate(tmp_path / "gpu" / "checkpoints" / "best.ckpt", "test", ["trainer.accelerator=cpu"])
@@ -287,7 +356,12 @@ def test_bench_times_what_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[s
     bench.main(["--device", "cuda", "--shape", "3", "8", "4", "2", "--repeats", "1", "--dir", str(tmp_path)])
     printed = capsys.readouterr().out
     assert torch.cuda.get_device_name() in printed
-    for name in ("wavefront, Triton step", "nn.LSTM, equal arithmetic", "product, float32, native"):
+    for name in (
+        "wavefront, Triton step",
+        "wavefront, Triton step, graph",
+        "nn.LSTM, equal arithmetic",
+        "product, float32, native",
+    ):
         assert name in printed
     with (tmp_path / "bench.csv").open() as file:
         assert all(float(row["ms"]) > 0 for row in csv.DictReader(file))

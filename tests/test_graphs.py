@@ -27,6 +27,8 @@ from tests.grids import (
 from tests.stand_in import StandIn
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
@@ -285,6 +287,73 @@ def test_the_benchmark_times_recorded_sweeps(step: PointwiseStep) -> None:
         run(False)
         run(True)
     assert StandIn.made == made > 0, "they are recorded before they are timed"
+
+
+def test_a_cell_that_cannot_be_hashed_is_one_sentence() -> None:
+    class Changing(LSTM):
+        __hash__ = None  # type: ignore[assignment]
+
+    case = Case(Block((Changing(),), (3,), ((0,),)), (2,), 1)
+    with pytest.raises(UserError, match=r"must be hashable \(unhashable type: 'Changing'\)\. .* remove callbacks"):
+        assert_equals_reference(Recorded(wavefront), case)
+
+
+def trained_layer() -> tuple[GridLSTM, Tensor]:
+    torch.manual_seed(0)
+    return GridLSTM(4, 6, 3).double(), torch.randn(5, 2, 4, dtype=torch.float64)
+
+
+def test_under_checkpointing_sweeps_are_computed_plainly() -> None:
+    layer, x = trained_layer()
+    expected = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
+    for _ in range(3):
+        y = checkpoint(lambda x: layer(x)[0], x, use_reentrant=False)
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), list(layer.parameters())), expected, **EXACT)
+    assert StandIn.made == 0
+
+
+def test_operation_counters_see_the_operations() -> None:
+    layer, x = trained_layer()
+    counts = []
+    for _ in range(3):
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == counts[2] > 0
+    assert StandIn.made == 0
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_without_memory_unused_recordings_give_way(fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = Case(PAIR, (2, 2), 1), Case(PAIR, (3, 3), 2)
+    for case in (small, small, large):
+        assert_equals_reference(Recorded(wavefront), case)
+    left, warm_up = [fails], StandIn.warm_up
+
+    def full(self: StandIn, run: Callable[[], object]) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        warm_up(self, run)
+
+    monkeypatch.setattr(StandIn, "warm_up", full)
+    if fails == 1:
+        assert_equals_reference(Recorded(wavefront), large)
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            assert_equals_reference(Recorded(wavefront), large)
+    made = StandIn.made
+    for _ in range(2):  # forgotten, so that it is computed plainly once
+        assert_equals_reference(Recorded(wavefront), small)
+    assert StandIn.made == made + 1
+
+
+def test_too_many_shapes_are_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(graphs, "MOST_SHAPES", 1)
+    monkeypatch.setattr(graphs, "recordings", graphs.Recordings())
+    for case in [Case(PAIR, (T, 2), 1) for T in (1, 2, 3) for _ in range(2)]:
+        assert_equals_reference(Recorded(wavefront), case)
+    assert caplog.text.count("more than 1 shapes of sweeps") == 1
 
 
 class NothingFromTheHost(TorchDispatchMode):

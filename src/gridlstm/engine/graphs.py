@@ -10,6 +10,7 @@ were never timed on a GPU. So a sweep is recorded only if the user asks for it:
 callbacks.engine_choices.cuda_graphs=true calls ``force_graphs(True)``.
 """
 
+import gc
 import logging
 import threading
 import weakref
@@ -17,6 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,8 +37,8 @@ from gridlstm.scan import Block, Masks, Weights
 log = logging.getLogger(__name__)
 
 OPTION = "callbacks.engine_choices.cuda_graphs=true"
-WARM_UPS = 3
-"""Runs before a recording: the first ones load kernels and allocate workspaces, which cannot be recorded."""
+WARM_UPS = 2
+"""Runs before a recording, on its stream: the first ones load kernels, which cannot be recorded."""
 MOST_SHAPES = 32
 """Shapes with recordings. A recording keeps the memory of a whole sweep, so the least recently used shapes give way."""
 RECORDED_ON = {"cuda"}
@@ -73,10 +75,16 @@ def check_graphs(device: torch.device) -> None:
 
 
 def records(like: Tensor) -> bool:
-    """Return True if sweeps of tensors like this one are recorded: not inside a recording of the user's."""
+    """Return True if sweeps of tensors like this one are recorded.
+
+    They are not inside a recording of the user's, under operation counters, which would miss what is replayed, and
+    under hooks on saved tensors, such as those of activation checkpointing, because a replay saves none.
+    """
     if not _wanted or like.device.type not in RECORDED_ON or torch.compiler.is_dynamo_compiling():
         return False
-    return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
+    counted = torch._C._len_torch_dispatch_stack() > 0
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return not (counted or hooked or (like.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 class Recorder:
@@ -84,25 +92,64 @@ class Recorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _stream(device)
         # The passes of one sweep share their memory: the backward pass runs between two forward passes.
         self.memory = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Callable[[], object]) -> None:
         """Run the function until it starts nothing but kernels that are loaded."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UPS):
                 run()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        current.wait_stream(self.stream)
 
     def record(self, run: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
         """Return the results of the function, which stay in place, and a function that computes them again."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as NCCL's and data loaders', may go on: their calls are not recorded.
-        with torch.cuda.graph(graph, self.memory, self.stream, capture_error_mode="thread_local"):
+        with (
+            _own_workspaces(),
+            _without_collection(),
+            # Set here too, because a recording that fails would leave its stream in use.
+            torch.cuda.stream(self.stream),
+            # Other threads, such as NCCL's and data loaders', may go on: their calls are not recorded.
+            torch.cuda.graph(graph, self.memory, self.stream, capture_error_mode="thread_local"),
+        ):
             results = run()
         return results, graph.replay
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which all recordings of a device are made."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let cuBLAS take its workspace from the recording's memory inside the block.
+
+    Otherwise recordings share one, which PyTorch frees with the first of them that is destroyed.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Collect no garbage inside the block: destroying another recording there would make this one invalid."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Recording:
@@ -123,12 +170,11 @@ class Recording:
             return own.requires_grad_(trains and x.requires_grad)
 
         # Tensors made in inference mode could not be refilled outside of it.
-        with _explained(), torch.inference_mode(False), torch.set_grad_enabled(trains):
+        with torch.inference_mode(False), torch.set_grad_enabled(trains):
             self.inputs = [None if x is None else fixed(x) for x in inputs]
             weights, sides, masks = tree_unflatten(self.inputs, structure)
             self.plan = _plan(sweep, block, extents, sides)
             trained = [x for x in self.inputs if x is not None and x.requires_grad]
-            self.gradients_of = list[Tensor]()
             # Held for the recorded kernels, which know only addresses.
             self.live = live = list[Tensor]()
 
@@ -137,35 +183,43 @@ class Recording:
                 return live
 
             def backward() -> Results:
-                return torch.autograd.grad(live, trained, self.gradients_of, allow_unused=True)
+                with torch.autocast(device.type, enabled=False):  # as the plain backward pass
+                    return torch.autograd.grad(live, trained, self.gradients_of, allow_unused=True)
 
             def both() -> None:
                 forward()
-                self.gradients_of = [torch.zeros_like(x, requires_grad=False) for x in live]
                 if trained:
                     backward()
 
-            recorder = Recorder(sides[0].h.device)
+            device = sides[0].h.device
+            # Made by the stream that fills them, as the inputs are.
+            self.gradients_of = [torch.zeros_like(x) for x in forward() if x is not None]
+            recorder = Recorder(device)
             recorder.warm_up(both)
-            self.outputs, self.replay_forward = recorder.record(forward)
-            self.gradients, self.replay_backward = recorder.record(backward) if trained else ([], _nothing)
+            with _explained():
+                self.outputs, self.replay_forward = recorder.record(forward)
+                self.gradients, self.replay_backward = recorder.record(backward) if trained else ([], _nothing)
 
     def forward(self, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Return the outputs for these inputs."""
-        for own, x in zip(self.inputs, inputs, strict=True):
-            if own is not None and x is not None:
-                own.detach().copy_(x)
+        _refill(self.inputs, inputs)
         self.replay_forward()
         return tuple(x.detach().clone() for x in self.outputs if x is not None)
 
     def backward(self, grads: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the gradients of all inputs, None where there is none, given those of the last outputs."""
-        for own, x in zip(self.gradients_of, grads, strict=True):
-            own.copy_(x)
+        _refill(self.gradients_of, grads)
         self.replay_backward()
         gradients = iter(self.gradients)
         found = [next(gradients) if x is not None and x.requires_grad else None for x in self.inputs]
         return [None if x is None else x.detach().clone() for x in found]
+
+
+def _refill(fixed: Results, new: Results) -> None:
+    """Copy new numbers into fixed tensors, in few kernels."""
+    pairs = [(own, x) for own, x in zip(fixed, new, strict=True) if own is not None and x is not None]
+    with torch.no_grad():
+        torch._foreach_copy_([own for own, _ in pairs], [x for _, x in pairs])
 
 
 def _nothing() -> None:
@@ -200,12 +254,12 @@ class Shape:
     sweep: Packed
     block: Block
     extents: tuple[int, ...]
-    structure: str
     inputs: tuple[tuple[torch.Size, torch.dtype, bool] | None, ...]
     device: torch.device
     stream: int
     product_dtype: torch.dtype | None
     precision: str
+    deterministic: bool
     step: str
     trains: bool
 
@@ -217,6 +271,8 @@ class Recordings:
         self._free: OrderedDict[Shape, deque[Recording]] = OrderedDict()
         self._seen: OrderedDict[Shape, None] = OrderedDict()
         self._lock = threading.Lock()
+        self._recording = threading.RLock()  # a thread may not wait for a GPU while another records
+        self._warned = False
 
     def clear(self) -> None:
         """Forget all shapes; recordings that a sweep uses are freed after it."""
@@ -227,7 +283,8 @@ class Recordings:
     def of(self, shape: Shape, record: Callable[[], Recording]) -> "Lease | None":
         """Return a recording for one sweep, or None for a shape that occurs for the first time.
 
-        A shape that occurs once, such as that of an epoch's last batch, is not worth a recording.
+        A shape that occurs once, such as that of an epoch's last batch, is not worth a recording. Without memory for
+        another recording, forget those that are not in use first.
         """
         with self._lock:
             if shape not in self._free and shape not in self._seen:
@@ -239,12 +296,32 @@ class Recordings:
             self._free.move_to_end(shape)
             while len(self._free) > MOST_SHAPES:
                 self._free.popitem(last=False)
+                if not self._warned:
+                    log.warning(
+                        "CUDA graphs: more than %d shapes of sweeps. Each is recorded again when it returns, which may "
+                        "take longer than it saves. Remove %s, or use fewer lengths.",
+                        MOST_SHAPES,
+                        OPTION,
+                    )
+                self._warned = True
             # A sweep may end in any thread and at any allocation by Python, so a deque gets its recording back.
             recording = free.popleft() if free else None
         if recording is None:
-            recording = record()
+            with self._recording:
+                recording = _if_memory_suffices(record)
+                if recording is None:
+                    log.warning("CUDA graphs: no memory for another recording, so the unused ones are forgotten")
+                    self.clear()
+                    recording = record()
             log.info("CUDA graph: recorded a sweep of %s blocks", " x ".join(map(str, shape.extents)))
         return Lease(recording, free)
+
+
+def _if_memory_suffices(record: Callable[[], Recording]) -> Recording | None:
+    try:
+        return record()
+    except torch.OutOfMemoryError:
+        return None
 
 
 class Lease:
@@ -261,7 +338,7 @@ recordings = Recordings()
 
 @dataclass(frozen=True)
 class Recorded:
-    """A fast sweep whose kernels are recorded; call it like the sweep."""
+    """A fast sweep whose kernels are recorded; call it like the sweep. Cells must not change between calls."""
 
     sweep: Packed
 
@@ -277,8 +354,8 @@ class Recorded:
         """Return the outputs of the grid, differentiable with respect to weights and sides.
 
         Raises:
-            UserError: if the network cannot be recorded; for a second derivative, and for a second backward pass
-                through the same graph.
+            UserError: if the network cannot be recorded or a cell cannot be hashed; for a second derivative, and for a
+                second backward pass through the same graph.
         """
         like, extents = sides[0].h, tuple(extents)
         inputs, structure = tree_flatten((list(weights), list(sides), None if masks is None else list(masks)))
@@ -286,15 +363,22 @@ class Recorded:
             self.sweep,
             block,
             extents,
-            str(structure),
             tuple(None if x is None else (x.shape, x.dtype, x.requires_grad) for x in inputs),
             like.device,
             torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0,
             autocast_type(like),
-            torch.get_float32_matmul_precision(),
+            torch.backends.cuda.matmul.fp32_precision,
+            torch.are_deterministic_algorithms_enabled(),
             pointwise_step(),
             torch.is_grad_enabled(),
         )
+        try:
+            hash(block)
+        except TypeError as error:
+            raise UserError(
+                f"recorded sweeps find their recording by the cells, which must be hashable ({error}). Declare the "
+                f"cell with @dataclass(frozen=True), or remove {OPTION}."
+            ) from error
         lease = recordings.of(shape, lambda: Recording(self.sweep, block, extents, inputs, structure))
         if lease is None:
             return self.sweep(block, weights, sides, extents, masks)

@@ -42,6 +42,10 @@ class EngineChoices(Callback):
         if trainer.world_size > 1:
             self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.cuda_graphs:
+            graphs.recordings.clear()
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(choices.current())
 
