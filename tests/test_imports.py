@@ -7,7 +7,7 @@ import gridlstm
 
 PACKAGE = Path(gridlstm.__file__).parent
 LAYERS = [
-    ["errors", "options", "files"],
+    ["errors", "options", "files", "machine"],
     ["config", "configured"],
     ["explain"],
     ["command"],

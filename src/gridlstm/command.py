@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from gridlstm import machine
 from gridlstm.errors import UserError, did_you_mean
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -24,6 +25,7 @@ def prepare() -> None:
     open_streams()
     _wait_briefly()
     _keep_memory()
+    _limit_threads()
 
 
 def open_streams() -> None:
@@ -65,6 +67,14 @@ def _keep_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def _limit_threads() -> None:
+    """Start no more threads than a container's share of the cores: PyTorch would start one for each core."""
+    if "OMP_NUM_THREADS" not in os.environ and (cores := machine.cores()) < machine.shown_cores():
+        import torch  # takes seconds, so only in such a container
+
+        torch.set_num_threads(cores)
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from gridlstm import machine
 from gridlstm.command import prepare
 from gridlstm.errors import UserError
 
@@ -83,7 +84,7 @@ def _processor() -> Iterator[Finding]:
     from gridlstm.engine import choices, compiled
     from gridlstm.training import provenance
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = machine.memory() / 2**30
     processor = provenance.device(torch.device("cpu"))
     yield Finding("processor", True, f"{processor}, {memory:.0f} GiB of memory. OMP_NUM_THREADS=1 gives a run 1 thread")
     chosen = choices.current()

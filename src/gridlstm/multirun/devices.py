@@ -69,11 +69,6 @@ def visible_gpus(trainers: Sequence[DictConfig]) -> tuple[str, ...]:
     return tuple(named[:count]) if named else tuple(map(str, range(count)))
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads() -> int | None:
     """Return the threads per process if the user has set them (OMP_NUM_THREADS), else None."""
     given = os.environ.get("OMP_NUM_THREADS", "")

@@ -4,7 +4,6 @@ import datetime
 import json
 import logging
 import math
-import os
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gridlstm.files import read_json, write_text
+from gridlstm.machine import memory
 from gridlstm.multirun.devices import Demand
 from gridlstm.multirun.jobs import Job
 from gridlstm.multirun.process_tree import ProcessTree, last_line
@@ -62,7 +62,7 @@ def announce(
     for line in lines(list(known.values()), at_once):
         log.info("%s", line)
     on_cpu = {job.name for job, demand in jobs if not demand.gpus}
-    for line in warnings({name: e for name, e in known.items() if name in on_cpu}, at_once, _machine_bytes()):
+    for line in warnings({name: e for name, e in known.items() if name in on_cpu}, at_once, memory()):
         log.warning("%s", line)
     for reason in dict.fromkeys(e for e in found.values() if isinstance(e, str)):
         names = [name for name, e in found.items() if e == reason]
@@ -244,10 +244,6 @@ def _measured_by(
 def result_file(out: Path, number: int) -> Path:
     """Return the file with the result of one measured job, which exists once it is measured."""
     return out.with_name(f"{out.name}.{number}")
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _number(value: float) -> str:

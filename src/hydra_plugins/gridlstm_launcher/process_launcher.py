@@ -107,7 +107,8 @@ class ProcessLauncher(Launcher):
     def place(self, root: Path, trainers: Sequence[DictConfig]) -> "tuple[list[Demand], Pool, Start]":
         """Return the demands of jobs with these ``trainer`` nodes, the free resources and a function to start a job."""
         from gridlstm.config import hydra_words
-        from gridlstm.multirun.devices import Pool, cores, demand, threads, visible_gpus
+        from gridlstm.machine import cores
+        from gridlstm.multirun.devices import Pool, demand, threads, visible_gpus
         from gridlstm.multirun.start import start_here
 
         gpus = visible_gpus(trainers)
