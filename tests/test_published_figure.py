@@ -12,7 +12,7 @@ from gridlstm.report.published_figure import figure_picture, medians, panels, pu
 from gridlstm.report.runs import SOLVED, Run
 from gridlstm.report.tables import Table, make_tables
 from gridlstm.report.thresholds import samples_to_thresholds
-from gridlstm.training.published import check_report, published_file
+from gridlstm.training.published import check_report, read_curves, read_points
 
 
 def run(directory: Path, layers: int, curve: list[tuple[float, float]], model: str = "grid2d", seed: int = 1) -> Run:
@@ -86,14 +86,53 @@ def test_custom_points_file_is_accepted_and_missing_one_refused(tmp_path: Path) 
     own = tmp_path / "own.csv"
     own.write_text("network,at_least,model.num_layers,samples\nmodel=grid2d,0.5,7,100\n")
     check_report({"points": str(own)})
-    assert published_file(str(own)) == own
+    assert read_points(str(own)) == ("model.num_layers", [("model=grid2d", 0.5, 7.0, 100.0)])
     with pytest.raises(
         UserError, match=r"report\.points=none is not a file\. Give .* addition_figure, memorization_figure"
     ):
         check_report({"points": "none"})
 
 
+POINTS, CURVE = "network,at_least,model.num_layers,samples\n", "network,samples,val/accuracy\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("points", b"", "needs rows below a line with the columns network, at_least, samples and an option .*, got no"),
+        ("points", POINTS, "got 'network', 'at_least', 'model.num_layers', 'samples' and 0 rows"),
+        ("points", "network,samples,model.num_layers\na=b,1,2\n", "got 'network', 'samples', 'model.num_layers'"),
+        ("points", "network,at_least,samples\na=b,1,2\n", "and an option such as model.num_layers, got"),
+        ("points", f"{POINTS}a=b,0.5,7,100\na=b,half,7,100\n", "row 2: at_least must be a number, got 'half'"),
+        ("points", f"{POINTS}a=b,0.5,7\n", "row 1: samples must be a number, got None"),
+        ("points", f"{POINTS}a=b,0.5,7,nan\n", "row 1: samples must be a number, got 'nan'"),
+        ("points", f"{POINTS}grid2d,0.5,7,100\n", "row 1: network must be options, got 'grid2d'"),
+        ("points", b"\xff\xfe", "cannot be read as CSV: .*utf-8"),
+        ("curve", "network,samples\na=b,1\n", "and a metric such as val/accuracy, got 'network', 'samples' and 1 rows"),
+        ("curve", f"{CURVE}a=b,1,x\n", "row 1: val/accuracy must be a number, got 'x'"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(name: str, text: str | bytes, message: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.csv"
+    own.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=rf"report\.{name}=.*own\.csv.*{message}"):
+        check_report({name: str(own)})
+
+
+def test_a_file_that_has_moved_is_left_out_of_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    moved = run(tmp_path, 7, [(1000.0, 1.0)])
+    moved.config |= {"report.points": "gone.csv", "report.curve": "gone.csv"}
+    (table,) = make_tables([moved])
+    assert figure_picture([table]) is None
+    assert published_curves(table) == []
+    assert "left out: report.points=gone.csv is not a file." in caplog.text
+    check_report({"points": "gone.csv"}, read_files=False)
+
+
 def test_the_papers_figures_are_named_by_their_experiments() -> None:
-    for experiment, name in (("paper/memorization_figure", "points"), ("paper/addition", "curve")):
-        config = dict(leaves(compose(f"experiment={experiment}").report))
-        assert published_file(config[name]).is_file()
+    points, curve = (
+        dict(leaves(compose(f"experiment={experiment}").report))[name]
+        for experiment, name in (("paper/memorization_figure", "points"), ("paper/addition", "curve"))
+    )
+    assert len(read_points(points).points) == 64
+    assert [len(curve.samples) for curve in read_curves(curve)] == [324]

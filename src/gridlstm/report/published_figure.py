@@ -1,23 +1,27 @@
 """Published figures beside one's own runs: samples to a threshold against a size, and learning curves.
 
-An experiment names a CSV file in ``report.points``, with the columns network, at_least, SIZE and samples, or in
-``report.curve``, with network, samples and METRIC. A network is a list of options that a run must have, such as
-"model=grid2d model.tied=true"; SIZE is an option such as model.num_layers.
+``training.published`` describes their files. Those that have moved since the runs are left out.
 """
 
-import csv
+import logging
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from gridlstm.errors import UserError
 from gridlstm.files import to_png
 from gridlstm.report.drawing import labeled, one_legend, short_names
 from gridlstm.report.runs import Run
 from gridlstm.report.tables import Beside, Table, holds
-from gridlstm.training.published import published_file
+from gridlstm.training.published import read_curves, read_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+log = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
 
 
 class Point(NamedTuple):
@@ -59,15 +63,11 @@ def first_reaching(run: Run, metric: str, at_least: float) -> float | None:
 def panels(table: Table) -> list[Panel]:
     """Return a panel for each kind of network in the published points that a table's experiment names."""
     runs = [run for group in table.groups for run in group.runs]
-    files = dict.fromkeys(str(name) for run in runs if (name := run.config.get("report.points")))
     found = []
-    for name in files:
-        with published_file(name).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        option = next(column for column in rows[0] if column not in ("network", "at_least", "samples"))
-        for network, at_least in dict.fromkeys((row["network"], float(row["at_least"])) for row in rows):
-            same = [row for row in rows if (row["network"], float(row["at_least"])) == (network, at_least)]
-            published = [Point(float(row[option]), float(row["samples"])) for row in same]
+    for option, rows in _files(table, "report.points", read_points):
+        for network, at_least in dict.fromkeys((row.network, row.at_least) for row in rows):
+            same = [row for row in rows if (row.network, row.at_least) == (network, at_least)]
+            published = [Point(row.size, row.samples) for row in same]
             own = [run for run in runs if all(holds(run, condition) for condition in network.split())]
             points = [point for run in own if (point := _point(run, table.monitor, option, at_least)) is not None]
             found.append(Panel(network, at_least, option, published, points))
@@ -134,15 +134,19 @@ def _scatter(axes: "Axes", points: Sequence[Point], colour: str, marker: str, la
 
 def published_curves(table: Table) -> list[tuple[str, list[float], list[float]]]:
     """Return published learning curves of the monitored metric: network, samples, values."""
-    files = dict.fromkeys(
-        str(name) for group in table.groups for run in group.runs if (name := run.config.get("report.curve"))
-    )
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for name in files:
-        with published_file(name).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if table.monitor in row:
-                    samples, values = found.setdefault(row["network"], ([], []))
-                    samples.append(float(row["samples"]))
-                    values.append(float(row[table.monitor]))
-    return [(network, samples, values) for network, (samples, values) in found.items()]
+    return [
+        (curve.network, curve.samples, curve.metrics[table.monitor])
+        for curves in _files(table, "report.curve", read_curves)
+        for curve in curves
+        if table.monitor in curve.metrics
+    ]
+
+
+def _files(table: Table, key: str, read: Callable[[str], Read]) -> Iterator[Read]:
+    """Yield what is in the files that a table's experiments name, except for those that cannot be read any more."""
+    runs = [run for group in table.groups for run in group.runs]
+    for name in dict.fromkeys(str(name) for run in runs if (name := run.config.get(key))):
+        try:
+            yield read(name)
+        except UserError as error:
+            log.warning("left out: %s", error)

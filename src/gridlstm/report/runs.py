@@ -197,7 +197,7 @@ def _read(directory: Path, overrides: list[str] | None) -> Run:
         if not isinstance(config, dict) or not config.keys() >= _NODES:
             raise UserError(f"{directory / 'config.yaml'} is damaged: it lacks options of a run. Repair or delete it.")
         if config.get("report"):
-            check_report(config["report"], str(directory / "config.yaml"))
+            check_report(config["report"], str(directory / "config.yaml"), read_files=False)
         rewrite(config, references=False)
         run.config = dict(leaves(config))
     if (directory / "result.json").exists():
