@@ -162,6 +162,24 @@ def test_damaged_or_foreign_file_is_named(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_published_files_under_other_names_are_refused(name: str, real_data: Path, tmp_path: Path) -> None:
+    """Training and test files swapped, and MNIST in the place of Fashion-MNIST."""
+    if not (real_data / "mnist").is_dir():
+        pytest.skip(f"there is no mnist in {real_data}")
+    folder = tmp_path / IdxFiles.KINDS[name].folder
+    folder.mkdir()
+    for file in (real_data / "mnist").glob("*-idx*"):
+        own = file.name
+        if name == "MNIST":
+            swapped = {"train": "t10k", "t10k": "train"}
+            kind, _, rest = own.partition("-")
+            own = f"{swapped[kind]}-{rest}"
+        (folder / own).symlink_to(file)
+    with pytest.raises(UserError, match=rf"train-images-idx3-ubyte.* holds MNIST's .*, expected {name}'s train-images"):
+        IdxFiles(name, str(tmp_path)).read()
+
+
 def test_packed_file_needs_the_name_of_one(directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory / "mnist", tmp_path / "mnist")
     (tmp_path / "mnist" / IMAGES).rename(tmp_path / "mnist" / FILES[0])

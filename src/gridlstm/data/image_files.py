@@ -196,12 +196,20 @@ class IdxFiles(ImageSource):
         return None
 
     def _compare(self, files: list[Path], contents: list[bytes]) -> None:
-        """Set ``foreign``, and log a warning if there are any."""
+        """Set ``foreign``, and log a warning if there are any.
+
+        Raises:
+            UserError: a file is a published one under another name, such as the test images as training images.
+        """
+        found = [hashlib.md5(content).hexdigest() for content in contents]
         expected = self.KINDS[self.name].md5
+        published = {md5: (kind, name) for kind, own in self.KINDS.items() for name, md5 in own.md5.items()}
+        for name, file, md5 in zip(FILES, files, found, strict=True):
+            kind, own_name = published.get(md5, (self.name, name))
+            if (kind, own_name) != (self.name, name):
+                raise UserError(f"{file} holds {kind}'s {own_name}, expected {self.name}'s {name}. {self._replace}")
         self.foreign = tuple(
-            file.name
-            for name, file, content in zip(FILES, files, contents, strict=True)
-            if hashlib.md5(content).hexdigest() != expected[name]
+            file.name for name, file, md5 in zip(FILES, files, found, strict=True) if md5 != expected[name]
         )
         if self.foreign:
             log.warning(
