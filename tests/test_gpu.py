@@ -344,7 +344,6 @@ def test_two_ranks_reproduce_the_losses_of_one(tmp_path: Path) -> None:
         "logger=csv", "model.hidden_size=6", "model.num_layers=2", "trainer.precision=64-true", "trainer.max_steps=12",
         "trainer.log_every_n_steps=4", "task.val_every=6", "task.data.batch_size=5", "task.data.num_val=11",
         "task.data.num_test=11", "task.length=2", "callbacks.engine_choices.pointwise=triton",
-        "callbacks.engine_choices.cuda_graphs=true",
     ]  # fmt: skip
     for name in (["hardware=gpu"], ["hardware=ddp", "trainer.devices=2"]):
         run_python("train.py", *small, *name, f"hydra.run.dir={tmp_path / name[0]}", check=True)

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ from gridlstm.engine.packed import Packed
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, scan
+from gridlstm.training.callbacks.engine_choices import EngineChoices
 from gridlstm.training.job import run_job
 from gridlstm.verify.cases import draw
 from gridlstm.verify.compare import differences
@@ -240,6 +242,12 @@ def test_a_run_off_a_gpu_refuses_the_option(job: Callable[..., DictConfig], monk
         run_job(job(f"{OPTION}=true"))
     with pytest.raises(UserError, match="cuda_graphs must be true or false, got 'yes please'"):
         run_job(job(f"{OPTION}='yes please'"))
+
+
+def test_several_processes_are_refused() -> None:
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    with pytest.raises(UserError, match=r"not been tried with several processes, got 2\. Remove the option, or use"):
+        EngineChoices(cuda_graphs=True).setup(trainer, torch.nn.Module(), "fit")  # type: ignore[arg-type]
 
 
 def test_gradients_of_accumulated_batches_add_up() -> None:

@@ -1,8 +1,10 @@
 """Comparison of runs with a published figure: samples to thresholds, points against a size, and a learning curve."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 from tests.conftest import compose
 
 from gridlstm.errors import UserError
@@ -13,6 +15,7 @@ from gridlstm.report.runs import SOLVED, Run
 from gridlstm.report.tables import Table, make_tables
 from gridlstm.report.thresholds import samples_to_thresholds
 from gridlstm.training.published import check_report, read_curves, read_points
+from gridlstm.training.validate import check
 
 
 def run(directory: Path, layers: int, curve: list[tuple[float, float]], model: str = "grid2d", seed: int = 1) -> Run:
@@ -86,7 +89,13 @@ def test_custom_points_file_is_accepted_and_missing_one_refused(tmp_path: Path) 
     own = tmp_path / "own.csv"
     own.write_text("network,at_least,model.num_layers,samples\nmodel=grid2d,0.5,7,100\n")
     check_report({"points": str(own)})
-    assert read_points(str(own)) == ("model.num_layers", [("model=grid2d", 0.5, 7.0, 100.0)])
+    spreadsheet = tmp_path / "spreadsheet.csv"
+    spreadsheet.write_text(own.read_text(), encoding="utf-8-sig")
+    assert (
+        read_points(str(spreadsheet))
+        == read_points(str(own))
+        == ("model.num_layers", [("model=grid2d", 0.5, 7.0, 100.0)])
+    )
     with pytest.raises(
         UserError, match=r"report\.points=none is not a file\. Give .* addition_figure, memorization_figure"
     ):
@@ -117,6 +126,14 @@ def test_a_file_of_another_form_is_refused(name: str, text: str | bytes, message
     own.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=rf"report\.{name}=.*own\.csv.*{message}"):
         check_report({name: str(own)})
+
+
+def test_a_metric_that_falls_has_no_thresholds(tmp_path: Path, job: Callable[..., DictConfig]) -> None:
+    falling = run(tmp_path, 7, [(1000.0, 1.0)])
+    falling.config["task.mode"] = "min"
+    assert figure_picture(make_tables([falling])) is None
+    with pytest.raises(UserError, match=r"so it must rise, but task\.mode=min\. Remove report\.points"):
+        check(job("report.points=memorization_figure", "task.mode=min"))
 
 
 def test_a_file_that_has_moved_is_left_out_of_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

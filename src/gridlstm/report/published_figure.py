@@ -61,7 +61,12 @@ def first_reaching(run: Run, metric: str, at_least: float) -> float | None:
 
 
 def panels(table: Table) -> list[Panel]:
-    """Return a panel for each kind of network in the published points that a table's experiment names."""
+    """Return a panel for each kind of network in the published points that a table's experiment names.
+
+    A metric that falls has no thresholds to reach from below.
+    """
+    if table.mode != "max":
+        return []
     runs = [run for group in table.groups for run in group.runs]
     found = []
     for option, rows in _files(table, "report.points", read_points):

@@ -121,7 +121,7 @@ def _rows(key: str, name: str, columns: tuple[str, ...], other: str) -> list[dic
         names = ", ".join(sorted(path.stem for path in _FILES.glob("*.csv")))
         raise UserError(f"{key}={name} is not a file. Give the path of a CSV file, or one of {names}.")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows, found = list(reader), [*(reader.fieldnames or ())]
     except (OSError, UnicodeDecodeError, csv.Error) as error:

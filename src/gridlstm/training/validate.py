@@ -83,6 +83,11 @@ def check(cfg: DictConfig) -> None:
     check_one_value(cfg)
     check_fit(cfg)
     check_report(cast(dict[str, Any], OmegaConf.to_container(cfg.report, resolve=True)))
+    if cfg.report.get("points") is not None and cfg.task.mode != "max":
+        raise UserError(
+            f"report.points gives samples until {cfg.task.monitor} is at least some number, so it must rise, but "
+            f"task.mode={cfg.task.mode}. Remove report.points, or choose another task.monitor and task.mode=max."
+        )
     matched = check_match(cfg)
     if matched and _given("model.hidden_size"):
         raise UserError("match chooses model.hidden_size, so the two cannot be combined. Remove one of them.")

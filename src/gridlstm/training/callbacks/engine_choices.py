@@ -36,6 +36,11 @@ class EngineChoices(Callback):
             check_triton("callbacks.engine_choices.pointwise=triton", trainer.strategy.root_device)
         if self.cuda_graphs and stage == "fit":
             graphs.check_graphs(trainer.strategy.root_device)
+            if trainer.world_size > 1:
+                raise UserError(
+                    f"{graphs.OPTION} has not been tried with several processes, got {trainer.world_size}. Remove the "
+                    f"option, or use trainer.devices=1 trainer.num_nodes=1."
+                )
         graphs.force_graphs(self.cuda_graphs)
         if self.pointwise != "auto":
             fused.force_pointwise_step(self.pointwise)
