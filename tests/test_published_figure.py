@@ -97,7 +97,7 @@ def test_custom_points_file_is_accepted_and_missing_one_refused(tmp_path: Path) 
         == ("model.num_layers", [("model=grid2d", 0.5, 7.0, 100.0)])
     )
     with pytest.raises(
-        UserError, match=r"report\.points=none is not a file\. Give .* addition_figure, memorization_figure"
+        UserError, match=r"report\.points=none is not a file\. Give .* addition_figure, memorization_figure, tor"
     ):
         check_report({"points": "none"})
 
@@ -153,3 +153,13 @@ def test_the_papers_figures_are_named_by_their_experiments() -> None:
     )
     assert len(read_points(points).points) == 64
     assert [len(curve.samples) for curve in read_curves(curve)] == [324]
+
+
+def test_the_torch7_curves_end_where_the_experiment_does() -> None:
+    cfg = compose("experiment=torch7/wikipedia")
+    curves = {curve.network: curve for curve in read_curves(cfg.report.curve)}
+    assert curves.keys() == cfg.report.paper["val/bpc"].keys()
+    for network, end in cfg.report.paper["val/bpc"].items():
+        curve = curves[network]
+        assert curve.metrics["val/bpc"][-1] == pytest.approx(end, abs=1e-3)
+        assert 0.99 < curve.samples[-1] / (cfg.trainer.max_steps * cfg.task.data.batch_size) <= 1
