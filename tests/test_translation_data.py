@@ -22,7 +22,7 @@ from gridlstm.data import multi30k
 from gridlstm.data.base import PairBatch, Split
 from gridlstm.data.hub_pairs import HubPairs
 from gridlstm.data.multi30k import Multi30k
-from gridlstm.data.pairs import PairSource, Sentences, read_lines, split_off
+from gridlstm.data.pairs import PairSource, Sentences, read_lines, read_parallel, split_off
 from gridlstm.data.parallel import Btec, Parallel
 from gridlstm.data.tatoeba import Tatoeba
 from gridlstm.data.translation import CHUNK, TranslationData, bucketed
@@ -390,11 +390,18 @@ def btec(folder: Path) -> Path:
     return folder
 
 
-def test_btec_has_up_to_15_references_of_each_sentence(tmp_path: Path) -> None:
+def test_btec_has_up_to_15_references_of_each_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = data(Btec(btec(tmp_path)))
+    assert "2 in train.zh instead of 44,016, 3 in dev.zh instead of 1,006, 2 in test.zh instead of 503" in caplog.text
     assert [len(references) for references in made.references("val")] == [2, 3, 4]
     assert made.sources("test") == ["test 0", "test 1"]
     assert made.references("test")[1] == ["test 1 0", "test 1 1", "test 1 2"]
+
+
+def test_an_empty_reference_is_left_out_where_there_is_another(tmp_path: Path) -> None:
+    write(tmp_path, a="1\n2\n3\n", b="\n\nthree\n", c="one\n \n\n")
+    files = [next(tmp_path.glob(f"{name}*")) for name in "abc"]
+    assert read_parallel(files[0], files[1:]).references == [["one"], [""], ["three"]]
 
 
 def test_btec_says_that_it_needs_a_licence_and_which_files(tmp_path: Path) -> None:

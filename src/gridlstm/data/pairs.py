@@ -97,7 +97,7 @@ def decoded_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
 def read_parallel(source: Path, references: Sequence[Path]) -> Sentences:
     """Return the sentences of parallel files: line n of every file belongs to line n of the others.
 
-    Empty lines are ignored in all reference files except the first, because sentences may have different numbers of
+    Empty lines are ignored where another reference file has a line, because sentences may have different numbers of
     references.
 
     Raises:
@@ -113,7 +113,7 @@ def read_parallel(source: Path, references: Sequence[Path]) -> Sentences:
                 f"line n of one translates line n of the other. Use files that are aligned line by line."
             )
     rows = zip(*columns, strict=True)
-    return Sentences(sources, [[first, *(line for line in further if line.strip())] for first, *further in rows])
+    return Sentences(sources, [[line for line in row if line.strip()] or [row[0]] for row in rows])
 
 
 def by_source(pairs: Iterable[Pair]) -> Sentences:

@@ -1,11 +1,15 @@
 """Parallel text files: any pair of languages, and the layout of the IWSLT BTEC corpus."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from gridlstm.data.base import Split
 from gridlstm.data.pairs import PairSource, Sentences, read_parallel, split_off
 from gridlstm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 NUM_VAL = 1000
 """Sources of a validation split by default."""
@@ -14,8 +18,8 @@ NUM_VAL = 1000
 class Parallel(PairSource):
     """Parallel files (plain, .gz, .xz, .bz2 or .zip): line n of a split's files is one sentence.
 
-    The first file of a split has the sources, and each other file has translations. Empty lines of the third and later
-    files are ignored, because sentences may have different numbers of translations.
+    The first file of a split has the sources, and each other file has translations. Empty lines are ignored where
+    another file has a translation, because sentences may have different numbers of them.
 
     Args:
         train, test: files of the splits, sources first.
@@ -74,8 +78,8 @@ class Btec(PairSource):
         dev.zh    dev.en.0   …  dev.en.14        15 references of each sentence
         test.zh   test.en.0  …  test.en.14       15 references of each sentence
 
-    Empty lines are ignored in all reference files except the first. The Chinese text is expected to be segmented into
-    words by white space.
+    Empty lines are ignored where another file has a reference. The Chinese text is expected to be segmented into words
+    by white space. Other numbers of sentences than the paper's are used too, with a warning.
 
     Args:
         data_dir: directory with the folder btec.
@@ -88,6 +92,8 @@ class Btec(PairSource):
     name = "BTEC"
     references = 15
     """Reference translations of each sentence of dev and test."""
+    sizes: ClassVar[Mapping[Split, int]] = {"train": 44_016, "val": 1006, "test": 503}
+    """Sentences of the paper's copy."""
 
     def __init__(self, data_dir: str | Path) -> None:
         self.folder = Path(data_dir).expanduser() / "btec"
@@ -110,7 +116,18 @@ class Btec(PairSource):
 
     def read(self) -> Mapping[Split, Sentences]:
         self.check()
-        return {split: read_parallel(files[0], files[1:]) for split, files in self._files().items()}
+        found = {split: read_parallel(files[0], files[1:]) for split, files in self._files().items()}
+        other = [
+            f"{len(found[split].sources):,} in {self._files()[split][0].name} instead of {size:,}"
+            for split, size in self.sizes.items()
+            if len(found[split].sources) != size
+        ]
+        if other:
+            log.warning(
+                "this copy of BTEC has other numbers of sentences than the paper's, so results are for other data: %s",
+                ", ".join(other),
+            )
+        return found
 
     def _files(self) -> Mapping[Split, list[Path]]:
         parts: dict[Split, str] = {"val": "dev", "test": "test"}
