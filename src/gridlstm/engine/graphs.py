@@ -311,7 +311,9 @@ class Recordings:
                 recording = _if_memory_suffices(record)
                 if recording is None:
                     log.warning("CUDA graphs: no memory for another recording, so the unused ones are forgotten")
-                    self.clear()
+                    with self._lock:
+                        for unused in self._free.values():  # the shapes stay: this one's recording goes back to its own
+                            unused.clear()
                     recording = record()
             log.info("CUDA graph: recorded a sweep of %s blocks", " x ".join(map(str, shape.extents)))
         return Lease(recording, free)
