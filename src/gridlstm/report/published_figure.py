@@ -6,6 +6,7 @@
 import logging
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gridlstm.errors import UserError
@@ -151,7 +152,15 @@ def _files(table: Table, key: str, read: Callable[[str], Read]) -> Iterator[Read
     """Yield what is in the files that a table's experiments name, except for those that cannot be read any more."""
     runs = [run for group in table.groups for run in group.runs]
     for name in dict.fromkeys(str(name) for run in runs if (name := run.config.get(key))):
-        try:
-            yield read(name)
-        except UserError as error:
-            log.warning("left out: %s", error)
+        if (found := _read_once(read, name)) is not None:
+            yield found
+
+
+@lru_cache
+def _read_once(read: Callable[[str], Read], name: str) -> Read | None:
+    """Return what is in a file, or None with a warning: tables, page and picture of a report all ask for it."""
+    try:
+        return read(name)
+    except UserError as error:
+        log.warning("left out: %s", error)
+        return None
