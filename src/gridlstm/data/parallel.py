@@ -116,9 +116,10 @@ class Btec(PairSource):
 
     def read(self) -> Mapping[Split, Sentences]:
         self.check()
-        found = {split: read_parallel(files[0], files[1:]) for split, files in self._files().items()}
+        files = self._files()
+        found = {split: read_parallel(own[0], own[1:]) for split, own in files.items()}
         other = [
-            f"{len(found[split].sources):,} in {self._files()[split][0].name} instead of {size:,}"
+            f"{len(found[split].sources):,} in {files[split][0].name} instead of {size:,}"
             for split, size in self.sizes.items()
             if len(found[split].sources) != size
         ]
