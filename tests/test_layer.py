@@ -477,9 +477,9 @@ def test_compile_around_the_layer() -> None:
     torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_example_of_the_readme_runs() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/layer.md"])
+def test_example_of_a_page_runs(page: str) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / page).read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(example, names)
     assert names["output"].shape == (8, 100, 64)
