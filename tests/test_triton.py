@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.grids import DOUBLE, EXACT, Case, assert_equals_reference, random_inputs, values_and_gradients
+from tests.grids import (
+    DOUBLE,
+    EXACT,
+    Case,
+    assert_equals_reference,
+    random_inputs,
+    tensors_of,
+    values_and_gradients,
+)
 
 from gridlstm.cell import LSTM, HiddenMemory
-from gridlstm.cells import LayerNormLSTM
-from gridlstm.engine import choices, fused, triton_step
+from gridlstm.cells import LayerNormLSTM, NonLSTM
+from gridlstm.engine import choices, fused, packed, triton_step
 from gridlstm.engine.choices import Choices
+from gridlstm.engine.dispatch import Sweep
 from gridlstm.engine.half_step import half_step
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.triton_step import TritonStep, check_triton
@@ -24,6 +33,9 @@ from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights, scan
 
 pytest.importorskip("triton", reason="Triton is not installed here")
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
 from gridlstm.engine import triton_kernels  # needs Triton
 
 # Values are of order 1, so float32 rounds them at 6e-8; gradients here sum a few hundred terms.
@@ -52,6 +64,14 @@ def launches(triton: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
         importlib.reload(triton_kernels)
         yield ran
     importlib.reload(triton_kernels)
+
+
+def round_as_a_gpu(builder: InterpreterBuilder, source: TensorHandle, to: tl.dtype) -> TensorHandle:
+    """Round to the nearest bfloat16; the interpreter would cut digits off."""
+    if to.scalar != tl.bfloat16:
+        return builder.cast_impl(source, to)
+    rounded = torch.from_numpy(source.data).bfloat16().view(torch.uint16)
+    return TensorHandle(rounded.numpy(), to.scalar)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +108,39 @@ def test_tiles_with_and_without_a_tail_agree(d: int, launches: list[str], monkey
     case = Case(Block((LSTM(),), (d,), ((0,),)), (2,), 3, ("keep",))
     assert_equals_reference(wavefront, case, DOUBLE.float(), ROUNDING)
     assert launches
+
+
+@pytest.mark.parametrize("sweep", [wavefront, recomputing_wavefront], ids=["gates kept", "recompute"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(Block((LSTM(), STANDARD), (5, 3), ((0, 1),), untied=(1,)), (2, 2), 2, scale=0.2),
+        Case(Block((STANDARD, LSTM()), (5, 3), ((1,), (0,))), (2, 2), 2, ("keep",), scale=0.2),
+        Case(Block((LSTM(), NonLSTM("tanh", bias=True)), (5, 3), ((0,), (1,))), (2, 2), 2, ("drop",), scale=0.2),
+        Case(Block((LSTM(), LSTM()), (3, 3), ((0, 1),), same=((1, 0),)), (2, 2), 2, scale=0.2),
+    ],
+    ids=["untied", "priority, masks", "another cell, dropped inputs", "same weights"],
+)
+def test_bfloat16_steps_equal_converting_products(
+    case: Case, sweep: Sweep, launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of gradients of pre-activations, for biases and dimensions with the same weights, are rounded once more."""
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", round_as_a_gpu)
+    weights, sides = random_inputs(case, DOUBLE.float())
+    leaves, results = tensors_of(weights, sides), []
+    with torch.autocast("cpu", torch.bfloat16):
+        for is_low in (packed.is_low, lambda *_: False):
+            monkeypatch.setattr(packed, "is_low", is_low)
+            results.append(values_and_gradients(sweep, case, weights, sides))
+            assert launches
+            assert ("lstm_gates" in launches) == (sweep is recomputing_wavefront and len(results) == 2)
+            launches.clear()
+    (values, gradients), (exact_values, exact_gradients) = results
+    torch.testing.assert_close(values, exact_values, rtol=0, atol=0)
+    for leaf, got, exact in zip(leaves, gradients, exact_gradients, strict=True):
+        rounded_again = bool(case.block.same) or any(leaf is own.bias for own in weights)
+        largest = float(exact.abs().max()) if exact.numel() else 0.0
+        torch.testing.assert_close(got, exact, rtol=0, atol=2**-7 * largest if rounded_again else 0)
 
 
 def test_without_gradients_the_values_are_the_same(launches: list[str]) -> None:
@@ -163,7 +216,7 @@ class Hopper:
         return GPUTarget("cuda", 90, 32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "case",
     [
@@ -176,7 +229,10 @@ class Hopper:
 def test_kernels_compile_for_a_gpu(
     case: Case, dtype: torch.dtype, triton: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The interpreter accepts more than the compiler. Here the compiler gets the arguments of a real sweep."""
+    """The interpreter accepts more than the compiler. Here the compiler gets the arguments of a real sweep.
+
+    bfloat16 stands for float32 under autocast.
+    """
     from triton.runtime import driver
 
     compiled = {}
@@ -191,8 +247,11 @@ def test_kernels_compile_for_a_gpu(
     monkeypatch.setattr(triton_step, "interpreted", lambda: True)  # so that tensors of the CPU do
     importlib.reload(triton_kernels)
     monkeypatch.setattr(driver, "_active", Hopper())
-    values_and_gradients(recomputing_wavefront, case, *random_inputs(case, DOUBLE.to(dtype)))
-    assert set(compiled) == {"lstm_forward", "lstm_gates", "lstm_backward"}
+    low = dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        state = DOUBLE.to(torch.float32 if low else dtype)
+        values_and_gradients(recomputing_wavefront, case, *random_inputs(case, state))
+    assert set(compiled) == {"lstm_forward", "lstm_backward"} | (set() if low else {"lstm_gates"})
     for name, kernel in compiled.items():
         assert f".entry {name}" in kernel.asm["ptx"]
         assert kernel.asm["cubin"]

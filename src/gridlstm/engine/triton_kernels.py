@@ -2,13 +2,16 @@
 """Equations 1 to 3 and their derivatives for one diagonal of a grid, as Triton kernels: the counterpart of fused.c.
 
 z holds the pre-activations (u, f, o, c). The forward pass replaces them by the gates, and the backward pass replaces
-the gates by the gradients of the pre-activations. One program computes a tile of ROWS x UNITS. Only Triton's builtins
+the gates by the gradients of the pre-activations. With LOW, z is in bfloat16: the forward pass leaves it as it is, and
+the backward pass computes the gates again. Everything else stays in the type of the memory. One program computes a tile
+of ROWS x UNITS. Only Triton's builtins
 are called: functions of its library that are themselves kernels run in the interpreter only if the variable
 TRITON_INTERPRET was set before Triton was first imported, and PyTorch imports it early.
 
 Arguments as in fused.h, with these differences: rows from ``first`` to before ``end`` count blocks times B; ``z``
 begins at row ``z_first``; the stages' ``h`` are ``stage_stride`` apart; masks have the type of the state or are
-booleans.
+booleans. ``bias`` (copies, 4 d) is added to z, with the copy ``copy_of`` each block; None adds nothing. ``low_h`` gets
+h' too, as the next product's operand.
 """
 
 import triton
@@ -67,11 +70,11 @@ def _following(successor, row, end, B):
 
 
 @triton.jit
-def _load_gates(z, d, inside):
-    u = tl.load(z, inside, 0.0)
-    f = tl.load(z + d, inside, 0.0)
-    o = tl.load(z + 2 * d, inside, 0.0)
-    c = tl.load(z + 3 * d, inside, 0.0)
+def _load_gates(z, d, inside, TYPE: tl.constexpr):
+    u = tl.load(z, inside, 0.0).to(TYPE)
+    f = tl.load(z + d, inside, 0.0).to(TYPE)
+    o = tl.load(z + 2 * d, inside, 0.0).to(TYPE)
+    c = tl.load(z + 3 * d, inside, 0.0).to(TYPE)
     return u, f, o, c
 
 
@@ -84,21 +87,31 @@ def _store_gates(z, d, inside, u, f, o, c):
 
 
 @triton.jit
-def _gates_of(z, d, inside):
-    u, f, o, c = _load_gates(z, d, inside)
+def _gates_of(z, bias, d, inside, TYPE: tl.constexpr):
+    u, f, o, c = _load_gates(z, d, inside, TYPE)
+    if bias is not None:
+        bias_u, bias_f, bias_o, bias_c = _load_gates(bias, d, inside, TYPE)
+        u, f, o, c = u + bias_u, f + bias_f, o + bias_o, c + bias_c
     return _sigmoid(u), _sigmoid(f), _sigmoid(o), _tanh(c)
+
+
+@triton.jit
+def _bias_of(bias, copy_of, row, unit, end, B, d):
+    """Return where each row's bias begins; None without biases."""
+    return bias if bias is None else bias + tl.load(copy_of + row // B, row < end, 0) * 4 * d + unit
 
 
 # Numbers that differ between diagonals and batches are not specialised: each value would be compiled again.
 @triton.jit(do_not_specialize=["first", "end", "z_first", "B"])
 def lstm_forward(
-    z, m, h, successor, keep_h, keep_m, first, end, z_first, B, d, z_stride, h_stride, stage_stride,
-    STAGES: tl.constexpr, STAGE: tl.constexpr, STANDARD: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+    z, m, h, successor, keep_h, keep_m, bias, copy_of, low_h, first, end, z_first, B, d, z_stride, h_stride,
+    stage_stride, LOW: tl.constexpr, STAGES: tl.constexpr, STAGE: tl.constexpr, STANDARD: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     row, unit, inside = _tile(first, end, d, ROWS, UNITS)
     after = _following(successor, row, end, B)
     gates = z + (row - z_first) * z_stride + unit
-    u, f, o, c = _gates_of(gates, d, inside)
+    u, f, o, c = _gates_of(gates, _bias_of(bias, copy_of, row, unit, end, B, d), d, inside, m.dtype.element_ty)
     old_m = tl.load(m + row * d + unit, inside, 0.0)
     new_m = f * old_m + u * c
     new_h = _output(o, new_m, STANDARD)
@@ -107,33 +120,33 @@ def lstm_forward(
         new_h = _hold_back(tl.load(keep_h + row * d + unit, inside, 0), old_h, new_h)
     if keep_m is not None:
         new_m = _hold_back(tl.load(keep_m + row * d + unit, inside, 0), old_m, new_m)
-    _store_gates(gates, d, inside, u, f, o, c)
+    if not LOW:
+        _store_gates(gates, d, inside, u, f, o, c)
     tl.store(m + after * d + unit, new_m, inside)
-    h_of_stage = h + row * h_stride + unit
-    h_after = h + after * h_stride + unit
+    here, there = row * h_stride + unit, after * h_stride + unit
     for stage in tl.static_range(STAGES):
         # Stages up to this dimension's read the incoming h of the next block. Later stages read this block's new h.
-        if stage <= STAGE:
-            tl.store(h_after, new_h, inside)
-        else:
-            tl.store(h_of_stage, new_h, inside)
+        at = there if stage <= STAGE else here
+        tl.store(h + at, new_h, inside)
+        if low_h is not None:
+            tl.store(low_h + at, new_h, inside)
         # Added stage by stage, because a product of 32 bits would overflow.
-        h_after += stage_stride
-        h_of_stage += stage_stride
+        here += stage_stride
+        there += stage_stride
 
 
 @triton.jit(do_not_specialize=["first", "end"])
 def lstm_gates(z, first, end, d, z_stride, ROWS: tl.constexpr, UNITS: tl.constexpr):
     row, unit, inside = _tile(first, end, d, ROWS, UNITS)
     gates = z + row * z_stride + unit
-    u, f, o, c = _gates_of(gates, d, inside)
+    u, f, o, c = _gates_of(gates, None, d, inside, z.dtype.element_ty)
     _store_gates(gates, d, inside, u, f, o, c)
 
 
 @triton.jit(do_not_specialize=["first", "end", "B"])
 def lstm_backward(
-    z, m, h, successor, keep_h, keep_m, grad_h, grad_m, past_h, first, end, B, d, z_stride, h_stride,
-    LATER: tl.constexpr, STANDARD: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+    z, m, h, successor, keep_h, keep_m, bias, copy_of, grad_h, grad_m, past_h, first, end, B, d, z_stride, h_stride,
+    LOW: tl.constexpr, LATER: tl.constexpr, STANDARD: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """Replace the gates by gradients, and write the gradient of m and, with ``keep_h``, a part of the gradient of h.
 
@@ -143,7 +156,10 @@ def lstm_backward(
     row, unit, inside = _tile(first, end, d, ROWS, UNITS)
     after = _following(successor, row, end, B)
     gates = z + row * z_stride + unit
-    u, f, o, c = _load_gates(gates, d, inside)
+    if LOW:
+        u, f, o, c = _gates_of(gates, _bias_of(bias, copy_of, row, unit, end, B, d), d, inside, m.dtype.element_ty)
+    else:
+        u, f, o, c = _load_gates(gates, d, inside, m.dtype.element_ty)
     old_m = tl.load(m + row * d + unit, inside, 0.0)
     dh = tl.load(grad_h + after * h_stride + unit, inside, 0.0)
     dm = tl.load(grad_m + after * d + unit, inside, 0.0)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gridlstm.cell import LSTM
+from gridlstm.cell import LSTM, Cell
 from gridlstm.engine.buffers import Buffers
 from gridlstm.engine.plan import Diagonal
 from gridlstm.errors import UserError
@@ -53,14 +53,17 @@ def check_triton(option: str, device: torch.device) -> None:
 
 def triton_step(n: int, buffers: Buffers, backward: bool) -> "TritonStep | None":
     """Return the Triton step of this dimension, or None if there is none."""
-    cell, like = buffers.layout.block.cells[n], buffers.X[0]
-    fits = (
+    return TritonStep(n, buffers, backward) if triton_fits(buffers.layout.block.cells[n], buffers.X[0]) else None
+
+
+def triton_fits(cell: Cell, like: Tensor) -> bool:
+    """Return True if there is a Triton step for this cell in this precision on this device."""
+    return (
         type(cell) is LSTM
         and type(like) is Tensor  # others, such as FakeTensor, have no memory to point to
         and like.dtype in (torch.float32, torch.float64)
         and like.device.type == ("cpu" if interpreted() else "cuda")
     )
-    return TritonStep(n, buffers, backward) if fits else None
 
 
 class TritonStep:
@@ -82,7 +85,9 @@ class TritonStep:
         self.h, self.h_stride = like[:, :, columns], layout.D
         # The forward pass writes to all stages, whose storage is one: see ``buffers.stages_of``.
         self.stage_stride = buffers.X[1].storage_offset() - like.storage_offset() if len(buffers.X) > 1 else 0
-        self.successors = layout.plan.successors[n]
+        self.successors, self.copy_of = layout.plan.successors[n], layout.plan.copy_of
+        self.bias = buffers.added_biases[n]
+        self.low_h = buffers.low_X[0][:, :, columns] if buffers.low_X is not None and buffers.factors is None else None
         self.keep_h, self.keep_m = (
             None
             if keep is None
@@ -100,9 +105,9 @@ class TritonStep:
         self._launch(
             self.kernels.lstm_forward,
             diagonal.rows,
-            (self.z, self.m, self.h, self.successors, self.keep_h, self.keep_m),
+            (self.z, self.m, self.h, self.successors, self.keep_h, self.keep_m, self.bias, self.copy_of, self.low_h),
             *(self.buffers.first * self.B, self.B, self.d, self.z_stride, self.h_stride, self.stage_stride),
-            *(len(self.buffers.X), self.stage, self.standard),
+            *(self.buffers.is_low, len(self.buffers.X), self.stage, self.standard),
         )
 
     def restore(self, rows: slice) -> None:
@@ -113,9 +118,16 @@ class TritonStep:
         self._launch(
             self.kernels.lstm_backward,
             diagonal.rows,
-            (self.z, self.m, self.h, self.successors, self.keep_h, self.keep_m, self.dh, self.dm, past_h),
+            (
+                *(self.z, self.m, self.h, self.successors, self.keep_h, self.keep_m, self.bias, self.copy_of),
+                *(self.dh, self.dm, past_h),
+            ),
             *(self.B, self.d, self.z_stride, self.h_stride),
-            *(later is not None, self.standard),  # ``later`` is always the diagonal's own rows of dH
+            *(
+                self.buffers.is_low,
+                later is not None,
+                self.standard,
+            ),  # ``later`` is always the diagonal's own rows of dH
         )
         return past_h
 
