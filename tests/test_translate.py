@@ -348,6 +348,26 @@ def test_unknown_words_are_accepted_and_never_produced() -> None:
         assert "⁇" not in found[0].text
 
 
+@pytest.mark.parametrize(
+    ("sentences", "unknown"),
+    [(["a x", "a y"], None), (["a a", "x", "y z"], "3 of 5"), (["", "x"], "1 of 1"), (["", " "], None), ([], None)],
+)
+def test_an_input_of_unknown_words_is_translated_with_one_warning(
+    sentences: list[str], unknown: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    written: list[str] = []
+    write_translations(small_translator(beam=1), iter(sentences), written.append, at_once=5)
+    assert len(written) == len(sentences)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.partition(" words")[0] for text in warnings] == ([unknown] if unknown else [])
+    assert all("Give sentences in the language that it was trained to read, or another ckpt." in w for w in warnings)
+
+
+def test_unknown_words_are_counted_once_for_a_long_input(caplog: pytest.LogCaptureFixture) -> None:
+    write_translations(small_translator(beam=1), iter(["x", "y", "z"]), [].append, at_once=1)
+    assert caplog.text.count("words of the input are unknown") == 1
+
+
 def test_other_checkpoints_are_refused(
     translation_job: Callable[..., DictConfig], job: Callable[..., DictConfig], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gridlstm.data.pairs import read_lines
 from gridlstm.data.words import (
     UNKNOWN,
     Level,
@@ -21,6 +22,7 @@ from gridlstm.data.words import (
     vocabulary_from,
 )
 from gridlstm.errors import UserError
+from gridlstm.translate import LEAST_WHOLE
 
 SENTENCES = [f"The {animal} {verb} {place}." for animal in ("dog", "cat", "cow") for verb in ("sat", "lay")
              for place in ("on the mat", "under the table", "here")]  # fmt: skip
@@ -122,6 +124,41 @@ def test_a_character_absent_from_training_is_unknown_to_pieces(tmp_path: Path) -
     pieces = levels()[2].learn(SENTENCES, tmp_path)
     assert Pieces.UNK in pieces.encode("The 猫 sat")
     assert Pieces.UNK not in pieces.encode("The lamb sat")
+
+
+def test_words_are_read_whole_if_they_are_known_as_one_symbol(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    text = "The dog sat; the 猫 DOG xyz"
+    assert WordLevel(1).learn(SENTENCES).read_whole(text) == [True, True, True, False, True, False, False, False]
+    lower = WordLevel(1, lowercase=True).learn(SENTENCES)
+    assert lower.read_whole(text) == [True, True, True, False, True, False, True, False]
+    assert WordLevel(1, segmented=True).learn(["a.b c"]).read_whole("a.b c d") == [True, True, False]
+    pieces = PieceLevel(60).learn(SENTENCES, tmp_path)
+    assert pieces.read_whole(text) == [True, True, True, False, True, False, False, False]
+    assert pieces.read_whole("") == []
+
+
+def test_characters_inside_longer_pieces_are_read_whole(tmp_path: Path) -> None:
+    """A Chinese character is a word, and a piece of its own only behind the piece of a space."""
+    pytest.importorskip("sentencepiece")
+    pieces = PieceLevel(20).learn(["我们喜欢猫", "我们喜欢狗", "我们有猫"], tmp_path)
+    assert len(pieces.encode("我们喜欢猫")) < 5
+    assert pieces.read_whole("我们喜欢猫") == [True] * 5
+    assert pieces.read_whole("他喜欢 cat") == [False, True, True, False]
+
+
+@pytest.mark.parametrize("level", [WordLevel(2), PieceLevel(6000)], ids=["words", "pieces"])
+def test_the_share_of_words_read_whole_tells_languages_apart(level: Level, real_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    if not (real_data / "multi30k").is_dir():
+        pytest.skip("multi30k is not in GRIDLSTM_DATA")
+    vocabulary = level.learn(read_lines(real_data / "multi30k" / "train.de.gz"), tmp_path)
+    share = {}
+    for language in ("de", "en", "fr", "cs"):
+        lines = read_lines(real_data / "multi30k" / f"test_2016_flickr.{language}.gz")
+        whole = [word for line in lines for word in vocabulary.read_whole(line)]
+        share[language] = sum(whole) / len(whole)
+    assert share.pop("de") > 0.9 > LEAST_WHOLE > 0.4 > max(share.values())
 
 
 def test_pieces_are_learned_once_and_depend_only_on_text_and_options(

@@ -1,10 +1,11 @@
 """Translate with trained networks: ``python -m gridlstm.translate ckpt=outputs/…/best.ckpt "Ein Hund bellt."``."""
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -15,8 +16,18 @@ from gridlstm.files import check_different, to_json, writable, write_text
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from gridlstm.data.words import SentenceVocabulary
     from gridlstm.tasks.translate import Translate
     from gridlstm.translator import Translation, Translator
+
+log = logging.getLogger(__name__)
+
+LEAST_WHOLE = 0.5
+"""Least share of the words of an input that a network of its language reads whole.
+
+Measured with vocabularies of whole words and of 2,000 to 12,000 pieces: at least 0.57 of new text in their language,
+even from another source, and at most 0.43 of text in another language.
+"""
 
 PARSER = Parser(
     "translate",
@@ -24,8 +35,9 @@ PARSER = Parser(
 translate a split of the run's own data and print its BLEU and chrF as JSON; key=value are then options of the run, such
 as another test: task.data.source.test=test_2017_flickr.
 
-An empty line stays empty. Unknown words are read as unknown and never written. A sentence of more than 200 symbols is
-translated in parts. A sentence that begins with - must come from a file or standard input.""",
+An empty line stays empty. Unknown words are read as unknown and never written; a warning says if most are. A sentence
+of more than 200 symbols is translated in parts. A sentence that begins with - must come from a file or standard
+input.""",
     others="sentence",
 )
 _add = PARSER.add_argument
@@ -160,6 +172,7 @@ def score(translator: "Translator", opened: Opened, split: str, out: Path | None
     warn_of_splits(data, opened.config, opened.checkpoint, overrides)
     which: Any = split
     sources, references = data.sources(which), data.references(which)
+    warn_of_unknown(translator.source, sources)
     found = translator.best_texts(sources)
     if out is not None:
         write_text(out, table(sources, found, references))
@@ -185,12 +198,29 @@ def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:
         yield from decoded_lines(sys.stdin.buffer, "standard input")
 
 
+def warn_of_unknown(vocabulary: "SentenceVocabulary", sentences: Sequence[str]) -> None:
+    """Warn if a network with this vocabulary reads most words as unknown or in pieces, as those of another language."""
+    whole = list(chain.from_iterable(map(vocabulary.read_whole, sentences)))
+    if sum(whole) < LEAST_WHOLE * len(whole):
+        log.warning(
+            "%s of %s words of the input are unknown to the network, or known only in pieces. Expected at most half. "
+            "Give sentences in the language that it was trained to read, or another ckpt.",
+            f"{len(whole) - sum(whole):,}",
+            f"{len(whole):,}",
+        )
+
+
 def write_translations(
     translator: "Translator", sentences: Iterator[str], write: Callable[[str], Any], at_once: int
 ) -> None:
-    """Write one line for each sentence, or one for each translation if the translator returns several."""
+    """Write one line for each sentence, or one for each translation if the translator returns several.
+
+    Words that the network does not know are counted in the first ``at_once`` sentences.
+    """
     count = 0
     while some := list(islice(sentences, at_once)):
+        if count == 0:
+            warn_of_unknown(translator.source, some)
         for found in translator.translate(some):
             write(_shown(found, count, translator.best))
             count += 1

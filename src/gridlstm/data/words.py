@@ -57,6 +57,10 @@ class SentenceVocabulary(ABC):
         """Return the ids of a sentence, without ``BOS`` and ``EOS``; parts that the vocabulary lacks become ``UNK``."""
 
     @abstractmethod
+    def read_whole(self, text: str) -> list[bool]:
+        """Return for each word of a sentence whether ``encode`` knows it and keeps it in one piece."""
+
+    @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids up to the first ``EOS``; ``PAD`` and ``BOS`` are skipped, ``UNK`` is ⁇."""
 
@@ -155,6 +159,9 @@ class Words(SentenceVocabulary):
     def encode(self, text: str) -> list[int]:
         return [self._id_of.get(word, UNK) for word in _split(text, self.lowercase, self.segmented)]
 
+    def read_whole(self, text: str) -> list[bool]:
+        return [id != UNK for id in self.encode(text)]
+
     def decode(self, ids: Iterable[int]) -> str:
         words = [UNKNOWN if id == UNK else self.words[id - _SPECIAL] for id in _content(ids)]
         return " ".join(words) if self.segmented else join_words(words)
@@ -239,6 +246,12 @@ class Pieces(SentenceVocabulary):
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._processor.encode(text.lower() if self.lowercase else text)
         return ids
+
+    def read_whole(self, text: str) -> list[bool]:
+        # A word that begins no piece, such as a Chinese character, is encoded behind a piece of its own for the space.
+        space = self._processor.piece_to_id("▁")
+        read = [self.encode(word) for word in split_sentence(text)]
+        return [UNK not in ids and len(ids) - (ids[0] == space) <= 1 for ids in read]
 
     def decode(self, ids: Iterable[int]) -> str:
         # Other white space, such as the no-break space, is a character of the text.
