@@ -2,6 +2,8 @@
 
 import copy
 import csv
+import gzip
+import hashlib
 import io
 import json
 import math
@@ -18,6 +20,7 @@ from tests.test_translation_models import MAKE, task_of
 
 from gridlstm import translate
 from gridlstm.bleu import bleu
+from gridlstm.data import multi30k
 from gridlstm.data.spec import PairSpec
 from gridlstm.data.translation import TranslationData
 from gridlstm.data.words import BOS, EOS, UNK, Words, vocabulary_from
@@ -31,9 +34,10 @@ from gridlstm.tasks.ensemble import TranslateTogether
 from gridlstm.tasks.translate import Translate
 from gridlstm.training.build import build, make_data
 from gridlstm.training.callbacks.translations import table
-from gridlstm.training.checkpoint import load_content
+from gridlstm.training.checkpoint import load_config, load_content
 from gridlstm.training.init_from import init_from
 from gridlstm.training.job import run_job
+from gridlstm.training.record import write_config
 from gridlstm.training.validate import check
 from gridlstm.translate import lines_of, load, open_checkpoints, score, translator_of, write_translations
 from gridlstm.translator import LONGEST, Translator
@@ -558,6 +562,63 @@ def test_a_split_of_other_data_is_scored_with_options_of_the_run(
         translate._run(dict(given), ["task.data.source.num_tests=5"])
     with pytest.raises(UserError, match=r"^split=test translates the run's own data\. Remove the sentences, or split"):
         translate._run(dict(given), ["红猫见绿狗。"])
+
+
+@pytest.fixture
+def german_checkpoint(job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Train from German into English on a small Multi30k that has French too, and return the checkpoint."""
+    files, folder = {}, tmp_path / "data" / "multi30k"
+    folder.mkdir(parents=True)
+    words = {"de": "Hund Katze Vogel", "en": "dog cat bird", "fr": "chien chat oiseau"}
+    for part, number in (("train", 20), ("val", 4), ("test_2016_flickr", 4), ("test_2017_flickr", 4)):
+        for language, names in words.items():
+            text = "".join(f"{part} {n} {' '.join(names.split()[: 1 + n % 3])}\n" for n in range(number))
+            content = gzip.compress(text.encode(), mtime=0)
+            (folder / f"{part}.{language}.gz").write_bytes(content)
+            files[f"{part}.{language}.gz"] = (len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(multi30k, "FILES", files)
+    small = (f"data_dir={tmp_path / 'data'}", f"task.data.cache_dir={tmp_path}", "model.dropout=0.0", "stages=[fit]")
+    sizes = [f"task.data.{side}_level.size=40" for side in ("source", "target")]
+    run_job(job(*small, *sizes, task="translation", model="attention_lstm"))
+    return tmp_path / "run" / "checkpoints" / "best.ckpt"
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("further", [[], ["task.data.source.test=test_2017_flickr"]])
+def test_another_language_than_that_of_the_training_is_refused(
+    side: str, further: list[str], german_checkpoint: Path
+) -> None:
+    overrides = [*further, f"task.data.source.{side}=fr"]
+    language = {"source": "de", "target": "en"}[side]
+    expected = (
+        rf"^task\.data\.source\.{side}=fr is another language than this checkpoint was trained on\. Expected "
+        rf"task\.data\.source\.{side}={language}\. Remove it, or give a checkpoint that was trained with it\.$"
+    )
+    with pytest.raises(UserError, match=expected):
+        evaluate(german_checkpoint, "test", overrides)
+    with pytest.raises(UserError, match=expected):
+        translate._run({"ckpt": str(german_checkpoint), "split": "test", "beam": 1}, overrides)
+
+
+def test_a_language_is_not_compared_with_that_of_another_data_set(
+    job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """The columns of a data set may have any names."""
+    write_config(job("task.name=a", task="hub_pairs", model="attention_lstm"))
+    (checkpoint := tmp_path / "run" / "best.ckpt").touch()
+    with pytest.raises(UserError, match=r"^task\.source_language=german is another language than this checkpoint"):
+        load_config(checkpoint, ["task.source_language=german"])
+    found = load_config(checkpoint, ["task.source_language=german", "task.name=b"])
+    assert (found.task.data.source.name, found.task.data.source.source) == ("b", "german")
+
+
+def test_the_languages_of_the_training_may_be_named(
+    german_checkpoint: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = ["task.data.source.source=de", "task.data.source.test=test_2017_flickr"]
+    translate._run({"ckpt": str(german_checkpoint), "split": "test", "beam": 1}, overrides)
+    assert json.loads(capsys.readouterr().out)["sentences"] == 4
+    assert "WARNING" not in caplog.text
 
 
 def test_a_missing_text_is_named(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ MADE = ("model", "task.data", "task.objective", "trainer")
 _SPLITTING = ("task.data.splits", "task.data.num_val", "task.data.source.num_val", "task.data.source.num_test")
 """Options that divide a data set into splits."""
 
+_LANGUAGES = ("task.data.source.source", "task.data.source.target", "task.source_language", "task.target_language")
+"""Options that name a language of the run's own sentence pairs; the checkpoint has the vocabularies of both."""
+
 _OF_TRAINING_SAMPLES = {"task.data.min_digits": None, "task.data.curriculum": 0}
 """Options that do not affect the samples of an evaluation, with their neutral values."""
 
@@ -50,7 +53,7 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
 
     Raises:
         UserError: the checkpoint or an option does not exist, the run directory is missing or damaged, an option
-            affects training only, or the configuration names untrusted code.
+            affects training only or names another language, or the configuration names untrusted code.
     """
     for override in overrides:
         key = override.partition("=")[0]
@@ -68,6 +71,7 @@ def load_config(checkpoint: Path, overrides: Sequence[str], trust: Sequence[str]
         overrides = [todays_name(config, override) for override in overrides]
         for override in overrides:
             _check_option(config, override, f"{directory}/config.yaml")
+        _check_languages(config, overrides)
         config.merge_with_dotlist([override for override in overrides if not _is_plain(override)])
         for override in filter(_is_plain, overrides):
             key, _, value = override.partition("=")
@@ -98,6 +102,19 @@ def _check_option(config: DictConfig, override: str, file: str) -> None:
     siblings = OmegaConf.select(config, parent) if parent else config
     if isinstance(siblings, DictConfig) and name.isidentifier() and name not in siblings:
         raise UserError(f"{key} does not exist.{did_you_mean(name, map(str, siblings))} See {file} for all options.")
+
+
+def _check_languages(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse other languages of the run's own data. Another data set may name the same language differently."""
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    if any(role(key) is Role.SOURCE for key in given):
+        return
+    for key, value in given.items():
+        if key in _LANGUAGES and value != (before := OmegaConf.select(config, key)):
+            raise UserError(
+                f"{key}={value} is another language than this checkpoint was trained on. Expected {key}={before}. "
+                f"Remove it, or give a checkpoint that was trained with it."
+            )
 
 
 def load_source(checkpoint: Path) -> DictConfig:
