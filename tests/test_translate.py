@@ -83,9 +83,10 @@ def small_translator(**options: Any) -> Translator:
 
 
 def test_run_logs_bleu_and_writes_its_test_translations(
-    translation_job: Callable[..., DictConfig], tmp_path: Path
+    translation_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint = trained(translation_job, tmp_path, "trainer.max_steps=6", "task.val_every=2")
+    with caplog.at_level("INFO"):
+        checkpoint = trained(translation_job, tmp_path, "trainer.max_steps=6", "task.val_every=2")
     test = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
     assert {"test/bleu", "test/bleu_lowercased", "test/chrf", "test/loss", "test/perplexity"} <= test.keys()
     with (tmp_path / "run" / "metrics.csv").open() as file:
@@ -96,6 +97,9 @@ def test_run_logs_bleu_and_writes_its_test_translations(
     assert len(rows) == 8
     found = bleu([row[1] for row in rows], [row[2:] for row in rows])
     assert found.bleu == pytest.approx(test["test/bleu"])
+    signed = [record.getMessage() for record in caplog.records if "is sacrebleu's" in record.getMessage()]
+    assert signed == [f"test/{name} is sacrebleu's {found.signatures[name]}" for name in found.signatures]
+    assert [line.split()[0] for line in signed] == ["test/bleu", "test/bleu_lowercased", "test/chrf"]
     opened = open_checkpoints([checkpoint])
     printed = json.loads(score(translator_of(opened, beam=5), opened[0], "test", tmp_path / "t.tsv"))
     assert printed["bleu"] == pytest.approx(test["test/bleu"])

@@ -73,10 +73,10 @@ class Translations(Callback):
         sources, references = data.sources("test")[:number], data.references("test")[:number]
         found = _translated(trainer, data, sources, self.beam)
         scores = bleu(found, references)
-        names = ("bleu", "bleu_lowercased", "chrf")
-        self._log(pl_module, {f"test/{name}": getattr(scores, name) for name in names})
+        self._log(pl_module, {f"test/{name}": getattr(scores, name) for name in scores.signatures})
         if trainer.is_global_zero:
-            log.info("test/bleu is sacrebleu's %s", scores.signatures["bleu"])
+            for name, signature in scores.signatures.items():
+                log.info("test/%s is sacrebleu's %s", name, signature)
             write_text(self.dir / "translations.tsv", table(sources, found, references))
 
     def _log(self, pl_module: L.LightningModule, values: dict[str, float]) -> None:
