@@ -24,6 +24,8 @@ PIXELS: dict[str, Callable[[], PixelModel]] = {
     "grid2d_pixels": lambda: Grid2dPixels(1, 4, 5, 3, 2),
     "grid2d_pixels one layer": lambda: Grid2dPixels(1, 4, 5, 3, 1),
     "grid2d_pixels identity depth": lambda: Grid2dPixels(1, 4, 5, 3, 2, depth=NonLSTM()),
+    "grid2d_pixels priority": lambda: Grid2dPixels(1, 4, 5, 3, 2, priority="depth"),
+    "grid2d_pixels identity depth, priority": lambda: Grid2dPixels(1, 4, 5, 3, 2, depth=NonLSTM(), priority="depth"),
     "grid2d_pixels gru": lambda: Grid2dPixels(1, 4, 5, 3, 2, space=GRU()),
     "pixelcnn": lambda: PixelCNN(1, 4, 5, 3, 2),
     "pixel_lstm": lambda: PixelLSTM(1, 4, 5, 3, 2),
@@ -32,6 +34,8 @@ PIXELS: dict[str, Callable[[], PixelModel]] = {
 VIDEOS: dict[str, Callable[[], VideoModel]] = {
     "grid4d": lambda: Grid4d(1, 4, 6, 3, 4, patch=2),
     "grid4d identity depth": lambda: Grid4d(1, 4, 6, 3, 2, patch=2, depth=NonLSTM()),
+    "grid4d priority": lambda: Grid4d(1, 4, 6, 3, 2, patch=2, priority="depth"),
+    "grid4d identity depth, priority": lambda: Grid4d(1, 4, 6, 3, 2, patch=2, depth=NonLSTM(), priority="depth"),
     "grid4d gru": lambda: Grid4d(1, 4, 6, 3, 2, patch=2, space=GRU(), time=GRU()),
     "convlstm": lambda: ConvLSTM(1, 4, 6, 3, 2, patch=2),
 }
@@ -103,10 +107,11 @@ def scanned(grid: Grid, entering: list[list[HiddenMemory]], columns: list[int]) 
     return entering
 
 
+@pytest.mark.parametrize("priority", [None, "depth"])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_the_causal_grid_is_its_equations(layers: int) -> None:
+def test_the_causal_grid_is_its_equations(layers: int, priority: str | None) -> None:
     torch.manual_seed(0)
-    model, x = Grid2dPixels(1, 4, 5, 3, layers).double(), images()
+    model, x = Grid2dPixels(1, 4, 5, 3, layers, priority=priority).double(), images()
     nothing = HiddenMemory(*(torch.zeros(2, 3, dtype=torch.float64) for _ in range(2)))
     v = [[HiddenMemory(*(x[:, :, i, j] @ model.input.weight.T).split(3, dim=1)) for j in range(5)] for i in range(4)]
     start = HiddenMemory(*model.start.expand(2, -1).split(3, dim=1))
@@ -229,7 +234,7 @@ def test_a_prediction_does_not_change_with_the_number_of_later_frames(video: Vid
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_one_frame_of_a_4d_grid_is_a_3d_grid(corner: str) -> None:
-    """In the first frame, the weights that read the h of time multiply zeros."""
+    """Without priority, the weights that read the h of time multiply zeros in the first frame."""
     torch.manual_seed(0)
     whole, flat = Grid4d(1, 4, 6, 3, 1, 2, [corner]).double(), Grid3d(1, 4, 6, 3, 1, 2, [corner]).double()
     kept = [0, 1, 2, 3, 4, 5, 9, 10, 11]  # indices of the h of rows, columns and depth
@@ -280,6 +285,30 @@ def test_rows_in_a_batch_are_computed_independently(name: str) -> None:
     x = images() if isinstance(model, PixelModel) else frames()
     one, both = (model(rows)[0] if isinstance(model, PixelModel) else model(rows) for rows in (x[1:], x))
     torch.testing.assert_close(one[0], both[1], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("priority", [None, "depth"])
+@pytest.mark.parametrize("kind", [Grid2dPixels, Grid4d])
+def test_depth_with_priority_reads_what_the_others_compute_at_the_same_place(
+    kind: type[Grid2dPixels | Grid4d], priority: str | None
+) -> None:
+    """Without priority, one layer with the identity along depth is affine in the pixels that it reads at a place."""
+    torch.manual_seed(0)
+    model = kind(1, 4, 6, 3, 1, depth=NonLSTM(), priority=priority, **({"patch": 2} if kind is Grid4d else {})).double()
+
+    def output(scale: float) -> Tensor:
+        if isinstance(model, Grid4d):
+            return model(scale * frames(1)[:, :1])[0, 0, 0, 0]  # the corner at which the scan begins
+        return model(scale * torch.ones(1, 1, 1, 6, dtype=torch.float64))[0][0, 0, 1]  # it reads the first pixel
+
+    curvature = (output(2) - 2 * output(1) + output(0)).abs().max()
+    assert curvature > 1e-3 if priority else curvature < 1e-14
+
+
+@pytest.mark.parametrize("kind", [Grid2dPixels, Grid4d])
+def test_invalid_priorities_are_refused(kind: type[Grid2dPixels | Grid4d]) -> None:
+    with pytest.raises(UserError, match="priority must be depth or null, got 'x'"):
+        kind(1, 4, 8, 3, 1, priority="x")
 
 
 @pytest.mark.parametrize("option", ["space", "depth"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins.precision import Precision
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tests.conftest import look_at
 from tests.image_files import write_digits
 from torch import Tensor
@@ -240,6 +240,27 @@ def test_a_run_is_trained_resumed_bit_for_bit_evaluated_and_drawn(
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.png")}
     assert set(pictures) == {PICTURES[task], "learning_curve.png"}
     assert pictures[PICTURES[task]].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("task", ["mnist_pixels", "moving_digits"])
+def test_a_run_from_before_the_option_priority_resumes_and_is_evaluated(
+    task: str, pixel_job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PredictPixels, "sample", lambda self, number, seed: torch.zeros(number, 28, 28))
+    run_job(pixel_job(task, directory="whole"))
+    run_job(pixel_job(task, "trainer.max_steps=2", "stages=[fit]", directory="parts"))
+    for name in ("config.yaml", "config_source.yaml"):
+        stored = tmp_path / "parts" / name
+        config = OmegaConf.load(stored)
+        del config.model.priority
+        OmegaConf.save(config, stored)
+    with pytest.raises(UserError, match=r"model\.priority='depth', in the earlier run None"):
+        run_job(pixel_job(task, "ckpt_path=last", "model.priority=depth", directory="parts"))
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    evaluate(last, "test", [])
+    run_job(pixel_job(task, "ckpt_path=last", directory="parts"))
+    whole = load_content(tmp_path / "whole" / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(x, load_content(last)["state_dict"][name]) for name, x in whole["state_dict"].items())
 
 
 def test_look_draws_images_of_a_checkpoint(

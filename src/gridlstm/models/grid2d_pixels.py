@@ -13,6 +13,7 @@ from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import check_at_least_one
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.base import PixelModel, VectorProjection, check_rows
+from gridlstm.models.grid3d import later_dimensions
 
 
 class LayerState(NamedTuple):
@@ -54,6 +55,7 @@ class Grid2dPixels(PixelModel):
         num_layers: L.
         space: the cell along the rows and the columns, with separate weights for each.
         depth: the cell along depth. ``NonLSTM`` has no memory, and y = h.
+        priority: "depth" if depth sees the new hidden vectors of the other two (section 3.2), or None.
         sweep: see ``gridlstm.grid.Grid``.
     """
 
@@ -66,6 +68,7 @@ class Grid2dPixels(PixelModel):
         num_layers: int,
         space: Cell = LSTM(),
         depth: Cell = LSTM(),
+        priority: str | None = None,
         sweep: SweepName = "auto",
     ) -> None:
         super().__init__()
@@ -74,6 +77,7 @@ class Grid2dPixels(PixelModel):
         )
         check_cell("space", space)
         check_cell("depth", depth)
+        later = later_dimensions(priority)
         self.image_size = channels, height, width
         self.sizes = hidden_size, depth.memory_size(hidden_size)
         self.space_sizes = hidden_size, space.memory_size(hidden_size)
@@ -84,7 +88,7 @@ class Grid2dPixels(PixelModel):
 
         def grid(from_right: bool) -> Grid:
             y, x = Dimension("y", space, hidden_size), Dimension("x", space, hidden_size, reverse=from_right)
-            return Grid([y, x, Dimension("depth", depth, hidden_size)], sweep=sweep)
+            return Grid([y, x, Dimension("depth", depth, hidden_size)], later, sweep)
 
         self.left = nn.ModuleList(grid(False) for _ in range(num_layers))
         self.right = nn.ModuleList(grid(True) for _ in range(num_layers))

@@ -47,6 +47,17 @@ def scans(
     return directions, (0 if from_bottom else map_size[0] - 1, 0 if from_right else map_size[1] - 1)
 
 
+def later_dimensions(priority: str | None) -> tuple[str, ...]:
+    """Return the ``priority`` of a ``Grid`` whose last dimension is depth, for a model's option ``priority``.
+
+    Raises:
+        UserError: the option is neither "depth" nor None.
+    """
+    if priority not in (None, "depth"):
+        raise UserError(f"priority must be depth or null, got {priority!r}.")
+    return () if priority is None else (priority,)
+
+
 class Grid3d(ImageModel):
     """Layers of grids over the patches of an image: LSTM cells along the rows, the columns and the depth.
 
@@ -89,8 +100,7 @@ class Grid3d(ImageModel):
         check_at_least_one(hidden_size=hidden_size, num_layers=num_layers)
         check_cell("space", space)
         check_cell("depth", depth)
-        if priority not in (None, "depth"):
-            raise UserError(f"priority must be depth or null, got {priority!r}.")
+        later = later_dimensions(priority)
         self.sizes = hidden_size, depth.memory_size(hidden_size)
         self.space_memory = space.memory_size(hidden_size)
         self.output_size = sum(self.sizes)
@@ -103,9 +113,7 @@ class Grid3d(ImageModel):
                 Dimension(name, space, hidden_size, reverse=reverse)
                 for name, reverse in zip("yx", reverses, strict=True)
             )
-            self.layers.append(
-                Grid([y, x, Dimension("depth", depth, hidden_size)], (priority,) if priority else (), sweep)
-            )
+            self.layers.append(Grid([y, x, Dimension("depth", depth, hidden_size)], later, sweep))
 
     def forward(self, images: Tensor) -> Tensor:
         above = HiddenMemory(*self.input(images).split(self.sizes, dim=-1))

@@ -13,7 +13,7 @@ from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import check_at_least_one
 from gridlstm.grid import Dimension, Grid
 from gridlstm.models.base import Patches, VideoModel, check_frames
-from gridlstm.models.grid3d import CORNERS, scans
+from gridlstm.models.grid3d import CORNERS, later_dimensions, scans
 
 
 class Grid4d(VideoModel):
@@ -35,6 +35,7 @@ class Grid4d(VideoModel):
         space: the cell along the rows and the columns, with separate weights for each.
         time: the cell along time.
         depth: the cell along depth. ``NonLSTM`` has no memory, and y = h.
+        priority: "depth" if depth sees the new hidden vectors of the other three (section 3.2), or None.
         sweep: see ``gridlstm.grid.Grid``.
     """
 
@@ -50,12 +51,14 @@ class Grid4d(VideoModel):
         space: Cell = LSTM(),
         time: Cell = LSTM(),
         depth: Cell = LSTM(),
+        priority: str | None = None,
         sweep: SweepName = "auto",
     ) -> None:
         super().__init__()
         check_at_least_one(hidden_size=hidden_size, num_layers=num_layers)
         for name, cell in (("space", space), ("time", time), ("depth", depth)):
             check_cell(name, cell)
+        later = later_dimensions(priority)
         self.sizes = hidden_size, depth.memory_size(hidden_size)
         self.output_size = sum(self.sizes)
         self.input = Patches(channels, height, width, patch, self.output_size)
@@ -70,7 +73,8 @@ class Grid4d(VideoModel):
                         Dimension("time", time, hidden_size),
                         Dimension("depth", depth, hidden_size),
                     ],
-                    sweep=sweep,
+                    later,
+                    sweep,
                 )
             )
         self.memories = [cell.memory_size(hidden_size) for cell in (space, space, time)]
