@@ -180,6 +180,32 @@ def test_published_files_under_other_names_are_refused(name: str, real_data: Pat
         IdxFiles(name, str(tmp_path)).read()
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_files_whose_names_have_a_dot_before_idx_are_read(suffix: str, directory: Path, tmp_path: Path) -> None:
+    """Kaggle and other mirrors spell the names so."""
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for name in FILES:
+        packed = (directory / "mnist" / f"{name}.gz").read_bytes()
+        (folder / f"{name.replace('-idx', '.idx')}{suffix}").write_bytes(packed if suffix else gzip.decompress(packed))
+    assert (folder / f"train-images.idx3-ubyte{suffix}").is_file()
+    source = IdxFiles("MNIST", str(tmp_path))
+    source.check()
+    for a, b in zip(source.read(), IdxFiles("MNIST", str(directory)).read(), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+    assert f"t10k-labels.idx1-ubyte{suffix}" in source.foreign, "messages name the files that exist"
+    (folder / f"train-labels.idx1-ubyte{suffix}").unlink()
+    with pytest.raises(UserError, match="lacks train-labels-idx1-ubyte of MNIST's four files"):
+        source.check()
+
+
+def test_a_file_with_the_published_name_is_read_before_one_with_a_dot(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory / "mnist", tmp_path / "mnist")
+    (tmp_path / "mnist" / "train-labels.idx1-ubyte.gz").write_bytes(b"damaged")
+    assert len(IdxFiles("MNIST", str(tmp_path)).read()[0].images) == 60
+
+
 def test_packed_file_needs_the_name_of_one(directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory / "mnist", tmp_path / "mnist")
     (tmp_path / "mnist" / IMAGES).rename(tmp_path / "mnist" / FILES[0])

@@ -93,16 +93,26 @@ _HOLDS = {_IMAGES: "images", _LABELS: "labels"}
 
 
 def _idx_files(folder: Path) -> dict[str, Path]:
-    """Return the paths of the files that a folder has, by name; of two, the packed one."""
-    places = ((name, folder / f"{name}{suffix}") for name in FILES for suffix in ("", ".gz"))
-    return {name: path for name, path in places if path.is_file()}
+    """Return the paths of the files that a folder has, by published name.
+
+    Mirrors write train-images.idx3-ubyte instead of train-images-idx3-ubyte. Of several files, the one with the
+    published name is returned, and of these the packed one.
+    """
+    found = {}
+    for name in FILES:
+        for spelling in (name.replace("-idx", ".idx"), name):
+            for path in (folder / spelling, folder / f"{spelling}.gz"):
+                if path.is_file():
+                    found[name] = path
+    return found
 
 
 class IdxFiles(ImageSource):
     """MNIST (LeCun et al. 1998), or a set of the same form: 60,000 and 10,000 grey images of 28 x 28 pixels.
 
-    The four files may be packed (.gz) or not. Those of MNIST are in ``data_dir``/mnist, or in ``data_dir``/MNIST/raw,
-    where torchvision puts them. Other images of that size may replace the published ones; a warning is then logged.
+    The four files may be packed (.gz) or not, with their published names or as train-images.idx3-ubyte. Those of MNIST
+    are in ``data_dir``/mnist, or in ``data_dir``/MNIST/raw, where torchvision puts them. Other images of that size may
+    replace the published ones; a warning is then logged.
 
     Args:
         name: MNIST or FashionMNIST (Xiao et al. 2017).
