@@ -36,6 +36,23 @@ def test_sentences_without_a_further_reference_do_not_count_as_empty_references(
     assert bleu(["a b c d e", "a b c d"], many).bleu == bleu(["a b c d e", "a b c d"], once).bleu
 
 
+def test_the_score_of_one_reference_takes_the_first_of_each_sentence() -> None:
+    many = [["a b c d e", "a b c d f"], ["a b c d e f"]]
+    hypotheses = ["a b c d f", "a b c d e f"]
+    scores = bleu(hypotheses, many)
+    assert scores.bleu == pytest.approx(100)
+    assert scores.bleu_one == bleu(hypotheses, [[one[0]] for one in many]).bleu
+    assert scores.bleu_one < 95
+    assert "nrefs:1|case:mixed" in scores.signatures["bleu_one"]
+    assert "nrefs:var" in scores.signatures["bleu"]
+
+
+def test_a_single_reference_gives_no_further_score() -> None:
+    scores = bleu(HYPOTHESES, [each[:1] for each in REFERENCES])
+    assert scores.bleu_one is None
+    assert "bleu_one" not in scores.signatures
+
+
 def test_case_counts_except_in_the_lowercased_score() -> None:
     scores = bleu(["The Cat sat on the mat."], [["the cat sat on the mat."]])
     assert scores.bleu_lowercased == pytest.approx(100)

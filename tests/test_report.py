@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import PATIENCE, TOO_MANY_LAYERS, run_python
+from tests.conftest import PATIENCE, TOO_MANY_LAYERS, compose, run_python
 
 from gridlstm.errors import UserError
+from gridlstm.options import leaves
 from gridlstm.report.__main__ import report
 from gridlstm.report.arguments import places
 from gridlstm.report.beside import beside
@@ -173,6 +174,22 @@ def test_the_beam_distinguishes_translations_alone(sweep: Path, data: dict[str, 
     beam = "callbacks.translations.beam"
     one, other = (replace(first, config={**first.config, **data, beam: value}) for value in (1, 2))
     assert (one.identity() == other.identity()) is equal
+
+
+def test_translations_are_compared_with_both_published_numbers_of_references() -> None:
+    shown = compose("experiment=paper/translation").report
+    config = {f"report.{key}": value for key, value in leaves(OmegaConf.to_container(shown))}
+    config |= {"run.model": "reencoder", "task.monitor": "val/loss"}
+    result = {"status": "completed", "best": {"val/loss": 2.0}, "test": {"test/bleu": 50.5, "test/bleu_one": 30.5}}
+    (table,) = make_tables([Run(Path("run"), config, result, {"model": "reencoder"})])
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["test/bleu_one"] == Spread(30.5, 30.5, 30.5)
+    assert [row[f"paper's test/{name} (recalled)"] for name in ("bleu", "bleu_one")] == [60.2, 42.4]
+    elsewhere = {small.columns[1]: dict(small.rows) for small in beside(table)}
+    assert elsewhere == {
+        "test/bleu": {"CDEC (phrase-based)": "58.9"},
+        "test/bleu_one": {"CDEC (phrase-based)": "41", "DGLSTM (LSTM with attention)": "34.5"},
+    }
 
 
 def test_copies_of_one_text_share_a_row(job: Callable[..., DictConfig], tmp_path: Path, text_file: Path) -> None:

@@ -103,7 +103,26 @@ def test_run_logs_bleu_and_writes_its_test_translations(
     opened = open_checkpoints([checkpoint])
     printed = json.loads(score(translator_of(opened, beam=5), opened[0], "test", tmp_path / "t.tsv"))
     assert printed["bleu"] == pytest.approx(test["test/bleu"])
+    assert "bleu_one" not in {*printed, *test}, "these sentences have one reference"
     assert (tmp_path / "t.tsv").read_text() == (tmp_path / "run" / "translations.tsv").read_text()
+
+
+def test_one_of_several_references_has_a_score_of_its_own(
+    translation_job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    job = translation_job()
+    lines = [f"{text}\t{chinese}\n" for english, chinese in PAIRS for text in (english, f"See: {english}")]
+    (tmp_path / "data" / "cmn.txt").write_text("".join(lines))
+    run_job(job)
+    test = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    head, *rows = [line.split("\t") for line in (tmp_path / "run" / "translations.tsv").read_text().splitlines()]
+    assert head == ["source", "translation", "reference", "reference 2"]
+    translations = [row[1] for row in rows]
+    assert test["test/bleu_one"] == pytest.approx(bleu(translations, [row[2:3] for row in rows]).bleu)
+    assert test["test/bleu"] == pytest.approx(bleu(translations, [row[2:] for row in rows]).bleu)
+    opened = open_checkpoints([tmp_path / "run" / "checkpoints" / "best.ckpt"])
+    printed = json.loads(score(translator_of(opened, beam=5), opened[0], "test", None))
+    assert printed["bleu_one"] == pytest.approx(test["test/bleu_one"])
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("1", 4), ("0.5", 4), ("2", 8), ("1.0", 8)])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gridlstm.errors import UserError
 
@@ -17,6 +17,11 @@ class Scores(NamedTuple):
 
     bleu: float
     """Cased BLEU: text as it is, tokenized by ``tokenizer``."""
+    bleu_one: float | None
+    """``bleu`` with the first reference of each sentence alone; None if no sentence has several.
+
+    Papers choose one of several references at random. The first is the same for every network and run.
+    """
     bleu_lowercased: float
     """BLEU of lower-cased text, tokenized by ``tokenizer``.
 
@@ -79,13 +84,16 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scor
     most = max(map(len, references))
     streams = [[one[n] if n < len(one) else None for one in references] for n in range(most)]
     words = tokenizer(references)
-    metrics = {
-        "bleu": BLEU(tokenize=words),
-        "bleu_lowercased": BLEU(lowercase=True, tokenize=words),
-        "chrf": CHRF(),
+    scored: dict[str, tuple[Any, Any]] = {  # Any, because sacrebleu's annotations lack None
+        "bleu": (BLEU(tokenize=words), streams),
+        "bleu_one": (BLEU(tokenize=words), streams[:1]),
+        "bleu_lowercased": (BLEU(lowercase=True, tokenize=words), streams),
+        "chrf": (CHRF(), streams),
     }
+    if most == 1:
+        del scored["bleu_one"]
     found = {
-        name: float(metric.corpus_score(list(hypotheses), streams).score)  # type: ignore[arg-type]  # None is allowed
-        for name, metric in metrics.items()
+        name: float(metric.corpus_score(list(hypotheses), given).score) for name, (metric, given) in scored.items()
     }
-    return Scores(**found, signatures={name: str(metric.get_signature()) for name, metric in metrics.items()})
+    signatures = {name: str(metric.get_signature()) for name, (metric, _) in scored.items()}
+    return Scores(bleu_one=found.pop("bleu_one", None), **found, signatures=signatures)

@@ -176,8 +176,8 @@ def score(translator: "Translator", opened: Opened, split: str, out: Path | None
     found = translator.best_texts(sources)
     if out is not None:
         write_text(out, table(sources, found, references))
-    scores = bleu(found, references)
-    return to_json({"split": split, "sentences": len(sources), "beam": translator.beam, **scores._asdict()}, indent=2)
+    scores = {name: value for name, value in bleu(found, references)._asdict().items() if value is not None}
+    return to_json({"split": split, "sentences": len(sources), "beam": translator.beam, **scores}, indent=2)
 
 
 def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:

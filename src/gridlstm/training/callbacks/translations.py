@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 class Translations(Callback):
     """Logs BLEU, and writes translations.tsv after the test: sources, translations and references.
 
-    Every ``every``-th validation logs val/bleu of greedy translations. The test logs test/bleu (cased),
-    test/bleu_lowercased and test/chrf of a beam search; see ``gridlstm.bleu``. Ranks share the sentences. With
-    trainer.limit_val_batches or limit_test_batches, these are the first ones of the split, as many as the batches hold.
-    Runs of other tasks log nothing.
+    Every ``every``-th validation logs val/bleu of greedy translations. The test logs test/bleu (cased), test/bleu_one
+    (with one of several references), test/bleu_lowercased and test/chrf of a beam search; see ``gridlstm.bleu``. Ranks
+    share the sentences. With trainer.limit_val_batches or limit_test_batches, these are the first ones of the split, as
+    many as the batches hold. Runs of other tasks log nothing.
 
     Args:
         dir: the run directory.
