@@ -45,6 +45,14 @@ def search(tasks: list[Translate], **options: object) -> list[list[Hypothesis]]:
     return beam_search(tasks, *pairs()[:2], BEGIN, END, never=NEVER, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("percent", range(0, 201, 4))
+def test_the_least_length_is_the_exact_share_of_the_source_rounded_up(percent: int) -> None:
+    symbols = range(1, 201)
+    mask = torch.arange(201) <= torch.tensor(symbols)[:, None]
+    shortest, _ = Limits(shortest=percent / 100).lengths(mask)
+    assert shortest.tolist() == [-(-percent * number // 100) for number in symbols]
+
+
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize("name", NAMES)

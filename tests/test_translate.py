@@ -340,13 +340,19 @@ def test_fewer_sentences_are_searched_together_with_a_wide_beam(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_a_translation_of_half_the_words_of_its_source_is_allowed(beam: int) -> None:
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [({}, [1, 1, 2, 2]), ({"shortest": 0}, [0, 0, 0, 0]), ({"shortest": 1.5}, [2, 3, 5, 6])],
+)
+def test_a_translation_has_at_least_the_least_share_of_the_words_of_its_source(
+    options: dict[str, float], lengths: list[int], beam: int
+) -> None:
     """The paper discards only candidates shorter than half the source; end symbols are no words."""
-    translator = small_translator(beam=beam)
+    translator = small_translator(beam=beam, **options)
     with torch.no_grad():
         translator.tasks[0].head.bias[EOS] += 20  # ends every translation as soon as it may end
     found = translator.best_texts(["a", "a a", "a a a", "a a a a"])
-    assert [len(text.split()) for text in found] == [1, 1, 2, 2]
+    assert [len(text.split()) for text in found] == lengths
 
 
 def test_beam_of_one_equals_greedy_search() -> None:
@@ -502,6 +508,9 @@ def test_look_refuses_to_align_other_tasks(job: Callable[..., DictConfig], tmp_p
         ({"beam": 2, "best": 3}, r"^best must be at most beam=2, got 3\."),
         ({"beam": 1, "best": 5}, r"^best must be at most beam=1, got 5\."),
         ({"beam": 1, "length_penalty": -1.0}, r"^length_penalty must be 0 or more and finite, got -1"),
+        ({"shortest": -0.1}, r"^shortest must be from 0 to 2, got -0\.1\.$"),
+        ({"shortest": 2.1}, r"^shortest must be from 0 to 2, got 2\.1\.$"),
+        ({"shortest": math.nan}, r"^shortest must be from 0 to 2, got nan\.$"),
         ({"beam": 1, "length_penalty": 0.6}, r"^length_penalty=0\.6 ranks .* but beam=1 finds only one\. Raise beam"),
     ],
 )
@@ -576,9 +585,11 @@ def test_a_split_of_other_data_is_scored_with_options_of_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     checkpoint = trained(translation_job, tmp_path, "stages=[fit]")
-    given = {"ckpt": str(checkpoint), "split": "test", "beam": 1, "out": tmp_path / "new" / "t.tsv"}
+    command = [f"ckpt={checkpoint}", "split=test", "beam=1", "shortest=0", f"out={tmp_path / 'new' / 't.tsv'}"]
+    given, _ = translate.PARSER.parse(command)
     translate._run(dict(given), ["task.data.source.num_test=5"])
-    assert json.loads(capsys.readouterr().out)["sentences"] == 5
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["sentences"], printed["beam"], printed["shortest"]) == (5, 1, 0)
     assert "the run had task.data.source.num_test=8: the evaluated part may include training data" in caplog.text
     assert len((tmp_path / "new" / "t.tsv").read_text().splitlines()) == 6
     with pytest.raises(UserError, match=r"^task\.data\.source\.num_tests does not exist\. Did you mean num_test"):

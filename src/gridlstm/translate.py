@@ -56,6 +56,10 @@ _add(
 )  # fmt: skip
 _add("--length-penalty", type=number, help="p: rank by log-probability / length^p (0)")
 _add(
+    "--shortest", type=number, metavar="SHARE",
+    help="discard translations of fewer than SHARE symbols for each of the source (0.5, the paper's); 0 for any length",
+)  # fmt: skip
+_add(
     "--batch-size",
     type=from_one(),
     help="sentences that are searched together (32; on a CPU 160 / beam if that is less)",
@@ -177,7 +181,8 @@ def score(translator: "Translator", opened: Opened, split: str, out: Path | None
     if out is not None:
         write_text(out, table(sources, found, references))
     scores = {name: value for name, value in bleu(found, references)._asdict().items() if value is not None}
-    return to_json({"split": split, "sentences": len(sources), "beam": translator.beam, **scores}, indent=2)
+    search = {"beam": translator.beam, "shortest": translator.limits.shortest}
+    return to_json({"split": split, "sentences": len(sources), **search, **scores}, indent=2)
 
 
 def lines_of(given: Sequence[str], file: Path | None) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from gridlstm.data.words import BOS, EOS, PAD, UNK, SentenceVocabulary
-from gridlstm.decoding import Hypothesis, beam_search, check_search, greedy
+from gridlstm.decoding import DEFAULT, Hypothesis, beam_search, check_search, greedy
 from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.tasks.translate import Translate
 
@@ -47,6 +47,8 @@ class Translator:
         beam: width of the beam; 1 for the greedy search.
         best: number of translations of each sentence, the best first; at most ``beam``.
         length_penalty: see ``gridlstm.decoding.beam_search``; 0 with ``beam=1``.
+        shortest: least number of symbols of a translation for each symbol of its source; see
+            ``gridlstm.decoding.Limits``.
         batch_size: sentences that are searched together; None for 32, on a CPU fewer with a wide beam. It changes only
             the speed.
 
@@ -62,6 +64,7 @@ class Translator:
         beam: int = 20,
         best: int = 1,
         length_penalty: float = 0.0,
+        shortest: float = DEFAULT.shortest,
         batch_size: int | None = None,
     ) -> None:
         check_search(beam, best, length_penalty)
@@ -70,6 +73,8 @@ class Translator:
                 f"length_penalty={length_penalty} ranks the translations of a beam, but beam=1 finds only one. Raise "
                 f"beam, or remove length_penalty."
             )
+        if not 0 <= shortest <= DEFAULT.longest:
+            raise UserError(f"shortest must be from 0 to {DEFAULT.longest:g}, got {shortest}.")
         if batch_size is None:
             on_cpu = next(tasks[0].parameters()).device.type == "cpu"
             batch_size = min(SENTENCES, max(1, HYPOTHESES // beam)) if on_cpu else SENTENCES
@@ -80,6 +85,7 @@ class Translator:
         self.beam = beam
         self.best = best
         self.length_penalty = length_penalty
+        self.limits = DEFAULT._replace(shortest=shortest)
         self.batch_size = batch_size
 
     def translate(self, sentences: Sequence[str]) -> list[list[Translation]]:
@@ -115,9 +121,9 @@ class Translator:
         mask = torch.arange(longest, device=device) <= torch.tensor([len(row) for row in rows], device=device)[:, None]
         never = (PAD, BOS, UNK)
         if self.beam == 1:
-            return [[one] for one in greedy(self.tasks, source, mask, BOS, EOS, never=never)]
+            return [[one] for one in greedy(self.tasks, source, mask, BOS, EOS, self.limits, never)]
         return beam_search(
-            self.tasks, source, mask, BOS, EOS, self.beam, self.best, length_penalty=self.length_penalty, never=never
+            self.tasks, source, mask, BOS, EOS, self.beam, self.best, self.limits, self.length_penalty, never
         )
 
     def _joined(self, parts: list[list[Hypothesis]]) -> list[Translation]:
