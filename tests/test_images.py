@@ -2,10 +2,12 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import logging
 import pickle
 import shutil
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -282,6 +284,81 @@ def test_failed_download_raises_a_one_line_error(tmp_path: Path, monkeypatch: py
             source.prepare()
 
 
+def md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write the batch files of a small CIFAR-10 and their archive without a network; return their directory."""
+    datasets, utils = pytest.importorskip("torchvision.datasets"), pytest.importorskip("torchvision.datasets.utils")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(utils, "_get_redirect_url", fail)
+    made, folder = datasets.CIFAR10, tmp_path / datasets.CIFAR10.base_folder
+    folder.mkdir()
+    images = {"data": np.zeros((2, 3 * 32 * 32), np.uint8), "labels": [3, 1]}
+    for option in ("train_list", "test_list"):
+        for name, _ in getattr(made, option):
+            (folder / name).write_bytes(pickle.dumps(images))
+        monkeypatch.setattr(made, option, [[name, md5(folder / name)] for name, _ in getattr(made, option)])
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["x"]}))
+    monkeypatch.setattr(made, "meta", made.meta | {"md5": md5(folder / "batches.meta")})
+    archive = tmp_path / made.filename
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(folder, folder.name)
+    monkeypatch.setattr(made, "tgz_md5", md5(archive))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("content", "size"), [(lambda whole: whole[:-100], None), (lambda _: b"", 0)])
+def test_a_damaged_batch_of_cifar_is_named(content: Callable[[bytes], bytes], size: int | None, cifar: Path) -> None:
+    source, batch = Cifar10(str(cifar)), cifar / "cifar-10-batches-py" / "data_batch_3"
+    whole, expected = batch.read_bytes(), md5(batch)
+    batch.write_bytes(content(whole))
+    size = len(whole) - 100 if size is None else size
+    source.prepare()  # it does not replace files of the user
+    with pytest.raises(UserError) as refused:
+        source.read()
+    message = str(refused.value)
+    assert message.startswith(f"{batch} is damaged or incomplete: its {size:,} bytes have MD5 {md5(batch)}, ")
+    assert (
+        f", expected {expected}. Put CIFAR-10's own files there. Or move {batch.parent} away and run again" in message
+    )
+    assert "\n" not in message
+    batch.parent.rename(cifar / "away")
+    source.prepare()
+    assert source.read()[0].targets.tolist() == [3, 1] * 5, "as the message says, the archive is unpacked"
+
+
+def test_missing_and_unreadable_batches_of_cifar_are_named(cifar: Path) -> None:
+    source, folder = Cifar10(str(cifar)), cifar / "cifar-10-batches-py"
+    (folder / "data_batch_2").unlink()
+    (folder / "test_batch").unlink()
+    with pytest.raises(UserError, match=r"data_batch_2 is missing, expected .*; test_batch: missing or damaged too"):
+        source.read()
+    (folder / "data_batch_2").mkdir()
+    with pytest.raises(UserError, match=r"data_batch_2 cannot be read: Is a directory, expected the published file"):
+        source.read()
+
+
+@pytest.mark.parametrize("content", [lambda whole: whole[: len(whole) // 2], lambda _: b"<html>404</html>"])
+def test_a_damaged_archive_of_cifar_is_named_without_a_network(content: Callable[[bytes], bytes], cifar: Path) -> None:
+    source, archive = Cifar10(str(cifar)), cifar / "cifar-10-python.tar.gz"
+    (cifar / "cifar-10-batches-py").rename(cifar / "away")
+    expected = md5(archive)
+    archive.write_bytes(content(archive.read_bytes()))
+    with pytest.raises(UserError) as refused:
+        source.prepare()
+    assert str(refused.value) == (
+        f"{archive} is damaged or incomplete: its {archive.stat().st_size:,} bytes have MD5 {md5(archive)}, expected "
+        f"{expected}, and CIFAR-10 could not be downloaded again: no network. Replace it by a whole archive, or put "
+        f"CIFAR-10's files into {cifar / 'cifar-10-batches-py'} by hand."
+    )
+
+
 def test_cifar_is_read_with_its_channels_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
     source = Cifar10(str(tmp_path))
@@ -294,11 +371,12 @@ def test_cifar_is_read_with_its_channels_first(tmp_path: Path, monkeypatch: pyte
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["x"]}))
     monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("it downloads a folder that exists"))
     source.prepare()
-    with pytest.raises(UserError, match=r"is incomplete or damaged: data_batch_1, .*test_batch, batches\.meta\. Exp"):
+    with pytest.raises(UserError, match=r"data_batch_1 is damaged or .*; data_batch_2, .*, batches\.meta: missing or"):
         source.read()
     for option, name in names.items():
-        monkeypatch.setattr(datasets.CIFAR10, option, [[name, None]])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+        monkeypatch.setattr(datasets.CIFAR10, option, [[name, md5(folder / name)]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": md5(folder / "batches.meta")}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
     train, _ = source.read()
     assert train.images.shape == (4, *(source.spec.channels, source.spec.height, source.spec.width))
     assert train.images[2, 1, 5, 7] == pixels[2, 32 * 32 + 5 * 32 + 7]

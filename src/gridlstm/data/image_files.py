@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -316,32 +316,54 @@ class Cifar10(ImageSource):
 
     def prepare(self) -> None:
         self.check()
-        if not self._wrong():
+        if not self._damages():
             return
         from torchvision.datasets import CIFAR10
 
-        with _downloading(self.name, self.data_dir, self.folder):
+        def damage() -> str | None:
+            archive = self.data_dir / CIFAR10.filename
+            return _damage(archive, CIFAR10.tgz_md5) if archive.exists() else None
+
+        with _downloading(self.name, self.data_dir, self.folder, damage):
             if not self.folder.exists():  # read refuses damaged files
                 CIFAR10(str(self.data_dir), download=True)
 
     def read(self) -> tuple[Images, Images]:
-        if wrong := self._wrong():
-            raise UserError(
-                f"{self.folder} is incomplete or damaged: {', '.join(wrong)}. Expected {self.name}'s own files. "
-                f"Remove it, and run again to download {self.name}."
-            )
         from torchvision.datasets import CIFAR10
+
+        if damages := self._damages():
+            first, *others = damages.items()
+            also = f"; {', '.join(name for name, _ in others)}: missing or damaged too" if others else ""
+            raise UserError(
+                f"{first[1]}{also}. Put {self.name}'s own files there. Or move {self.folder} away and run again, with "
+                f"{CIFAR10.filename} in {self.data_dir} or a network to download it."
+            )
 
         train, test = (CIFAR10(str(self.data_dir), train=train) for train in (True, False))
         return _of_torchvision(train), _of_torchvision(test)
 
-    def _wrong(self) -> list[str]:
-        """Return the names of files that are missing or not the published ones."""
+    def _damages(self) -> dict[str, str]:
+        """Return the names of files that are missing or not the published ones, and what is wrong with each."""
         from torchvision.datasets import CIFAR10
-        from torchvision.datasets.utils import check_integrity
 
         files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-        return [name for name, md5 in files if not check_integrity(self.folder / name, md5)]
+        damages = {name: _damage(self.folder / name, md5) for name, md5 in files}
+        return {name: damage for name, damage in damages.items() if damage is not None}
+
+
+def _damage(file: Path, md5: str) -> str | None:
+    """Return what is wrong with a published file, and its expected MD5; None if it has that MD5."""
+    try:
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "md5").hexdigest()
+            size = content.tell()
+    except FileNotFoundError:
+        return f"{file} is missing, expected the published file (MD5 {md5})"
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}, expected the published file (MD5 {md5})"
+    if found == md5:
+        return None
+    return f"{file} is damaged or incomplete: its {size:,} bytes have MD5 {found}, expected {md5}"
 
 
 def _of_torchvision(part: Any) -> Images:
@@ -355,8 +377,14 @@ def _check_torchvision(problem: str, remedy: str = "Run") -> None:
 
 
 @contextmanager
-def _downloading(name: str, data_dir: Path, folder: Path) -> Iterator[None]:
+def _downloading(
+    name: str, data_dir: Path, folder: Path, damage: Callable[[], str | None] = lambda: None
+) -> Iterator[None]:
     """Let one process download at a time, and turn its errors into a UserError of one line.
+
+    Args:
+        name, data_dir, folder: of the set.
+        damage: returns what is wrong with an archive that the download should have replaced; None if there is none.
 
     Raises:
         UserError: no connection, a wrong checksum, or a directory that cannot be written.
@@ -366,6 +394,11 @@ def _downloading(name: str, data_dir: Path, folder: Path) -> Iterator[None]:
             yield
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         reason = " ".join(str(error).split())
+        if (damaged := damage()) is not None:
+            raise UserError(
+                f"{damaged}, and {name} could not be downloaded again: {reason}. Replace it by a whole archive, or put "
+                f"{name}'s files into {folder} by hand."
+            ) from error
         raise UserError(
             f"{name} is not in {data_dir} and could not be downloaded there: {reason}. Put its files into {folder} by "
             f"hand, or choose another directory with data_dir=…."
