@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from omegaconf import DictConfig
 from tests.conftest import look_at
-from tests.image_files import digits, idx, write_digits
+from tests.image_files import digits, give_coloured_images, idx, write_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -30,8 +30,9 @@ from gridlstm.config import choices, compose_model
 from gridlstm.data import image_files
 from gridlstm.data.augmentation import Augmentation
 from gridlstm.data.base import ImageBatch
-from gridlstm.data.image_files import FILES, Cifar10, IdxFiles
+from gridlstm.data.image_files import FILES, Cifar10, IdxFiles, ImageSource
 from gridlstm.data.images import ImageData
+from gridlstm.data.spec import ImageSpec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.files import to_png
@@ -653,7 +654,7 @@ def test_mistakes_are_counted_and_the_worst_come_first(
     image_job: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(image_pictures, "draw_confusion", lambda counts: drawn.update(counts=counts))
+    monkeypatch.setattr(image_pictures, "draw_confusion", lambda counts, names: drawn.update(counts=counts))
     monkeypatch.setattr(image_pictures, "draw_images", lambda *shown: drawn.update(shown=shown))
     monkeypatch.setattr(image_pictures, "write_png", lambda *_: None)
     run = build(image_job("stages=[test]", picture=True))
@@ -673,10 +674,72 @@ def test_mistakes_are_counted_and_the_worst_come_first(
     assert names == [f"{batch.targets[n]} as {found[n]}" for n in order]
 
 
+CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]  # as published
+
+
+def test_pictures_show_the_names_of_classes(
+    job: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    give_coloured_images(monkeypatch)
+    drawn: list[Any] = []
+    for name in ("draw_confusion", "draw_images"):
+        original = getattr(image_pictures, name)
+
+        def draw(images: Tensor, names: list[str], original: Any = original) -> Any:
+            drawn.append(list(names))
+            return original(images, names)
+
+        monkeypatch.setattr(image_pictures, name, draw)
+    run_job(job("task.data.num_val=20", "task.data.batch_size=8", "model.patch=16", task="cifar10", model="grid3d",
+                picture=True))  # fmt: skip
+    _, test = Cifar10(str(tmp_path)).read()
+    batch, confusion, worst = drawn
+    assert len(batch) == 8
+    assert set(batch) <= set(CIFAR_NAMES)
+    assert confusion == CIFAR_NAMES
+    wrong = [name.split("\nas ") for name in worst]
+    assert all(target != found and {target, found} <= set(CIFAR_NAMES) for target, found in wrong)
+    counts = [CIFAR_NAMES[target] for target in test.targets]
+    assert all(counts.count(name) >= [target for target, _ in wrong].count(name) for name in CIFAR_NAMES)
+    _, picture = look_at({"what": "image", "ckpt": str(tmp_path / "run" / "checkpoints" / "best.ckpt")})
+    assert picture.is_file()
+
+
+def test_names_of_fashion_mnist_are_the_published_ones() -> None:
+    """The README of zalandoresearch/fashion-mnist lists them in this order."""
+    assert IdxFiles("FashionMNIST", ".").spec.class_names == (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+    assert not IdxFiles("MNIST", ".").spec.class_names, "digits are their own names"
+    with pytest.raises(ValueError, match="expected 10 class_names or none, got 2"):
+        ImageSpec(1, 28, 28, classes=10, class_names=("a", "b"))
+
+
+@pytest.mark.parametrize("source", [Cifar10("."), IdxFiles("FashionMNIST", "."), IdxFiles("MNIST", ".")])
+def test_names_in_pictures_do_not_overlap(source: ImageSource) -> None:
+    names = source.spec.class_names or [*"0123456789"]
+    pairs = [(n % 10, (n + n // 10) % 10) for n in range(24)]  # also right ones
+    titles = [image_pictures.name_of_choice(names, *pair) for pair in pairs]
+    figure = image_pictures.draw_images(torch.rand(24, source.spec.channels, 8, 8), titles)
+    matrix = image_pictures.draw_confusion(torch.arange(100).view(10, 10), names)
+    for drawn, texts in (
+        (figure, [axes.title for axes in figure.axes]),
+        (matrix, matrix.axes[0].get_xticklabels()),
+        (matrix, matrix.axes[0].get_yticklabels()),
+    ):
+        to_png(drawn)  # lays it out
+        boxes = [text.get_window_extent() for text in texts]
+        for n, box in enumerate(boxes):
+            assert drawn.bbox.x0 <= box.x0 < box.x1 <= drawn.bbox.x1
+            assert drawn.bbox.y0 <= box.y0 < box.y1 <= drawn.bbox.y1
+            assert not any(box.overlaps(other) for other in boxes[:n])
+
+
 def test_numbers_of_a_confusion_matrix_can_be_read() -> None:
     """The contrast of text and background, as the Web Content Accessibility Guidelines define it, is above 4."""
     counts = torch.arange(1, 101).view(10, 10)
-    axes = image_pictures.draw_confusion(counts).axes[0]
+    axes = image_pictures.draw_confusion(counts, [*"0123456789"]).axes[0]
     (shown,) = axes.get_images()
     backgrounds = {str(int(n)): shown.to_rgba(shown.get_array())[divmod(int(n) - 1, 10)] for n in counts.flatten()}
 

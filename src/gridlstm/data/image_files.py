@@ -83,6 +83,8 @@ class Kind(NamedTuple):
     """Folder in ``data_dir`` for the user's own files; torchvision uses another folder."""
     md5: Mapping[str, str]
     """MD5 sums of the unpacked files, as published."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes; () if their numbers are their names."""
 
 
 FILES = (
@@ -140,10 +142,13 @@ class IdxFiles(ImageSource):
                 FILES[2]: "8181f5470baa50b63fa0f6fddb340f0a",
                 FILES[3]: "15d484375f8d13e6eb1aabb0c3f46965",
             },
+            (
+                *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+                *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+            ),
         ),
     }
 
-    spec = ImageSpec(channels=1, height=28, width=28, classes=10)
     sizes = (60_000, 10_000)
 
     def __init__(self, name: str, data_dir: str) -> None:
@@ -151,6 +156,7 @@ class IdxFiles(ImageSource):
         if name not in self.KINDS:
             raise ValueError(f"name must be one of {', '.join(self.KINDS)}, got {name!r}.")
         self.name = name
+        self.spec = ImageSpec(channels=1, height=28, width=28, classes=10, class_names=self.KINDS[name].class_names)
         self.folders = [self.data_dir / self.KINDS[name].folder, self.data_dir / name / "raw"]
 
     def check(self) -> None:
@@ -304,7 +310,16 @@ class Cifar10(ImageSource):
     """
 
     name = "CIFAR-10"
-    spec = ImageSpec(channels=3, height=32, width=32, classes=10)
+    spec = ImageSpec(
+        channels=3,
+        height=32,
+        width=32,
+        classes=10,
+        class_names=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
+    )
     sizes = (50_000, 10_000)
 
     def __init__(self, data_dir: str) -> None:

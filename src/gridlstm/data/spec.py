@@ -104,8 +104,14 @@ class ImageSpec(DataSpec):
     width: int
     classes: int
     """Classes of an image, or of a pixel."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in pictures, in the order of their numbers; () to show the numbers."""
 
     unit = "images"
+
+    def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(f"expected {self.classes} class_names or none, got {len(self.class_names)}.")
 
     @property
     def model_options(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from gridlstm.files import write_csv, write_png
 from gridlstm.grid import Grid
 from gridlstm.look.load import test_batches
 from gridlstm.tasks.classify_image import ClassifyImage
-from gridlstm.training.callbacks.image_pictures import show_images
+from gridlstm.training.callbacks.image_pictures import name_of_choice, show_images
 
 
 class Layer(NamedTuple):
@@ -75,7 +75,7 @@ def look(data: SequenceData, task: ClassifyImage, images: int, out: Path) -> lis
     seen = see(task, _first(data, images))
     paths = [out / "image.csv", out / "image.png"]
     write_csv(paths[0], _rows(seen))
-    write_png(paths[1], _draw(seen))
+    write_png(paths[1], _draw(seen, task.class_names))
     return paths
 
 
@@ -102,7 +102,7 @@ def _rows(seen: Seen) -> list[Sequence[object]]:
     return rows
 
 
-def _draw(seen: Seen) -> Any:
+def _draw(seen: Seen, class_names: Sequence[str]) -> Any:
     """Draw one image per row, the gradient of its pixels, and each layer's memory (or h) and gradient."""
     from matplotlib.figure import Figure
 
@@ -114,11 +114,8 @@ def _draw(seen: Seen) -> Any:
     count = len(seen.images)
     figure = Figure(figsize=(1.2 * (1 + len(maps)), 1.3 * count + 0.3), layout="constrained")
     every = figure.subplots(count, 1 + len(maps), squeeze=False)
-    names = [
-        f"{target}" if target == chosen else f"{target} as {chosen}"
-        for target, chosen in zip(seen.targets, seen.chosen, strict=True)
-    ]
-    show_images(every[:, 0], seen.images, names)
+    pairs = zip(seen.targets, seen.chosen, strict=True)
+    show_images(every[:, 0], seen.images, [name_of_choice(class_names, *pair) for pair in pairs])
     for row in range(count):
         for axes, (name, values) in zip(every[row, 1:], maps, strict=True):
             axes.imshow(values[row].numpy(), cmap="viridis", vmin=0)

@@ -95,6 +95,7 @@ class ClassifyImage(Task):
         super().__init__(model, optimizer, scheduler)
         self.head = ReadOut(model, spec.classes, read, width, dropout)
         self.classes = spec.classes
+        self.class_names = spec.class_names or tuple(map(str, range(spec.classes)))
 
     @property
     def output_text(self) -> str:

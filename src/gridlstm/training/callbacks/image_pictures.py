@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 COLUMNS, SHOWN = 12, 96
 """Images in a row of a picture, and largest number of images in a picture."""
+LETTER = 0.062
+"""Inches of a wide letter in a font of 7 points."""
 
 
 class ImagePictures(Callback):
@@ -37,7 +39,7 @@ class ImagePictures(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(pl_module, ClassifyImage) and trainer.is_global_zero and batch_idx == trainer.global_step == 0:
-            names = [str(target) for target in batch.targets[:SHOWN].tolist()]
+            names = [pl_module.class_names[target] for target in batch.targets[:SHOWN].tolist()]
             write_png(self.dir / "training_batch.png", draw_images(batch.images[:SHOWN], names))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -74,12 +76,19 @@ class ImagePictures(Callback):
             return
         order = worst["losses"].argsort(descending=True, stable=True)[:SHOWN]
         order = order[worst["losses"][order] > 0]
-        names = [
-            f"{target} as {found}" for target, found in zip(worst["targets"][order], worst["found"][order], strict=True)
-        ]
-        write_png(self.dir / "confusion.png", draw_confusion(counts))
+        pairs = zip(worst["targets"][order].tolist(), worst["found"][order].tolist(), strict=True)
+        names = [name_of_choice(pl_module.class_names, target, found) for target, found in pairs]
+        write_png(self.dir / "confusion.png", draw_confusion(counts, pl_module.class_names))
         if names:
             write_png(self.dir / "misclassified.png", draw_images(worst["images"][order], names))
+
+
+def name_of_choice(class_names: Sequence[str], target: int, found: int) -> str:
+    """Return the title of an image: the name of its class, and the name of the class that was found if it differs."""
+    if target == found:
+        return class_names[target]
+    space = " " if len(class_names[target] + class_names[found]) < 6 else "\n"
+    return f"{class_names[target]}{space}as {class_names[found]}"
 
 
 def draw_images(images: Tensor, names: Sequence[str]) -> "Figure":
@@ -89,7 +98,10 @@ def draw_images(images: Tensor, names: Sequence[str]) -> "Figure":
 
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(0.7 * columns, 0.85 * rows), layout="constrained")
+    lines = [line for name in names for line in name.split("\n")]
+    width = max(0.7, LETTER * (1 + max(map(len, lines))))
+    height = 0.85 if len(lines) == len(names) else 0.97
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in every:
         axes.set_axis_off()
@@ -107,12 +119,19 @@ def show_images(every: Iterable["Axes"], images: Tensor, names: Sequence[str]) -
         axes.set_title(name, fontsize=7, pad=2)
 
 
-def draw_confusion(counts: Tensor) -> "Figure":
-    """Draw the number of images of each class (rows) by predicted class (columns); colours show mistakes."""
+def draw_confusion(counts: Tensor, names: Sequence[str]) -> "Figure":
+    """Draw the number of images of each class (rows) by predicted class (columns); colours show mistakes.
+
+    Args:
+        counts: (classes, classes).
+        names: of the classes.
+    """
     from matplotlib.figure import Figure
 
     classes, wrong = len(counts), counts.clone().fill_diagonal_(0)
-    figure = Figure(figsize=(2 + 0.4 * classes, 1.6 + 0.4 * classes), layout="constrained")
+    longest = max(map(len, names))
+    more = 0.08 * (longest - 2) if longest > 2 else 0.0  # inches, for names in a font of 10 points
+    figure = Figure(figsize=(2 + 0.4 * classes + more, 1.6 + 0.4 * classes + more), layout="constrained")
     axes = figure.subplots()
     most = max(1, int(wrong.max()))
     axes.imshow(wrong.numpy(), cmap="Reds", vmin=0, vmax=most)
@@ -122,8 +141,8 @@ def draw_confusion(counts: Tensor) -> "Figure":
                 color = "white" if wrong[row, column] > 2 * most / 3 else "black"  # the largest values are dark red
                 text = str(int(counts[row, column]))
                 axes.text(column, row, text, color=color, ha="center", va="center", fontsize=7)
-    axes.set_xticks(range(classes))
-    axes.set_yticks(range(classes))
+    axes.set_xticks(range(classes), names, rotation=90 if more else 0)
+    axes.set_yticks(range(classes), names)
     axes.set_xlabel("classified as")
     axes.set_ylabel("class")
     axes.set_title(f"{int(wrong.sum()):,} of {int(counts.sum()):,} wrong")
