@@ -17,7 +17,7 @@ help:
 	@echo "make lint                                     ruff and mypy"
 	@echo "make generated                                write docs/models.md, docs/configuration.md, conf/models.txt and the parameters on record"
 	@echo "make docs                                     build the documentation into site/; a broken link is an error"
-	@echo "make list                                     models that fit each task, and their parameters"
+	@echo "make list                                     models that fit each task, their parameters and FLOPs"
 	@echo "make bench                                    speed of the sweeps; takes half an hour"
 
 # The stamp is remade when the requirements change.

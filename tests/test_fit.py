@@ -15,7 +15,9 @@ from gridlstm import list as listing
 from gridlstm.config import MATRIX, choices, compose_model
 from gridlstm.data.base import Batch, SequenceData
 from gridlstm.errors import UserError
+from gridlstm.training import match
 from gridlstm.training.build import make_data, make_task
+from gridlstm.training.match import count_flops
 from gridlstm.training.task_models import fits
 from gridlstm.training.validate import check
 
@@ -97,6 +99,34 @@ def test_a_users_own_model_fits_if_its_base_class_fits(job: Callable[..., DictCo
     )  # a function may return any model
 
 
+COUNTED_AT = {
+    "grid2d": "text",
+    "feed_forward": "parity",
+    "cnn": "mnist",
+    "pixelcnn": "mnist_pixels",
+    "convlstm": "moving_digits",
+    "encoder_decoder_lstm": "translation",
+}
+"""A model for each task on which FLOPs are counted."""
+
+
+def test_flops_are_counted_anew_only_for_models_without_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting takes half a minute for all models. A model whose parameters have changed has no record."""
+    counted = []
+    monkeypatch.setattr(match, "count_flops", lambda cfg, spec: counted.append(cfg.model._target_) or 7)
+    record = listing._recorded()
+    record["grid2d"]["parity"] = record["rnn"]["text"] = "1"
+    del record["mlp"]
+    monkeypatch.setattr(listing, "_recorded", lambda: record)
+    rows = {name: cells for name, *cells in (line.split() for line in listing.matrix().splitlines()[1:])}
+    assert [target.rpartition(".")[2] for target in counted] == ["Grid2d", "MLP", "RNN"]
+    assert {name: cells[-2:] for name, cells in rows.items() if cells[-2] == "7"} == {
+        "grid2d": ["7", "text"],
+        "mlp": ["7", "mnist"],
+        "rnn": ["7", "text"],
+    }
+
+
 def test_generated_tables_are_up_to_date() -> None:
     """If this fails, run python -m gridlstm.list --write."""
     assert MATRIX.read_text() == listing.matrix()
@@ -106,6 +136,12 @@ def test_generated_tables_are_up_to_date() -> None:
     table = dict(re.findall(r"^(\| `(\w+)` \| .* \|)$", page, re.MULTILINE))
     shown = [name for _, name in re.findall(r"^(\| `(\w+)` \| .* \|)$", page, re.MULTILINE)]
     assert shown == [name for name in MODELS if not re.search(rf"^{name}[ -]+$", MATRIX.read_text(), re.MULTILINE)]
+    recorded = {name: cells[-2:] for name, *cells in (line.split() for line in MATRIX.read_text().splitlines()[1:])}
+    for name, at in COUNTED_AT.items():
+        cfg = compose(f"task={at}", f"model={name}")
+        spec = listing._spec(cfg)
+        assert spec is not None
+        assert recorded[name] == [f"{count_flops(cfg, spec):,}", at]
     some = ["grid2d", "transformer"]  # all models take half a minute
     for row in listing.costs(some):
         assert f"| `{row[0]}` | {row[1]} | {row[2]} | {row[3]} | {row[4]} |" in table

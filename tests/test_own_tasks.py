@@ -67,6 +67,8 @@ def test_the_list_shows_which_models_fit_which_task() -> None:
     assert found["pointwise"] == {"bars": "-", "shifted": "142", "sums": "-"}
     assert found["grid2d"]["sums"].replace(",", "").isdigit()
     assert found["grid2d"]["bars"] == "-"
+    last = {row[0]: row[-2:] for row in rows}
+    assert last["flat"] == [f"{4 * 16 * 8 + 6 * 8 * 4:,}", "bars"], "its only task is the user's own"
 
 
 def test_the_image_classifier_of_the_docs_equals_the_tested_one() -> None:

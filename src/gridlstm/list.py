@@ -28,28 +28,73 @@ HIDDEN_SIZE, NUM_LAYERS, STEPS, BITS = 128, 2, 32, 64
 PIXELS, CLASSES = 28, 10
 """Sizes of the images at which models of images are compared."""
 
+COUNTED = ("text", "parity", "mnist", "mnist_pixels", "moving_digits", "translation")
+"""Tasks on which the FLOPs of a model are counted: the first that it fits, or a task of the user's own."""
+FLOPS, AT = "FLOPs", "at"
+"""Last columns of the matrix: the FLOPs of a model, and the task at whose default size they are counted."""
+LEGEND = (
+    f"{FLOPS}: of all matrix products, forward and backward, at the default size of the task in the last column, "
+    "for one more\nsymbol of text, one string of bits, one image, one more frame or one pair of sentences."
+)
 
-def matrix() -> str:
-    """Return a table of models by tasks: parameters at the task's default size, or "-" if the model does not fit."""
+
+def matrix(anew: bool = False) -> str:
+    """Return a table of models by tasks: parameters at the task's default size, or "-" if the model does not fit.
+
+    Args:
+        anew: count the FLOPs of all models, which takes half a minute. Otherwise read them from the recorded table,
+            and count only those of models that are not in it or have other parameters there.
+    """
     from gridlstm.training.match import count_parameters
     from gridlstm.training.task_models import fits
 
     tasks = {name: compose(f"task={name}") for name in choices("task")}
     specs = {name: _spec(cfg) for name, cfg in tasks.items()}
-    rows = [["", *tasks]]
+    recorded = {} if anew else _recorded()
+    rows = [["", *tasks, FLOPS, AT]]
     for model in choices("model"):
-        node, row = compose_model(model), [model]
+        node = compose_model(model)
+        cells = dict.fromkeys(tasks, "-")
         for task, cfg in tasks.items():
-            if not fits(node, cfg.task):
-                row.append("-")
-                continue
-            cfg.model, spec = node.copy(), specs[task]
-            row.append("yes" if spec is None else f"{count_parameters(cfg, spec):,}")
-        rows.append(row)
+            if fits(node, cfg.task):
+                cfg.model, spec = node.copy(), specs[task]
+                cells[task] = "yes" if spec is None else f"{count_parameters(cfg, spec):,}"
+        before = recorded.get(model, {})
+        if FLOPS in before and all(cells[task] == before.get(task, cells[task]) for task in tasks):
+            flops, at = before[FLOPS], before[AT]
+        else:
+            flops, at = _flops(node, tasks, specs, cells)
+        rows.append([model, *cells.values(), flops, at])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() + "\n" for row in rows
     )
+
+
+def _recorded() -> dict[str, dict[str, str]]:
+    """Return the cells of the recorded matrix by model and column."""
+    head, *rows = (line.split() for line in MATRIX.read_text().splitlines())
+    return {model: dict(zip(head, cells, strict=True)) for model, *cells in rows}
+
+
+def _flops(
+    node: DictConfig, tasks: dict[str, DictConfig], specs: "dict[str, DataSpec | None]", cells: dict[str, str]
+) -> tuple[str, str]:
+    """Return the FLOPs of a model, and the task on which they are counted; "-" for both if no task's sizes are known.
+
+    Args:
+        node: the model.
+        tasks, specs: configuration and sizes of each task.
+        cells: parameters of the model by task, "-" for tasks that it does not fit.
+    """
+    from gridlstm.training.match import count_flops
+
+    for task in (*COUNTED, *(task for task in tasks if task not in COUNTED)):
+        if cells[task] != "-" and (spec := specs[task]) is not None:
+            cfg = tasks[task]
+            cfg.model = node.copy()
+            return f"{count_flops(cfg, spec):,}", task
+    return "-", "-"
 
 
 def _spec(cfg: DictConfig) -> "DataSpec | None":
@@ -167,6 +212,8 @@ The table is for hidden_size={HIDDEN_SIZE} and num_layers={NUM_LAYERS}, and for 
 Parameters of each model at the task's default size, for a text with {SYMBOLS} symbols (text8: 27). "-" means that the
 task cannot be trained with the model.
 
+{LEGEND}
+
 ```
 {matrix.rstrip()}
 ```
@@ -183,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m gridlstm.list",
         description="Print which models of conf/ fit which tasks, with the parameters of each model at the task's "
-        "default size.",
+        "default size, and its FLOPs.",
     )
     parser.add_argument("--config-dir", type=Path, metavar="DIRECTORY", help="a directory of your own models and tasks")
     parser.add_argument(
@@ -196,9 +243,9 @@ def main() -> None:
         parser.error(f"--write needs a checkout of the repository, but {PAGE.parent} does not exist.")
     if not given.write:
         with with_directories([given.config_dir]) if given.config_dir else nullcontext():
-            print(matrix(), end="")
+            print(f"{matrix()}\n{LEGEND}")
         return
-    found = matrix()
+    found = matrix(anew=True)
     write_text(MATRIX, found)
     write_text(PAGE, page(found, costs(choices("model"))))
     write_text(OPTIONS_PAGE, options_page())
