@@ -3,6 +3,7 @@
 import csv
 import gzip
 import hashlib
+import io
 import json
 import logging
 import pickle
@@ -20,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_rgb
+from matplotlib.image import imread
 from omegaconf import DictConfig
 from tests.conftest import look_at
 from tests.image_files import digits, give_coloured_images, idx, write_digits
@@ -36,6 +38,7 @@ from gridlstm.data.spec import ImageSpec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.files import to_png
+from gridlstm.look import image as look_image
 from gridlstm.look.image import see
 from gridlstm.training.build import build, make_data, make_task, unread_data
 from gridlstm.training.callbacks import image_pictures
@@ -750,6 +753,26 @@ def test_numbers_of_a_confusion_matrix_can_be_read() -> None:
     for text in axes.texts:
         low, high = sorted([luminance(text.get_color()), luminance(backgrounds[text.get_text()])])
         assert (high + 0.05) / (low + 0.05) > 4, text.get_text()
+
+
+def test_pixels_of_small_images_are_drawn_sharp() -> None:
+    """A picture of 96 digits would be 200 kB with blurred pixels."""
+    figure = image_pictures.draw_images((torch.rand(12, 1, 28, 28) > 0.5).float(), [""] * 12)
+    grey = imread(io.BytesIO(to_png(figure)))[..., 0]
+    assert ((grey == 0) | (grey == 1)).mean() > 0.99
+
+
+def test_look_says_that_a_gradient_is_the_same_everywhere_below_a_mean(
+    image_job: Callable[..., DictConfig],
+) -> None:
+    for read, words in (("pooled", "the same\neverywhere"), ("last_corner", None)):
+        run = build(image_job("model.patch=7", f"task.objective.read={read}"))
+        seen = see(run.task, next(iter(run.data.test_dataloader())))
+        figure = look_image._draw(seen, run.task.class_names)
+        (row, *_) = figure.axes[0].get_subplotspec().get_gridspec().get_geometry()
+        last = figure.axes[len(figure.axes) // row - 1]
+        assert [text.get_text() for text in last.texts] == ([words] if words else [])
+        assert len(last.get_images()) == (0 if words else 1)
 
 
 def test_colours_are_drawn_as_colours_and_blank_images_as_blank() -> None:

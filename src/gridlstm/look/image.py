@@ -103,7 +103,10 @@ def _rows(seen: Seen) -> list[Sequence[object]]:
 
 
 def _draw(seen: Seen, class_names: Sequence[str]) -> Any:
-    """Draw one image per row, the gradient of its pixels, and each layer's memory (or h) and gradient."""
+    """Draw one image per row, the gradient of its pixels, and each layer's memory (or h) and gradient.
+
+    Each map has a scale of its own, from 0 (dark) to its largest value (bright).
+    """
     from matplotlib.figure import Figure
 
     maps = [("|d logit / d pixel|", seen.pixels)]
@@ -118,9 +121,18 @@ def _draw(seen: Seen, class_names: Sequence[str]) -> Any:
     show_images(every[:, 0], seen.images, [name_of_choice(class_names, *pair) for pair in pairs])
     for row in range(count):
         for axes, (name, values) in zip(every[row, 1:], maps, strict=True):
-            axes.imshow(values[row].numpy(), cmap="viridis", vmin=0)
+            _draw_map(axes, values[row])
             if row == 0:
-                axes.set_title(name, fontsize=7, pad=2)
+                axes.set_title(name, fontsize=7, pad=3)
         for axes in every[row]:
             axes.set_axis_off()
     return figure
+
+
+def _draw_map(axes: Any, values: Tensor) -> None:
+    """Draw values (rows, columns), or say that all are equal, such as the last gradient below a mean over positions."""
+    if values.max() - values.min() > 1e-4 * values.max():
+        axes.imshow(values.numpy(), cmap="viridis", vmin=0, interpolation="nearest")
+    else:
+        axes.set_box_aspect(values.shape[0] / values.shape[1])  # as an image has it
+        axes.text(0.5, 0.5, "the same\neverywhere", transform=axes.transAxes, ha="center", va="center", fontsize=7)
