@@ -1,9 +1,12 @@
 """Sizes that the paper states, or that follow from its numbers."""
 
+import re
+
 import pytest
 import torch
 
 from gridlstm.cell import LSTM
+from gridlstm.config import CONF, compose
 from gridlstm.data.memorization import MemorizationData
 from gridlstm.data.spec import Spec
 from gridlstm.models.grid2d import Grid2d
@@ -48,3 +51,11 @@ def test_stacked_lstm_has_8_d_squared_weights_a_layer(tied: bool, copies: int) -
 def test_memorization_of_20_symbols_takes_42_steps_and_65_symbols() -> None:
     spec = MemorizationData(length=20, alphabet=64, batch_size=15, seed=0).spec
     assert (spec.sequence_length, spec.input_size, spec.output_size) == (42, 65, 65)
+
+
+def test_the_docs_show_the_papers_table_of_mnist_as_the_experiment_has_it() -> None:
+    page = (CONF.parent / "docs" / "images.md").read_text()
+    section = page.partition("## The paper's experiment")[2].partition("\n## ")[0]
+    shown = {name: float(error) for name, error in re.findall(r"^\| ([^|*]+) \| ([\d.]+) \|$", section, re.MULTILINE)}
+    published = compose("experiment=paper/mnist").report.published["test/error"]
+    assert shown == {name: pytest.approx(100 * error) for name, error in published.items()}
