@@ -178,6 +178,7 @@ def options_page() -> str:
 
 def page(matrix: str, rows: Iterable[Sequence[str]]) -> str:
     """Return docs/models.md."""
+    pair = _spec(compose("task=translation"))
     head = ["`model=`", "network", "parameters", "state", "FLOPs a step"]
     lines = [head, ["---", "---", "---:", "---:", "---:"], *([f"`{row[0]}`", *row[1:]] for row in rows)]
     table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
@@ -198,12 +199,13 @@ The table is for hidden_size={HIDDEN_SIZE} and num_layers={NUM_LAYERS}, and for 
 | of images | {PIXELS} x {PIXELS} pixels, {CLASSES} classes; the read-out is the mean over all places and 256 ReLUs |
 | of single pixels | the images of `mnist_pixels` |
 | of moving images | the frames of `moving_digits` |
+| of sentences | a pair of {pair} of `translation` |
 
 * Parameters include the projection of the input and the read-out.
 * State: numbers that one sequence carries from step to step.
 * FLOPs: floating-point operations of all matrix products, forward and backward, for one more step of one sequence after
-  {STEPS} steps (attention needs more with each step), for one more frame, or for one image. They include the blocks of
-  zeros in the matrices of `grid2d_gru` and `clockwork_rnn`, which are multiplied too.
+  {STEPS} steps (attention needs more with each step), for one more frame, for one image, or for one pair of sentences.
+  They include the blocks of zeros in the matrices of `grid2d_gru` and `clockwork_rnn`, which are multiplied too.
 
 {table}
 
