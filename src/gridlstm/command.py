@@ -60,7 +60,7 @@ def _keep_memory() -> None:
     """Keep freed memory in the process instead of returning it to the system.
 
     By default, glibc returns every large tensor when it is freed, and the system makes and zeroes its pages again in
-    the next step: 5 to 14 % of a step of 6 layers of 1,000 units (docs/performance.md).
+    the next step: 5 to 14 % of a step of 6 layers of 1,000 units (docs/results/speed.md).
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
