@@ -521,6 +521,13 @@ def test_options_without_effect_or_out_of_range_are_refused_before_translating(
         small_translator(**options)
 
 
+def test_the_data_directory_is_an_option_of_a_split_only() -> None:
+    given, words = translate.PARSER.parse(["ckpt=none.ckpt", "split=test", "data_dir=/there"])
+    assert (given["split"], words) == ("test", ["data_dir=/there"])
+    with pytest.raises(UserError, match=r"^data_dir=/there has no effect on sentences\. Remove it, or .*split=test"):
+        translate._run(*translate.PARSER.parse(["ckpt=none.ckpt", "data_dir=/there"]))
+
+
 def test_options_without_effect_on_a_split_are_refused_before_a_checkpoint_is_read() -> None:
     with pytest.raises(UserError, match=r"^trainer\.precision=64-true has no effect on a translation\. .*Remove it"):
         translate._run({"ckpt": "none.ckpt", "split": "test"}, ["data_dir=x", "trainer.precision=64-true"])

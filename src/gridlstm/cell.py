@@ -144,9 +144,9 @@ def fan_in_uniform(weight: Tensor, gain: float) -> None:
 class LSTM(Cell):
     """The LSTM transform, equations 1 to 3: (h', m') = LSTM(H, m, W).
 
-    The paper has no bias. A deep grid whose forget gates all start at 1/2 passes 0.5^L of its input to the top and does
-    not learn. ``forget_bias`` opens the gate: it is the initial value of a learned bias, or with ``bias=False`` a
-    constant added to the forget gate's pre-activation.
+    The paper has no bias. A deep grid whose forget gates all start at 1/2 passes 0.5^L of its input to the top, and
+    learns late or never. ``forget_bias`` opens the gate: it is the initial value of a learned bias, or with
+    ``bias=False`` a constant added to the forget gate's pre-activation.
 
     Args:
         output: "paper" for h' = tanh(o . m'), "standard" for h' = o . tanh(m').

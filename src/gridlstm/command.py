@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
             if self._others == "directory" and "=" in word and not Path(word).exists():
                 self.error(f"there is no option {word.partition('=')[0]}")
             # Text may contain "=", but text that looks like an option is more likely a misspelt one.
-            if self._others == "sentence" and re.fullmatch(r"[a-z_]+=\S*", word):
+            if self._others == "sentence" and re.fullmatch(r"(?!data_dir=)[a-z_]+=\S*", word):
                 name = word.partition("=")[0]
                 hint = did_you_mean(name, (each.removeprefix("--").replace("-", "_") for each in names))
                 self.error(f"there is no option {name}.{hint} To translate {word!r}, pass it through standard input")

@@ -1,4 +1,4 @@
-"""``python -m gridlstm.dashboard multirun/EXPERIMENT/TIME``: a W&B workspace for the runs of sweeps.
+"""``python -m gridlstm.dashboard multirun/EXPERIMENT/SWEEP``: a W&B workspace for the runs of sweeps.
 
 Uses wandb-workspaces, W&B's own library.
 """

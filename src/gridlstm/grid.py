@@ -196,7 +196,7 @@ class Grid(nn.Module):
             for source, own in zip(self.sources, columns_of(self.block), strict=True)
         ]
         if autocast_type(weights[0].weight) is not None:
-            # States and sums stay in the weights' precision; the sweep lowers only the products.
+            # States and sums stay in the weights' precision; autocast changes only the type of the products.
             entering = [HiddenMemory(*(x.to(weights[0].weight.dtype) for x in side)) for side in entering]
         check_sides(self.block, entering, extents)
         self._check_weights(weights[0].weight, entering[0].h, extents)

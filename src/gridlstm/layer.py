@@ -66,8 +66,12 @@ class GridLSTM(nn.Module):
         batch_first: x and output are (B, T, ...) instead of (T, B, ...). The layout of states does not change.
         time: the cell along time.
         depth: the cell along depth.
-        tied, shared, priority, sweep, time_regularizers, depth_regularizers, dropout: see
+        tied, shared, priority, time_regularizers, depth_regularizers, dropout: see
             ``gridlstm.time_depth.TimeDepthGrid``.
+        sweep: see ``gridlstm.grid.Grid``.
+
+    Raises:
+        UserError: if an option is out of range, or two options are incompatible.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ def apply_block(
             [h if mask.factor is None else h * mask.factor for h, mask in zip(hidden, masks, strict=True)], dim=-1
         )
         for n in stage:
-            # Autocast lowers only the product.
+            # Autocast changes only the type of the product.
             z = F.linear(H, weights[n].weight, weights[n].bias).to(H.dtype)  # (B, num_gates * d_n)
             h, m = block.cells[n].pointwise(z, *incoming[n], *weights[n].vectors)
             outgoing[n] = HiddenMemory(mix(masks[n].keep_h, incoming[n].h, h), mix(masks[n].keep_m, incoming[n].m, m))

@@ -262,6 +262,10 @@ def _run(given: dict[str, Any], sentences: list[str]) -> None:
         )
     if out is not None and split is None:
         raise UserError("out is the table of a split. Give split=test too, or redirect the output: > FILE.")
+    if split is None and (data := [word for word in sentences if word.startswith("data_dir=")]):
+        raise UserError(
+            f"{data[0]} has no effect on sentences. Remove it, or translate the run's own data: split=test."
+        )
     out = None if out is None else _file_to_write(out.expanduser())
     overrides = sentences if split is not None else []
     if unused := [word for word in overrides if not word.lstrip("+~").startswith(("task.", "model.", "data_dir="))]:

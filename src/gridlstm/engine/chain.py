@@ -43,7 +43,7 @@ def reference_chain(cell: Cell, weights: Weights, x: Tensor, start: HiddenMemory
     from_outside, from_before = weights.weight.split([x.shape[-1], start.h.shape[-1]], dim=-1)
     h, m = start
     outputs = []
-    # Autocast lowers only the products. The first is computed for all steps at once.
+    # Autocast changes only the type of the products. The first is computed for all steps at once.
     for z in F.linear(x, from_outside, weights.bias).to(h.dtype):
         h, m = cell.pointwise(z + F.linear(h, from_before).to(h.dtype), h, m, *weights.vectors)
         outputs.append(h)

@@ -69,7 +69,7 @@ class _Mixer(nn.Module):
         reset_linear(self.gate_and_candidate, gain=1.0)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        # Autocast lowers only the product: sums over time stay as precise as the state.
+        # Autocast changes only the type of the product: sums over time stay as precise as the state.
         z, candidate = self.gate_and_candidate(x).to(h.dtype).chunk(2, dim=-1)
         positive = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
         y = linear_scan((-z).sigmoid(), z.sigmoid() * positive, h)

@@ -1,1 +1,1 @@
-"""``python -m gridlstm.report multirun/EXPERIMENT/TIME``: write tables, curves and a web page on the runs of sweeps."""
+"""``python -m gridlstm.report multirun/EXPERIMENT/SWEEP``: tables, curves and a web page on the runs of sweeps."""

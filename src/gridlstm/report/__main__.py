@@ -32,7 +32,7 @@ def report(roots: list[Path], out: Path) -> list[str]:
     """Write the report on all runs below ``roots`` to ``out``.
 
     Returns:
-        One line on all runs, and one for each run that did not complete.
+        One line on all runs, and one for each run that did not complete or that read other data than the published.
 
     Raises:
         UserError: a directory does not exist or holds no runs.

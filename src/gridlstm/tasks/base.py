@@ -31,7 +31,8 @@ class Prediction(NamedTuple):
     outputs: Tensor
     """Outputs of the network, such as logits."""
     losses: Tensor
-    """Loss of every term, zero for excluded terms; their sum is minimized."""
+    """Loss of every term, such as a step of a sequence or an image, zero for excluded terms; their sum divided by
+    ``terms`` is minimized."""
     terms: Tensor
     """Number of included terms, a scalar."""
     state: State = None
@@ -44,7 +45,9 @@ class Task(L.LightningModule, ABC):
     The loss of a batch is the sum of its terms divided by their count, both over all ranks, so the number of processes
     does not change it.
 
-    Subclasses build their head, and define ``forward``, ``predict``, ``make_metrics`` and ``update_metrics``.
+    Subclasses build their head, and define ``forward``, ``predict``, ``make_metrics``, ``update_metrics`` and
+    ``output_text``. This constructor calls ``make_metrics``, which therefore cannot use attributes that the subclass
+    sets after ``super().__init__``.
 
     Args:
         model: the network.
