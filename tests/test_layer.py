@@ -479,10 +479,12 @@ def test_compile_around_the_layer() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/layer.md"])
 def test_example_of_a_page_runs(page: str) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / page).read_text(), re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / page).read_text(), re.DOTALL)
     names: dict[str, Any] = {}
-    exec(example, names)
+    exec("".join(examples), names)
     assert names["output"].shape == (8, 100, 64)
+    if page == "docs/layer.md":
+        assert names["depth"].h.shape == (5, 6, 8, 16)
 
 
 def test_the_layer_learns_to_repeat_the_previous_input() -> None:

@@ -75,6 +75,9 @@ def test_the_image_classifier_of_the_docs_equals_the_tested_one() -> None:
     page = (PROJECT.parents[1] / "docs" / "extending.md").read_text()
     block = page.split("The classes of an image classifier:", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
     assert block in (PROJECT / "own.py").read_text()
+    blocks = page.split("`my_conf/model/flat.yaml`:", 1)[1].split("```yaml\n")[1:3]
+    texts = [(PROJECT / "conf" / name).read_text() for name in ("model/flat.yaml", "task/bars.yaml")]
+    assert [block.split("```", 1)[0].replace("my_models.", "own.") for block in blocks] == texts
 
 
 def test_custom_task_sets_its_guessing_loss(tmp_path: Path) -> None:
