@@ -10,12 +10,13 @@ import pytest
 import torch
 from hydra import compose as compose_with_hydra
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import chosen_model, compose
+from tests.conftest import ROOT, chosen_model, compose
 from tests.image_files import give_coloured_images, write_digits
 from tests.sentence_files import write_sentences
 from torch.utils._pytree import tree_leaves
@@ -219,7 +220,9 @@ def sweep(file: str) -> list[Override]:
 
 def ends(file: str) -> list[list[str]]:
     """Return the first and the last point of an experiment's sweep, or one point if they are equal."""
-    points = [[f"{o.get_key_element()}={list(o.sweep_string_iterator())[end]}" for o in sweep(file)] for end in (0, -1)]
+    swept = [(o.get_key_element(), list(o.sweep_string_iterator())) for o in sweep(file) if o.is_sweep_override()]
+    fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in sweep(file) if not o.is_sweep_override()]
+    points = [[*fixed, *(f"{key}={values[end]}" for key, values in swept)] for end in (0, -1)]
     return points if points[0] != points[1] else points[:1]
 
 
@@ -303,6 +306,17 @@ def test_every_model_of_text_is_compared() -> None:
     (models,) = (o for o in sweep("experiment/compare/text_models") if o.key_or_group == "model")
     task = compose("task=text").task
     assert sorted(models.sweep_string_iterator()) == [m for m in choices("model") if fits(compose_model(m), task)]
+
+
+def test_commands_of_the_papers_figure_sweep_over_its_networks_alone() -> None:
+    """A typed option replaces the experiment's; what remains of paper/memorization would multiply the jobs."""
+    page = (ROOT / "docs" / "results" / "memorization.md").read_text()
+    commands = re.findall(r"^python train\.py -m experiment=paper/memorization_figure(.*)$", page, re.MULTILINE)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose_with_hydra("train", ["experiment=paper/memorization_figure"], return_hydra_config=True)
+    swept = [f"{key}={value}" for key, value in node.hydra.sweeper.params.items()]
+    parsed = [OverridesParser.create().parse_overrides([*swept, *typed.split()]) for typed in commands]
+    assert [len(jobs) for each in parsed for jobs in BasicSweeper.split_arguments(each, None)] == [7, 8, 6, 2]
 
 
 def test_config_files_start_with_a_description() -> None:
