@@ -15,10 +15,10 @@ from tests.wandb_server import server
 
 pytest.importorskip("wandb_workspaces")
 
-from gridlstm.dashboard import FILE, build, log_report, read, write
+from gridlstm.dashboard import FILE, _parameters, build, log_report, read, write
 from gridlstm.errors import UserError
-from gridlstm.report.runs import find_runs
-from gridlstm.report.tables import make_tables
+from gridlstm.report.runs import Run, find_runs
+from gridlstm.report.tables import Table, make_tables
 from gridlstm.training.job import run_job
 
 POINTS = [("grid2d", 1, 0.01), ("grid2d", 2, 0.01), ("stacked_lstm", 1, 0.02)]
@@ -95,6 +95,12 @@ def test_workspace_refers_only_to_logged_keys(sweep: Path, tmp_path: Path) -> No
     assert all(in_config(key["name"]) for key in runset["grouping"][1:])
     assert "val/accuracy" in sections["Learning curves"][0]["config"]["metrics"]
     assert "3-memorization-gone-s1` **missing**" in sections["Results"][0]["config"]["value"]
+
+
+def test_an_option_that_the_first_run_lacks_is_a_parameter() -> None:
+    runs = [Run(Path("0"), {"run.model": "rnn"}), Run(Path("1"), {"run.model": "grid2d", "model.priority": "depth"})]
+    table = Table("val/loss", "min", ("model", "model.priority"), (), (), ())
+    assert _parameters([table], runs) == ["run.model", "model.priority"]
 
 
 def test_workspace_file_reads_back(sweep: Path, tmp_path: Path) -> None:

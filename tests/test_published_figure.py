@@ -10,7 +10,7 @@ from tests.conftest import compose
 from gridlstm.errors import UserError
 from gridlstm.options import leaves
 from gridlstm.report.beside import beside
-from gridlstm.report.published_figure import figure_picture, medians, panels, published_curves
+from gridlstm.report.published_figure import figure_picture, medians, panels, published_curves, shown
 from gridlstm.report.runs import SOLVED, Run
 from gridlstm.report.tables import Table, make_tables
 from gridlstm.report.thresholds import samples_to_thresholds
@@ -22,8 +22,9 @@ def run(directory: Path, layers: int, curve: list[tuple[float, float]], model: s
     config = {
         "run.model": model, "run.task": "memorization", "seed": seed, "task.monitor": "val/accuracy",
         "task.mode": "max",
-        "model.num_layers": layers, "model.tied": True, "report.points": "memorization_figure",
-        "report.curve": "addition_figure",
+        "model.num_layers": layers, "model.tied": True, "model.hidden_size": 100,
+        "task.length": 20, "task.alphabet": 64, "task.delay": 0, "task.digits": 15,
+        "report.points": "memorization_figure", "report.curve": "addition_figure",
     }  # fmt: skip
     solved = next((int(x) for x, y in curve if y == 1), None)
     result = {"status": "completed", SOLVED: solved, "samples": int(curve[-1][0]), "best": {"val/accuracy": 1.0}}
@@ -61,6 +62,48 @@ def test_runs_are_in_the_panel_of_their_network_at_its_threshold(table: Table) -
     assert stacked.runs == [(2, 9000, False)]
 
 
+@pytest.mark.parametrize(("option", "value"), [("report.points", None), ("task.length", 5)])
+def test_runs_of_another_experiment_or_size_are_no_points(
+    option: str, value: int | None, table: Table, tmp_path: Path
+) -> None:
+    other = run(tmp_path, 7, [(1000.0, 1.0)], seed=3)
+    other.config[option] = value
+    (together,) = make_tables([*(one for group in table.groups for one in group.runs), other])
+    assert [sorted(panel.runs) for panel in panels(together)] == [sorted(panel.runs) for panel in panels(table)]
+
+
+def test_only_options_in_which_networks_differ_are_shown(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = [
+        f"model={model} model.tied={tied}" for model in ("grid2d", "stacked_lstm") for tied in ("true", "false")
+    ]
+    assert [panel.network for panel in panels(table)] == networks
+    small = medians(table)
+    assert small is not None
+    assert [row[0] for row in small.rows] == networks
+    figures = []
+    monkeypatch.setattr("gridlstm.report.published_figure.to_png", figures.append)
+    figure_picture([table])
+    assert [axes.get_title() for axes in figures[0].axes] == [
+        "grid2d, tied=true: to 99%",
+        "grid2d, tied=false: to 80%",
+        "stacked_lstm, tied=true: to 50%",
+        "stacked_lstm, tied=false: to 50%",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("networks", "expected"),
+    [
+        (["model=a task.digits=15"], ["model=a"]),
+        (["model=a task.digits=15", "model=b task.digits=15"], ["model=a", "model=b"]),
+        (["model=a task.digits=3", "model=a task.digits=15"], ["task.digits=3", "task.digits=15"]),
+        (["model=a", "model=a model.tied=true"], ["model=a", "model.tied=true"]),
+    ],
+)
+def test_every_network_of_a_file_is_named(networks: list[str], expected: list[str]) -> None:
+    assert [shown(networks)[network] for network in networks] == expected
+
+
 def test_medians_are_over_depths_and_compared(table: Table) -> None:
     found = medians(table)
     assert found is not None
@@ -83,6 +126,13 @@ def test_a_published_curve_is_of_the_monitored_metric(table: Table) -> None:
     assert network == "model=grid2d model.tied=true model.num_layers=18"
     assert len(samples) == len(values) == 324
     assert values[-1] > 0.99
+
+
+def test_a_published_curve_is_not_drawn_for_numbers_of_another_length(tmp_path: Path) -> None:
+    other = run(tmp_path, 18, [(1000.0, 1.0)])
+    other.config["task.digits"] = 3
+    (table,) = make_tables([other])
+    assert published_curves(table) == []
 
 
 def test_custom_points_file_is_accepted_and_missing_one_refused(tmp_path: Path) -> None:

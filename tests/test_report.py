@@ -386,6 +386,26 @@ def test_networks_are_compared_at_equal_samples_and_at_equal_seconds() -> None:
     assert at_equal_budgets(table) is None, "runs that a criterion ended have no equal budget"
 
 
+def test_a_cell_at_equal_budgets_is_a_mean_over_all_seeds_or_empty() -> None:
+    """The mean of the seeds that were validated in time would be the score of the fastest seeds."""
+    slow = run_of("slow", 1, 100, 50.0, (100, 2.0))
+    fast = [run_of("fast", 1, 400, 80.0, (100, 2.5), (400, 1.8)), run_of("fast", 2, 400, 80.0, (150, 2.4), (400, 1.7))]
+    (table,) = make_tables([slow, *fast])
+    budgets = at_equal_budgets(table)
+    assert budgets is not None
+    assert {row[0]: row[1:] for row in budgets.rows} == {
+        "slow": (Spread(2.0, 2.0, 2.0), Spread(2.0, 2.0, 2.0)),
+        "fast": (None, pytest.approx((2.45, 2.4, 2.5))),
+    }
+
+
+def test_runs_of_unknown_samples_have_no_equal_budgets() -> None:
+    runs = [run_of("slow", 1, 100, 50.0, (100, 2.0)), run_of("fast", 1, 400, 80.0, (100, 2.5), (400, 1.8))]
+    del runs[0].result["samples"]
+    (table,) = make_tables(runs)
+    assert at_equal_budgets(table) is None
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -731,6 +751,33 @@ def test_choices_from_experiment_and_command_line_match(tmp_path: Path) -> None:
     (table,) = make_tables(find_runs([tmp_path]))
     assert table.varied == ("scheduler", "trainer.max_steps")
     assert {row[:2] for row in table.rows} == {("cosine", "20"), ("cosine", "10"), ("one_cycle", "10")}
+
+
+def test_a_resumed_run_is_shown_with_its_latest_options(tmp_path: Path) -> None:
+    """Its sweep's overrides are older than its config.yaml. Lists and choices are shown as they were typed."""
+    given = {"trainer.max_steps": "10", "stages": "[fit]", "scheduler": "none"}
+    config = {"run.model": "x", "stages": ["fit"], "scheduler": None, "task.monitor": "val/loss"}
+    runs = [
+        Run(tmp_path / str(steps), config | {"trainer.max_steps": steps}, {}, given, choices={"scheduler": "none"})
+        for steps in (10, 20)
+    ]
+    assert [[run.setting(key) for key in given] for run in runs] == [["10", "[fit]", "none"], ["20", "[fit]", "none"]]
+    (table,) = make_tables(runs)
+    assert {row[0] for row in table.rows} == {"10", "20"}
+
+
+def test_a_run_that_failed_before_it_read_its_data_shares_the_row_of_the_other_seeds(tmp_path: Path) -> None:
+    options = {"run": {"model": "x", "task": "text"}, "task": {"monitor": "val/loss", "mode": "min", "path": "a.txt"}}
+    for seed in (1, 2, 3):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "config.yaml").write_text(json.dumps(options | {"seed": seed}))
+        result = {"status": "completed", "best": {"val/loss": 1.0}, "data": 1, "test_data": 2}
+        result = result if seed < 3 else {"status": "failed", "error": "no memory"}
+        (tmp_path / str(seed) / "result.json").write_text(json.dumps(result))
+    (table,) = make_tables(find_runs([tmp_path]))
+    (row,) = table.rows
+    assert row[table.columns.index("not completed")] == "seed 3 failed"
+    assert table.varied == ("model",), "checksums that the failed run lacks distinguish no rows"
 
 
 def test_runs_are_ranked_within_their_task(tmp_path: Path) -> None:

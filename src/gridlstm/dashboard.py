@@ -85,7 +85,7 @@ def build(runs: Sequence[Run], name: str) -> ws.Workspace:
 
 def _parameters(tables: Sequence[Table], runs: Sequence[Run]) -> list[str]:
     """Return the varied options as keys of the runs' W&B configuration; for a group, the key that its choice sets."""
-    config = next(run.config for run in runs if run.config)
+    config = {key for run in runs for key in run.config}
     found = ["run.model"]
     for key in (key for table in tables for key in table.varied):
         node = key.rpartition("@")[2]

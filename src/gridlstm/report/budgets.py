@@ -16,7 +16,8 @@ def at_equal_budgets(table: Table) -> Beside | None:
     """
     groups = [group for group in table.groups if group.completed]
     results = [run.result for group in groups for run in group.completed]
-    if len(groups) < 2 or any(SOLVED in result or not result.get("fit_seconds") for result in results):
+    known = all(result.get("fit_seconds") and "samples" in result for result in results)  # not after a test alone
+    if len(groups) < 2 or not known or any(SOLVED in result for result in results):
         return None
     fewest, shortest = min(r["samples"] for r in results), min(r["fit_seconds"] for r in results)
     budgets: dict[str, Callable[[Run], float]] = {}
@@ -42,4 +43,6 @@ def _best(group: Group, table: Table, budget: Callable[[Run], float]) -> Cell:
         for run in group.completed
         if (reached := [y for x, y in run.curves.get(table.monitor, []) if x <= budget(run)])
     ]
-    return Spread(statistics.fmean(found), min(found), max(found)) if found else None
+    # A mean without the slowest runs would say too much.
+    whole = found and len(found) == len(group.completed)
+    return Spread(statistics.fmean(found), min(found), max(found)) if whole else None

@@ -1,6 +1,7 @@
 """Published figures beside one's own runs: samples to a threshold against a size, and learning curves.
 
-``training.published`` describes their files. Those that have moved since the runs are left out.
+``training.published`` describes their files. Those that have moved since the runs are left out. Only runs whose
+experiment names a file are compared with it, and only if they have the options of a network in it.
 """
 
 import logging
@@ -38,6 +39,7 @@ class Panel(NamedTuple):
     """Published points and points of the runs, for one kind of network and one threshold."""
 
     network: str
+    """Options that distinguish it from the other networks of its file."""
     at_least: float
     option: str
     """Name of the option that is the size."""
@@ -68,15 +70,15 @@ def panels(table: Table) -> list[Panel]:
     """
     if table.mode != "max":
         return []
-    runs = [run for group in table.groups for run in group.runs]
     found = []
-    for option, rows in _files(table, "report.points", read_points):
+    for runs, (option, rows) in _files(table, "report.points", read_points):
+        names = shown([row.network for row in rows])
         for network, at_least in dict.fromkeys((row.network, row.at_least) for row in rows):
             same = [row for row in rows if (row.network, row.at_least) == (network, at_least)]
             published = [Point(row.size, row.samples) for row in same]
             own = [run for run in runs if all(holds(run, condition) for condition in network.split())]
             points = [point for run in own if (point := _point(run, table.monitor, option, at_least)) is not None]
-            found.append(Panel(network, at_least, option, published, points))
+            found.append(Panel(names[network], at_least, option, published, points))
     return found
 
 
@@ -106,6 +108,17 @@ def medians(table: Table) -> Beside | None:
 def options_of(network: str) -> dict[str, str]:
     """Return the options that a run of a published network has, by their names."""
     return dict(option.split("=", 1) for option in network.split())
+
+
+def shown(networks: Sequence[str]) -> dict[str, str]:
+    """Return the options of each network of a file that tables and pictures show.
+
+    Of several networks, these are the options in which they differ; of a single one, all but those of the task.
+    """
+    several = {*networks}
+    common = set.intersection(*({*network.split()} for network in several))
+    hidden = common if len(several) > 1 else {option for option in common if option.startswith("task.")}
+    return {network: " ".join(x for x in network.split() if x not in hidden) or network for network in networks}
 
 
 def figure_picture(tables: Sequence[Table]) -> bytes | None:
@@ -139,21 +152,28 @@ def _scatter(axes: "Axes", points: Sequence[Point], colour: str, marker: str, la
 
 
 def published_curves(table: Table) -> list[tuple[str, list[float], list[float]]]:
-    """Return published learning curves of the monitored metric: network, samples, values."""
+    """Return published learning curves of the monitored metric on the task of a run: network, samples, values."""
     return [
-        (curve.network, curve.samples, curve.metrics[table.monitor])
-        for curves in _files(table, "report.curve", read_curves)
-        for curve in curves
-        if table.monitor in curve.metrics
+        (name, curve.samples, curve.metrics[table.monitor])
+        for runs, curves in _files(table, "report.curve", read_curves)
+        for curve, name in zip(curves, shown([curve.network for curve in curves]).values(), strict=True)
+        if table.monitor in curve.metrics and any(_same_task(run, curve.network) for run in runs)
     ]
 
 
-def _files(table: Table, key: str, read: Callable[[str], Read]) -> Iterator[Read]:
-    """Yield what is in the files that a table's experiments name, except for those that cannot be read any more."""
-    runs = [run for group in table.groups for run in group.runs]
-    for name in dict.fromkeys(str(name) for run in runs if (name := run.config.get(key))):
+def _same_task(run: Run, network: str) -> bool:
+    return all(holds(run, condition) for condition in network.split() if condition.startswith("task."))
+
+
+def _files(table: Table, key: str, read: Callable[[str], Read]) -> Iterator[tuple[list[Run], Read]]:
+    """Yield the runs of each file that a table's experiments name, and what is in it, if it can still be read."""
+    naming: dict[str, list[Run]] = {}
+    for run in (run for group in table.groups for run in group.runs):
+        if name := run.config.get(key):
+            naming.setdefault(str(name), []).append(run)
+    for name, runs in naming.items():
         if (found := _read_once(read, name)) is not None:
-            yield found
+            yield runs, found
 
 
 @lru_cache

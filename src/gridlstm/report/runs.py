@@ -79,12 +79,18 @@ class Run:
         return {key: str(self.result[key]) for key in _SAID if key in self.result}
 
     def setting(self, key: str) -> str:
-        """Return the value of an override or option, else the one in the configuration or the result."""
+        """Return the value in the configuration, else the one of an override, a choice or the result.
+
+        A run may be resumed with other options than those of its sweep; its configuration has the latest. A list is
+        shown as in the override, and a choice by its name, because a choice such as scheduler=none sets null.
+        """
         recorded = self.result.get(key, "") if key in (*_SAID, *_CHECKSUMS) else ""
-        own = self.config.get(_SAID.get(key, key), recorded)
+        option = _SAID.get(key, key)
+        own = self.config.get(option, recorded)
         value = self.overrides.get(key, self.choices.get(key, own))
-        if "${" in str(value):
-            value = own  # in which the reference is resolved
+        latest = option in self.config and key not in self.choices and not isinstance(own, list)
+        if "${" in str(value) or latest:
+            value = own
         text = "null" if value is None else str(value)
         return text.lower() if text in ("True", "False") else text
 
@@ -135,7 +141,25 @@ def find_runs(roots: list[Path]) -> list[Run]:
         for directory in sorted(found | set(jobs), key=_natural):
             places.setdefault(directory.resolve(), directory)
         planned |= {directory.resolve(): overrides for directory, overrides in jobs.items()}
-    return [_read(directory, planned.get(place)) for place, directory in places.items()]
+    runs = [_read(directory, planned.get(place)) for place, directory in places.items()]
+    _lend_checksums(runs)
+    return runs
+
+
+def _lend_checksums(runs: Sequence[Run]) -> None:
+    """Give runs that have not read their data yet, or failed before, the checksums of runs with the same options."""
+    lenders: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        if "data" in run.result:
+            lenders.setdefault(_unread(run), run)
+    for run in runs:
+        if run.config and "data" not in run.result and (lender := lenders.get(_unread(run))) is not None:
+            run.result |= {name: lender.result[name] for name in _CHECKSUMS if name in lender.result}
+
+
+def _unread(run: Run) -> tuple[Any, ...]:
+    """Return a key that is equal for runs that differ only in the seed, without what they found in their data."""
+    return tuple((key, str(value)) for key, value in sorted(chosen(run.config, IDENTITY | {Role.SOURCE}).items()))
 
 
 def _jobs(plan: Path) -> list[tuple[str, list[str]]]:

@@ -2,7 +2,7 @@
 
 An experiment names a CSV file in ``report.points``, with the columns network, at_least, SIZE and samples, or in
 ``report.curve``, with network, samples and one or more METRICS. A network is a list of options that a run must have,
-such as "model=grid2d model.tied=true"; SIZE is an option such as model.num_layers.
+such as "model=grid2d model.tied=true task.length=20"; SIZE is an option such as model.num_layers.
 """
 
 import csv
