@@ -45,6 +45,14 @@ def test_doctor_knows_the_packages_of_every_extra() -> None:
         assert any(each.startswith(package) for each in extras[named[package]])
 
 
+def test_folder_in_the_working_directory_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "not_installed").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "_PACKAGES", {"not_installed": ("some", "a purpose")})
+    (finding,) = doctor._packages()
+    assert not finding.found
+
+
 def test_doctor_suggests_fixes_for_missing_compiler_and_account(tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("PATH", "HOME", "XDG_CACHE_HOME"), str(tmp_path))
     account = {"NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}

@@ -212,6 +212,16 @@ def test_a_short_sweep_is_not_estimated(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
+def test_jobs_that_do_not_train_are_not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(estimating, "estimates", lambda jobs, *_: measured.extend(one.name for one, _ in jobs) or {})
+    tested = job(0, "trainer.max_steps=1000000", "stages=[test]")
+    announce([(tested, Demand(1))], 1, os.environ)
+    assert measured == []
+    announce([(tested, Demand(1)), (job(1, "trainer.max_steps=1000000"), Demand(1))], 1, os.environ)
+    assert measured == ["job1"]
+
+
 def test_an_interrupted_estimate_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

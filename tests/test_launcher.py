@@ -1,5 +1,6 @@
 """A sweep starts new processes for each job, survives failing jobs, ends them at Ctrl-C and keeps finished jobs."""
 
+import io
 import json
 import logging
 import os
@@ -19,8 +20,9 @@ from gridlstm.files import write_text
 from gridlstm.multirun.devices import Demand, Pool, demand
 from gridlstm.multirun.jobs import Job, plan
 from gridlstm.multirun.launch import Launch
+from gridlstm.multirun.process_tree import _groups_below
 from gridlstm.multirun.start import Process, environment
-from gridlstm.multirun.table import Row, lines, sweep_seconds_left
+from gridlstm.multirun.table import LiveTable, Row, lines, sweep_seconds_left
 from gridlstm.training.job import run_job
 from hydra_plugins.gridlstm_launcher.process_launcher import ProcessLauncher
 
@@ -80,6 +82,27 @@ def test_the_table_shows_what_runs_and_how_long_it_will_take() -> None:
     assert table[2].split() == ["3-c", "waiting", "seed=3"]
     assert table[3:] == ["… and 3 more", "1 running, 3 waiting, 1 completed; about 0:02:45 left"]
     assert all(len(line) <= 70 for line in table)
+
+
+def test_a_log_line_stands_above_the_table() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    handler = logging.StreamHandler(terminal := Terminal())
+    logging.getLogger().addHandler(handler)
+    table = LiveTable("val/loss", 1, terminal)
+    rows = [Row("0-a", "seed=1", "running")]
+    try:
+        with table.below_the_log():
+            table.show(rows)
+            logging.getLogger().warning("first")
+            logging.getLogger().warning("second")
+            table.show(rows)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "\x1b[3A\x1b[0Jfirst\nsecond\n\x1b[2Kjob" in terminal.getvalue()
+    assert handler.filters == []
 
 
 @pytest.mark.parametrize(
@@ -168,6 +191,18 @@ def test_job_numbers_are_unique(tmp_path: Path) -> None:
     second = plan(tmp_path, [["a"], ["c"], ["d"]], 0, compose_named)
     assert [job.name for job in second.jobs] == ["0-a", "2-c", "3-d"]
     assert [row["number"] for row in second.rows] == [0, 1, 2, 3]
+
+
+def test_equal_points_keep_their_jobs(tmp_path: Path) -> None:
+    """A search may propose a point twice. A repeated sweep must then find both jobs."""
+
+    def compose_named(overrides: list[str], number: int) -> tuple[DictConfig, str]:
+        return OmegaConf.create(), f"{number}-{overrides[0]}"
+
+    for _ in range(2):
+        planned = plan(tmp_path, [["a"], ["a"]], 0, compose_named)
+        planned.write(tmp_path)
+        assert [job.name for job in planned.jobs] == ["0-a", "1-a"]
 
 
 def test_job_that_finishes_despite_an_interrupt_counts_as_completed(tmp_path: Path) -> None:
@@ -376,6 +411,59 @@ def test_a_job_without_a_score_has_failed(result: dict[str, Any], error: str, tm
     Launch(tmp_path, [(one, Demand(1))], Pool((), 2, 1, 1), start).run()
     assert one.result()["status"] == "failed"
     assert one.result()["error"].startswith(error)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, True), (2, False)])
+def test_a_job_is_alone_only_if_it_has_all_cores(cores: int, expected: bool, tmp_path: Path) -> None:
+    """torch uses all cores in a job that is alone, however many threads it was given."""
+    told = []
+
+    def start(job: Job, demand: Demand, share: object, threads: int, alone: bool) -> Process:
+        told.append(alone)
+        job.begin()
+        return Ended(job, {"status": "completed", "score": 0.5})
+
+    one = Job(0, "0", tmp_path / "0", [], compose())
+    Launch(tmp_path, [(one, Demand(1))], Pool((), cores, jobs=1, threads=1), start).run()
+    assert told == [expected]
+
+
+def test_only_the_first_batch_of_a_search_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    class Recorded:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def estimate(self) -> None:
+            calls.append("estimate")
+
+        def run(self) -> None:
+            calls.append("run")
+
+    monkeypatch.setattr("gridlstm.multirun.launch.Launch", Recorded)
+    monkeypatch.setattr("hydra.core.utils.configure_log", lambda *_: None)
+    launcher = ProcessLauncher()
+    monkeypatch.setattr(launcher, "_prepare", lambda *_: ([], [], Pool((), 1, 1, 1), None))
+    node = {"hydra_logging": None, "verbose": False, "job": {"env_set": {}}, "sweep": {"dir": str(tmp_path / "sweep")}}
+    launcher.config = OmegaConf.create({"hydra": node | {"sweeper": {}}})
+    for first in (0, 2):
+        (tmp_path / "sweep").mkdir(exist_ok=True)
+        launcher.launch([["seed=1"], ["seed=2"]], first)
+    assert calls == ["estimate", "run", "run"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_hidden_processes_of_other_users_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_text
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> str:
+        if path == Path("/proc/1/stat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert os.getpgrp() in _groups_below(os.getppid())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can signal a process when its parent dies")

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
+from tests.conftest import run_python
 
 from gridlstm import list as listing
 from gridlstm.config import compose, with_directories
+from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.training.build import build
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
 from gridlstm.training.match import match_size
+from gridlstm.training.task_models import check_fit
 
 PROJECT = Path(__file__).parent / "own_project"
 TASKS = [("bars", "flat"), ("shifted", "pointwise"), ("sums", "grid2d")]
@@ -69,6 +72,49 @@ def test_the_list_shows_which_models_fit_which_task() -> None:
     assert found["grid2d"]["bars"] == "-"
     last = {row[0]: row[-2:] for row in rows}
     assert last["flat"] == [f"{4 * 16 * 8 + 6 * 8 * 4:,}", "bars"], "its only task is the user's own"
+
+
+@pytest.fixture
+def _unloadable(tmp_path: Path) -> Iterator[None]:
+    """Compose also from models that cannot be loaded: one of a missing module, and one without a class."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "gone.yaml").write_text("_target_: no_such_module.Gone\n")
+    (tmp_path / "model" / "nameless.yaml").write_text("hidden_size: 8\n")
+    with with_directories([PROJECT / "conf", tmp_path]):
+        yield
+
+
+@pytest.mark.usefixtures("_unloadable")
+def test_a_model_that_cannot_be_loaded_is_listed_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = {"model": ["gone", "grid2d", "nameless"], "task": [*listing.COUNTED]}
+    monkeypatch.setattr(listing, "choices", shown.__getitem__)
+    head, *lines = (line.split() for line in listing.matrix().splitlines())
+    rows = {name: cells for name, *cells in lines}
+    assert rows["gone"] == rows["nameless"] == ["-"] * len(head)
+    assert rows["grid2d"][0].replace(",", "").isdigit()
+    gone, nameless = capsys.readouterr().err.splitlines()
+    assert gone.startswith("model=gone cannot be loaded: ")
+    assert "no_such_module" in gone
+    assert nameless == "model=nameless cannot be loaded: its file names no class"
+    assert not caplog.records, "Hydra must not log the reason again"
+
+
+@pytest.mark.usefixtures("_unloadable")
+def test_a_model_without_a_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^model=nameless: .* its file names no class$"):
+        check_fit(job("sums", "nameless", tmp_path))
+
+
+def test_a_damaged_file_ends_the_list_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "aaa.yaml").write_text("data: {size: 3\n")
+    done = run_python("-m", "gridlstm.list", "--config-dir", str(tmp_path))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the configuration cannot be read: ")
+    assert "aaa.yaml" in line
 
 
 def test_the_image_classifier_of_the_docs_equals_the_tested_one() -> None:

@@ -136,7 +136,8 @@ def _data(directory: Path) -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for package, (extra, purpose) in _PACKAGES.items():
-        found = find_spec(_MODULES.get(package, package)) is not None
+        spec = find_spec(_MODULES.get(package, package))
+        found = spec is not None and spec.origin is not None  # a folder of that name in the working directory has none
         yield Finding(package, found, purpose if found else f'for {purpose}: pip install "gridlstm[{extra}]"')
 
 

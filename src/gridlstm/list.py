@@ -10,7 +10,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from gridlstm.config import CONF, MATRIX, choices, compose, compose_model, with_directories
 from gridlstm.data.source import SYMBOLS
@@ -46,7 +49,7 @@ def matrix(anew: bool = False) -> str:
             and count only those of models that are not in it or have other parameters there.
     """
     from gridlstm.training.match import count_parameters
-    from gridlstm.training.task_models import fits
+    from gridlstm.training.task_models import fits, unreadable
 
     tasks = {name: compose(f"task={name}") for name in choices("task")}
     specs = {name: _spec(cfg) for name, cfg in tasks.items()}
@@ -55,8 +58,10 @@ def matrix(anew: bool = False) -> str:
     for model in choices("model"):
         node = compose_model(model)
         cells = dict.fromkeys(tasks, "-")
+        if (wrong := unreadable(node)) is not None:
+            print(f"model={model} cannot be loaded: {wrong}", file=sys.stderr)
         for task, cfg in tasks.items():
-            if fits(node, cfg.task):
+            if wrong is None and fits(node, cfg.task):
                 cfg.model, spec = node.copy(), specs[task]
                 cells[task] = "yes" if spec is None else f"{count_parameters(cfg, spec):,}"
         before = recorded.get(model, {})
@@ -258,3 +263,6 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        reason = " ".join(str(error).partition("\nConfig search path:")[0].split())
+        sys.exit(f"error: the configuration cannot be read: {reason}")

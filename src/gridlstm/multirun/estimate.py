@@ -51,6 +51,7 @@ def announce(
         environment: environment variables of the measuring process.
         interrupted: received signals; the first ends the measurement without a log line.
     """
+    jobs = [(job, demand) for job, demand in jobs if "fit" in job.config.stages]
     steps = [_batches(job.config) for job, _ in jobs]
     if sum(LEAST_STEPS if n is None else n for n in steps) < LEAST_STEPS or _clock_seconds(jobs) < _LEAST_SECONDS:
         return

@@ -127,12 +127,15 @@ def plan(
         UserError: a directory belongs to another job and does not depend on the number.
     """
     rows = read_json(root / PLAN).get("jobs", [])
-    known = {tuple(row["overrides"]): row for row in rows}
+    known: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        known.setdefault(tuple(row["overrides"]), []).append(row)
     taken = {row["name"] for row in rows}
     jobs: list[Job] = []
     for offset, overrides in enumerate(points):
         # pop: a search may propose a point twice, which makes two jobs.
-        if old := known.pop(tuple(overrides), None):
+        if waiting := known.get(tuple(overrides)):
+            old = waiting.pop(0)
             config, _ = compose(overrides, old["number"])
             jobs.append(Job(old["number"], old["name"], root / old["name"], overrides, config))
             continue

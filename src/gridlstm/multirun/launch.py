@@ -81,7 +81,7 @@ class Launch:
         )
         if demand is not None and (share := self.pool.take(demand, threads := max(self.threads.values()))):
             self.pool.give_back(share)
-            variables = environment(os.environ, demand, share, threads, self.at_once == 1)
+            variables = environment(os.environ, demand, share, threads, self._alone(demand, threads))
             with _interruption() as interrupted:
                 announce(self.waiting, self.at_once, variables, interrupted)
             self._exit_if(interrupted)
@@ -101,7 +101,7 @@ class Launch:
             self.at_once,
         )
         shown = 0.0
-        with _interruption() as interrupted:
+        with _interruption() as interrupted, self.table.below_the_log():
             try:
                 while (self.waiting or self.running) and not interrupted:
                     self._start_what_fits()
@@ -128,6 +128,10 @@ class Launch:
         )
         sys.exit(128 + interrupted[0])
 
+    def _alone(self, demand: Demand, threads: int) -> bool:
+        """Return True if no other job can run beside one."""
+        return self.at_once == 1 and (bool(demand.gpus) or threads * demand.processes >= self.pool.cores)
+
     def _room(self) -> int:
         """Return how many of the first jobs can start at once."""
         shares = []
@@ -146,7 +150,8 @@ class Launch:
                 return
             self.waiting.pop(0)
             try:
-                process = self.start(job, demand, share, self.threads[job.name], self.at_once == 1)
+                threads = self.threads[job.name]
+                process = self.start(job, demand, share, threads, self._alone(demand, threads))
             except UserError as error:  # SLURM refuses this job; the others continue
                 self.pool.give_back(share)
                 job.record_end("failed", str(error))

@@ -83,8 +83,8 @@ def _groups_below(pid: int) -> set[int]:
         try:
             # pid (name, which may contain any character) state ppid pgrp …
             fields = (directory / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended meanwhile
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # ended meanwhile, or of another user where /proc hides them
         parents[int(directory.name)] = (int(fields[1]), int(fields[2]))
     found: set[int] = set()
     level = {pid}

@@ -4,7 +4,8 @@ import datetime
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -112,6 +113,26 @@ class LiveTable:
         self.stream.write(up + "".join(f"{_CLEAR_LINE}{line}\n" for line in table) + rest + back)
         self.stream.flush()
         self._drawn = len(table)
+
+    @contextmanager
+    def below_the_log(self) -> Iterator[None]:
+        """Clear the table before each line of the log in this block, which would otherwise be drawn over."""
+
+        def clear(record: logging.LogRecord) -> bool:
+            if self._drawn:
+                self.stream.write(f"\x1b[{self._drawn}A\x1b[0J")
+                self.stream.flush()
+                self._drawn = 0
+            return True
+
+        handlers = list(logging.getLogger().handlers)
+        for handler in handlers:
+            handler.addFilter(clear)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.removeFilter(clear)
 
     def _log_changes(self, rows: Sequence[Row], left: float | None) -> None:
         for row in rows:

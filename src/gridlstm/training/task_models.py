@@ -3,6 +3,7 @@
 import inspect
 from typing import Any, get_type_hints
 
+from hydra._internal.utils import _locate
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
@@ -36,14 +37,14 @@ def check_fit(cfg: DictConfig, option: str = "model") -> None:
         option: option that named the model.
     """
     for node, name in ((cfg.model, f"{option}={cfg.run.model}"), (cfg.task.objective, f"task={cfg.run.task}")):
-        if (wrong := _unreadable(node)) is not None:
-            raise UserError(f"{name}: _target_={node._target_} cannot be loaded: {wrong}")
+        if (wrong := unreadable(node)) is not None:
+            raise UserError(f"{name}: _target_={node.get('_target_')} cannot be loaded: {wrong}")
     if fits(cfg.model, cfg.task):
         return
     kind = accepted(cfg.task)
     assert kind is not None, "a model is refused only by its type"
     nodes = {name: compose_model(name) for name in choices("model")}
-    fitting = [name for name, node in nodes.items() if _unreadable(node) is None and fits(node, cfg.task)]
+    fitting = [name for name, node in nodes.items() if unreadable(node) is None and fits(node, cfg.task)]
     article = "an" if kind.__name__.startswith(("A", "E", "I", "O")) else "a"
     raise UserError(
         f"task={cfg.run.task} takes {article} {kind.__name__}, but {option}={cfg.run.model} is not one. Models that "
@@ -51,11 +52,12 @@ def check_fit(cfg: DictConfig, option: str = "model") -> None:
     )
 
 
-def _unreadable(node: DictConfig) -> str | None:
+def unreadable(node: DictConfig) -> str | None:
     """Return why the class of a node cannot be imported or its annotations resolved; None if they can."""
+    if "_target_" not in node:
+        return "its file names no class"
     try:
-        target = get_object(node._target_)
-        annotations(target)
+        annotations(_locate(node._target_))  # get_object would also log the error, in several lines
     except (ImportError, NameError, ValueError) as error:
         return " ".join(str(error).split())
     return None

@@ -72,7 +72,7 @@ class ProcessLauncher(Launcher):
         with only_writer(root / "sweep.lock", "sweep", "hydra.sweep.dir"), _left_as_it_was(root):
             jobs, demands, pool, start = self._prepare(root, points, initial_job_idx)
             launch = Launch(root, list(zip(jobs, demands, strict=True)), pool, start)
-            if self.here:
+            if self.here and initial_job_idx == 0:  # a search proposes many batches of equal jobs
                 launch.estimate()
             launch.run()
         returns = self._returns(jobs)
