@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import PATIENCE, ROOT, free_ports, python, wait_for
+import torch
+from tests.conftest import PATIENCE, ROOT, compose, free_ports, python, wait_for
 
 from gridlstm.files import read_json
+from gridlstm.training.validate import _several_processes
 
 DATA = {
     "memorization": ["task.data.num_val=11", "task.data.num_test=11", "task.length=2"],
@@ -183,6 +185,22 @@ def test_invalid_distributed_launches_are_refused(
     )
     assert done.returncode == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "several"),
+    [
+        (["hardware=cpu", "trainer.num_nodes=2"], True),
+        (["trainer.devices=[0,1]"], True),
+        (["trainer.devices=auto"], True),
+        (["trainer.devices=[0]"], False),
+        (["hardware=cpu", "trainer.devices=auto"], False),
+    ],
+)
+def test_processes_of_a_run_are_counted(monkeypatch: pytest.MonkeyPatch, options: list[str], several: bool) -> None:
+    """On a machine with two GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert _several_processes(compose(*options)) is several
 
 
 def test_two_rank_run_resumes_on_two_ranks_or_one(run: Run) -> None:

@@ -48,15 +48,18 @@ def test_ranks_share_the_global_batch() -> None:
 
 
 @pytest.mark.parametrize("loader", ["val", "test"])
-def test_ranks_share_the_evaluation_set_without_overlap(loader: str) -> None:
-    make = lambda: MemorizationData(2, 50, batch_size=4, seed=3, num_val=23, num_test=23)  # noqa: E731
-    whole = torch.cat([data.inputs for data in batches(make(), loader, 6)])
+def test_ranks_share_each_batch_of_an_evaluation(loader: str) -> None:
+    """Therefore a limit of batches leaves them the samples that it leaves one process."""
+    make = lambda: MemorizationData(2, 50, batch_size=4, seed=3, num_val=21, num_test=21)  # noqa: E731
+    whole = batches(make(), loader, 6)
     parts = []
     for rank in range(3):
         data = on_rank(make(), rank, 3)
-        parts += batches(data, loader, len(getattr(data, f"{loader}_dataloader")()))
-    assert len(whole) == 23
-    assert torch.equal(whole, torch.cat([part.inputs for part in parts]))
+        parts.append(batches(data, loader, len(getattr(data, f"{loader}_dataloader")())))
+    assert [len(batch.inputs) for batch in whole] == [4, 4, 4, 4, 4, 1]
+    assert sorted(map(len, parts)) == [5, 5, 6]
+    for n, batch in enumerate(whole):
+        assert torch.equal(batch.inputs, torch.cat([part[n].inputs for part in parts if n < len(part)]))
 
 
 def test_resumes_with_the_next_batch() -> None:

@@ -91,6 +91,15 @@ def owned_rows(rows: int, rank: int, world_size: int, name: str = "batch_size") 
     return range(rank * rows // world_size, (rank + 1) * rows // world_size)
 
 
+def owned_samples(samples: int, batch_size: int, rank: int, world_size: int) -> list[range]:
+    """Return the samples of each evaluation batch that one rank computes; a short last batch may leave it none.
+
+    The n-th batches of all ranks together are the n-th batch of one process, which limits of batches need.
+    """
+    batches = (range(first, min(first + batch_size, samples)) for first in range(0, samples, batch_size))
+    return [batch[rank * len(batch) // world_size : (rank + 1) * len(batch) // world_size] for batch in batches]
+
+
 class SequenceData(L.LightningDataModule):
     """Base of all data modules: the global batch, its partition over ranks, and the position in the training stream.
 

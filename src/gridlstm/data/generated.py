@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from gridlstm.data.base import SequenceData, owned_rows
+from gridlstm.data.base import SequenceData, owned_rows, owned_samples
 from gridlstm.data.spec import DataSpec
 
 TRAIN, VAL, TEST = range(3)
@@ -103,6 +103,6 @@ class GeneratedData(SequenceData):
 
     def _evaluation_draws(self, split: int) -> DataLoader[Draw]:
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        owned = torch.tensor(owned_rows(self.sizes[split], rank, world_size, _SIZES[split]))
-        draws = [Draw(split, index) for index in owned.split(len(self.rows))]
+        parts = owned_samples(self.sizes[split], self.batch_size, rank, world_size)
+        draws = [Draw(split, torch.arange(part.start, part.stop)) for part in parts if part]
         return DataLoader(draws, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set

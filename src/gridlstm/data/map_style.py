@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gridlstm.data.base import SequenceData, Split, owned_rows
+from gridlstm.data.base import SequenceData, Split, owned_rows, owned_samples
 from gridlstm.data.spec import DataSpec
 from gridlstm.errors import UserError
 
@@ -36,7 +36,7 @@ class MapData(SequenceData):
     all samples once. Batch n is a function of (seed, n) alone: a run can resume within an epoch, and each rank takes
     its rows of the batch.
 
-    Evaluation: every sample once, a contiguous part on each rank.
+    Evaluation: every sample once; ranks share each batch, as in training.
 
     Subclasses implement ``spec``, ``dataset`` and ``collate``, and read files in ``setup``. Indices of training samples
     are of class ``Drawn``. A subclass may order the samples of an epoch in its own way: see ``order``.
@@ -66,14 +66,14 @@ class MapData(SequenceData):
         return np.random.default_rng((self.seed, epoch)).permutation(samples)
 
     def arranged(self, batches: list[list[int]]) -> list[list[int]]:
-        """Return the evaluation batches of a rank in the order in which they are read."""
+        """Return a rank's parts of the evaluation batches in the order in which they are read, equal for all ranks."""
         return batches
 
     def check_processes(self, number: int) -> None:
         super().check_processes(number)
         self._samples("train")
         for split in ("val", "test"):  # now, and not only after the training
-            self._owned(split, 0, number)
+            owned_rows(self._samples(split), 0, number, f"the number of {split} samples")
 
     def train_dataloader(self) -> DataLoader[Any]:
         dataset, samples = self.dataset("train"), self._samples("train")
@@ -88,12 +88,9 @@ class MapData(SequenceData):
 
     def _evaluation(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        owned, rows = list(self._owned(split, rank, world_size)), len(self.rows)
-        batches = self.arranged([owned[first : first + rows] for first in range(0, len(owned), rows)])
+        parts = owned_samples(self._samples(split), self.batch_size, rank, world_size)
+        batches = [part for part in self.arranged([list(part) for part in parts]) if part]
         return DataLoader(self.dataset(split), batch_sampler=batches, collate_fn=self.collate)
-
-    def _owned(self, split: Literal["val", "test"], rank: int, world_size: int) -> range:
-        return owned_rows(self._samples(split), rank, world_size, f"the number of {split} samples")
 
     def _samples(self, split: Split) -> int:
         """Return the number of samples of a split.
