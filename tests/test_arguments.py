@@ -1,6 +1,7 @@
 """A run directory keeps the options of its run, so ckpt_path=last hydra.run.dir=… is enough to resume it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from tests.conftest import ROOT, TOY, TOY_TASKS, run_python
 from tests.image_files import write_digits
 
+from gridlstm.config import quoted
 from gridlstm.evaluate import evaluate
 from gridlstm.training.arguments import with_kept
 from gridlstm.training.job import run_job
@@ -117,6 +119,30 @@ def test_a_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     assert {name for name in named if not name.startswith("optimizer.")} == {"model.hidden_size"}
     assert "optimizer._target_" in named
     assert result(parts)["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("typed", "options"),
+    [
+        ("there/checkpoints/best.ckpt", ["ckpt_path=last", "trainer.max_steps=6"]),
+        ("there/checkpoints/best.ckpt", ["ckpt_path={run}/checkpoints/previous.ckpt", "trainer.max_steps=6"]),
+        ("~/there/checkpoints/best.ckpt", ["ckpt_path=last", "stages=[test]"]),
+    ],
+)
+def test_a_run_is_resumed_without_the_weights_that_it_started_from(
+    typed: str, options: list[str], job: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kept words have their absolute path, and config.yaml has the text as it was typed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_job(job("stages=[fit]", directory="there"))
+    monkeypatch.chdir(tmp_path)
+    run_job(job(f"init_from={quoted(typed)}", "stages=[fit]"))
+    kept, stored = (OmegaConf.load(tmp_path / "run" / f"{name}.yaml").init_from for name in ("config_source", "config"))
+    assert (kept, stored) == (str(tmp_path / "there" / "checkpoints" / "best.ckpt"), typed)
+    shutil.rmtree(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "run")
+    run_job(job(f"init_from={quoted(kept)}", *(option.format(run=tmp_path / "run") for option in options)))
+    assert result(tmp_path / "run")["legs"] == 2
 
 
 def test_a_run_is_resumed_with_the_data_that_it_had(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gridlstm.average import average, last_checkpoints
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.publish import publish
+from gridlstm.tasks.base import Task
 from gridlstm.training.checkpoint import load_content
 from gridlstm.training.job import run_job
 
@@ -79,6 +80,33 @@ def test_a_run_that_resumes_from_an_earlier_checkpoint_drops_the_later_ones(job:
     earlier = tmp_path / "run" / "checkpoints" / "step-2.ckpt"
     run_job(with_last(job, *often, "trainer.max_steps=3", f"ckpt_path={earlier}"))
     assert [path.name for path in last_checkpoints(tmp_path / "run")] == ["step-1.ckpt", "step-2.ckpt", "step-3.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "start", "steps", "expected"), [(False, "step-2", 3, (0.25, 3)), (True, "last", 6, (0.125, 6))]
+)
+def test_a_best_checkpoint_that_is_lost_or_of_a_later_step_is_chosen_anew(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool, start: str, steps: int, expected: object
+) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def log(task: Task, stage: str) -> None:
+        score = {2: 0.5, 3: 0.25, 4: 1.0}.get(task.global_step, 0.125)
+        for name in task.metric_names:
+            task.log(f"{stage}/{name}", score, on_step=False, on_epoch=True, logger=False)
+
+    def best() -> tuple[float, int]:
+        found = json.loads((tmp_path / "run" / "result.json").read_text())["best"]
+        return found["val/accuracy"], load_content(Path(found["checkpoint"]))["global_step"]
+
+    monkeypatch.setattr(Task, "_log_metrics", log)
+    often = ("task.val_every=1", "callbacks.last_checkpoints.number=9")
+    run_job(with_last(job, *often, "trainer.max_steps=4"))
+    assert best() == (1.0, 4)
+    if lost:
+        (checkpoints / "best.ckpt").unlink()
+    run_job(with_last(job, *often, f"trainer.max_steps={steps}", f"ckpt_path={checkpoints / start}.ckpt"))
+    assert best() == expected
 
 
 def test_what_has_no_mean_is_refused(job: Job, tmp_path: Path) -> None:

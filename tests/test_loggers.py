@@ -67,6 +67,15 @@ def test_resumed_log_drops_rows_after_the_checkpoint(tmp_path: Path) -> None:
     assert rows(path) == [{"step": "1", "a": "1", "b": ""}, {"step": "2", "a": "20", "b": "0"}]
 
 
+@pytest.mark.parametrize("table", ["a,b\n1,2\n", "step,a\n2.0,1\n", "step,a\n" + "0" * 200_000])
+def test_a_damaged_log_is_refused_in_one_sentence(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(table)
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged, and the run adds to it: .*\. Restore it, or"):
+        CSVLogger(str(path))
+    assert path.read_text() == table
+
+
 def test_offline_unless_logged_in(nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(mode: str = "auto") -> bool:
         logger = make_logger(**OPTIONS, dir=str(tmp_path), mode=mode)  # type: ignore[arg-type]

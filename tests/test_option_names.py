@@ -8,6 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import gridlstm
+from gridlstm.data.hub_rows import HubRows
 from gridlstm.errors import UserError
 from gridlstm.training.build import check_optimizer, check_task, make_data
 from gridlstm.training.option_names import in_options
@@ -47,6 +48,19 @@ def test_text_errors_name_full_options(job: Job, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("a few words " * 8)
     with pytest.raises(UserError, match=r"or task\.data\.stream_length=80 task\.data\.window=10\.$"):
         make_data(job(f"task.path={tmp_path / 'short.txt'}", task="text"))
+
+
+def test_an_option_that_is_called_like_its_node_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source of sentence pairs, task.data.source, has an option source: the language."""
+    row = {"translation": {"de": "Hund", "en": "dog"}}
+    monkeypatch.setattr(HubRows, "read", lambda _: {"train": iter([row])})
+    chosen = ("task.name=some/name", "task.source_language=german")
+    with pytest.raises(UserError) as caught:
+        make_data(job(*chosen, task="hub_pairs", model="attention_lstm"))
+    assert str(caught.value) == (
+        "task.source_language=german is not text in some/name. Expected one of: de, en. Name it with "
+        "task.source_language=…."
+    )
 
 
 def test_component_errors_without_an_option_name_the_component(job: Job) -> None:

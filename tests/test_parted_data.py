@@ -113,6 +113,21 @@ def test_changed_parts_with_same_size_and_date_are_rejoined(treebank: Path, data
         assert read() == before.replace("r", "R") != before
 
 
+def test_parts_with_another_boundary_do_not_resume(treebank: Path, tmp_path: Path) -> None:
+    """The joined text is the same."""
+    before = data_of(PennTreebank(treebank), tmp_path / "cache")
+    state = before.state_dict()
+    validation = (treebank / FILES[1]).read_text()
+    (treebank / FILES[1]).write_text(validation.removeprefix(" it fell \n"))
+    (treebank / FILES[0]).write_text((treebank / FILES[0]).read_text() + " it fell \n")
+    after = data_of(PennTreebank(treebank), tmp_path / "cache")
+    assert "".join(splits(after)) == "".join(splits(before))
+    with pytest.raises(UserError, match=f"^training, validation and test of {treebank} are divided elsewhere than"):
+        after.check_goes_on(state)
+    del state["parts"]  # as in older checkpoints
+    after.check_goes_on(state)
+
+
 @pytest.fixture
 def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Return a function that writes a data set as files of JSON lines and returns their directory."""
@@ -344,6 +359,16 @@ def test_words_that_continue_in_the_next_piece_are_counted_once(tmp_path: Path) 
     assert found.file.read_text().split() == ["a", "bc", "d", "e", "fgh", "i", "j", "k"]
     assert found.parts is not None
     assert found.parts["word"] == {"train": 6, "validation": 2, "test": 2}, "line ends are words too"
+
+
+@pytest.mark.parametrize(("suffix", "left"), [(".txt", 5), (".parts.json", 0)])
+def test_an_incomplete_file_in_the_cache_is_joined_anew(tmp_path: Path, suffix: str, left: int) -> None:
+    source = Pieces(train=["a train"], test=["a test"])
+    whole = source.find(tmp_path).file.with_suffix(suffix)
+    content = whole.read_text()
+    os.truncate(whole, left)
+    source.find(tmp_path)
+    assert whole.read_text() == content
 
 
 def test_a_run_on_a_data_set(data_set: Any, tmp_path: Path, job: Callable[..., DictConfig]) -> None:

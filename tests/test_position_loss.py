@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
+from gridlstm.data.text import TextData
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.training.build import build
@@ -82,6 +83,16 @@ def test_a_text_too_short_for_splits_can_be_evaluated_whole(job: Job, tmp_path: 
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"limit_test_batches must be a whole number of batches"):
         evaluate(checkpoint, "test", ["trainer.limit_test_batches=0.5"])
+
+
+def test_positions_that_cannot_be_written_are_refused_before_the_evaluation(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_job(job("stages=[fit]", task="text"))
+    monkeypatch.setattr(TextData, "test_dataloader", lambda _: pytest.fail("the evaluation has begun"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^the directory of positions=.*/file cannot be written: .*/file is a file\."):
+        evaluate(tmp_path / "run" / "checkpoints" / "best.ckpt", "test", [], tmp_path / "file" / "stem")
 
 
 def test_positions_are_refused_except_for_language_models(job: Job, tmp_path: Path) -> None:

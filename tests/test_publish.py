@@ -94,6 +94,42 @@ def test_model_card_reports_test_score_and_commit(job: Job, tmp_path: Path) -> N
     assert "python -m gridlstm.evaluate ckpt=model.safetensors" in card
 
 
+def test_a_card_has_only_the_scores_of_its_own_weights(job: Job, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def scores(name: str) -> tuple[bool, bool]:
+        card = publish(checkpoints / name, tmp_path / name)[-1].read_text()
+        return "best val/accuracy" in card, "test/accuracy" in card
+
+    keep = "callbacks=[default,last_checkpoints]"
+    run_job(job(keep))
+    found = [scores(name) for name in ("best.ckpt", "last.ckpt", "step-4.ckpt")]
+    assert found == [(True, True), (False, False), (False, False)]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["tested"] == "best.ckpt"
+    run_job(job(keep, "stages=[test]", "ckpt_path=last"))
+    assert [scores(name) for name in ("best.ckpt", "last.ckpt")] == [(True, False), (False, True)]
+
+
+def test_files_that_were_not_published_are_kept(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"^out=.*/mine already has its own README\.md\. Give a new directory\.$"):
+        publish(checkpoint, tmp_path / "mine")
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine"]
+    for _ in range(2):
+        publish(checkpoint, tmp_path / "public")
+
+
+def test_published_weights_are_no_checkpoint_to_test(job: Job, tmp_path: Path) -> None:
+    run_job(job("stages=[fit]"))
+    weights = publish(tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "public")[0]
+    with pytest.raises(UserError, match=r"^ckpt_path=.*safetensors holds published weights\. .* init_from=…, or"):
+        run_job(job("stages=[test]", f"ckpt_path={weights}", directory="other"))
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("objective", "modules"),
     [

@@ -298,6 +298,34 @@ def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(job: Job, tmp
     assert result(tmp_path / "run")["status"] == "completed"
 
 
+def test_checkpoints_without_a_last_one_are_resumed_by_their_names(job: Job, tmp_path: Path) -> None:
+    run_job(job(*STEPS))
+    for name in ("last", "previous"):
+        (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
+    advice = r"Use one of them to resume it, since there is no last\.ckpt \(ckpt_path=.*/run/checkpoints/…\)"
+    with pytest.raises(UserError, match=advice):
+        run_job(job(*STEPS, "ckpt_path=last"))
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    run_job(job(*STEPS, "trainer.max_steps=12", f"ckpt_path={best}"))
+    assert result(tmp_path / "run")["steps"] == 12
+
+
+@pytest.mark.parametrize(("lost", "monitor", "mode"), [(True, "val/accuracy", "max"), (False, "val/loss", "min")])
+def test_a_completed_run_without_the_best_checkpoint_keeps_its_test(
+    job: Job, tmp_path: Path, lost: bool, monitor: str, mode: str
+) -> None:
+    run_job(job(*STEPS[:2]))
+    if lost:
+        (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()
+    before = result(tmp_path / "run")
+    again = (*STEPS[:2], f"task.monitor={monitor}", f"task.mode={mode}", "ckpt_path=last")
+    with pytest.raises(UserError, match=f"^training ended at step 10, and .* has no best checkpoint by {monitor}"):
+        run_job(job(*again))
+    assert result(tmp_path / "run") == before
+    run_job(job(*again, "trainer.max_steps=12"))
+    assert result(tmp_path / "run")["tested"] == "best.ckpt"
+
+
 def test_nan_loss_keeps_the_previous_checkpoint(job: Job, tmp_path: Path, at_step: Any) -> None:
     """The loss becomes NaN between two log rows, so only the validation detects it."""
     at_step(5, lambda loss: loss * math.nan)

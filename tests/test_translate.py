@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -300,6 +301,17 @@ def test_evaluation_of_an_ensemble_judges_the_mean_of_probabilities(
     assert f"for BLEU: python -m gridlstm.translate split=test ckpt={checkpoints[0]},{checkpoints[1]}" in caplog.text
 
 
+def test_the_command_for_bleu_can_be_copied(
+    translation_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = trained(translation_job, tmp_path, "stages=[fit]", directory="its run")
+    data = (tmp_path / "data").rename(tmp_path / "its data")
+    with caplog.at_level("INFO"):
+        evaluate(checkpoint, "test", [f"data_dir={data}"], trust=["mine", "yours"])
+    options = f'split=test "ckpt={checkpoint}" trust=mine,yours "data_dir={data}"'
+    assert f"for BLEU: python -m gridlstm.translate {options}" in caplog.text
+
+
 def test_an_ensemble_as_one_task_is_searched_like_its_members() -> None:
     torch.manual_seed(0)
     members = [task_of(MAKE[name]().double()).eval() for name in ("reencoder", "translation_transformer")]
@@ -531,6 +543,19 @@ def test_the_data_directory_is_an_option_of_a_split_only() -> None:
 def test_options_without_effect_on_a_split_are_refused_before_a_checkpoint_is_read() -> None:
     with pytest.raises(UserError, match=r"^trainer\.precision=64-true has no effect on a translation\. .*Remove it"):
         translate._run({"ckpt": "none.ckpt", "split": "test"}, ["data_dir=x", "trainer.precision=64-true"])
+
+
+@pytest.mark.parametrize("option", ["task.test_pairs=c", "task.data.source.test=[c.de,c.en]"])
+def test_options_of_the_test_are_refused_for_a_validation(
+    option: str, job: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    write_config(job("task.pairs=a", "task.test_pairs=b", task="parallel", model="attention_lstm"))
+    (checkpoint := tmp_path / "run" / "best.ckpt").touch()
+    expected = rf"^{re.escape(option)} has no effect on the validation\. Give split=test, or remove it\.$"
+    with pytest.raises(UserError, match=expected):
+        evaluate(checkpoint, "val", [option])
+    with pytest.raises(UserError, match=expected):
+        translate._run({"ckpt": "none.ckpt", "split": "val"}, [option])
 
 
 @pytest.mark.parametrize(

@@ -147,14 +147,16 @@ def test_resumes_in_the_middle_of_an_epoch(seen: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_each_batch_and_the_evaluation_pairs(world_size: int) -> None:
-    ranks = [on_rank(data(), rank, world_size) for rank in range(world_size)]
+def test_ranks_share_each_batch_of_training_and_evaluation(world_size: int) -> None:
+    source = Generated(val=sentences(18, 2), test=sentences(18, 3))
+    ranks = [on_rank(data(source), rank, world_size) for rank in range(world_size)]
     parts = [[pairs(made, batch) for batch in batches(made, 45)] for made in ranks]
-    whole = data()
+    whole = data(source)
     assert [[*chain(*(part[n] for part in parts))] for n in range(45)] == [pairs(whole, b) for b in batches(whole, 45)]
     for loader in ("val", "test"):
-        evaluated = [*chain(*(pairs(made, batch) for made in ranks for batch in batches(made, loader=loader)))]
-        assert sorted(evaluated) == sorted(chain(*(pairs(whole, batch) for batch in batches(whole, loader=loader))))
+        parts = [[pairs(made, batch) for batch in batches(made, loader=loader)] for made in ranks]
+        shared = [[*chain(*batch)] for batch in zip(*parts, strict=True)]
+        assert shared == [pairs(whole, batch) for batch in batches(whole, loader=loader)]
 
 
 def test_the_first_evaluation_batches_are_not_those_of_the_shortest_sentences() -> None:
@@ -351,6 +353,12 @@ def test_a_split_depends_on_the_sentences_and_not_on_their_order() -> None:
 def test_compressed_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(gzip.compress("größer\n".encode()))
     assert read_lines(tmp_path / "x.gz") == ["größer"]
+
+
+def test_packed_files_whose_names_do_not_say_so_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(gzip.compress(b"line\n"))
+    with pytest.raises(UserError, match=r"/x holds data packed as gzip\. Unpack it, or rename it to end in \.gz"):
+        read_lines(tmp_path / "x")
 
 
 def test_errors_in_parallel_files_are_named(folder: Path) -> None:

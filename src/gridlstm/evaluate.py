@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gridlstm.command import Parser, checkpoint_paths, number, packages, run_command
+from gridlstm.config import in_shell
 from gridlstm.errors import UserError
-from gridlstm.files import check_different, to_json
+from gridlstm.files import check_different, to_json, writable
+from gridlstm.options import Role, role
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -158,7 +160,8 @@ def evaluate(
         return _dynamic(run, _one_stream(config, content), split, dynamic_rate, dynamic_decay)
     by_position = PositionLoss()
     if positions is not None:
-        positions.parent.mkdir(parents=True, exist_ok=True)  # before the evaluation, which may take hours
+        # before the evaluation, which may take hours
+        writable(positions.parent, "the directory of positions").mkdir(parents=True, exist_ok=True)
         run.trainer.callbacks.append(by_position)  # type: ignore[attr-defined]  # missing from its annotations
     go = run.trainer.validate if split == "val" else run.trainer.test
     try:
@@ -168,8 +171,9 @@ def evaluate(
     if positions is not None:
         log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
     if isinstance(run.task, Translate):
-        named = " ".join([f"ckpt={','.join(map(str, checkpoints))}", *(o for o in overrides if o.startswith("task."))])
-        log.info("for BLEU: python -m gridlstm.translate split=%s %s", split, named)
+        words = [f"ckpt={','.join(map(str, checkpoints))}", *([f"trust={','.join(trust)}"] if trust else [])]
+        words += [word for word in overrides if word.lstrip("+~").startswith(("task.", "model.", "data_dir="))]
+        log.info("for BLEU: python -m gridlstm.translate split=%s %s", split, " ".join(map(in_shell, words)))
     stage = "val" if split == "val" else "test"
     found = {name: value for name, value in metrics(run).items() if name.startswith(f"{stage}/")}
     return {f"{split}/{name.partition('/')[2]}": value for name, value in found.items()}
@@ -198,6 +202,8 @@ def _refuse_unread(split: str, given: Mapping[str, str], config: "DictConfig") -
     for key, value in given.items():
         if split == "val" and key == "task.data.test_digits":
             raise UserError(f"{key}={value} has no effect on the validation, which uses task.digits. Give split=test.")
+        if split == "val" and role(key) is Role.TEST:
+            raise UserError(f"{key}={value} has no effect on the validation. Give split=test, or remove it.")
         if key in (f"trainer.limit_{other}_batches", f"task.data.num_{other}"):
             here = key.replace(f"_{other}", f"_{stage}")
             parent, _, name = here.rpartition(".")

@@ -137,8 +137,11 @@ def to_png(figure: "Figure") -> bytes:
     return out.getvalue()
 
 
-def writable(out: Path) -> Path:
+def writable(out: Path, name: str = "out") -> Path:
     """Return the directory ``out`` with ~ expanded, after checking that it can be created and written.
+
+    Args:
+        name: what messages call it.
 
     Raises:
         UserError: if it is a file, lies below one, or is not writable.
@@ -146,9 +149,9 @@ def writable(out: Path) -> Path:
     out = Path(os.path.expanduser(out))
     nearest = next(path for path in (out, *out.parents) if path.exists())
     if not nearest.is_dir():
-        raise UserError(f"out={out} cannot be written: {nearest} is a file. Give a directory, which may be new.")
+        raise UserError(f"{name}={out} cannot be written: {nearest} is a file. Give a directory, which may be new.")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"out={out} cannot be written: no permission for {nearest}. Give another directory.")
+        raise UserError(f"{name}={out} cannot be written: no permission for {nearest}. Give another directory.")
     return out
 
 

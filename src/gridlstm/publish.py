@@ -30,8 +30,8 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
     """Write weights, configuration and model card of a checkpoint into ``out``; return the files.
 
     Raises:
-        UserError: the checkpoint does not exist, its run directory lacks a file, or ``out`` cannot be written or is in
-            the run directory.
+        UserError: the checkpoint does not exist, its run directory lacks a file, or ``out`` cannot be written, is in
+            the run directory or holds such files that are not published ones.
     """
     from omegaconf import OmegaConf
     from safetensors.torch import save
@@ -55,20 +55,32 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
             f"out={out} is in the run directory of the checkpoint, whose config.yaml could be overwritten. Give a "
             f"directory elsewhere."
         )
+    files = [out / name for name in (WEIGHTS, "config.yaml", "config_source.yaml", "README.md")]
+    if (others := [file.name for file in files if file.exists()]) and not files[0].exists():
+        raise UserError(f"out={out} already has its own {', '.join(others)}. Give a new directory.")
     out.mkdir(parents=True, exist_ok=True)
     config = read_config(directory / "config.yaml")
     kind = str(source.task.data._target_).rpartition(".")[2]
     # Copies, because safetensors refuses names that share memory, such as a read-out tied to the input.
     weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
-    files = [out / name for name in (WEIGHTS, "config.yaml", "config_source.yaml", "README.md")]
     with replacing(files[0]) as file:
         file.write(save(weights, {"data": json.dumps({kind: data_state(source, content)})}))
     write_text(files[1], OmegaConf.to_yaml(_without_places(config, config)))
     write_text(files[2], OmegaConf.to_yaml(_without_places(source, config)))
     parameters = sum(value.numel() for value in weights.values())
     commands = _commands(source.task.objective._target_)
-    write_text(files[3], _card(result, parameters, content.get("mean_of", ()), commands))
+    scores = {} if "mean_of" in content else _scores(result, checkpoint.name)
+    write_text(files[3], _card(result, scores, parameters, content.get("mean_of", ()), commands))
     return files
+
+
+def _scores(result: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    """Return the scores in result.json that are those of the weights in a file of the run."""
+    best = result.get("best", {})
+    best_name = Path(best.get("checkpoint") or "").name
+    scores = {f"best {name}": value for name, value in best.items() if name != "checkpoint" and checkpoint == best_name}
+    tested = result.get("tested", best_name)  # older records tested the best weights
+    return scores | (result.get("test", {}) if checkpoint == tested else {})
 
 
 def _without_places(config: "DictConfig", resolved: "DictConfig") -> "DictConfig":
@@ -116,15 +128,10 @@ def _commands(objective: str) -> list[str]:
     return commands + [command for task, command in further.items() if issubclass(get_object(objective), task)]
 
 
-def _card(result: dict[str, Any], parameters: int, mean_of: Sequence[int], commands: Sequence[str]) -> str:
-    """Return the model card: network, scores, origin and commands.
-
-    An average of the checkpoints of the steps ``mean_of`` has no scores, because the scores of the run are not its own.
-    """
-    scores = {}
-    if not mean_of:
-        scores = {f"best {name}": value for name, value in result.get("best", {}).items() if name != "checkpoint"}
-        scores |= result.get("test", {})
+def _card(
+    result: dict[str, Any], scores: dict[str, Any], parameters: int, mean_of: Sequence[int], commands: Sequence[str]
+) -> str:
+    """Return the model card: network, scores, origin and commands."""
     facts = {
         "model, task": f"{result.get('model')}, {result.get('task')}",
         "parameters": f"{parameters:,}",

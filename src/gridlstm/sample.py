@@ -97,7 +97,7 @@ def write_samples(
         if torch.device(device).type == "meta":
             raise RuntimeError("its tensors have no values")
         task.eval().to(device)
-    except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
+    except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or one without float64
         raise UserError(
             f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
         ) from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from gridlstm.command import Parser, checkpoint_paths, from_one, number, packages, run_command
 from gridlstm.errors import UserError
 from gridlstm.files import check_different, to_json, writable, write_text
+from gridlstm.options import Role, role
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -125,7 +126,7 @@ def open_checkpoints(
         load_weights(task, content["state_dict"])
         try:
             opened.append(Opened(checkpoint, task.eval().to(device), config, state))
-        except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
+        except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or one without float64
             raise UserError(
                 f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
             ) from error
@@ -273,6 +274,8 @@ def _run(given: dict[str, Any], sentences: list[str]) -> None:
             f"{unused[0]} has no effect on a translation. Expected options of the data (task.…, data_dir=…) or of the "
             f"network (model.…). Remove it."
         )
+    if split == "val" and (tests := [word for word in overrides if role(word.partition("=")[0]) is Role.TEST]):
+        raise UserError(f"{tests[0]} has no effect on the validation. Give split=test, or remove it.")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show a symbol
     opened = open_checkpoints(checkpoints, given.pop("device", "cpu"), trust, overrides)

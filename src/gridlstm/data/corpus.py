@@ -163,7 +163,7 @@ def _build(path: Path, level: Level, max_words: int | None, entry: Path) -> Corp
 def _decode(path: Path, level: Level, max_words: int | None) -> Corpus:
     log.info("reading %s", path)
     raw = contents(path)
-    _check_unpacked(raw, path)
+    check_unpacked(raw, path)
     doubts = []
     if level != "byte":
         raw = raw.removeprefix(codecs.BOM_UTF8)  # marks the encoding, not a character of the text
@@ -263,7 +263,7 @@ def contents(path: Path) -> bytes:
         ) from error
 
 
-def _check_unpacked(raw: bytes, path: Path) -> None:
+def check_unpacked(raw: bytes, path: Path) -> None:
     """Raise UserError if the content is still packed, because training would treat it as noise."""
     for kind, beginning in _PACKED.items():
         if re.match(beginning, raw):

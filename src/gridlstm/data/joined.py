@@ -79,8 +79,12 @@ class JoinedSource(TextSource):
 
 
 def _whole(joined: Path) -> bool:
-    """Return True if both files exist; users delete large files to free space."""
-    return joined.exists() and _lengths_file(joined).exists()
+    """Return True if both files exist and fit: users delete large files, and a crash may leave them unfinished."""
+    try:
+        lengths = json.loads(_lengths_file(joined).read_text())
+        return joined.stat().st_size == sum(lengths["byte"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _lengths_file(joined: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gridlstm.data.base import Split
-from gridlstm.data.corpus import contents
+from gridlstm.data.corpus import check_unpacked, contents
 from gridlstm.errors import UserError
 
 Pair = tuple[str, str]
@@ -71,9 +71,11 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file (plain, .gz, .xz, .bz2 or .zip) without line ends.
 
     Raises:
-        UserError: the file cannot be read or is not UTF-8.
+        UserError: the file cannot be read, is not UTF-8, or is packed without a name that says so.
     """
-    return list(decoded_lines(io.BytesIO(contents(path)), str(path)))
+    raw = contents(path)
+    check_unpacked(raw, path)
+    return list(decoded_lines(io.BytesIO(raw), str(path)))
 
 
 def decoded_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:

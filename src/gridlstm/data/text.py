@@ -249,6 +249,7 @@ class TextData(SequenceData):
             "vocabulary": list(vocabulary.symbols),
             "symbols": len(self.corpus.ids),
             "crc32": self.corpus.crc32,
+            "parts": [[part.start, part.stop] for part in self.parts],
         }
         return super().state_dict() | own
 
@@ -268,6 +269,12 @@ class TextData(SequenceData):
             )
         if state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32:
             raise UserError(f"{self.called} has changed since the checkpoint was written, at equal length. {back}")
+        parts = [[part.start, part.stop] for part in self.parts]
+        if state_dict.get("parts", parts) != parts:
+            raise UserError(
+                f"training, validation and test of {self.called} are divided elsewhere than when the checkpoint was "
+                f"written. {back}"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint; if the text is only evaluated, convert it to the symbol ids of the checkpoint.

@@ -24,7 +24,10 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
             f"trainer.overfit_batches={cfg.trainer.overfit_batches} repeats the first batches of a training, but a "
             f"resumed training starts with later ones. Start a new run, without ckpt_path."
         )
-    differences = _differences(*_both(cfg, directory, FIXED))
+    now, then = _both(cfg, directory, FIXED)
+    if _ends_with(now.get("init_from"), then.get("init_from")):
+        now["init_from"] = then["init_from"]
+    differences = _differences(now, then)
     if differences and "fit" not in cfg.stages:
         raise UserError(
             f"the test of {directory} must use the options of its config.yaml, but these differ:\n  "
@@ -62,6 +65,14 @@ def other_network(cfg: DictConfig, checkpoint: Path) -> list[str]:
         return []
     now, then = (_models(options) for options in _both(cfg, directory, {Role.NETWORK}))
     return _differences(now, then)
+
+
+def _ends_with(path: str | None, end: str | None) -> bool:
+    """Return True if a path may be the same as one that was typed relative to some directory."""
+    if path is None or end is None:
+        return False
+    parts = Path(end).expanduser().parts
+    return Path(path).parts[-len(parts) :] == parts
 
 
 def _models(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _begin(cfg: DictConfig, record: Record, plan: Plan) -> None:
     if provenance.rank() == 0 and not record.config_written:
         write_config(cfg)
     if plan.trains:
-        for name in ("test", "trained_to_end"):
+        for name in ("test", "tested", "trained_to_end"):
             record.fields.pop(name, None)
         record.write()
 
@@ -185,7 +185,7 @@ def _run_stages(cfg: DictConfig, run: Run, record: Record, plan: Plan) -> float:
         log.info("testing %s", as_typed_path(weights) if weights else "the final weights")
         run.trainer.test(run.task, run.data, ckpt_path=weights, verbose=False)
         tested = {name: value for name, value in metrics(run).items() if name.startswith("test/")}
-        record.fields["test"] = tested
+        record.fields |= {"test": tested, "tested": Path(weights).name if weights else None}
         score = score if score is not None else tested[cfg.task.monitor.replace("val/", "test/")]
     assert score is not None, "check refuses a job without stages"
     record.fields.setdefault("score", score)

@@ -62,7 +62,10 @@ def _options(node: Any, path: str) -> dict[str, str]:
     return found | {
         name: _typed(value, f"{path}.{name}")
         for name, value in node.items()
-        if isinstance(name, str) and not name.startswith("_")
+        if isinstance(name, str)
+        and not name.startswith("_")
+        # A node has no value that an argument of its own component could refuse.
+        and not (isinstance(value, dict) and name in found)
     }
 
 

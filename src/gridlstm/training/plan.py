@@ -71,9 +71,12 @@ def decide(cfg: DictConfig) -> Plan:
     if checkpoint is not None and (trains or own):
         check_resume(cfg, checkpoint)
     if not own and trains and any((directory / CHECKPOINTS).glob("*.ckpt")):
+        resume = "ckpt_path=last to resume it"
+        if cfg.ckpt_path == "last":
+            resume = f"one of them to resume it, since there is no last.ckpt (ckpt_path={directory / CHECKPOINTS}/…)"
         raise UserError(
-            f"{directory} holds the checkpoints of an earlier run. Use ckpt_path=last to resume it, or another "
-            f"hydra.run.dir, or delete it."
+            f"{directory} holds the checkpoints of an earlier run. Use {resume}, or another hydra.run.dir, or delete "
+            f"it."
         )
     earlier = earlier_result(directory) if own else {}
     best = _trained_to_end(cfg, checkpoint, earlier) if own and trains and checkpoint is not None else None
@@ -105,7 +108,8 @@ def _trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any
     than the last, training continues.
 
     Raises:
-        UserError: callbacks have changed but no steps are left for them, or the checkpoint to test is damaged.
+        UserError: callbacks have changed but no steps are left for them, or the checkpoint to test is missing or
+            damaged.
     """
     directory = Path(cfg.run.dir)
     last = last_checkpoint(directory)
@@ -122,11 +126,16 @@ def _trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any
             )
         return None
     best = earlier.get("best", {})
-    if cfg.task.monitor not in best or not best.get("checkpoint"):
-        return None
-    weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name  # the directory may have moved
-    if not weights.is_file():
-        return None
+    known = cfg.task.monitor in best and best.get("checkpoint")
+    weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name if known else None  # the directory may have moved
+    if weights is None or not weights.is_file():
+        if not 0 < cfg.trainer.max_steps <= earlier["steps"]:
+            return None
+        raise UserError(
+            f"training ended at step {earlier['steps']}, and {directory / CHECKPOINTS} has no best checkpoint by "
+            f"{cfg.task.monitor}. Raise trainer.max_steps to continue training, or test the last weights with "
+            f"stages=[test] ckpt_path=last."
+        )
     if "test" in cfg.stages and (reason := damage(weights)) is not None:
         raise UserError(
             f"{weights} cannot be read: {reason}. The run's test needs it. Restore it from a copy, or test the last "

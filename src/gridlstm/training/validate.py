@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
 from gridlstm.config import CONF
@@ -276,8 +276,12 @@ def _check_stages(cfg: DictConfig) -> None:
         raise UserError("stages=[test] needs trained weights. Set ckpt_path=outputs/…/checkpoints/best.ckpt")
     if cfg.ckpt_path not in (None, "last") and not Path(cfg.ckpt_path).expanduser().is_file():
         raise UserError(f"ckpt_path={cfg.ckpt_path} is not a file. Use the path of a checkpoint, or ckpt_path=last.")
-
-    if cfg.init_from is not None:
+    if str(cfg.ckpt_path).endswith(".safetensors"):
+        raise UserError(
+            f"ckpt_path={cfg.ckpt_path} holds published weights. Start a training from them with init_from=…, or "
+            f"evaluate them with python -m gridlstm.evaluate ckpt=…."
+        )
+    if cfg.init_from is not None and not _resumes(cfg):
         if not Path(cfg.init_from).expanduser().is_file():
             raise UserError(
                 f"init_from={cfg.init_from} is not a file. Use the path of a checkpoint, such as "
@@ -294,8 +298,27 @@ def _check_stages(cfg: DictConfig) -> None:
         raise UserError(f"{cfg.run.dir} has no checkpoints/last.ckpt to test. Set hydra.run.dir=… or ckpt_path=….")
 
 
+def _resumes(cfg: DictConfig) -> bool:
+    """Return True if the run resumes one in its own directory, whose init_from has been used then."""
+    if cfg.run.dir is None or cfg.ckpt_path is None:
+        return False
+    if cfg.ckpt_path == "last":
+        return last_checkpoint(Path(cfg.run.dir)) is not None
+    return Path(cfg.ckpt_path).expanduser().resolve().is_relative_to(Path(cfg.run.dir).resolve())
+
+
 def _several_processes(cfg: DictConfig) -> bool:
     devices = cfg.trainer.devices
+    if cfg.trainer.num_nodes > 1:
+        return True
+    if isinstance(devices, ListConfig):
+        return len(devices) > 1
     if isinstance(devices, int) and devices >= 0:
         return devices > 1
-    return cfg.trainer.strategy not in ("auto", None)  # -1 and "auto" mean all devices
+    if cfg.trainer.strategy not in ("auto", None):  # -1 and "auto" mean all devices
+        return True
+    if cfg.trainer.accelerator == "cpu":
+        return False
+    import torch
+
+    return torch.cuda.device_count() > 1

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from gridlstm.errors import UserError
 from gridlstm.files import write_csv
 
 
@@ -78,5 +79,13 @@ class CSVLogger(Logger):
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        for row in rows:
+            int(row["step"])
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path} is damaged, and the run adds to it: {error!r}. Restore it, or move it away."
+        ) from error
+    return rows
