@@ -12,7 +12,7 @@ from gridlstm.command import Parser, checkpoint_paths, number, packages, run_com
 from gridlstm.config import in_shell
 from gridlstm.errors import UserError
 from gridlstm.files import check_different, to_json, writable
-from gridlstm.options import Role, role
+from gridlstm.options import TRANSLATION_READS, check_read_by_validation
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -172,7 +172,7 @@ def evaluate(
         log.info("loss by position: %s", ", ".join(map(str, by_position.write(positions))))
     if isinstance(run.task, Translate):
         words = [f"ckpt={','.join(map(str, checkpoints))}", *([f"trust={','.join(trust)}"] if trust else [])]
-        words += [word for word in overrides if word.lstrip("+~").startswith(("task.", "model.", "data_dir="))]
+        words += [word for word in overrides if word.lstrip("+~").startswith(TRANSLATION_READS)]
         log.info("for BLEU: python -m gridlstm.translate split=%s %s", split, " ".join(map(in_shell, words)))
     stage = "val" if split == "val" else "test"
     found = {name: value for name, value in metrics(run).items() if name.startswith(f"{stage}/")}
@@ -202,8 +202,8 @@ def _refuse_unread(split: str, given: Mapping[str, str], config: "DictConfig") -
     for key, value in given.items():
         if split == "val" and key == "task.data.test_digits":
             raise UserError(f"{key}={value} has no effect on the validation, which uses task.digits. Give split=test.")
-        if split == "val" and role(key) is Role.TEST:
-            raise UserError(f"{key}={value} has no effect on the validation. Give split=test, or remove it.")
+        if split == "val":
+            check_read_by_validation(key, value)
         if key in (f"trainer.limit_{other}_batches", f"task.data.num_{other}"):
             here = key.replace(f"_{other}", f"_{stage}")
             parent, _, name = here.rpartition(".")

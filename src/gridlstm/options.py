@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
+from gridlstm.errors import UserError
+
 
 class Role(Enum):
     """Effect of an option."""
@@ -157,6 +159,9 @@ PRECISIONS = {
 DEFAULTS = {"task.lr": "optimizer.lr", "task.max_steps": "trainer.max_steps"}
 """Defaults in a task's file, and the options that the command line sets instead of them."""
 
+TRANSLATION_READS = ("task.", "model.", "data_dir=")
+"""Beginnings of the options of a run that a translation of its data reads."""
+
 IDENTITY = frozenset({Role.NETWORK, Role.DATA, Role.START, Role.TRAINING, Role.LENGTH, Role.TEST})
 """Roles of the options that distinguish experiments: runs with equal values form one row of a report."""
 
@@ -171,6 +176,12 @@ def role(key: str) -> Role:
     """Return the role of an option, or ``Role.NETWORK`` for a user's own node, which ``ROLES`` does not contain."""
     entry = find(key)
     return Role.NETWORK if entry is None else ROLES[entry]
+
+
+def check_read_by_validation(key: str, value: str) -> None:
+    """Raise UserError for an option of the test, which a validation does not read."""
+    if role(key) is Role.TEST:
+        raise UserError(f"{key}={value} has no effect on the validation. Give split=test, or remove it.")
 
 
 def find(key: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from gridlstm.command import Parser, checkpoint_paths, from_one, number, packages, run_command
 from gridlstm.errors import UserError
 from gridlstm.files import check_different, to_json, writable, write_text
-from gridlstm.options import Role, role
+from gridlstm.options import TRANSLATION_READS, check_read_by_validation
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -269,13 +269,15 @@ def _run(given: dict[str, Any], sentences: list[str]) -> None:
         )
     out = None if out is None else _file_to_write(out.expanduser())
     overrides = sentences if split is not None else []
-    if unused := [word for word in overrides if not word.lstrip("+~").startswith(("task.", "model.", "data_dir="))]:
+    if unused := [word for word in overrides if not word.lstrip("+~").startswith(TRANSLATION_READS)]:
         raise UserError(
             f"{unused[0]} has no effect on a translation. Expected options of the data (task.…, data_dir=…) or of the "
             f"network (model.…). Remove it."
         )
-    if split == "val" and (tests := [word for word in overrides if role(word.partition("=")[0]) is Role.TEST]):
-        raise UserError(f"{tests[0]} has no effect on the validation. Give split=test, or remove it.")
+    if split == "val":
+        for word in overrides:
+            key, _, value = word.partition("=")
+            check_read_by_validation(key, value)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show a symbol
     opened = open_checkpoints(checkpoints, given.pop("device", "cpu"), trust, overrides)

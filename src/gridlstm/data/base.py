@@ -88,7 +88,12 @@ def owned_rows(rows: int, rank: int, world_size: int, name: str = "batch_size") 
             f"{name}={rows} is global and cannot be divided over {world_size} processes: each needs at least one row. "
             f"Raise it, or use fewer processes."
         )
-    return range(rank * rows // world_size, (rank + 1) * rows // world_size)
+    return _share(range(rows), rank, world_size)
+
+
+def _share(rows: range, rank: int, world_size: int) -> range:
+    """Return one rank's contiguous part; sizes differ by at most one."""
+    return rows[rank * len(rows) // world_size : (rank + 1) * len(rows) // world_size]
 
 
 def owned_samples(samples: int, batch_size: int, rank: int, world_size: int) -> list[range]:
@@ -97,7 +102,7 @@ def owned_samples(samples: int, batch_size: int, rank: int, world_size: int) -> 
     The n-th batches of all ranks together are the n-th batch of one process, which limits of batches need.
     """
     batches = (range(first, min(first + batch_size, samples)) for first in range(0, samples, batch_size))
-    return [batch[rank * len(batch) // world_size : (rank + 1) * len(batch) // world_size] for batch in batches]
+    return [_share(batch, rank, world_size) for batch in batches]
 
 
 class SequenceData(L.LightningDataModule):

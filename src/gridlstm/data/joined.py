@@ -41,13 +41,12 @@ class JoinedSource(TextSource):
         key = self._readable_key()
         try:
             joined = cache_directory(cache_dir) / f"{key}.txt"
-            if _whole(joined):
+            lengths = _lengths_of_whole(joined)
+            if lengths is not None:
                 log.info("%s is read from the joined file in the cache: %s", self.name, joined)
             else:
                 with only_process(joined.with_suffix(".lock"), f"joining {joined}"):
-                    if not _whole(joined):
-                        self._join(joined)
-            lengths: dict[Level, dict[str, int]] = json.loads(_lengths_file(joined).read_text())
+                    lengths = _lengths_of_whole(joined) or self._join(joined)
         except OSError as error:
             raise UserError(f"the text cannot be cached: {error}. Use another directory: cache_dir=….") from error
         return FoundText(joined, lengths)
@@ -58,7 +57,7 @@ class JoinedSource(TextSource):
         except OSError as error:
             raise UserError(f"{self.name} cannot be read: {error}. Make it readable, or name another.") from error
 
-    def _join(self, joined: Path) -> None:
+    def _join(self, joined: Path) -> dict[Level, dict[str, int]]:
         parts = self.read_parts()
         names = [name for name in PARTS if name in parts]
         lengths = {level: dict.fromkeys(names, 0) for level in get_args(Level)}
@@ -76,15 +75,19 @@ class JoinedSource(TextSource):
                     open_word = not piece[-1].isspace() if piece else open_word
         write_text(_lengths_file(joined), json.dumps(lengths) + "\n")
         log.info("joined in %s", joined)
+        return lengths
 
 
-def _whole(joined: Path) -> bool:
-    """Return True if both files exist and fit: users delete large files, and a crash may leave them unfinished."""
+def _lengths_of_whole(joined: Path) -> dict[Level, dict[str, int]] | None:
+    """Return the lengths of the parts if both files exist and fit, else None.
+
+    Users delete large files, and a crash may leave them unfinished.
+    """
     try:
-        lengths = json.loads(_lengths_file(joined).read_text())
-        return joined.stat().st_size == sum(lengths["byte"].values())
+        lengths: dict[Level, dict[str, int]] = json.loads(_lengths_file(joined).read_text())
+        return lengths if joined.stat().st_size == sum(lengths["byte"].values()) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
+        return None
 
 
 def _lengths_file(joined: Path) -> Path:

@@ -249,9 +249,13 @@ class TextData(SequenceData):
             "vocabulary": list(vocabulary.symbols),
             "symbols": len(self.corpus.ids),
             "crc32": self.corpus.crc32,
-            "parts": [[part.start, part.stop] for part in self.parts],
+            "parts": self._boundaries(),
         }
         return super().state_dict() | own
+
+    def _boundaries(self) -> list[list[int]]:
+        """Return where training, validation and test begin and end."""
+        return [[part.start, part.stop] for part in self.parts]
 
     def check_goes_on(self, state_dict: dict[str, Any]) -> None:
         known, own = Vocabulary(state_dict["level"], tuple(state_dict["vocabulary"])), self.corpus.vocabulary
@@ -269,8 +273,7 @@ class TextData(SequenceData):
             )
         if state_dict.get("crc32", self.corpus.crc32) != self.corpus.crc32:
             raise UserError(f"{self.called} has changed since the checkpoint was written, at equal length. {back}")
-        parts = [[part.start, part.stop] for part in self.parts]
-        if state_dict.get("parts", parts) != parts:
+        if state_dict.get("parts", self._boundaries()) != self._boundaries():
             raise UserError(
                 f"training, validation and test of {self.called} are divided elsewhere than when the checkpoint was "
                 f"written. {back}"

@@ -118,8 +118,9 @@ def _trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any
     different = differences_of_end(cfg, directory)
     if any(key.startswith("trainer.max_") for key in different):
         return None
+    no_steps_left = 0 < cfg.trainer.max_steps <= earlier["steps"]
     if rules := [key for key in different if key.startswith("callbacks.")]:
-        if 0 < cfg.trainer.max_steps <= earlier["steps"]:
+        if no_steps_left:
             raise UserError(
                 f"training ended at step {earlier['steps']}, but {rules[0]} has changed. Raise trainer.max_steps to "
                 f"continue training, or restore the option."
@@ -129,7 +130,7 @@ def _trained_to_end(cfg: DictConfig, checkpoint: Path, earlier: Mapping[str, Any
     known = cfg.task.monitor in best and best.get("checkpoint")
     weights = directory / CHECKPOINTS / Path(best["checkpoint"]).name if known else None  # the directory may have moved
     if weights is None or not weights.is_file():
-        if not 0 < cfg.trainer.max_steps <= earlier["steps"]:
+        if not no_steps_left:
             return None
         raise UserError(
             f"training ended at step {earlier['steps']}, and {directory / CHECKPOINTS} has no best checkpoint by "
