@@ -412,6 +412,31 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(job: Job, tmp_path:
         torch.testing.assert_close(value, small[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "atol"),
+    [("adam", "64-true", 1e-12), ("adamw", "64-true", 1e-12), ("adam", "bf16-mixed", 1e-3)],
+)
+def test_a_fused_step_clips_and_updates_as_others_do(
+    job: Job, tmp_path: Path, optimizer: str, precision: str, atol: float
+) -> None:
+    """Gradients are clipped far below eps, so all steps are below 0.01; without clipping some would be near 1.
+
+    In bfloat16 a weight that differs by rounding may change a gradient by a percent, and so a step by 0.0001.
+    """
+    common = (
+        f"optimizer={optimizer}", f"trainer.precision={precision}", "trainer.gradient_clip_val=1e-4",
+        "optimizer.eps=1e-2", "optimizer.lr=1.0", "trainer.max_steps=3", "stages=[fit]",
+    )  # fmt: skip
+    for fused in ("true", "false"):
+        run_job(job(*common, f"optimizer.fused={fused}", directory=fused))
+    fused, others = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("true", "false")
+    )
+    for name, value in fused.items():
+        torch.testing.assert_close(value, others[name], rtol=0, atol=atol)
+
+
 def test_overfitting_learns_its_repeated_batches(job: Job, tmp_path: Path) -> None:
     run_job(
         job(

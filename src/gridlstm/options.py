@@ -87,6 +87,7 @@ ROLES: dict[str, Role] = {
     "init_from": Role.START,
     "match": Role.TRAINING,
     "optimizer": Role.TRAINING,
+    "optimizer.fused": Role.SPEED,
     "scheduler": Role.TRAINING,
     "callbacks": Role.LENGTH,
     "callbacks.weight_averaging": Role.TRAINING,

@@ -193,7 +193,10 @@ class Task(L.LightningModule, ABC):
         return self._evaluate(batch, "test")
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer: Any = self.make_optimizer(self.parameters())
+        # A fused step could also undo the scaling of float16 gradients, so Lightning refuses to clip before it. Told
+        # that the step cannot, Lightning undoes the scaling itself, then clips.
+        optimizer._step_supports_amp_scaling = False
         if self.make_scheduler is None:
             return optimizer
         return {

@@ -32,14 +32,13 @@ class WeightAveraging(LightningWeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
-        super().__init__(avg_fn=self._average, use_buffers=False)  # buffers are constants, and some are integers
+        super().__init__(multi_avg_fn=self._average, use_buffers=False)  # buffers are constants, and some are integers
         self.decay = decay
         self.update_every_n_steps = update_every_n_steps
 
-    def _average(self, average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
+    def _average(self, averages: Any, weights: Any, updates: Tensor | int) -> None:
         n = int(updates)
-        decay = min(self.decay, (n + 1) / (n + 10))
-        return decay * average + (1 - decay) * weight
+        torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (n + 1) / (n + 10)))
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx % self.update_every_n_steps == 0
