@@ -565,6 +565,10 @@ def test_splits_that_a_data_set_lacks_are_cut_from_train(hub: Callable[..., str]
     read = HubPairs(hub(True, ("train",)), "de", "en", num_val=4).read()
     assert {split: len(found.sources) for split, found in read.items()} == {"train": 12, "val": 4, "test": 4}
     assert len({source for found in read.values() for source in found.sources}) == 20
+    read = HubPairs(hub(True, ("train", "test")), "de", "en", num_val=4).read()
+    assert {split: len(found.sources) for split, found in read.items()} == {"train": 16, "val": 4, "test": 20}
+    with pytest.raises(UserError, match=r"^num_val=4 has no effect on .*, which has the splits train, "):
+        HubPairs(hub(True), "de", "en", num_val=4).read()
 
 
 # Configurations.

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from gridlstm.data.base import Split
 from gridlstm.data.hub_rows import HubRows
-from gridlstm.data.pairs import Pair, PairSource, Sentences, split_off
+from gridlstm.data.pairs import NUM_VAL, Pair, PairSource, Sentences, split_off
 from gridlstm.data.streams import PARTS
 from gridlstm.errors import UserError
 
@@ -28,10 +28,11 @@ class HubPairs(PairSource):
 
     Raises:
         ValueError: ``num_val`` is below 1.
-        UserError: from ``read``, if the package, the data set or a column does not exist.
+        UserError: from ``read``, if the package, the data set or a column does not exist, or ``num_val`` is given for a
+            data set that has all three splits.
     """
 
-    def __init__(self, name: str, source: str, target: str, config: str | None = None, num_val: int = 1000) -> None:
+    def __init__(self, name: str, source: str, target: str, config: str | None = None, num_val: int = NUM_VAL) -> None:
         if num_val < 1:
             raise ValueError(f"num_val must be at least 1, got {num_val}.")
         self._rows = HubRows(name, config)
@@ -41,7 +42,13 @@ class HubPairs(PairSource):
 
     def read(self) -> Mapping[Split, Sentences]:
         names: dict[str, Split] = dict(zip(PARTS, get_args(Split), strict=True))
-        pairs = {names[part]: list(self._pairs(rows)) for part, rows in self._rows.read().items()}
+        rows_of = self._rows.read()
+        if self.num_val != NUM_VAL and all(part in rows_of for part in PARTS):
+            raise UserError(
+                f"num_val={self.num_val} has no effect on {self.name}, which has the splits {', '.join(PARTS)}. Remove "
+                f"num_val."
+            )
+        pairs = {names[part]: list(self._pairs(rows)) for part, rows in rows_of.items()}
         read = {split: Sentences.one_each(found) for split, found in pairs.items()}
         left = pairs["train"]
         for split in names.values():

@@ -14,6 +14,9 @@ from gridlstm.errors import UserError
 Pair = tuple[str, str]
 """A source sentence and its translation."""
 
+NUM_VAL = 1000
+"""Sources of a split taken from the training pairs, by default."""
+
 
 class Sentences(NamedTuple):
     """Sentences of one split."""

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from gridlstm.data.base import Split
-from gridlstm.data.pairs import PairSource, Sentences, read_parallel, split_off
+from gridlstm.data.pairs import NUM_VAL, PairSource, Sentences, read_parallel, split_off
 from gridlstm.errors import UserError
 
 log = logging.getLogger(__name__)
-
-NUM_VAL = 1000
-"""Sources of a validation split by default."""
 
 
 class Parallel(PairSource):
