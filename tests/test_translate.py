@@ -426,6 +426,8 @@ def test_other_checkpoints_are_refused(
         load([first, second])
     with pytest.raises(UserError, match=r"trained on another task or text than .* predicts other symbols"):
         evaluate(first, "test", [], others=[second])
+    with pytest.raises(UserError, match=r"device=meta cannot be used: its tensors have no values\. Expected cpu"):
+        load([first], device="meta")
     with pytest.raises(UserError, match=r"device=nowhere cannot be used: .*Expected cpu or cuda"):
         load([first], device="nowhere")
 

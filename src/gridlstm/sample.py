@@ -66,7 +66,7 @@ def write_samples(
     from gridlstm.data.spec import Spec
     from gridlstm.tasks.sampling import next_probabilities, sample
     from gridlstm.training.build import make_sequence_task
-    from gridlstm.training.checkpoint import load_config, load_content, load_weights, vocabulary
+    from gridlstm.training.checkpoint import load_config, load_content, load_weights, move, vocabulary
 
     for name, value in {"length": length, "samples": samples}.items():
         if not 1 <= value < 2**62:
@@ -93,14 +93,7 @@ def write_samples(
         raise UserError(f"prime={prime!r} contains no {symbols.level}. Remove it, or give at least one.")
     task = make_sequence_task(config, Spec(len(symbols), len(symbols), sequence_length=1))
     load_weights(task, content["state_dict"])
-    try:
-        if torch.device(device).type == "meta":
-            raise RuntimeError("its tensors have no values")
-        task.eval().to(device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or one without float64
-        raise UserError(
-            f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
-        ) from error
+    move(task.eval(), device)
     for n in range(samples):
         generator = torch.Generator().manual_seed(seed + n)
         begin = ids or torch.randint(len(symbols), (1,), generator=generator).tolist()

@@ -101,7 +101,7 @@ def open_checkpoints(
     from gridlstm.data.words import vocabulary_from
     from gridlstm.tasks.translate import Translate
     from gridlstm.training.build import make_task
-    from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights
+    from gridlstm.training.checkpoint import data_state, load_config, load_content, load_weights, move
 
     check_different(checkpoints)
     opened: list[Opened] = []
@@ -124,12 +124,8 @@ def open_checkpoints(
         task = make_task(config, PairSpec(len(source), len(target), 1, 1))
         assert isinstance(task, Translate), "its data has two vocabularies"
         load_weights(task, content["state_dict"])
-        try:
-            opened.append(Opened(checkpoint, task.eval().to(device), config, state))
-        except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or one without float64
-            raise UserError(
-                f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
-            ) from error
+        move(task.eval(), device)
+        opened.append(Opened(checkpoint, task, config, state))
     return opened
 
 

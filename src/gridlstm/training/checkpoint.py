@@ -243,6 +243,22 @@ def load_weights(task: Task, weights: dict[str, Any]) -> None:
     task.load_state_dict(weights)
 
 
+def move(task: Task, device: str) -> None:
+    """Move a task to a device that a user named.
+
+    Raises:
+        UserError: there is no such device, or one without float64 or without values.
+    """
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("its tensors have no values")
+        task.to(device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"device={device} cannot be used: {str(error).splitlines()[0]}. Expected cpu or cuda."
+        ) from error
+
+
 def data_state(config: DictConfig, content: dict[str, Any]) -> dict[str, Any]:
     """Return the state of the run's data module in a checkpoint: the stream position and a text's vocabulary."""
     kind = str(config.task.data._target_).rpartition(".")[2]  # Lightning's key
