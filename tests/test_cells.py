@@ -151,9 +151,10 @@ def test_every_cell_trains_in_the_2_lstm(cell: Cell, tied: bool) -> None:
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_unknown_activation_is_refused() -> None:
+@pytest.mark.parametrize("name", ["gelu", ["relu"], None])
+def test_unknown_activation_is_refused(name: Any) -> None:
     with pytest.raises(UserError, match="activation must be identity, relu, tanh, sigmoid or a function"):
-        NonLSTM("gelu")  # type: ignore[arg-type]
+        NonLSTM(name)
 
 
 def closure_over(weight: Tensor) -> Callable[[Tensor], Tensor]:

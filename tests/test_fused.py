@@ -16,6 +16,7 @@ from gridlstm.cells import LayerNormLSTM
 from gridlstm.engine import build, compiled, fused
 from gridlstm.engine.dispatch import Sweep
 from gridlstm.engine.dropout import Factors
+from gridlstm.engine.fused import PointwiseStep, using_step
 from gridlstm.engine.layer_major import layer_major
 from gridlstm.engine.wavefront import recomputing_wavefront, wavefront
 from gridlstm.scan import Block, Masks, Weights, scan
@@ -307,6 +308,24 @@ def test_results_do_not_depend_on_the_number_of_threads(
         torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-4)
 
 
+@needs_compiler
+@pytest.mark.parametrize("network", [GridLSTM(5, 8, 3), GridLSTM(5, 8, 3, tied=True)])
+@pytest.mark.parametrize(("forward", "backward"), [("fused", "eager"), ("eager", "fused")])
+def test_a_backward_pass_uses_the_step_of_its_forward_pass(
+    network: GridLSTM, forward: PointwiseStep, backward: PointwiseStep
+) -> None:
+    """With masks, as of lengths, steps differ in what they keep."""
+    x, lengths = torch.randn(6, 3, 5), torch.tensor([6, 3, 2])
+    found = []
+    for last in (forward, backward):
+        with using_step(forward):
+            loss = network(x, lengths=lengths)[0].square().sum()
+        with using_step(last):
+            found.append(torch.autograd.grad(loss, list(network.parameters())))
+            assert fused.pointwise_step() == last
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 @pytest.mark.usefixtures("fresh_library")
 def test_without_a_compiler_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with_compiler = run(torch.float32, 9, LSTM(), ((0, 1),), 0.5)
@@ -328,6 +347,26 @@ def test_a_failed_build_is_logged_and_falls_back(
     with caplog.at_level("INFO"):
         assert compiled.library() is None
     assert "plain PyTorch instead" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh_library")
+def test_a_damaged_library_of_the_cache_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    simple = tmp_path / "simple.c"
+    simple.write_text("int number(void) { return 7; }")
+
+    def number(cache: str) -> int:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        return int(build.load("simple", ("cc", "gcc"), (simple,), ()).number())
+
+    assert number("intact") == 7
+    (built,) = (tmp_path / "intact").rglob("simple-*.so")
+    # Another path, because a process opens a path only once.
+    damaged = tmp_path / "damaged" / built.relative_to(tmp_path / "intact")
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"")
+    assert number("damaged") == 7
+    assert damaged.stat().st_size > 0
 
 
 @pytest.mark.usefixtures("fresh_library")

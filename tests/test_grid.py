@@ -231,6 +231,8 @@ def test_layer_major_raises_if_layers_depend_on_each_other() -> None:
         ([Masks(), Masks(drop=torch.ones(2) > 0, scale=2.0)], r"expected scale as a tensor .* got 2\.0"),  # type: ignore[arg-type]
         ([Masks(), Masks(drop=torch.ones(2) > 0, scale=torch.ones(2))], r"of shape \(\), got a tensor of shape \(2,\)"),
         ([Masks(), Masks(scale=torch.ones(()))], "there is no drop"),
+        ([Masks(), Masks(keep_h=[True])], "expected keep_h as a tensor, got list"),  # type: ignore[arg-type]
+        ([Masks(), (None, None, None, None)], r"dimension 1: expected gridlstm\.scan\.Masks, got tuple"),
     ],
 )
 def test_invalid_masks_raise(masks: list[Masks], message: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrize, prune, spectral_norm, weight_norm
 from torch.utils.module_tracker import ModuleTracker
 
 from gridlstm import GridLSTM
-from gridlstm.cell import LSTM
+from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import PeepholeLSTM
 from gridlstm.grid import Dimension, Grid, Transform
 from gridlstm.models.stacked_lstm import StackedLSTM
@@ -104,6 +104,31 @@ def test_a_hook_of_a_shared_transform_runs_once_per_call() -> None:
     side = (torch.randn(2, 1, 3), torch.randn(2, 1, 3))
     grid([side, side], (2, 2))
     assert calls == [1]
+
+
+class Noise(nn.Module):
+    """A parametrization that is random, and counts how often it is computed."""
+
+    calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.calls += 1
+        return weight + 0.1 * torch.randn_like(weight)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_parametrized_weight_is_computed_once_for_all_its_dimensions(bias: bool) -> None:
+    found = []
+    for sweep in ("reference", "wavefront"):
+        torch.manual_seed(0)
+        cell, noise = LSTM(bias=bias), Noise()
+        grid = Grid([Dimension("a", cell, 3), Dimension("b", cell, 3, shares="a")], sweep=sweep)  # type: ignore[arg-type]
+        parametrize.register_parametrization(grid.double().transforms["a"], "weight", noise)
+        noise.calls = 0
+        side = HiddenMemory(*torch.randn(2, 2, 1, 3).double())
+        found.append(torch.cat([x for leaving in grid([side, side], (2, 2)) for x in leaving]))
+        assert noise.calls == 1
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("make", MODELS.values())

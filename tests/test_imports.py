@@ -21,7 +21,7 @@ LAYERS = [
     ["engine.buffers"],
     ["engine.steps", "engine.triton_kernels", "engine.triton_step"],
     ["engine.fused"],
-    ["engine.bfloat16"],
+    ["engine.bfloat16", "engine.passes"],
     ["engine.choices", "engine.packed"],
     ["engine.wavefront", "engine.layer_major", "engine.half_step", "engine.chain", "engine.graphs"],
     ["engine.dispatch"],

@@ -19,10 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from gridlstm import GridLSTM
-from gridlstm.cell import LSTM, HiddenMemory
+from gridlstm.cell import LSTM, Cell, HiddenMemory
 from gridlstm.cells import GRU, Highway, LayerNormLSTM, NonLSTM, PeepholeLSTM
 from gridlstm.engine.dispatch import SweepName
 from gridlstm.errors import UserError
+from gridlstm.grid import Dimension, Grid
 from gridlstm.layer import GridLSTMState
 from gridlstm.models.grid2d import Grid2d
 from gridlstm.models.min_gru import MinGRU
@@ -432,6 +433,25 @@ def test_export_accepts_other_lengths() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracer is deprecated
+@pytest.mark.parametrize("cell", [LSTM(), GRU()])
+def test_a_grid_of_fixed_extents_can_be_traced(cell: Cell) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = Grid([Dimension("a", cell, 3), Dimension("b", cell, 3)])
+
+        def forward(self, h: Tensor) -> Tensor:
+            side = HiddenMemory(h, h[..., : cell.memory_size(3)])
+            return self.grid([side, side], (2, 2))[0].h
+
+    model = Fixed()
+    traced = torch.jit.trace(model, (torch.randn(2, 1, 3),))
+    for h in (torch.randn(2, 1, 3), torch.randn(2, 1, 3)):
+        torch.testing.assert_close(traced(h), model(h), rtol=0, atol=1e-6)
+    traced(h).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore")  # the tracer is deprecated
 @pytest.mark.parametrize(
     "make", [lambda: GridLSTM(5, 4, 3), lambda: GridLSTM(5, 4, 3, sweep="reference"), lambda: StackedLSTM(5, 4, 3)]
 )
@@ -555,6 +575,8 @@ def test_padded_batch_equals_its_rows_run_separately(options: dict[str, Any], dt
         torch.tensor([0, 3]),
         torch.tensor([3]),
         torch.tensor([1.0, 2.0]),
+        torch.tensor([1, 2], dtype=torch.uint16),
+        torch.tensor([1, 2], dtype=torch.complex64),
         torch.tensor([True, True]),
         [1, 2],
     ],

@@ -1,5 +1,6 @@
 """The multidimensional LSTM against a NumPy transcription of its equations, and the growth of its memory."""
 
+from collections.abc import Callable
 from itertools import product
 from math import comb
 from typing import Literal
@@ -7,13 +8,14 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import PeepholeLSTM
 from gridlstm.errors import UserError
 from gridlstm.grid import Dimension, Grid
-from gridlstm.mdlstm import MDLSTM
+from gridlstm.mdlstm import MDLSTM, md_block, md_scan, md_wavefront
 from gridlstm.models.mdlstm2d import MDLSTM2d
 from gridlstm.models.stacked_lstm import StackedLSTM
 
@@ -103,6 +105,18 @@ def test_reversed_dimensions_read_mirrored_data(reverse: tuple[bool, bool]) -> N
     other = torch.randn_like(x)
     other[corner] = x[corner]
     torch.testing.assert_close(reversed_layer(other).m[corner], reversed_layer(x).m[corner], **EXACT)
+
+
+@pytest.mark.parametrize("run", [md_scan, md_wavefront])
+def test_autocast_changes_only_the_type_of_products(run: Callable[..., HiddenMemory]) -> None:
+    sides = [HiddenMemory(*torch.randn(2, 1, B, d)) for _ in range(2)]
+    weight, z = torch.randn(5 * d, 2 * d), torch.randn(1, 1, B, 5 * d).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(z, weight, sides, (1, 1), "paper")
+        multiplied = F.linear(torch.cat([side.h[0] for side in sides], dim=-1), weight)
+    expected = md_block(multiplied.float() + z[0, 0].float(), [side.m[0] for side in sides], "paper")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a[0, 0], b, rtol=0, atol=1e-6)
 
 
 def test_sweeps_of_the_sequence_model_agree() -> None:

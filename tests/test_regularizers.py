@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from gridlstm import GridLSTM
 from gridlstm.cell import LSTM, HiddenMemory
 from gridlstm.cells import GRU
 from gridlstm.errors import UserError
@@ -127,11 +128,22 @@ def test_noise_is_off_in_evaluation() -> None:
         (Zoneout, {"h": -0.1}),
         (FrameDropout, {"schedule": ((0.5, 0.1), (0.2, 0.1))}),
         (FrameDropout, {"schedule": ((0.0, 2.0),)}),
+        (FrameDropout, {"schedule": ((float("nan"), 0.2),)}),
+        (FrameDropout, {"schedule": (("a", 0.2),)}),
+        (FrameDropout, {"schedule": (0.1, 0.2)}),
+        (FrameDropout, {"schedule": ()}),
     ],
 )
 def test_wrong_probabilities_are_refused(kind: type[Regularizer], arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="must"):
         kind(**arguments)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"time_regularizers": [Dropout(0.5)]}])
+def test_each_sample_of_vmap_has_its_own_noise(options: dict[str, Any]) -> None:
+    network, x = GridLSTM(5, 4, 3, **options), torch.randn(1, 6, 1, 5).expand(2, -1, -1, -1)
+    first, second = torch.func.vmap(lambda x: network(x)[0], randomness="different")(x)
+    assert not torch.equal(first, second)
 
 
 def test_zoneout_of_a_missing_memory_is_refused() -> None:

@@ -83,6 +83,11 @@ def small_translator(**options: Any) -> Translator:
     return Translator([task_of(MAKE["reencoder"]().double()).eval()], Words(["a"]), Words(["b", "c"]), **options)
 
 
+def test_a_translator_needs_a_network() -> None:
+    with pytest.raises(UserError, match="there is no network to decode with"):
+        Translator([], Words(["a"]), Words(["b", "c"])).translate(["a"])
+
+
 def test_run_logs_bleu_and_writes_its_test_translations(
     translation_job: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -203,7 +203,7 @@ def _check_activation(name: Activation) -> None:
         if isinstance(owner, nn.Module) and any(True for _ in (*owner.parameters(), *owner.buffers())):
             raise UserError(f"activation must have no weights or buffers: a cell cannot store them, got {name!r}.")
         _check_by_calling(name)
-    elif name not in ACTIVATIONS:
+    elif not isinstance(name, str) or name not in ACTIVATIONS:
         raise UserError(f"activation must be {', '.join(ACTIVATIONS)} or a function of a tensor, got {name!r}.")
 
 

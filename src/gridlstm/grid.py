@@ -101,19 +101,23 @@ class Transform(Configured):
         """
         self.vectors()
 
-    def packed(self, copies: tuple[int, ...], own: slice | None = None) -> Weights:
+    def read(self) -> Weights:
+        """Return the parameters as they are. Reading a parametrized one computes it, perhaps at random."""
+        return Weights(self.weight, self.bias, tuple(self.vectors.values()))
+
+    def packed(self, copies: tuple[int, ...], own: slice | None = None, read: Weights | None = None) -> Weights:
         """Return the weights as a sweep takes them.
 
         Args:
             copies: untied extents of the grid; a single weight set is expanded to all of them.
             own: the columns of H of another dimension that uses these weights.
+            read: the result of ``read``, if the same values are for several dimensions.
         """
-        weight = self.cell.expand_weight(self.weight, own or self.own)
-        bias: Tensor | None = self.bias
-        if bias is None and (constant := self.cell.constant_bias(self.size, self.weight)) is not None:
-            bias = constant.expand(*self.weight.shape[:-2], -1)
-        vectors = tuple(self.vectors.values())
-        if self.weight.dim() == 2 + len(copies):
+        learned, bias, vectors = read or self.read()
+        weight = self.cell.expand_weight(learned, own or self.own)
+        if bias is None and (constant := self.cell.constant_bias(self.size, learned)) is not None:
+            bias = constant.expand(*learned.shape[:-2], -1)
+        if learned.dim() == 2 + len(copies):
             return Weights(weight, bias, vectors)
 
         def expand(x: Tensor) -> Tensor:
@@ -131,7 +135,8 @@ class Grid(nn.Module):
         sweep: algorithm: "auto" (the fastest), "reference" (plain loops), "wavefront" (whole diagonals), "recompute"
             (wavefront with a third of the saved memory, three sevenths with priority), "layer-major" (layer after
             layer, for weights untied along the last dimension) or "half-step" (both stages of a priority at once). All
-            give the same numbers; only "reference" can be differentiated twice.
+            give the same numbers; only "reference" can be differentiated twice. Where no output that the loss reads
+            depends on a weight, its gradient is zero, and None with "reference".
 
     Attributes:
         progress: completed share of the training, 0 to 1, for regularizers with a schedule; the training code sets it.
@@ -189,10 +194,12 @@ class Grid(nn.Module):
             UserError: if shapes, data types or devices of sides or masks do not fit the grid.
         """
         entering = pairs(sides)
-        for transform in self.transforms.values():
+        transforms = cast(dict[str, Transform], self.transforms)
+        for transform in transforms.values():
             transform()
+        read = {name: transform.read() for name, transform in transforms.items()}
         weights = [
-            cast(Transform, self.transforms[source]).packed(self.copies, own)
+            transforms[source].packed(self.copies, own, read[source])
             for source, own in zip(self.sources, columns_of(self.block), strict=True)
         ]
         if autocast_type(weights[0].weight) is not None:

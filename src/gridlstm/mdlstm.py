@@ -53,12 +53,14 @@ def md_scan(
         h and m of every block, (*extents, B, d).
     """
     results: dict[Place, HiddenMemory] = {}
+    z = z.to(sides[0].h.dtype)  # autocast changes only the type of the products
     for place in product(*map(range, extents)):
         incoming = [
             results[_before(place, n)] if place[n] > 0 else HiddenMemory(*(x[_without(place, n)] for x in side))
             for n, side in enumerate(sides)
         ]
-        here = F.linear(torch.cat([h for h, _ in incoming], dim=-1), weight) + (z if z.dim() == 1 else z[place])
+        product_here = F.linear(torch.cat([h for h, _ in incoming], dim=-1), weight).to(z.dtype)
+        here = product_here + (z if z.dim() == 1 else z[place])
         results[place] = md_block(here, [m for _, m in incoming], output)
     h, m = (torch.stack(x).unflatten(0, tuple(extents)) for x in zip(*results.values(), strict=True))
     return HiddenMemory(h, m)
@@ -70,7 +72,7 @@ def md_wavefront(
     """Compute ``md_scan`` by diagonals: blocks with the same sum of coordinates do not depend on each other."""
     N = len(extents)
     flat = [HiddenMemory(*(x.flatten(0, N - 2) if N > 1 else x[None] for x in side)) for side in sides]
-    everywhere = z if z.dim() == 1 else z.flatten(0, N - 1)
+    everywhere = (z if z.dim() == 1 else z.flatten(0, N - 1)).to(flat[0].h.dtype)
     diagonals, order = _plan(tuple(extents), weight.device)
     before = HiddenMemory(*(x[:0] for x in flat[0]))
     results = []
@@ -80,7 +82,7 @@ def md_wavefront(
             for k, old in enumerate(before)
         )
         here = everywhere if everywhere.dim() == 1 else everywhere[diagonal.blocks]
-        before = md_block(F.linear(torch.cat(h, dim=-1), weight) + here, m, output)
+        before = md_block(F.linear(torch.cat(h, dim=-1), weight).to(here.dtype) + here, m, output)
         results.append(before)
     h_all, m_all = (torch.cat(x)[order].unflatten(0, tuple(extents)) for x in zip(*results, strict=True))
     return HiddenMemory(h_all, m_all)

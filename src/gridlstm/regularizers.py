@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class Draw:
 
     def bernoulli(self, p: float, *shape: int) -> Tensor:
         """Return booleans that are True with probability p."""
-        if torch.compiler.is_exporting():  # an exported program cannot hold the range below
+        # An exported program cannot hold the range below, and torch.func.vmap fills no tensor in place at random.
+        if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
             return torch.rand(shape, device=self.like.device) < p
         # Two numbers of 32 bits from each of 64: on a CPU, half the time of one random float for each element.
         pairs = torch.empty(-(-math.prod(shape) // 2), dtype=torch.int64, device=self.like.device)
@@ -98,8 +100,12 @@ class FrameDropout(Regularizer):
     schedule: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.2, 0.0), (0.5, 0.3), (1.0, 0.0))
 
     def __post_init__(self) -> None:
-        shares = [share for share, _ in self.schedule]
-        if len(shares) < 1 or shares != sorted(shares) or shares[0] < 0 or shares[-1] > 1:
+        are_pairs = bool(self.schedule) and all(
+            isinstance(point, Sequence) and len(point) == 2 and isinstance(point[0], int | float)
+            for point in self.schedule
+        )
+        shares = [0.0, *(point[0] for point in self.schedule), 1.0] if are_pairs else []
+        if not are_pairs or not all(before <= share for before, share in pairwise(shares)):  # also if one is NaN
             raise UserError(f"schedule must hold (share, p) pairs with rising shares from 0 to 1, got {self.schedule}.")
         for _, p in self.schedule:
             check_probability("schedule p", p)

@@ -5,6 +5,7 @@ Shape legend: B batch rows, T time steps, L layers, d hidden size.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -116,7 +117,7 @@ class TimeDepthGrid(Grid):
             # Drawn in the weights' type: under autocast h has another, in which 1 / (1 - dropout) would be rounded.
             like = next(self.parameters())
             drop = like.new_ones(bottom.h.shape[0], self.num_layers, *bottom.h.shape[1:])
-            drop[:, 1:] = F.dropout(drop[:, 1:], self.dropout)
+            drop = torch.cat([drop[:, :1], F.dropout(drop[:, 1:], self.dropout)], dim=1)
             masks = [masks[0] if masks else Masks(), Masks(drop=drop)]
         time, depth = self([before, bottom], (bottom.h.shape[0], self.num_layers), masks)
         return time, HiddenMemory(F.dropout(depth.h, self.dropout, self.training), depth.m)

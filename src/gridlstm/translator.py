@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from gridlstm.data.words import BOS, EOS, PAD, UNK, SentenceVocabulary
-from gridlstm.decoding import DEFAULT, Hypothesis, beam_search, check_search, greedy
+from gridlstm.decoding import DEFAULT, Hypothesis, Networks, beam_search, check_search, greedy
 from gridlstm.errors import UserError, check_at_least_one
 from gridlstm.tasks.translate import Translate
 
@@ -53,7 +53,7 @@ class Translator:
             the speed.
 
     Raises:
-        UserError: an option is out of its range.
+        UserError: an option is out of its range, or there is no task, or one is in training mode.
     """
 
     def __init__(
@@ -75,8 +75,9 @@ class Translator:
             )
         if not 0 <= shortest <= DEFAULT.longest:
             raise UserError(f"shortest must be from 0 to {DEFAULT.longest:g}, got {shortest}.")
+        Networks(tasks)  # checks them
         if batch_size is None:
-            on_cpu = next(tasks[0].parameters()).device.type == "cpu"
+            on_cpu = all(next(task.parameters()).device.type == "cpu" for task in tasks)
             batch_size = min(SENTENCES, max(1, HYPOTHESES // beam)) if on_cpu else SENTENCES
         check_at_least_one(batch_size=batch_size)
         self.tasks = tasks

@@ -40,7 +40,7 @@ def load(
         parts = [path.read_bytes() for path in (*headers, *sources)] + [" ".join(flags).encode(), _processor().encode()]
         key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
         built = cache_directory() / f"{name}-{key}.so"
-        if not built.exists():
+        if (library := _intact(built)) is None:
             built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Built elsewhere and renamed, so that processes that start together never load half a file.
             with tempfile.TemporaryDirectory(dir=built.parent) as directory:
@@ -48,11 +48,20 @@ def load(
                 command = [compiler, "-shared", "-fPIC", "-o", str(fresh), *map(str, sources), *flags]
                 subprocess.run(command, check=True, capture_output=True, text=True)
                 fresh.replace(built)
-        return ctypes.CDLL(str(built))
+            library = ctypes.CDLL(str(built))
+        return library
     except subprocess.CalledProcessError as error:
         raise NotBuiltError(next(iter(error.stderr.strip().splitlines()[-1:]), str(error))) from error
     except OSError as error:  # also without a home directory
         raise NotBuiltError(str(error)) from error
+
+
+def _intact(built: Path) -> ctypes.CDLL | None:
+    """Return a library of the cache; None if it is not there or damaged, as after a full disk or a crash."""
+    try:
+        return ctypes.CDLL(str(built)) if built.exists() else None
+    except OSError:
+        return None
 
 
 def _processor() -> str:

@@ -18,7 +18,8 @@ from gridlstm.engine.fused import chained_step
 from gridlstm.engine.matmul import affine, fastest_product, multiply, multiply_transposed
 from gridlstm.engine.memory import empty
 from gridlstm.engine.operands import autocast_type
-from gridlstm.engine.packed import as_it_is, check_backward, split_biases, steps
+from gridlstm.engine.packed import split_biases, steps
+from gridlstm.engine.passes import as_it_is, backward_pass, save, saved
 from gridlstm.scan import Block, Weights
 
 
@@ -99,16 +100,15 @@ class _Chain(torch.autograd.Function):
                     multiply(h_t, recurrent, z_t, product_dtype, add=True)
                     step.forward(step_t)
         ctx.layout, ctx.has_gates = layout, True
-        ctx.save_for_backward(Z, x, weight, bias, X, M, *vectors)
+        save(ctx, Z, x, weight, bias, X, M, *vectors)
         return X[1:].clone(), X[T].clone(), M[T].clone()
 
     @staticmethod
-    @as_it_is
+    @backward_pass("the fast loop has")
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        check_backward("the fast loop has", grads)
         layout: Layout = ctx.layout
-        gates, x, weight, bias, X, M, *vectors = ctx.saved_tensors
-        X, M = X.contiguous(), M.contiguous()  # hooks on saved tensors may have changed the strides
+        gates, x, weight, bias, X, M, *vectors = saved(ctx)
+        X, M = X.contiguous(), M.contiguous()
         (T, B, e), d, product_dtype = x.shape, X.shape[-1], layout.product_dtype
         # The first backward pass overwrites the kept gates, or a copy, with their gradients; see ``engine.packed``.
         kept, exact = ctx.has_gates, X.dtype == torch.float64

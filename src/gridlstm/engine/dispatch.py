@@ -120,6 +120,7 @@ def needs_plain_ops(like: Tensor) -> bool:
         or like.device.type == "meta"
         or type(like) not in (Tensor, Parameter)  # such as FakeTensor
         or any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
+        or torch._C._get_tracing_state() is not None  # torch.jit.trace
         or torch.autograd.forward_ad._current_level >= 0  # hand-written gradients have no forward mode
     )
 
@@ -227,6 +228,8 @@ def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], li
     if len(masks) != len(block.cells):
         raise UserError(f"expected {len(block.cells)} masks, one per dimension, got {len(masks)}.")
     for n, (mask, size, cell) in enumerate(zip(masks, block.sizes, block.cells, strict=True)):
+        if not isinstance(mask, Masks):
+            raise UserError(f"masks of dimension {n}: expected gridlstm.scan.Masks, got {type(mask).__name__}.")
         if (scale := mask.scale) is not None:
             if not isinstance(scale, Tensor) or scale.dim() > 0:
                 got = f"a tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
@@ -238,6 +241,8 @@ def check_masks(block: Block, masks: Sequence[Masks], extents: Sequence[int], li
         for name, x, length in zip(mask._fields, mask, (size, cell.memory_size(size), size, 1), strict=True):
             if x is None:
                 continue
+            if not isinstance(x, Tensor):
+                raise UserError(f"masks of dimension {n}: expected {name} as a tensor, got {type(x).__name__}.")
             if x.dtype != torch.bool and not x.is_floating_point():
                 raise UserError(
                     f"masks of dimension {n}: expected {name} of booleans or floats, got {x.dtype}. Convert it with "

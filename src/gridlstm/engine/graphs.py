@@ -29,7 +29,8 @@ from gridlstm.cell import HiddenMemory
 from gridlstm.engine.buffers import Layout
 from gridlstm.engine.fused import pointwise_step
 from gridlstm.engine.operands import autocast_type
-from gridlstm.engine.packed import Packed, as_it_is, check_backward
+from gridlstm.engine.packed import Packed
+from gridlstm.engine.passes import as_it_is, check_backward
 from gridlstm.engine.plan import Plan
 from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights

@@ -60,7 +60,8 @@ class _Layer:
         if buffers.factors is None or not buffers.factors.change(part):
             multiply(dz, weight, buffers.dH[rows].flatten(0, 1)[:, part], self.product_dtype, add)
             return
-        gradient = (dz.to(weight.dtype) @ weight).view(rows.stop - rows.start, buffers.layout.B, weight.shape[-1])
+        gradient = weight.new_empty(rows.stop - rows.start, buffers.layout.B, weight.shape[-1])
+        multiply(dz.to(weight.dtype), weight, gradient.flatten(0, 1), None)
         buffers.factors.of(rows, part).times_into(buffers.dH[rows, :, part], gradient, add)
 
     def forward_steps(self, diagonals: Sequence[Diagonal], pointwise: Sequence[Step], before: slice) -> None:

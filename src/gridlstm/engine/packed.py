@@ -24,16 +24,11 @@ from gridlstm.engine.fused import adds_bias, fused_step, joint_fits, joint_steps
 from gridlstm.engine.matmul import affine, fastest_product, multiply_transposed
 from gridlstm.engine.memory import empty
 from gridlstm.engine.operands import autocast_type
+from gridlstm.engine.passes import as_it_is, backward_pass, save, saved
 from gridlstm.engine.plan import Order
 from gridlstm.engine.steps import EagerStep, Owner, Reader, Step
 from gridlstm.engine.triton_step import triton_step
-from gridlstm.errors import UserError
 from gridlstm.scan import Block, Masks, Weights
-
-as_it_is = torch.compiler.disable(
-    reason="buffers are filled in place, partly by compiled C. Remove fullgraph, or use sweep=reference"
-)
-"""Decorator for functions that torch.compile must run uncompiled."""
 
 
 class Schedule(Protocol):
@@ -148,14 +143,6 @@ def steps(buffers: Buffers, backward: bool = False) -> list[Step]:
     return [step(n) for n in range(len(layout.block.cells))]
 
 
-def check_backward(what_has: str, grads: Sequence[Tensor]) -> None:
-    """Raise UserError for second derivatives and batched gradients, which hand-written backward passes lack."""
-    if torch.is_grad_enabled():
-        raise UserError(f"{what_has} no second derivatives. Use sweep=reference to differentiate twice.")
-    if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
-        raise UserError(f"{what_has} no batched gradients (is_grads_batched, vectorize=True). Use sweep=reference.")
-
-
 def _by_dimension(block: Block, vectors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """Split the flat list of all cells' vectors by dimension."""
     rest, result = list(vectors), []
@@ -208,9 +195,7 @@ class _PackedSweep(torch.autograd.Function):
         drop, scale, ctx.span = buffers.factors or (None, None, None)
         ordered = [drop, scale, *(x for keep in buffers.keep for x in keep)]
         low = buffers.low_X or []
-        kept = (*weights, *biases, *vectors, *X, *M, *ordered, *low, gates if keep_gates else None)
-        ctx.dtypes = [None if x is None else x.dtype for x in kept]
-        ctx.save_for_backward(*kept)
+        save(ctx, *weights, *biases, *vectors, *X, *M, *ordered, *low, gates if keep_gates else None)
         leaving = [slice(C, C + exits) for exits in layout.plan.exits]
         return (
             *(X[0][leaving[n], :, layout.columns[n]].reshape(side_h[n].shape).clone() for n in range(N)),
@@ -218,33 +203,28 @@ class _PackedSweep(torch.autograd.Function):
         )
 
     @staticmethod
-    @as_it_is
+    @backward_pass("the fast sweeps have")
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        check_backward("the fast sweeps have", grads)
         layout: Layout = ctx.layout
         block, B, C = layout.block, layout.B, layout.plan.blocks
         N, K = len(block.cells), len(block.stages)
-        # Hooks on saved tensors may have changed their types, and the strides.
-        as_saved: Any = (
-            x if x is None else x.to(dtype) for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        *saved, gates = as_saved
-        low = saved[-K:] if ctx.is_low else []
-        saved = saved[:-K] if ctx.is_low else saved
-        drop, scale, *keep = saved[-2 - 2 * N :]
+        *kept, gates = saved(ctx)
+        low = kept[-K:] if ctx.is_low else []
+        kept = kept[:-K] if ctx.is_low else kept
+        drop, scale, *keep = kept[-2 - 2 * N :]
         factors = None if drop is None else Factors(drop, scale, ctx.span)
         masks = RowMasks(factors, list(zip(keep[::2], keep[1::2], strict=True)))
-        saved = saved[: -2 - 2 * N]
-        weights, biases, vectors = saved[:N], saved[N : 2 * N], saved[2 * N : -N - K]
-        X, M = ([x.contiguous() for x in kind] for kind in (saved[-N - K : -N], saved[-N:]))
+        kept = kept[: -2 - 2 * N]
+        weights, biases, vectors = kept[:N], kept[N : 2 * N], kept[2 * N : -N - K]
+        X, M = ([x.contiguous() for x in kind] for kind in (kept[-N - K : -N], kept[-N:]))
         # The first backward pass overwrites the kept gates with their gradients. A second one through the same graph
         # (retain_graph) computes the gates again, with other products and other rounding. In double precision,
         # gradient checks need the same result each time, so a copy is overwritten instead.
-        kept, exact = ctx.has_gates, X[0].dtype == torch.float64
-        ctx.has_gates = kept and exact
+        has_gates, exact = ctx.has_gates, X[0].dtype == torch.float64
+        ctx.has_gates = has_gates and exact
         buffers = Buffers(layout, X, M, [], _by_dimension(block, vectors), masks)
         buffers.is_low = ctx.is_low
-        if kept:
+        if has_gates:
             # .data has its own version counter: otherwise the second pass would fail on a modified saved tensor.
             own = gates.clone() if exact else gates.data.contiguous()
             buffers.Z = stages_of(own, layout.num_gates, C, B)
@@ -263,7 +243,7 @@ class _PackedSweep(torch.autograd.Function):
         trained, learned = (ctx.needs_input_grad[6 + i * N : 6 + (i + 1) * N] for i in range(2))
         _zero_bias_gradients(buffers, learned)
         with fastest_product(dH, layout.largest_product):
-            if not kept:
+            if not has_gates:
                 _restore_gates(buffers, weights, biases)
             ctx.schedule.backward(buffers, weights)
             gradients = _weight_gradients(
