@@ -14,6 +14,7 @@ from pathlib import Path
 import hydra
 import omegaconf.base
 import pytest
+import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
@@ -65,6 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
         warm = WarmPython()
         os.environ["GRIDLSTM_WARM_PYTHON"] = warm.start()
         config.add_cleanup(warm.stop)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Draw the same numbers in a test whichever tests ran before it in the same process."""
+    torch.default_generator.manual_seed(0)
 
 
 def python() -> str:

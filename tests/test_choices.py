@@ -1,5 +1,7 @@
 """Engine choices affect only speed, can be stored in checkpoints, and apply only to their own thread."""
 
+import platform
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -38,6 +40,13 @@ needs_packed = pytest.mark.skipif(
     reason="PyTorch's library has no MKL, or its product with a packed weight is not exact",
 )
 fast_products = [pytest.param("onednn", marks=needs_onednn), pytest.param("packed", marks=needs_packed)]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="seen exact on x86-64 only")
+def test_fast_products_are_exact() -> None:
+    """Otherwise their tests would be skipped."""
+    assert shutil.which("g++") is None or matmul.onednn_is_exact()
+    assert not torch.backends.mkl.is_available() or matmul.packed_is_exact()
 
 
 def in_another_thread(function: Callable[[], Tensor]) -> Tensor:

@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from tests.test_training import result, rows
 
+from gridlstm.data.base import Batch
+from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
+from gridlstm.models.stacked_lstm import StackedLSTM
+from gridlstm.tasks.base import Prediction
+from gridlstm.tasks.tag_sequence import TagSequence
 from gridlstm.training.job import run_job
 
 Job = Callable[..., DictConfig]
@@ -197,6 +203,33 @@ def test_test_stage_refuses_another_training_length(job: Job, tmp_path: Path) ->
 def test_sizes_beyond_memory_are_refused(job: Job, option: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_job(job(option))
+
+
+def test_answers_are_judged_symbol_by_symbol_and_as_a_whole() -> None:
+    """Row 0 has one wrong answer symbol, row 1 a wrong symbol outside of the answer, row 2 is right and shorter."""
+    targets = torch.tensor([[0, 1, 2, 3], [0, 2, 1, 1], [0, 3, 2, 0]])
+    loss_mask = torch.tensor([[True] * 4, [True] * 4, [True, True, True, False]])
+    answer_mask = torch.tensor([[False, True, True, True], [False, True, True, True], [False, True, True, False]])
+    written = targets.clone()
+    written[0, 2], written[1, 0], written[2, 3] = 3, 3, 1
+    spec = Spec(4, 4, 4, test_lengths={"short": 3, "long": 4})
+    task = TagSequence(StackedLSTM(4, 3, 1), spec, torch.optim.Adam)
+    batch = Batch(targets, targets, loss_mask, answer_mask, torch.ones(3, dtype=torch.bool))
+    prediction = Prediction(F.one_hot(written, 4).float(), torch.ones(3, 4) * loss_mask, loss_mask.sum())
+    metrics = {**task.make_metrics(), **dict(task.metrics["test_"].items())}
+    task.update_metrics(metrics, batch, prediction)
+    found = {name: float(metric.compute()) for name, metric in metrics.items()}
+    assert found == pytest.approx(
+        {
+            "loss": 1.0,
+            "accuracy": 7 / 8,
+            "sequence_accuracy": 2 / 3,
+            "accuracy_short": 1.0,
+            "sequence_accuracy_short": 1.0,
+            "accuracy_long": 5 / 6,
+            "sequence_accuracy_long": 1 / 2,
+        }
+    )
 
 
 def test_each_test_length_is_reported_separately(job: Job, tmp_path: Path) -> None:

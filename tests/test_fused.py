@@ -1,5 +1,6 @@
 """The compiled pointwise step equals plain PyTorch up to float32 rounding."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -324,6 +325,12 @@ def test_a_backward_pass_uses_the_step_of_its_forward_pass(
             found.append(torch.autograd.grad(loss, list(network.parameters())))
             assert fused.pointwise_step() == last
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="no C compiler")
+def test_the_library_is_built_where_there_is_a_compiler() -> None:
+    """Otherwise the other tests of the C code would be skipped."""
+    assert compiled.library() is not None
 
 
 @pytest.mark.usefixtures("fresh_library")

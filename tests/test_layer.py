@@ -262,6 +262,14 @@ def test_a_layer_with_noise_can_be_exported(noise: Regularizer) -> None:
     assert not torch.equal(program(x)[0], program(x)[0]), "every call draws its own masks"
 
 
+def test_an_exported_program_draws_with_the_same_probability() -> None:
+    """Zoneout of m alone keeps m = 0 with probability 0.1."""
+    grid, x = GridLSTM(5, 500, 1, time_regularizers=[Zoneout(0.0, 0.1)]), torch.randn(1, 40, 5)
+    program = torch.export.export(grid, (x,)).module()
+    kept = (program(x)[1].time.m == 0).double().mean().item()
+    assert kept == pytest.approx(0.1, abs=0.015)  # 20,000 draws: standard error 0.002
+
+
 def test_lengths_of_a_single_sequence_are_refused() -> None:
     with pytest.raises(UserError, match="lengths belong to a padded batch"):
         layer()(torch.randn(4, 5), lengths=torch.tensor([4]))

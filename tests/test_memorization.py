@@ -87,6 +87,17 @@ def test_another_seed_or_split_gives_other_samples() -> None:
             assert same == 1 if a == b else same < 0.03
 
 
+def test_the_seed_decides_the_training_samples_alone() -> None:
+    def inputs(seed: int, loader: str) -> torch.Tensor:
+        (batch,) = batches(MemorizationData(20, 64, batch_size=50, seed=seed, num_val=50, num_test=50), loader, 1)
+        return batch.inputs
+
+    assert not torch.equal(inputs(1, "train"), inputs(2, "train"))
+    for loader in ("val", "test"):
+        assert torch.equal(inputs(1, loader), inputs(2, loader))
+    assert not torch.equal(inputs(1, "val"), inputs(1, "test"))
+
+
 def test_integers_are_uniform_and_independent() -> None:
     values = random_integers((7, 0), torch.arange(20_000), 4, 10)
     counts = torch.bincount(values.flatten(), minlength=10).double()

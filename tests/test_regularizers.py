@@ -29,9 +29,10 @@ def test_dropout_keeps_the_mean() -> None:
 
 
 def test_variational_dropout_repeats_its_mask_along_its_own_dimension() -> None:
-    drop = VariationalDropout(0.5).masks(DRAW).drop
+    drop = VariationalDropout(0.5).masks(DRAW).factor
     assert drop is not None
     assert drop.shape == (1, 3, 40, 10)
+    assert drop.unique().tolist() == [0, 2]
     other = VariationalDropout(0.5).masks(replace(DRAW, n=1)).drop
     assert other is not None
     assert other.shape == (20, 1, 40, 10)
@@ -43,25 +44,39 @@ def test_variational_dropout_repeats_its_mask_along_its_own_dimension() -> None:
 def test_frame_dropout_follows_its_schedule(progress: float, p: float) -> None:
     regularizer = FrameDropout()
     assert regularizer.probability(progress) == pytest.approx(p)
-    drop = regularizer.masks(replace(DRAW, progress=progress)).drop
+    drop = regularizer.masks(replace(DRAW, progress=progress)).factor
     if p == 0:
         assert drop is None
     else:
         assert drop is not None
         assert drop.shape == (20, 3, 40, 1)
+        assert drop.unique().tolist() == [0, 1], "without rescaling"
         assert drop.float().mean().item() == pytest.approx(1 - p, abs=0.05)  # 2,400 draws: standard error 0.01
 
 
 def test_zoneout_holds_elements_back_and_mixes_in_evaluation() -> None:
-    training = Zoneout(h=0.5, m=0.1).masks(DRAW)
+    training = Zoneout(h=0.2, m=0.1).masks(DRAW)
     assert training.keep_h is not None
     assert training.keep_m is not None
     assert training.keep_h.dtype == torch.bool
+    assert training.keep_h.double().mean().item() == pytest.approx(0.2, abs=0.01)  # 24,000 draws: error 0.003
     assert training.keep_m.double().mean().item() == pytest.approx(0.1, abs=0.01)
-    evaluation = Zoneout(h=0.5).masks(replace(DRAW, training=False))
+    evaluation = Zoneout(h=0.2, m=0.3).masks(replace(DRAW, training=False))
     assert evaluation.keep_h is not None
-    assert evaluation.keep_h.tolist() == [0.5]
-    assert evaluation.keep_m is None
+    assert evaluation.keep_m is not None
+    assert (evaluation.keep_h.tolist(), evaluation.keep_m.tolist()) == ([0.2], [0.3])
+    assert Zoneout(h=0.2).masks(replace(DRAW, training=False)).keep_m is None
+
+
+def test_zoneout_mixes_old_and_new_vectors_in_evaluation() -> None:
+    """h' = p h + (1 - p) LSTM(h), and likewise m (Krueger et al. 2017)."""
+    noisy = Grid([Dimension("time", LSTM(), 3, regularizers=(Zoneout(h=0.2, m=0.3),))]).double().eval()
+    plain = Grid([Dimension("time", LSTM(), 3)]).double()
+    plain.load_state_dict(noisy.state_dict())
+    side = HiddenMemory(*torch.randn(2, 4, 3).double())
+    (found,), (new,) = noisy([side], (1,)), plain([side], (1,))
+    for p, after, old, fresh in zip((0.2, 0.3), found, side, new, strict=True):
+        torch.testing.assert_close(after, p * old + (1 - p) * fresh, rtol=0, atol=1e-12)
 
 
 def test_masks_combine() -> None:

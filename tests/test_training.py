@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 from filelock import FileLock
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -22,11 +23,13 @@ from gridlstm.data.text import TextData
 from gridlstm.engine.matmul import cost_of_products
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
+from gridlstm.grid import Grid
 from gridlstm.metrics import RatioOfSums
 from gridlstm.models.base import SequenceModel
 from gridlstm.tasks.base import MakeOptimizer
 from gridlstm.tasks.sequence import SequenceTask
 from gridlstm.tasks.tag_sequence import TagSequence
+from gridlstm.tasks.training_share import TrainingShare
 from gridlstm.training.atomic_checkpoints import AtomicCheckpointIO
 from gridlstm.training.build import build, make_data
 from gridlstm.training.callbacks.clock import Clock
@@ -193,6 +196,7 @@ def test_evaluate_refuses_options_of_other_splits(job: Job, tmp_path: Path) -> N
             evaluate(tmp_path / task / "checkpoints" / "best.ckpt", split, [option])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU evaluates on it")
 def test_multi_device_run_is_evaluated_on_one_cpu(job: Job, tmp_path: Path) -> None:
     run_job(job("stages=[fit]"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
@@ -201,8 +205,7 @@ def test_multi_device_run_is_evaluated_on_one_cpu(job: Job, tmp_path: Path) -> N
     config = OmegaConf.load(source)
     config.trainer.accelerator, config.trainer.devices = "auto", -1  # like hardware=gpu trainer.devices=-1
     OmegaConf.save(config, source)
-    if not torch.cuda.is_available():
-        assert evaluate(checkpoint, "test", []) == found
+    assert evaluate(checkpoint, "test", []) == found
 
 
 def test_option_counts_as_read_despite_rounding(job: Job) -> None:
@@ -480,6 +483,29 @@ def test_one_cycle_is_a_warm_up_and_a_cosine(job: Job, tmp_path: Path) -> None:
     assert found == pytest.approx([0.01 * share for share in (0.04 + 0.96 / 2, *cosine)], rel=1e-9)
 
 
+def test_all_ranks_follow_the_slowest_clock() -> None:
+    """Otherwise their learning rates would differ."""
+
+    def reduce(share: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert (float(share), reduce_op) == (0.25, "max")
+        return torch.tensor(0.75, dtype=torch.float64)  # another rank is further
+
+    class Fixed(Timer):
+        def time_elapsed(self, stage: str = "train") -> float:
+            return 10.0
+
+        def time_remaining(self, stage: str = "train") -> float:
+            return 30.0
+
+    trainer: Any = SimpleNamespace(
+        callbacks=[Fixed()], world_size=2, global_step=1, max_steps=-1,
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce),
+    )  # fmt: skip
+    share = TrainingShare()
+    share.look_at_clock(trainer)
+    assert share.at(trainer) == 0.75
+
+
 def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the patched clock, each step takes a fifth of a second."""
     now, step = [0.0], SequenceTask.training_step
@@ -493,9 +519,9 @@ def test_a_schedule_follows_the_clock(job: Job, tmp_path: Path, monkeypatch: pyt
     options = ("scheduler=cosine", "trainer.max_time=00:00:00:04", "trainer.log_every_n_steps=1", "optimizer.lr=1e-3")
     run_job(job(*options, "trainer.max_steps=-1", "stages=[fit]"))
     found = [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]]
-    assert found == sorted(found, reverse=True)
-    assert found[0] > 0.9e-3
-    assert found[-1] < 0.1e-3
+    # The rate that a step logs is that of the clock before it.
+    expected = [0.5e-3 * (1 + math.cos(math.pi * 0.2 * n / 4)) for n in range(20)]
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -627,14 +653,37 @@ def test_a_resumed_overfitting_is_refused(job: Job) -> None:
         run_job(job("debug=overfit", "stages=[fit]", "trainer.max_steps=6", "ckpt_path=last"))
 
 
-def test_regularizers_receive_the_progress_of_training(job: Job) -> None:
-    noise = "model.depth_regularizers=[{_target_: gridlstm.regularizers.FrameDropout}]"
-    run = build(job(noise, "trainer.max_steps=4"))
+@pytest.mark.parametrize(("task", "model"), [("memorization", "grid2d"), ("parity", "grid1d")])
+def test_regularizers_receive_the_progress_of_training(job: Job, task: str, model: str) -> None:
+    run = build(job("trainer.max_steps=4", task=task, model=model))
     seen = []
-    grid = run.task.model.grid
+    (grid,) = (module for module in run.task.modules() if isinstance(module, Grid))
     grid.register_forward_pre_hook(lambda *_: seen.append(grid.progress) if run.trainer.training else None)
     run.trainer.fit(run.task, run.data)
     assert seen == [0, 0.25, 0.5, 0.75]
+
+
+def test_noise_differs_by_batch_rank_and_seed_and_by_nothing_else(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(seed: int, rank: int) -> list[int]:
+        """Return a random number of every training step."""
+        config = job(f"seed={seed}", "stages=[fit]")
+        torch.manual_seed(seed)  # as a run does
+        run = build(config)
+        monkeypatch.setattr(type(run.task), "global_rank", property(lambda task: rank))
+        numbers: list[int] = []
+
+        def draw(*_: Any) -> None:
+            if run.trainer.training:
+                numbers.append(int(torch.randint(2**62, ())))
+
+        run.task.model.register_forward_pre_hook(draw)
+        run.trainer.fit(run.task, run.data)
+        return numbers
+
+    first, again, other_rank, other_seed = drawn(1, 0), drawn(1, 0), drawn(1, 1), drawn(2, 0)
+    assert first == again
+    assert len(first) == 4
+    assert len({*first, *other_rank, *other_seed}) == 12
 
 
 def test_evaluate_finds_the_text_from_anywhere(
