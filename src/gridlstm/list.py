@@ -170,15 +170,18 @@ def options_page() -> str:
     for group, text in GROUPS.items():
         files = sorted((CONF / group).rglob("*.yaml"))
         rows = [(path.relative_to(CONF / group).with_suffix("").as_posix(), _comment(path)) for path in files]
-        table = "\n".join(f"| `{name}` | {says.replace('|', chr(92) + '|')} |" for name, says in rows)
+        table = "\n".join(
+            f"| [`{name}`](../conf/{group}/{name}.yaml) | {says.replace('|', chr(92) + '|')} |" for name, says in rows
+        )
         parts.append(f"## {group}\n\n{text}\n\n| choice | |\n| --- | --- |\n{table}\n")
     head = (
         "# Configuration\n\nThis page is written by `python -m gridlstm.list --write`; a test keeps it up to date.\n\n"
         "`group=choice` chooses a file of a group. An option is changed by its path, such as `model.num_layers=6`. "
         "`python train.py --cfg job` shows every option with its value. A misspelt option is an error that names the "
-        "nearest valid ones.\n\n"
+        "nearest valid ones. The files have comments on their options.\n\n"
     )
-    return head + "\n".join(parts)
+    outside = (CONF / "train.yaml").read_text().partition("\n\n")[2]  # the list of groups comes first
+    return f"{head}## Options outside groups\n\nWith their defaults:\n\n```yaml\n{outside}```\n\n" + "\n".join(parts)
 
 
 def page(matrix: str, rows: Iterable[Sequence[str]]) -> str:
