@@ -87,8 +87,11 @@ def test_resume_with_another_validation_size_is_refused(job: Job) -> None:
 
 
 @pytest.mark.parametrize("debug", ["debug=smoke", "trainer.fast_dev_run=true"])
-def test_debug_run_needs_no_full_validation(job: Job, debug: str) -> None:
+def test_debug_run_needs_no_full_validation(job: Job, tmp_path: Path, debug: str) -> None:
     run_job(job(*EASY, debug, "stages=[fit]", *(["callbacks.checkpoint=null"] if "fast" in debug else [])))
+    written = result(tmp_path / "run")
+    assert written["status"] == "completed"
+    assert written["samples_to_solve"] is None, "a part of the validation solves nothing"
 
 
 def test_smoke_run_takes_whole_accumulated_steps(job: Job, tmp_path: Path) -> None:

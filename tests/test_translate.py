@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import look_at, run_python
 from tests.test_translation_models import MAKE, task_of
@@ -184,7 +185,12 @@ def test_a_run_takes_parallel_files_of_ones_own(job: Callable[..., DictConfig], 
     for side, sentences in zip(("en", "de"), zip(*PAIRS, strict=True), strict=True):
         (tmp_path / f"all.{side}").write_text("\n".join(sentences))
     names = [f"{option}={tmp_path / 'all'}" for option in ("task.pairs", "task.test_pairs")]
-    check(job(*names, "task.data.source.num_val=8", task="parallel", model="attention_lstm"))
+    cfg = job(*names, "task.data.source.num_val=8", task="parallel", model="attention_lstm")
+    check(cfg)
+    read = instantiate(cfg.task.data.source).read()
+    assert len(read["val"].sources) == 8
+    assert sorted(read["val"].pairs() + read["train"].pairs()) == sorted((de, en) for en, de in PAIRS)
+    assert read["test"].pairs() == [(de, en) for en, de in PAIRS]
 
 
 def test_resumed_run_equals_an_uninterrupted_one(translation_job: Callable[..., DictConfig], tmp_path: Path) -> None:
