@@ -17,7 +17,7 @@ from gridlstm.data.spec import Spec
 from gridlstm.errors import UserError
 from gridlstm.evaluate import evaluate
 from gridlstm.models.base import SequenceModel
-from gridlstm.tasks.ensemble import Ensemble, MeanProbability
+from gridlstm.tasks.ensemble import Ensemble, MeanProbability, mean_log_p
 from gridlstm.tasks.language_model import LanguageModel
 from gridlstm.training.build import build
 from gridlstm.training.job import run_job
@@ -53,6 +53,14 @@ def test_an_ensemble_predicts_the_mean_of_probabilities(job: Job, tmp_path: Path
     copied = shutil.copy(first, first.with_name("copy.ckpt"))
     alone, twice = (evaluate(first, "test", [], others=others)["test/bpc"] for others in ([], [copied]))
     assert twice == pytest.approx(alone, rel=1e-12), "the weights must be loaded and used in double precision"
+
+
+def test_probabilities_of_bfloat16_logits_are_averaged_in_float32() -> None:
+    logits = [(4 * torch.randn(3, 205)).bfloat16() for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mean_log_p(logits)
+    expected = torch.stack([each.double().softmax(-1) for each in logits]).mean(0).log()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_ensemble_accepts_models_without_an_input_layer() -> None:

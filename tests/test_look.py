@@ -400,7 +400,7 @@ def test_labels_mark_matching_text() -> None:
     assert marked("markup") == ["[[A b]]", "{{c}}", "&lt;ref&gt;"]
     assert marked("digit") == ["7"]
     assert marked("upper case") == ["S", "A", "H", "B"]
-    assert marks["position in line"][[0, 5, text.index("\n"), text.index("\n") + 1]].tolist() == [0, 5, 0, 1]
+    assert marks["position in line"][[0, 5, text.index("\n"), text.index("\n") + 1]].tolist() == [1, 6, 0, 1]
 
 
 def test_multibyte_characters_are_placed_at_their_last_byte() -> None:
@@ -475,6 +475,9 @@ def test_activation_is_the_equation_of_one_unit() -> None:
 
 def test_activation_table_keeps_weights_at_full_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    look_at({"what": "activation", "weights": "0.1234567,-2,3,4", "out": "~/there"})
+    found = [float(row["m"]) for row in rows(tmp_path / "there" / "activation.csv")]
+    assert sorted({*found}) == [-2, -1, 0, 1, 2]
     look_at({"what": "activation", "weights": "0.1234567,-2,3,4", "memory": "5", "out": "~/there"})
     first = rows(tmp_path / "there" / "activation.csv")[0]
     assert list(first) == ["w_u", "w_f", "w_o", "w_c", "m", "h", "h'"]
@@ -663,7 +666,7 @@ def test_look_writes_cells_and_gates_into_the_run_directory(checkpoint: Path) ->
         ({"what": "gates", "ckpt": "CKPT", "symbols": "100000"}, "symbols must be at most .*, got 100000"),
         ({"what": "activation", "weights": "1,b"}, "weights must be a number, got 'b'"),
         ({"what": "activation", "seeds": "1"}, "what=activation has no option seeds"),
-        ({"what": "activation", "seed": "-1"}, "seed must be a whole number of at least 1, got"),
+        ({"what": "activation", "seed": "-1"}, "seed must be a whole number of at least 0, got"),
         ({"what": "activation", "weights": "1,2,3,4", "seed": "2"}, "Remove one of them"),
         ({"what": "activation", "steps": "9"}, "steps has no effect on what=activation"),
         ({"what": "gradients", "model": "grid2d", "steps": "9" * 11}, "steps must be .* at most 1,000,000"),

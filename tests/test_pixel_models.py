@@ -1,5 +1,6 @@
 """Networks of pixels and of moving images against the reference sweep, and the inputs that each output depends on."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -269,6 +270,18 @@ def test_the_convolutional_lstm_is_its_equations() -> None:
         h = z[:, 6:9].sigmoid() * m.tanh()
         expected.append(h.permute(0, 2, 3, 1))
     torch.testing.assert_close(model(x), torch.stack(expected, dim=1), rtol=0, atol=1e-13)
+
+
+def test_the_memory_of_a_convolutional_lstm_grows_in_small_steps_under_autocast() -> None:
+    """A memory in bfloat16 would stop where an increment of 0.002 is below half of its last place."""
+    model = ConvLSTM(1, 1, 1, 1, 1, patch=1, kernel=1, forget_bias=0.0)
+    (convolution,) = model.layers
+    with torch.no_grad():
+        convolution.weight.zero_()  # type: ignore[union-attr]
+        convolution.bias.copy_(torch.tensor([20.0, 20.0, 20.0, 0.002]))  # type: ignore[union-attr, operator]
+        with torch.autocast("cpu", torch.bfloat16):
+            (last,) = model(torch.zeros(1, 1000, 1, 1, 1))[0, -1].flatten()
+    assert float(last) == pytest.approx(math.tanh(2.0), abs=0.01)
 
 
 def test_an_even_kernel_of_a_convolutional_lstm_is_refused() -> None:

@@ -68,8 +68,11 @@ def test_weights_that_share_memory_are_published(job: Job, tmp_path: Path) -> No
     content = torch.load(checkpoint := tmp_path / "run" / "checkpoints" / "best.ckpt")
     content["state_dict"]["again"] = content["state_dict"]["head.weight"]
     torch.save(content, checkpoint)
-    weights = load_content(publish(checkpoint, tmp_path / "public")[0])["state_dict"]
+    files = publish(checkpoint, tmp_path / "public")
+    weights = load_content(files[0])["state_dict"]
     assert torch.equal(weights["again"], weights["head.weight"])
+    parameters = json.loads((tmp_path / "run" / "result.json").read_text())["parameters"]
+    assert f"| parameters | {parameters:,} |" in files[-1].read_text(), "counted once"
 
 
 def test_a_run_directory_is_neither_overwritten_nor_incomplete(job: Job, tmp_path: Path) -> None:
@@ -108,6 +111,13 @@ def test_a_card_has_only_the_scores_of_its_own_weights(job: Job, tmp_path: Path)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["tested"] == "best.ckpt"
     run_job(job(keep, "stages=[test]", "ckpt_path=last"))
     assert [scores(name) for name in ("best.ckpt", "last.ckpt")] == [(True, False), (False, True)]
+
+
+def test_a_card_counts_the_samples_of_its_own_weights(job: Job, tmp_path: Path) -> None:
+    run_job(job("callbacks=[default,last_checkpoints]", "stages=[fit]"))
+    for step in (2, 4):
+        card = publish(tmp_path / "run" / "checkpoints" / f"step-{step}.ckpt", tmp_path / f"{step}")[-1].read_text()
+        assert f"| training samples | {step * 15} |" in card
 
 
 def test_files_that_were_not_published_are_kept(job: Job, tmp_path: Path) -> None:

@@ -511,6 +511,15 @@ def test_a_state_without_tensors_is_carried_and_resumed() -> None:
     assert not resumed.before(torch.ones(2, dtype=torch.bool), alone)
 
 
+def test_a_restored_state_is_saved_again_before_it_is_used() -> None:
+    alone = cast(L.Trainer, SimpleNamespace(world_size=1, global_rank=0))
+    resumed = CarriedState(StackedLSTM(5, 4, 3))
+    resumed.restore(leaves := [torch.randn(3, 2, 4), torch.randn(3, 2, 4)])
+    saved = resumed.save(alone)
+    assert saved is not None
+    assert all(map(torch.equal, saved, leaves))
+
+
 def test_a_checkpoint_of_another_level_is_refused(directory: Path) -> None:
     path = directory / "ascii.txt"
     path.write_text("the quick brown fox jumps over the lazy dog " * 20)

@@ -67,10 +67,13 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
         file.write(save(weights, {"data": json.dumps({kind: data_state(source, content)})}))
     write_text(files[1], OmegaConf.to_yaml(_without_places(config, config)))
     write_text(files[2], OmegaConf.to_yaml(_without_places(source, config)))
-    parameters = sum(value.numel() for value in weights.values())
+    # Weights that share memory are one parameter.
+    parameters = sum({value.data_ptr(): value.numel() for value in content["state_dict"].values()}.values())
+    seen = data_state(source, content).get("batches_seen")
+    samples = None if seen is None else seen * source.task.data.batch_size
     commands = _commands(source.task.objective._target_)
     scores = {} if "mean_of" in content else _scores(result, checkpoint.name)
-    write_text(files[3], _card(result, scores, parameters, content.get("mean_of", ()), commands))
+    write_text(files[3], _card(result, scores, parameters, samples, content.get("mean_of", ()), commands))
     return files
 
 
@@ -129,14 +132,19 @@ def _commands(objective: str) -> list[str]:
 
 
 def _card(
-    result: dict[str, Any], scores: dict[str, Any], parameters: int, mean_of: Sequence[int], commands: Sequence[str]
+    result: dict[str, Any],
+    scores: dict[str, Any],
+    parameters: int,
+    samples: int | None,
+    mean_of: Sequence[int],
+    commands: Sequence[str],
 ) -> str:
     """Return the model card: network, scores, origin and commands."""
     facts = {
         "model, task": f"{result.get('model')}, {result.get('task')}",
         "parameters": f"{parameters:,}",
         "weights": f"mean of the checkpoints of steps {', '.join(map(str, mean_of))}" if mean_of else None,
-        "training samples": f"{result['samples']:,}" if "samples" in result else None,
+        "training samples": None if samples is None else f"{samples:,}",
         **{name: f"{value:.6g}" for name, value in scores.items() if isinstance(value, int | float)},
         "seed": result.get("seed"),
         "commit": result.get("commit"),

@@ -1,6 +1,5 @@
 """The look command."""
 
-import argparse
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -123,7 +122,7 @@ def _activation(checkpoints: list[Path], out: Path, given: dict[str, Any], overr
         raise UserError(f"what=activation has no option {others[0].partition('=')[0]}. Remove it.")
     if "weights" in given and overrides:
         raise UserError("weights and seed exclude each other: seed draws weights. Remove one of them.")
-    return write(panels(given.get("weights"), seed), given.get("memory", [-2, -1, 0, 1, 2]), out)
+    return write(panels(given.get("weights"), seed), given.get("memory", [-2.0, -1.0, 0.0, 1.0, 2.0]), out)
 
 
 def _gradients(checkpoints: list[Path], out: Path, given: dict[str, Any], overrides: list[str]) -> list[Path]:
@@ -229,11 +228,10 @@ def _drawn(checkpoint: Path, out: Path, given: dict[str, Any], overrides: list[s
 def _seed(overrides: list[str]) -> tuple[int, list[str]]:
     """Return the seed, 1 by default, and the other options."""
     seeds = [override for override in overrides if override.startswith("seed=")]
-    try:
-        seed = from_one()(seeds[-1].partition("=")[2]) if seeds else 1
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"seed {error}.") from error
-    return seed, [override for override in overrides if override not in seeds]
+    text = seeds[-1].partition("=")[2] if seeds else "1"
+    if not text.isdecimal():
+        raise UserError(f"seed must be a whole number of at least 0, got {text!r}.")
+    return int(text), [override for override in overrides if override not in seeds]
 
 
 def _symbols(asked: int | None, text: "Text", default: int) -> int:

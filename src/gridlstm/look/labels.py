@@ -31,7 +31,7 @@ def labels(text: str) -> dict[str, NDArray[np.float64]]:
         found[name] = inside
     places = np.arange(len(text))
     breaks = np.array([c == "\n" for c in text])
-    found["position in line"] = (places - np.maximum.accumulate(np.where(breaks, places, 0))).astype(np.float64)
+    found["position in line"] = (places - np.maximum.accumulate(np.where(breaks, places, -1))).astype(np.float64)
     found["digit"] = np.array([float(c.isdigit()) for c in text])
     found["upper case"] = np.array([float(c.isupper()) for c in text])
     return found

@@ -65,10 +65,11 @@ class ConvLSTM(VideoModel):
         projected = self.input(frames.flatten(0, 1)).unflatten(2, frames.shape[:2])  # (Y, X, B, T, d)
         below = projected.permute(3, 2, 4, 0, 1)
         for layer in self.layers:
-            h = m = torch.zeros_like(below[0])
+            h = m = self.input.weight.new_zeros(below[0].shape)
             above = []
             for x in below:
-                u, f, o, c = layer(torch.cat([x, h], dim=1)).chunk(4, dim=1)
+                # Autocast changes only the type of the products.
+                u, f, o, c = layer(torch.cat([x.to(h.dtype), h], dim=1)).to(m.dtype).chunk(4, dim=1)
                 m = (f + self.forget_bias).sigmoid() * m + u.sigmoid() * c.tanh()
                 h = o.sigmoid() * m.tanh()
                 above.append(h)

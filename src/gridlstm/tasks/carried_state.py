@@ -62,7 +62,7 @@ class CarriedState:
     def save(self, trainer: L.Trainer) -> list[Tensor] | None:
         """Return the training state of all ranks' rows on the CPU; None before the first batch. All ranks call this."""
         if self.training is None:
-            return None
+            return self._restored
         leaves = [leaf.cpu() for leaf in tree_flatten(self.training)[0]]
         if not leaves:  # a state without tensors is the same at any time
             return None

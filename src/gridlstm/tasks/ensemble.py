@@ -21,8 +21,9 @@ from gridlstm.tasks.translate import Translate
 
 
 def mean_log_p(logits: Sequence[Tensor]) -> Tensor:
-    """Return log((p_1 + … + p_n) / n) of the logits of n networks, (…, C) each."""
-    log_p = [each.log_softmax(-1) for each in logits]
+    """Return log((p_1 + … + p_n) / n) of the logits of n networks, (…, C) each, at least in float32."""
+    # As F.cross_entropy does under autocast, which leaves log_softmax on a CPU in bfloat16.
+    log_p = [each.log_softmax(-1, dtype=torch.promote_types(each.dtype, torch.float32)) for each in logits]
     return log_p[0] if len(log_p) == 1 else torch.stack(log_p).logsumexp(0) - math.log(len(log_p))
 
 
