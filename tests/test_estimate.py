@@ -1,5 +1,6 @@
 """Estimates of time and memory that a sweep prints before it starts, compared with the time that training takes."""
 
+import json
 import logging
 import os
 import signal
@@ -15,10 +16,11 @@ import pytest
 from tests.conftest import TOY_TASKS, compose, python, wait_for
 
 from gridlstm.config import CONF
+from gridlstm.files import write_text
 from gridlstm.multirun import estimate as estimating
 from gridlstm.multirun.devices import Demand, Pool
 from gridlstm.multirun.estimate import Estimate, _measurable, announce, estimate, estimates, lines, warnings
-from gridlstm.multirun.jobs import Job
+from gridlstm.multirun.jobs import Job, Trained
 from gridlstm.multirun.launch import Launch
 from gridlstm.multirun.measure import measure, result_file, validation_batches
 from gridlstm.multirun.start import start_here
@@ -141,8 +143,23 @@ def test_validations_are_counted() -> None:
     """The interval determines the number of validations."""
     found = {"seconds": 2.0, "validation_seconds": 5.0, "bytes": GIB}
     config = compose(*SMALL, "trainer.max_steps=100", "task.val_every=30", "trainer.accumulate_grad_batches=2")
-    assert estimate(config, Demand(1), found) == Estimate(200 * 2.0 + 6 * 5.0, GIB)
-    assert estimate(config, Demand(2), found).bytes == 2 * GIB
+    new = Trained(0, 0.0)
+    assert estimate(config, Demand(1), found, new) == Estimate(200 * 2.0 + 6 * 5.0, GIB)
+    assert estimate(config, Demand(2), found, new).bytes == 2 * GIB
+
+
+def test_a_resumed_job_is_estimated_without_what_it_has_trained(tmp_path: Path) -> None:
+    found = {"seconds": 2.0, "validation_seconds": 5.0, "bytes": GIB}
+    resumed = job(0, "trainer.max_steps=100", "task.val_every=30")
+    resumed.directory = tmp_path
+    write_text(tmp_path / "result.json", json.dumps({"status": "running", "steps": 20, "fit_seconds": 100.0}))
+    assert resumed.trained() == (0, 0), "without a checkpoint it begins anew"
+    write_text(tmp_path / "checkpoints" / "last.ckpt", "")
+    write_text(tmp_path / "progress.json", json.dumps({"step": 40, "seconds": 30.0}))
+    assert resumed.trained() == (40, 130.0)
+    assert estimate(resumed.config, Demand(1), found, resumed.trained()).seconds == 60 * 2.0 + 2 * 5.0
+    limited = job(0, "trainer.max_steps=-1", "trainer.max_time=00:00:03:00").config
+    assert estimate(limited, Demand(1), found, resumed.trained()).seconds == 50.0
 
 
 @pytest.mark.parametrize("limit", ["null", "7", "0.5"])

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gridlstm.files import read_json, write_text
 from gridlstm.machine import memory
 from gridlstm.multirun.devices import Demand
-from gridlstm.multirun.jobs import Job
+from gridlstm.multirun.jobs import Job, Trained
 from gridlstm.multirun.process_tree import ProcessTree, last_line
 from gridlstm.multirun.start import torchrun
 from gridlstm.options import Role, leaves, role
@@ -52,7 +52,7 @@ def announce(
         interrupted: received signals; the first ends the measurement without a log line.
     """
     jobs = [(job, demand) for job, demand in jobs if "fit" in job.config.stages]
-    steps = [_batches(job.config) for job, _ in jobs]
+    steps = [_batches(job.config, job.trained()) for job, _ in jobs]
     if sum(LEAST_STEPS if n is None else n for n in steps) < LEAST_STEPS or _clock_seconds(jobs) < _LEAST_SECONDS:
         return
     log.info("estimating time and memory from a few steps of the jobs")
@@ -130,13 +130,16 @@ def estimates(
     for job, demand in jobs:
         if job.name in kind_of:
             found = measured[kind_of[job.name]]
-            result[job.name] = found["error"] if "error" in found else estimate(job.config, demand, found)
+            result[job.name] = (
+                found["error"] if "error" in found else estimate(job.config, demand, found, job.trained())
+            )
     return result
 
 
-def estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Estimate:
-    """Return the estimate of a job from the result of ``measure`` for one batch and one validation."""
-    batches, clock, every = _batches(config), _seconds(config.trainer.max_time), config.trainer.val_check_interval
+def estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any], trained: Trained) -> Estimate:
+    """Return the estimate of the rest of a job from the result of ``measure`` for one batch and one validation."""
+    batches, clock = _batches(config, trained), _clock(config, trained)
+    every = config.trainer.val_check_interval
     whole = None
     if batches is not None:
         # Other intervals (a share of an epoch, or a time) mean few validations.
@@ -146,14 +149,21 @@ def estimate(config: DictConfig, demand: Demand, found: Mapping[str, Any]) -> Es
     return Estimate(min((s for s in limits if s is not None), default=None), found["bytes"] * demand.processes)
 
 
-def _batches(config: DictConfig) -> int | None:
-    """Return the number of training batches of a job, or None if only a clock or the user ends it."""
+def _batches(config: DictConfig, trained: Trained) -> int | None:
+    """Return the number of training batches left of a job, or None if only a clock or the user ends it."""
     steps = config.trainer.max_steps
-    return None if steps is None or steps < 0 else int(steps * config.trainer.accumulate_grad_batches)
+    left = None if steps is None or steps < 0 else max(0, steps - trained.steps)
+    return None if left is None else int(left * config.trainer.accumulate_grad_batches)
+
+
+def _clock(config: DictConfig, trained: Trained) -> float | None:
+    """Return the seconds left of a job's time limit, or None if it has none."""
+    limit = _seconds(config.trainer.max_time)
+    return None if limit is None else max(0.0, limit - trained.seconds)
 
 
 def _clock_seconds(jobs: Sequence[tuple[Job, Demand]]) -> float:
-    clocks = [_seconds(job.config.trainer.max_time) for job, _ in jobs]
+    clocks = [_clock(job.config, job.trained()) for job, _ in jobs]
     return sum(math.inf if clock is None else clock for clock in clocks)
 
 

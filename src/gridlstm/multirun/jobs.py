@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -17,6 +17,13 @@ from gridlstm.training.legs import CHECKPOINTS, earlier_result, last_checkpoint
 
 PLAN = "sweep.json"
 """File in a sweep directory that lists its jobs and their overrides, including jobs that have not started."""
+
+
+class Trained(NamedTuple):
+    """Optimizer steps and seconds of training."""
+
+    steps: int
+    seconds: float
 
 
 @dataclass
@@ -65,6 +72,13 @@ class Job:
     def resumable(self) -> bool:
         """Return True if an earlier attempt left a checkpoint to resume from."""
         return last_checkpoint(self.directory) is not None
+
+    def trained(self) -> Trained:
+        """Return how long earlier attempts trained that this one continues."""
+        if not self.resumable():
+            return Trained(0, 0.0)
+        earlier = earlier_result(self.directory)
+        return Trained(self.progress().get("step", earlier.get("steps", 0)), earlier.get("fit_seconds", 0.0))
 
     def begin(self) -> None:
         """Create the directory, and remove results of an earlier attempt that could be mistaken for new ones.
