@@ -1,4 +1,4 @@
-"""What all hand-written forward and backward passes have in common."""
+"""Share what all hand-written forward and backward passes need: saved tensors, checks and settings."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
