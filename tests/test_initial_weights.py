@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import nn
 
 from gridlstm import GridLSTM
@@ -21,7 +20,6 @@ D = 400
 def test_weights_of_a_cell_are_uniform_with_variance_gain_squared_over_fan_in(
     make: Callable[..., Cell], gain: float
 ) -> None:
-    torch.manual_seed(0)
     grid = Grid([Dimension("a", make(gain=gain), D // 2), Dimension("b", LSTM(), D // 2)])
     weight = grid.transforms["a"].weight
     assert isinstance(weight, nn.Parameter)
@@ -48,13 +46,11 @@ def test_forget_biases_are_the_documented_constant() -> None:
     ids=["symbols", "vectors", "patches"],
 )
 def test_projections_keep_unit_variance(make: Callable[[], nn.Module], deviation: float) -> None:
-    torch.manual_seed(0)
     weight = make().get_parameter("weight")
     assert weight.std().item() == pytest.approx(deviation, rel=0.02)  # 60,000 weights: standard error 0.3 %
 
 
 def test_layers_of_relus_keep_the_variance() -> None:
-    torch.manual_seed(0)
     layer = nn.Linear(D, 300)
     start_for_relu([layer])
     assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / D), rel=0.02)

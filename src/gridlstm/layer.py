@@ -37,9 +37,6 @@ torch.serialization.add_safe_globals([GridLSTMState, HiddenMemory])
 for kind in (GridLSTMState, HiddenMemory):
     _register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
 
-_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Types of lengths."""
-
 
 class GridLSTM(nn.Module):
     """Grid LSTM with cells along time and along depth (arXiv 1507.01526, sections 3 and 4).
@@ -176,10 +173,10 @@ class GridLSTM(nn.Module):
     def _padding(self, lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
         """Return a (T, B) mask that is True at padded steps."""
         T, B = x.shape[:2]
-        fits = isinstance(lengths, Tensor) and batched and tuple(lengths.shape) == (B,)
+        kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        whole = isinstance(lengths, Tensor) and lengths.dtype in kinds
+        fits = whole and batched and tuple(lengths.shape) == (B,)
         fits = fits and lengths.device in (x.device, torch.device("cpu"))  # pad_packed_sequence returns CPU lengths
-        whole = isinstance(lengths, Tensor) and lengths.dtype in _WHOLE
-        fits = fits and whole
         # No check for tensors without values, nor while tracing or exporting: the program will take other lengths.
         unseen = fits and (needs_plain_ops(x) or needs_plain_ops(lengths))
         if not fits or not (unseen or ((lengths >= 1) & (lengths.long() <= T)).all()):

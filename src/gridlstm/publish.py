@@ -60,17 +60,16 @@ def publish(checkpoint: Path, out: Path) -> list[Path]:
         raise UserError(f"out={out} already has its own {', '.join(others)}. Give a new directory.")
     out.mkdir(parents=True, exist_ok=True)
     config = read_config(directory / "config.yaml")
-    kind = str(source.task.data._target_).rpartition(".")[2]
+    kind, state = str(source.task.data._target_).rpartition(".")[2], data_state(source, content)
     # Copies, because safetensors refuses names that share memory, such as a read-out tied to the input.
     weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
     with replacing(files[0]) as file:
-        file.write(save(weights, {"data": json.dumps({kind: data_state(source, content)})}))
+        file.write(save(weights, {"data": json.dumps({kind: state})}))
     write_text(files[1], OmegaConf.to_yaml(_without_places(config, config)))
     write_text(files[2], OmegaConf.to_yaml(_without_places(source, config)))
     # Weights that share memory are one parameter.
     parameters = sum({value.data_ptr(): value.numel() for value in content["state_dict"].values()}.values())
-    seen = data_state(source, content).get("batches_seen")
-    samples = None if seen is None else seen * source.task.data.batch_size
+    samples = state["batches_seen"] * source.task.data.batch_size if "batches_seen" in state else None
     commands = _commands(source.task.objective._target_)
     scores = {} if "mean_of" in content else _scores(result, checkpoint.name)
     write_text(files[3], _card(result, scores, parameters, samples, content.get("mean_of", ()), commands))

@@ -77,7 +77,7 @@ class Translator:
             raise UserError(f"shortest must be from 0 to {DEFAULT.longest:g}, got {shortest}.")
         Networks(tasks)  # checks them
         if batch_size is None:
-            on_cpu = all(next(task.parameters()).device.type == "cpu" for task in tasks)
+            on_cpu = next(tasks[0].parameters()).device.type == "cpu"
             batch_size = min(SENTENCES, max(1, HYPOTHESES // beam)) if on_cpu else SENTENCES
         check_at_least_one(batch_size=batch_size)
         self.tasks = tasks

@@ -52,8 +52,11 @@ def announce(
         interrupted: received signals; the first ends the measurement without a log line.
     """
     jobs = [(job, demand) for job, demand in jobs if "fit" in job.config.stages]
-    steps = [_batches(job.config, job.trained()) for job, _ in jobs]
-    if sum(LEAST_STEPS if n is None else n for n in steps) < LEAST_STEPS or _clock_seconds(jobs) < _LEAST_SECONDS:
+    each = [(job.config, job.trained()) for job, _ in jobs]
+    steps, clocks = [_batches(*job) for job in each], [_clock(*job) for job in each]
+    if sum(LEAST_STEPS if n is None else n for n in steps) < LEAST_STEPS:
+        return
+    if sum(math.inf if clock is None else clock for clock in clocks) < _LEAST_SECONDS:
         return
     log.info("estimating time and memory from a few steps of the jobs")
     found = estimates(jobs, environment, interrupted)
@@ -160,11 +163,6 @@ def _clock(config: DictConfig, trained: Trained) -> float | None:
     """Return the seconds left of a job's time limit, or None if it has none."""
     limit = _seconds(config.trainer.max_time)
     return None if limit is None else max(0.0, limit - trained.seconds)
-
-
-def _clock_seconds(jobs: Sequence[tuple[Job, Demand]]) -> float:
-    clocks = [_clock(job.config, job.trained()) for job, _ in jobs]
-    return sum(math.inf if clock is None else clock for clock in clocks)
 
 
 def _seconds(max_time: str | None) -> float | None:

@@ -60,7 +60,10 @@ class CarriedState:
         )
 
     def save(self, trainer: L.Trainer) -> list[Tensor] | None:
-        """Return the training state of all ranks' rows on the CPU; None before the first batch. All ranks call this."""
+        """Return the training state of all ranks' rows on the CPU; before the first batch, that of ``restore`` or None.
+
+        All ranks call this.
+        """
         if self.training is None:
             return self._restored
         leaves = [leaf.cpu() for leaf in tree_flatten(self.training)[0]]

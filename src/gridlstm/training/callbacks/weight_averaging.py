@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gridlstm.errors import UserError
 
@@ -38,7 +39,7 @@ class WeightAveraging(LightningWeightAveraging):
 
     def _average(self, averages: Any, weights: Any, updates: Tensor | int) -> None:
         n = int(updates)
-        torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (n + 1) / (n + 10)))
+        get_ema_multi_avg_fn(min(self.decay, (n + 1) / (n + 10)))(averages, weights, n)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx % self.update_every_n_steps == 0
