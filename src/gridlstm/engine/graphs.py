@@ -184,8 +184,7 @@ class Recording:
                 return live
 
             def backward() -> Results:
-                with torch.autocast(device.type, enabled=False):  # as the plain backward pass
-                    return torch.autograd.grad(live, trained, self.gradients_of, allow_unused=True)
+                return torch.autograd.grad(live, trained, self.gradients_of, allow_unused=True)
 
             def both() -> None:
                 forward()
